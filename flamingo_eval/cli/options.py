@@ -1,0 +1,104 @@
+"""Every option, declared once, shared by all commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flamingo_eval.errors import UserError
+
+_DATA = "Data and demonstrations"
+_MODEL = "Model"
+_HOW = "How it is carried out"
+_OUT = "Output"
+
+
+def _env(name: str) -> str:
+    return f"FLAMINGO_EVAL_{name}"
+
+
+def parse_numbers(text: str, option: str, *, least: int = 0) -> tuple[int, ...]:
+    """``"0,4,8"`` -> (0, 4, 8), in the order given, repetitions dropped.
+
+    Raises:
+        UserError: not whole numbers, or below ``least``; the message names the option.
+    """
+    try:
+        numbers = tuple(dict.fromkeys(int(part) for part in text.strip("[]").replace(" ", ",").split(",") if part))
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < least:
+        raise UserError(f"{option} {text!r}: give whole numbers from {least} on, separated by commas, such as 0,4,8")
+    return numbers
+
+
+Shots = Annotated[
+    str,
+    typer.Option("--shots", metavar="LIST", envvar=_env("SHOTS"), rich_help_panel=_DATA,
+                 help="Numbers of in-context demonstrations, separated by commas. 0 shows two text-only ones."),
+]  # fmt: skip
+Seeds = Annotated[
+    str | None,
+    typer.Option("--seeds", metavar="LIST", envvar=_env("SEEDS"), rich_help_panel=_DATA,
+                 help="One trial per seed, such as 42,43,44. Default: 42 and on, as many as --trials."),
+]  # fmt: skip
+Trials = Annotated[
+    int,
+    typer.Option("--trials", min=1, envvar=_env("TRIALS"), rich_help_panel=_DATA,
+                 help="Number of trials, with seeds 42, 43, ...; --seeds names them instead."),
+]  # fmt: skip
+DataRoot = Annotated[
+    str | None,
+    typer.Option("--data-root", metavar="DIR", envvar=_env("DATA_ROOT"), rich_help_panel=_DATA,
+                 help="Folder with one folder a benchmark ('flamingo-eval data where coco' shows its layout), "
+                 "or 'demo'. The demo's data is used if neither this nor a checkpoint is named."),
+]  # fmt: skip
+NumSamples = Annotated[
+    int | None,
+    typer.Option("--num-samples", min=1, envvar=_env("NUM_SAMPLES"), rich_help_panel=_DATA,
+                 help="Queries a trial, drawn by its seed. Different numbers are not comparable. Default: all."),
+]  # fmt: skip
+QuerySetSize = Annotated[
+    int,
+    typer.Option("--query-set-size", min=1, envvar=_env("QUERY_SET_SIZE"), rich_help_panel=_DATA,
+                 help="Size of the pool that random demonstrations come from; at most the training set."),
+]  # fmt: skip
+Checkpoint = Annotated[
+    str | None,
+    typer.Option("--checkpoint", metavar="NAME|TOML", envvar=_env("CHECKPOINT"), rich_help_panel=_MODEL,
+                 help="A known name ('flamingo-eval list checkpoints'), 'demo', or a TOML file naming vision model, "
+                 "language model and checkpoint file. The demo is used if neither this nor a data root is named."),
+]  # fmt: skip
+Precision = Annotated[
+    str,
+    typer.Option("--precision", metavar="fp32|bf16|fp16|amp_bf16", envvar=_env("PRECISION"), rich_help_panel=_MODEL,
+                 help="Number format. auto: fp32 on a CPU, amp_bf16 (float32 weights, bfloat16 arithmetic) on CUDA."),
+]  # fmt: skip
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", envvar=_env("DEVICE"), rich_help_panel=_HOW,
+                 help="Where the model runs. auto: CUDA if there is one."),
+]  # fmt: skip
+BatchSize = Annotated[
+    int,
+    typer.Option("--batch-size", min=1, envvar=_env("BATCH_SIZE"), rich_help_panel=_HOW,
+                 help="Queries a batch; does not change answers."),
+]  # fmt: skip
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", envvar=_env("OUT"), rich_help_panel=_OUT,
+                 help="Run folder. Default: results/runs/<benchmark>-<digest of what determines answers>."),
+]  # fmt: skip
+Format = Annotated[
+    str,
+    typer.Option("--format", metavar="table|markdown|csv|json", envvar=_env("FORMAT"), rich_help_panel=_OUT,
+                 help="How the table is printed."),
+]  # fmt: skip
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+def parse_seeds(seeds: str | None, trials: int) -> tuple[int, ...]:
+    """The seeds named, else 42, 43, ... (the published runs used 42 and on)."""
+    return tuple(range(42, 42 + trials)) if seeds is None else parse_numbers(seeds, "--seeds")

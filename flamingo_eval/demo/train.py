@@ -1,0 +1,210 @@
+"""Trains the demo checkpoint from nothing: ``python -m flamingo_eval.demo.train``.
+
+Stages: tokenizer, vision, episodes, export. Each stage saves its state every few hundred steps into the work folder
+and goes on from there when the command is given again; losses and seeds are logged to ``log.jsonl`` beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from flamingo_eval.demo import recipe_episodes as episodes
+from flamingo_eval.demo import recipe_vision as vision
+from flamingo_eval.demo import world
+from flamingo_eval.demo.data import DIALECT
+from flamingo_eval.demo.recipe_tokenizer import train_tokenizer
+from flamingo_eval.models.flamingo.checkpoint import released_layout
+from flamingo_eval.models.flamingo.hosts.gpt_neox import HOST
+from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
+from flamingo_eval.models.flamingo.vision import PatchTokens
+
+SEEDS = {"weights": 1, "pictures": 101, "held-out pictures": 102, "vision steps": 201, "episode steps": 301}
+PICTURES, HELD_OUT = 12_000, 1_000
+SAVE_EVERY = 200
+
+MODEL_TOML = f"""\
+# The demo's checkpoint, in the released layout; trained by flamingo_eval/demo/train.py.
+name = "demo"
+checkpoint = "checkpoint.pt"
+cross_attn_every_n_layers = 1
+
+[vision]
+model = "{vision.MODEL_NAME}"
+pretrained = "clip.pt"
+configs = "open_clip_configs"
+
+[language]
+model = "lm"
+tokenizer = "tokenizer"
+"""
+
+Log = Callable[[dict[str, Any]], None]
+
+
+class Loop:
+    """A resumable optimisation: AdamW with warm-up and cosine decay; step k draws from a generator seeded by k.
+
+    Seeding per step makes a resumed run see the batches that an uninterrupted one would have seen.
+    """
+
+    def __init__(
+        self, module: torch.nn.Module, *, name: str, steps: int, rate: float, seed: int, work: Path, log: Log
+    ) -> None:
+        self.module, self.name, self.steps, self.log = module, name, steps, log
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._optimiser = torch.optim.AdamW(self._parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimiser, lambda k: min((k + 1) / 100, 0.5 * (1 + math.cos(math.pi * min(k / steps, 1))))
+        )
+        self._seed, self._file = seed, work / f"{name}.state"
+
+    def generators(self) -> Iterator[tuple[int, np.random.RandomState]]:
+        """(step, its generator) for the steps still to do; saves the state every ``SAVE_EVERY`` steps."""
+        start = self._resume()
+        for step in range(start, self.steps):
+            yield step, np.random.RandomState([self._seed, step])
+            if (step + 1) % SAVE_EVERY == 0 or step + 1 == self.steps:
+                self._save(step + 1)
+
+    def update(self, loss: torch.Tensor) -> None:
+        """One optimiser step."""
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimiser.step()
+        self._schedule.step()
+
+    def _resume(self) -> int:
+        if not self._file.exists():
+            return 0
+        state = torch.load(self._file, weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._schedule.load_state_dict(state["schedule"])
+        self.log({"stage": self.name, "resumed at": state["step"]})
+        return int(state["step"])
+
+    def _save(self, step: int) -> None:
+        state = {"step": step, "module": self.module.state_dict(), "optimiser": self._optimiser.state_dict(),
+                 "schedule": self._schedule.state_dict()}  # fmt: skip
+        partial = self._file.with_suffix(".partial")
+        torch.save(state, partial)
+        os.replace(partial, self._file)
+
+
+def train_vision(work: Path, pictures: vision.Pictures, held_out: vision.Pictures, steps: int, log: Log) -> Any:
+    """Stage 2; returns the trained CLIP."""
+    tokenizer = FlamingoTokenizer(work / "bundle" / "tokenizer")
+    vision.write_clip_config(work / "bundle" / "open_clip_configs")
+    torch.manual_seed(SEEDS["weights"])
+    task = vision.VisionTask(vision.build_clip(work / "bundle" / "open_clip_configs"))
+    loop = Loop(task, name="vision", steps=steps, rate=1e-3, seed=SEEDS["vision steps"], work=work, log=log)
+    for step, generator in loop.generators():
+        rows = torch.from_numpy(generator.randint(len(pictures.scenes), size=64))
+        texts = [world.captions(pictures.scenes[i], world.draw_dialect(generator), generator, 1)[0]
+                 for i in rows.tolist()]  # fmt: skip
+        loss = task(vision.normalise(pictures.pixels[rows]), vision.encode_texts(tokenizer, texts),
+                    pictures.colours[rows], pictures.shapes[rows])  # fmt: skip
+        loop.update(loss)
+        if (step + 1) % 100 == 0:
+            colour, shape = vision.label_accuracy(task, held_out)
+            log(
+                {
+                    "stage": "vision",
+                    "step": step + 1,
+                    "loss": loss.item(),
+                    "held-out colour": colour,
+                    "held-out shape": shape,
+                }
+            )
+    return task.clip
+
+
+def train_episodes(
+    work: Path, clip: Any, pictures: vision.Pictures, held_out: vision.Pictures, steps: int, log: Log
+) -> Any:
+    """Stage 3; returns the trained Flamingo, whose vision tower stayed frozen."""
+    tokenizer = FlamingoTokenizer(work / "bundle" / "tokenizer")
+    tokens, held_out_tokens = vision.patch_tokens(clip, pictures), vision.patch_tokens(clip, held_out)
+    maker = episodes.EpisodeMaker(pictures.scenes, tokenizer, DIALECT)
+    held_out_maker = episodes.EpisodeMaker(held_out.scenes, tokenizer, DIALECT)
+    torch.manual_seed(SEEDS["weights"])
+    model = episodes.build_flamingo(PatchTokens(clip.visual.requires_grad_(False)), len(tokenizer))
+    log({"stage": "episodes", "trained parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)})
+    loop = Loop(model, name="episodes", steps=steps, rate=1e-3, seed=SEEDS["episode steps"], work=work, log=log)
+    for step, generator in loop.generators():
+        batch = maker.draw(generator, *episodes.step_size(step))
+        loss = episodes.caption_loss(episodes.forward(model, tokens, batch, tokenizer), batch)
+        loop.update(loss)
+        if (step + 1) % 100 == 0:
+            test = held_out_maker.draw(np.random.RandomState(step), 32, 17)
+            with torch.inference_mode():
+                shown, hidden = episodes.telling_accuracy(
+                    episodes.forward(model, held_out_tokens, test, tokenizer), test
+                )
+            log(
+                {
+                    "stage": "episodes",
+                    "step": step + 1,
+                    "loss": loss.item(),
+                    "shown words right": shown,
+                    "other words right": hidden,
+                }
+            )
+    return model
+
+
+def export(work: Path, clip: Any, model: Any) -> None:
+    """Stage 4: writes the bundle in the layout of the released checkpoints."""
+    bundle = work / "bundle"
+    torch.save(clip.state_dict(), bundle / "clip.pt")
+    model.language.save_pretrained(bundle / "lm")
+    torch.save({"model_state_dict": released_layout(model, HOST)}, bundle / "checkpoint.pt")
+    (bundle / "model.toml").write_text(MODEL_TOML, encoding="utf-8")
+
+
+def main(
+    work: Annotated[Path, typer.Option(help="Folder for states, log and the finished bundle.")] = Path(
+        "results/demo-training"
+    ),
+    vision_steps: Annotated[int, typer.Option(help="Steps of 64 pictures for the vision tower.")] = 2000,
+    episode_steps: Annotated[int, typer.Option(help="Steps of episodes for everything else.")] = 2400,
+    install: Annotated[bool, typer.Option(help="Copy the finished bundle into the package.")] = False,
+) -> None:
+    """Train the demo checkpoint from nothing; the same command again resumes."""
+    work.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+
+    def log(entry: dict[str, Any]) -> None:
+        line = json.dumps({"seconds": round(time.monotonic() - started, 1), **entry})
+        print(line, file=sys.stderr, flush=True)
+        with (work / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    log({"stage": "start", "seeds": SEEDS, "torch": torch.__version__, "threads": torch.get_num_threads()})
+    train_tokenizer(work / "bundle" / "tokenizer")
+    pictures = vision.make_pictures(PICTURES, SEEDS["pictures"])
+    held_out = vision.make_pictures(HELD_OUT, SEEDS["held-out pictures"])
+    clip = train_vision(work, pictures, held_out, vision_steps, log)
+    model = train_episodes(work, clip, pictures, held_out, episode_steps, log)
+    export(work, clip, model)
+    log({"stage": "done", "bytes": sum(f.stat().st_size for f in (work / "bundle").rglob("*") if f.is_file())})
+    if install:
+        shutil.copytree(work / "bundle", Path(__file__).parent / "bundle", dirs_exist_ok=True)
+    print(work / "bundle")
+
+
+if __name__ == "__main__":
+    typer.run(main)

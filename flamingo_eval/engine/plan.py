@@ -1,0 +1,153 @@
+"""Plan: every query, its demonstrations and its prompt, before any model is loaded.
+
+A pure function of benchmark, data, shots, seed and selector; it equals the reference's single-process plan and does
+not depend on batch size, number of processes, or where a run was resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flamingo_eval import registry
+from flamingo_eval.benchmark import Benchmark, load_benchmark
+from flamingo_eval.errors import UserError
+from flamingo_eval.files import files_digest
+from flamingo_eval.nouns import Id, Query
+from flamingo_eval.ports import DataSet, References, Selection
+from flamingo_eval.prompting import build_prompt
+from flamingo_eval.seeds import choose, numpy_generator, visiting_order
+
+
+@dataclass(frozen=True)
+class Source:
+    """A benchmark with its data, read once."""
+
+    benchmark: Benchmark
+    root: Path
+    data: DataSet
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the annotation files the plan was made from."""
+        return files_digest(self.data.files)
+
+    @cached_property
+    def references(self) -> References:
+        """References of the queries; read when they are first needed."""
+        rules = self.benchmark.data
+        return registry.loader(rules.loader).references(rules, self.root, self.benchmark.split)
+
+
+def read_source(name: str, root: Path, overrides: Mapping[str, Any] | None = None) -> Source:
+    """Reads a benchmark's definition and its data.
+
+    Raises:
+        UserError: unknown benchmark, data folder missing.
+        DataError: a file is missing or malformed.
+    """
+    benchmark = load_benchmark(name, overrides)
+    folder = root / benchmark.data.folder
+    if not folder.is_dir():
+        missing = root if not root.is_dir() else folder
+        raise UserError(
+            f"{missing} is not a folder; {benchmark.name} is read from {folder} "
+            f"(layout: flamingo-eval data where {benchmark.name})"
+        )
+    data = registry.loader(benchmark.data.loader).examples(benchmark.data, root, benchmark.split)
+    return Source(benchmark, root, data)
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """The queries of one trial; prompts are built when they are asked for.
+
+    Attributes:
+        source: benchmark and data.
+        shots: number of demonstrations that count.
+        seed: seed of the trial.
+        queries: numbers of the queried examples in ``source.data.test``, in the order visited.
+        demonstrations: for each of them the numbers of its demonstrations in ``source.data.train``.
+    """
+
+    source: Source
+    shots: int
+    seed: int
+    queries: tuple[int, ...]
+    demonstrations: tuple[tuple[int, ...], ...]
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __iter__(self) -> Iterator[Query]:
+        return (self.query(position) for position in range(len(self)))
+
+    @property
+    def cell(self) -> tuple[str, int, int]:
+        """(benchmark, shots, seed)."""
+        return (self.source.benchmark.name, self.shots, self.seed)
+
+    def query_id(self, position: int) -> Id:
+        """Id of the query at a position, without building its prompt."""
+        return self.source.data.test[self.queries[position]].id
+
+    def query(self, position: int) -> Query:
+        """The query at a position. Raises DataError if its texts and pictures don't correspond."""
+        benchmark, data = self.source.benchmark, self.source.data
+        example = data.test[self.queries[position]]
+        demonstrations = [data.train[i] for i in self.demonstrations[position]]
+        return Query(
+            benchmark=benchmark.name,
+            shots=self.shots,
+            seed=self.seed,
+            id=example.id,
+            demonstration_ids=tuple(d.id for d in demonstrations),
+            prompt=build_prompt(benchmark.prompt, demonstrations, example, self.shots),
+        )
+
+
+def plan_trial(
+    source: Source, *, shots: int, seed: int, selector: str, num_samples: int | None, query_set_size: int
+) -> TrialPlan:
+    """Draws one trial in the reference's order: queries, pool, visiting order, demonstrations.
+
+    Source: open_flamingo/eval/utils.py (``prepare_eval_samples``, ``get_query_set``) and evaluate.py.
+
+    Raises:
+        UserError: more queries or demonstrations asked for than there are.
+    """
+    data, count = source.data, len(source.data.test)
+    if num_samples is not None and not 0 < num_samples <= count:
+        raise UserError(
+            f"--num-samples {num_samples}: {source.benchmark.name} {source.benchmark.split} has {count} queries"
+        )
+    generator = numpy_generator(seed)
+    drawn = choose(generator, count, count if num_samples is None else num_samples)
+    queries = [drawn[i] for i in visiting_order(len(drawn))]
+    picked = registry.selector(selector).select(
+        Selection(
+            train=data.train,
+            queries=[data.test[i] for i in queries],
+            count=shots or source.benchmark.prompt.zero_shot_demonstrations,
+            pool_size=query_set_size,
+            generator=generator,
+            seed=seed,
+        )
+    )
+    return TrialPlan(source, shots, seed, tuple(queries), tuple(tuple(row) for row in picked))
+
+
+def query_row(query: Query) -> dict[str, Any]:
+    """A query as ``plan --json`` prints it."""
+    return {
+        "benchmark": query.benchmark,
+        "shots": query.shots,
+        "seed": query.seed,
+        "query_id": query.id,
+        "demonstration_ids": list(query.demonstration_ids),
+        "images": list(query.prompt.images),
+        "prompt": query.prompt.text,
+    }

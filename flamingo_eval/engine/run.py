@@ -1,0 +1,266 @@
+"""Run: plan, answer what is missing, score, record where everything came from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flamingo_eval import __version__, registry
+from flamingo_eval.engine.answer import answer, describe_failures, find_pending
+from flamingo_eval.engine.folder import FORMAT, RunFolder, now
+from flamingo_eval.engine.journal import Journal
+from flamingo_eval.engine.plan import Source, TrialPlan, plan_trial, read_source
+from flamingo_eval.engine.score import check_complete, write_scores
+from flamingo_eval.files import digest
+from flamingo_eval.nouns import Cell
+from flamingo_eval.ports import ModelInfo
+from flamingo_eval.runspec import RunSpec
+
+RUNS = Path("results/runs")
+_VERSIONS_OF = ("torch", "transformers", "open_clip_torch", "pycocoevalcap", "numpy", "pillow")
+_DEMO_NOTE = {
+    ("checkpoint", "data"): "demo: generated pictures and the tiny demo checkpoint; no real benchmark, no real model",
+    ("checkpoint",): "demo checkpoint: tiny and trained on generated pictures only; no real model",
+    ("data",): "demo data: generated pictures; no real benchmark",
+}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: where it is, its cells (those asked for), and how many queries were answered just now."""
+
+    folder: RunFolder
+    cells: list[Cell]
+    answered: int
+
+
+def demo_note(spec: RunSpec) -> str | None:
+    """What has to be said wherever numbers from the demo appear; None for a run without demo parts."""
+    return _DEMO_NOTE.get(spec.demo_parts)
+
+
+def plan_all(spec: RunSpec, sources: Mapping[str, Source], cells: Sequence[tuple[str, int, int]]) -> list[TrialPlan]:
+    """The plans of the given (benchmark, shots, seed) cells."""
+    return [
+        plan_trial(sources[name], shots=shots, seed=seed, selector=spec.selector,
+                   num_samples=spec.num_samples, query_set_size=spec.query_set_size)
+        for name, shots, seed in cells
+    ]  # fmt: skip
+
+
+def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
+    """What the user should know before the run starts."""
+    found = [
+        f"{source.benchmark.name}: the training set has {len(source.data.train)} examples; "
+        f"all of them are the pool (--query-set-size {spec.query_set_size})"
+        for source in sources.values()
+        if spec.query_set_size > len(source.data.train)
+    ]
+    note = demo_note(spec)
+    return [*([note] if note else []), *found]
+
+
+def read_sources(spec: RunSpec, root: Path) -> dict[str, Source]:
+    """Every benchmark of a run with its data."""
+    return {name: read_source(name, root, spec.data_overrides.get(name)) for name in spec.benchmarks}
+
+
+def run_identity(spec: RunSpec, sources: Mapping[str, Source], model: str) -> dict[str, Any]:
+    """Everything that determines answers, but for shots and seeds, which extend a run."""
+    return {
+        "model": model,
+        "selector": spec.selector,
+        "num_samples": spec.num_samples,
+        "query_set_size": spec.query_set_size,
+        "benchmarks": {
+            name: {
+                "protocol": source.benchmark.protocol,
+                "split": source.benchmark.split,
+                "rules": digest([repr(source.benchmark.prompt), repr(source.benchmark.decoding)]),
+                "data": source.digest,
+            }
+            for name, source in sources.items()
+        },
+    }
+
+
+def default_folder(spec: RunSpec, identity: Mapping[str, Any]) -> Path:
+    """``results/runs/<benchmark>-<digest>``; ``all-<digest>`` for several benchmarks."""
+    if len(spec.benchmarks) > 1:
+        return RUNS / f"all-{digest({k: v for k, v in identity.items() if k != 'benchmarks'})[:10]}"
+    return RUNS / f"{spec.benchmarks[0]}-{digest(identity)[:10]}"
+
+
+def execute(spec: RunSpec, root: Path, out: Path | None) -> RunResult:
+    """Carries out a run, or continues it; a finished one answers nothing again.
+
+    Args:
+        spec: what to run.
+        root: the data root, an existing folder.
+        out: the run folder; by default one named after everything that determines answers.
+
+    Raises:
+        UserError, DataError, CheckpointError: before anything is answered, or, for queries that can't be answered,
+            after all others are.
+        StorageError: the run folder can't be written.
+    """
+    started = now()
+    sources = read_sources(spec, root)
+    trials = plan_all(spec, sources, spec.cells)
+    for source in sources.values():
+        registry.metric(source.benchmark.metric).check()
+        len(source.references.by_id)  # malformed references must be found now, not after a day of answering
+    for line in notices(spec, sources):
+        print(f"note: {line}", file=sys.stderr)
+    model_source = registry.model_source(spec.checkpoint)
+    info = model_source.info()
+    device, precision = model_source.resolve(spec.device, spec.precision)
+    model_digest = digest([info.digest, precision])
+    identity = run_identity(spec, sources, model_digest)
+    folder = RunFolder(out or default_folder(spec, identity))
+    with folder.lock():
+        folder.check_identity(identity)
+        journal = Journal(folder.journal_file)
+        if journal.torn:
+            print(f"note: {folder.journal_file} ended in the middle of a line; that answer is dropped", file=sys.stderr)
+        pending = list(find_pending(trials, journal, model_digest))
+        record = _new_record(folder, spec, identity, info, root, sources)
+        session = {"start": started, "end": None, "device": device, "precision": precision,
+                   "batch_size": spec.batch_size, "answered": 0, **_provenance()}  # fmt: skip
+        failures = []
+        if pending:
+            record["sessions"].append(session)
+            folder.write_run(record)
+            model = model_source.load(data_root=root, device=device, precision=precision)
+            decodings = {name: source.benchmark.decoding for name, source in sources.items()}
+            extra = {"demo": record["demo"]} if record["demo"] else {}
+            failures = answer(pending, decodings, model, journal, batch_size=spec.batch_size, extra=extra)
+            session |= {"end": now(), "answered": len(pending) - len(failures)}
+        folder.write_run(record)
+        if failures:
+            raise describe_failures(failures)
+        wanted = set(spec.cells)
+        check_complete(trials, journal, wanted, folder)
+        everything = trials + plan_rest(spec, sources, record, wanted)
+        cells = write_scores(folder, everything, journal, record)
+    return RunResult(folder, select_cells(cells, wanted), len(pending))
+
+
+def plan_rest(
+    spec: RunSpec, sources: Mapping[str, Source], record: Mapping[str, Any], done: set[tuple[str, int, int]]
+) -> list[TrialPlan]:
+    """Plans of the cells that earlier commands put into the folder, as far as their data is at hand."""
+    cells = [tuple(cell) for cell in record["cells"]]
+    return plan_all(spec, sources, [c for c in cells if c not in done and c[0] in sources])
+
+
+def select_cells(cells: Sequence[Cell], wanted: set[tuple[str, int, int]]) -> list[Cell]:
+    """The cells asked for, with the trials asked for."""
+    picked = []
+    for cell in cells:
+        trials = tuple(t for t in cell.trials if (cell.benchmark, cell.shots, t.seed) in wanted)
+        if trials:
+            picked.append(
+                Cell(cell.benchmark, cell.split, cell.shots, cell.selector, cell.protocol, cell.metric, trials)
+            )
+    return picked
+
+
+def reopen(folder: RunFolder, root_of: Any, data_root: str | None = None) -> tuple[dict[str, Any], list[TrialPlan]]:
+    """The record of a run and the plans of all its cells, made again from the data.
+
+    Args:
+        folder: the run.
+        root_of: from a data root as users name it to the folder.
+        data_root: where the data is now, if it has moved.
+
+    Raises:
+        UserError: no run folder, data missing, or the data is not what the run was made from.
+    """
+    record = folder.read_run()
+    settings = dict(record["settings"])
+    spec = RunSpec(
+        benchmarks=tuple(record["identity"]["benchmarks"]),
+        shots=(),
+        seeds=(),
+        checkpoint=settings["checkpoint"],
+        data_root=data_root or settings["data_root"],
+        selector=record["identity"]["selector"],
+        num_samples=record["identity"]["num_samples"],
+        query_set_size=record["identity"]["query_set_size"],
+        data_overrides=settings["data_overrides"],
+    )
+    sources = read_sources(spec, root_of(spec.data_root))
+    folder.check_identity(run_identity(spec, sources, record["identity"]["model"]))
+    return record, plan_rest(spec, sources, record, set())
+
+
+def rescore(folder: RunFolder, root_of: Any, data_root: str | None = None) -> list[Cell]:
+    """Scores a run again from its journal; no model, no pictures.
+
+    Raises:
+        UserError, DataError: see :func:`reopen`; also when answers are missing.
+    """
+    record, trials = reopen(folder, root_of, data_root)
+    with folder.lock():
+        journal = Journal(folder.journal_file)
+        check_complete(trials, journal, {t.cell for t in trials}, folder)
+        return write_scores(folder, trials, journal, record)
+
+
+def _new_record(
+    folder: RunFolder,
+    spec: RunSpec,
+    identity: dict[str, Any],
+    info: ModelInfo,
+    root: Path,
+    sources: Mapping[str, Source],
+) -> dict[str, Any]:
+    """``run.json`` as it will be written: what was there, extended by this command's cells."""
+    old = folder.read_run() if folder.run_file.exists() else None
+    cells = [*(tuple(c) for c in old["cells"])] if old else []
+    cells += [cell for cell in spec.cells if cell not in cells]
+    merged = {**identity, "benchmarks": {**(old["identity"]["benchmarks"] if old else {}), **identity["benchmarks"]}}
+    return {
+        "format": FORMAT,
+        "demo": demo_note(spec),
+        "identity": merged,
+        "checkpoint": {"name": info.name, "digest": info.digest, "parts": dict(info.parts), "notes": list(info.notes)},
+        "settings": {
+            "checkpoint": spec.checkpoint,
+            "data_root": spec.data_root if "data" in spec.demo_parts else str(root.absolute()),
+            "data_overrides": {k: dict(v) for k, v in spec.data_overrides.items()},
+            "pool": {name: min(spec.query_set_size, len(s.data.train)) for name, s in sources.items()},
+            "decoding": {name: repr(s.benchmark.decoding) for name, s in sources.items()},
+        },
+        "cells": [list(cell) for cell in cells],
+        "sessions": old["sessions"] if old else [],
+    }
+
+
+def _provenance() -> dict[str, Any]:
+    versions = {"flamingo-eval": __version__, "python": sys.version.split()[0]}
+    for package in _VERSIONS_OF:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {"versions": versions, "git_commit": _git_commit()}
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this package runs from; None for an installed package."""
+    folder = Path(__file__).parent.parent.parent
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return result.stdout.strip() or None

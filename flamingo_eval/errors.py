@@ -1,0 +1,34 @@
+"""Errors that reach the user, each carrying the exit code that the command line ends with.
+
+Every one of them prints as a single short message; ``--debug`` adds the traceback.
+"""
+
+from __future__ import annotations
+
+
+class FlamingoEvalError(Exception):
+    """Base of all errors this package raises on purpose."""
+
+    exit_code: int = 2
+
+
+class UserError(FlamingoEvalError):
+    """The options, the data or the checkpoint are not what they must be (exit code 2)."""
+
+
+class DataError(UserError):
+    """A data file is missing, malformed or contradicts itself; the message names file and record."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint can't be loaded as what it was said to be; the message names files or keys."""
+
+
+class QueryError(UserError):
+    """One query can't be answered (unreadable image, prompt too long); the other queries can."""
+
+
+class StorageError(FlamingoEvalError):
+    """Results can't be written: disk full or read-only (exit code 3)."""
+
+    exit_code = 3

@@ -1,0 +1,135 @@
+"""Karpathy's JSON (``dataset_coco.json``, ``dataset_flickr30k.json``) and COCO-style caption files.
+
+Options of a benchmark's ``[data]`` section: ``annotations`` (the Karpathy file), ``references`` (a COCO caption file,
+used if it is there), ``images`` (folder of the pictures), ``id`` (key that holds an image's id).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from flamingo_eval.benchmark import DataRules
+from flamingo_eval.errors import DataError
+from flamingo_eval.files import inside_root, read_json
+from flamingo_eval.nouns import Example, Id
+from flamingo_eval.ports import DataSet, References
+
+
+@dataclass(frozen=True)
+class KarpathyLoader:
+    """An example per picture; its demonstration caption is the first sentence, its references are all of them."""
+
+    def examples(self, rules: DataRules, root: Path, split: str) -> DataSet:
+        """Pictures of the training split and of ``split``."""
+        path = root / rules.folder / rules.options["annotations"]
+        by_split: dict[str, dict[Id, Example]] = {rules.train: {}, split: {}}
+        seen: set[str] = set()
+        for where, image in _images(path):
+            name = _field(where, image, "split", str)
+            seen.add(name)
+            if name in by_split:
+                example = self._example(where, image, rules)
+                if example.id in by_split[name]:
+                    raise DataError(f"{where}: the id {example.id} occurs twice in split {name!r}")
+                by_split[name][example.id] = example
+        for name, found in by_split.items():
+            if not found:
+                raise DataError(f"{path} has no picture in split {name!r}; its splits: {', '.join(sorted(seen))}")
+        return DataSet(list(by_split[rules.train].values()), list(by_split[split].values()), (path,))
+
+    def references(self, rules: DataRules, root: Path, split: str) -> References:
+        """All captions of the pictures of ``split``: from the COCO caption file if it is there, else Karpathy's."""
+        path = root / rules.folder / rules.options["annotations"]
+        karpathy: dict[Id, list[str]] = {}
+        for where, image in _images(path):
+            if _field(where, image, "split", str) == split:
+                captions = [_field(where, s, "raw", str) for s in _sentences(where, image)]
+                karpathy[_image_id(where, image, rules)] = captions
+        coco_path = root / rules.folder / rules.options["references"]
+        if not rules.options["references"] or not coco_path.exists():
+            return References(karpathy, (path,), (f"references from {path.name}",))
+        coco = _coco_captions(coco_path, set(karpathy))
+        missing = [id for id in karpathy if id not in coco]
+        if missing:
+            raise DataError(f"{coco_path} has no caption of {len(missing)} pictures of {path}, such as {missing[0]}")
+        notes = [f"references from {coco_path.name}"]
+        differing = [id for id in coco if _bag(coco[id]) != _bag(karpathy[id])]
+        if differing:
+            notes.append(f"{path.name} has other captions for {len(differing)} pictures, such as {differing[0]}")
+        return References(coco, (coco_path,), tuple(notes))
+
+    def _example(self, where: str, image: Mapping[str, Any], rules: DataRules) -> Example:
+        folders = (
+            rules.folder,
+            rules.options["images"],
+            image.get("filepath", ""),
+            _field(where, image, "filename", str),
+        )
+        path = PurePosixPath(*(inside_root(str(part), where) for part in folders if part))
+        caption = _field(where, _sentences(where, image)[0], "raw", str)
+        return Example(_image_id(where, image, rules), str(path), {"caption": caption})
+
+
+def _bag(captions: list[str]) -> list[str]:
+    return sorted(caption.strip() for caption in captions)
+
+
+def _images(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(where it stands, record) for each picture of a Karpathy file."""
+    table = read_json(path)
+    images = table.get("images") if isinstance(table, dict) else None
+    if not isinstance(images, list):
+        raise DataError(f'{path} is not a Karpathy file: it has no list "images"')
+    for number, image in enumerate(images):
+        where = f"{path}: images[{number}]"
+        if not isinstance(image, dict):
+            raise DataError(f"{where} is not an object")
+        yield where, image
+
+
+def _field(where: str, record: Any, key: str, *kinds: type) -> Any:
+    value = record.get(key) if isinstance(record, dict) else None
+    if not isinstance(value, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise DataError(f"{where}: {key!r} is missing or not of type {wanted}")
+    return value
+
+
+def _sentences(where: str, image: Mapping[str, Any]) -> list[Any]:
+    sentences: list[Any] = _field(where, image, "sentences", list)
+    if not sentences:
+        raise DataError(f"{where}: the picture has no sentence")
+    return sentences
+
+
+def _image_id(where: str, image: Mapping[str, Any], rules: DataRules) -> Id:
+    """The id under the benchmark's key, or, for ``id = "stem"``, the file name without its ending, as text."""
+    key = rules.options["id"]
+    if key == "stem":
+        return PurePosixPath(_field(where, image, "filename", str)).stem
+    value: Id = _field(where, image, key, int)
+    return value
+
+
+def _coco_captions(path: Path, wanted: set[Id]) -> dict[Id, list[str]]:
+    """Captions of the wanted images, images in the order of the file's own list (CIDEr's evaluator visits them so)."""
+    table = read_json(path)
+    if not isinstance(table, dict) or not all(isinstance(table.get(key), list) for key in ("images", "annotations")):
+        raise DataError(f'{path} is not a COCO caption file: it needs the lists "images" and "annotations"')
+    captions: dict[Id, list[str]] = {}
+    for number, image in enumerate(table["images"]):
+        id = _field(f"{path}: images[{number}]", image, "id", int, str)
+        if id in wanted:
+            captions[id] = []
+    for number, annotation in enumerate(table["annotations"]):
+        where = f"{path}: annotations[{number}]"
+        id = _field(where, annotation, "image_id", int, str)
+        if id in captions:
+            captions[id].append(_field(where, annotation, "caption", str))
+    return {id: found for id, found in captions.items() if found}
+
+
+LOADER = KarpathyLoader()

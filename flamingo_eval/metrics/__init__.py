@@ -1,0 +1,1 @@
+"""Metrics; one file each, with the name ``METRIC`` in it."""

@@ -1,0 +1,63 @@
+"""CIDEr, as the field computes it: the PTB tokenizer and pycocoevalcap's own scorer, nothing else.
+
+Source: Vedantam et al., arXiv 1411.5726; pycocoevalcap (tokenizer/ptbtokenizer.py, cider/cider.py). Document
+frequencies come from the references of the evaluated images, so scores over different images are not comparable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from flamingo_eval.errors import DataError
+from flamingo_eval.metrics._ptb import tokenize
+from flamingo_eval.nouns import Id, Score
+
+
+class CiderMetric:
+    """CIDEr x 100; an item's score is on the same scale, so the score is the mean of its items'."""
+
+    title = "CIDEr x 100"
+
+    def check(self) -> None:
+        """Runs the tokenizer once; raises UserError if that fails."""
+        tokenize(["a word"])
+
+    def compute(self, trials: Sequence[Mapping[Id, str]], references: Mapping[Id, Sequence[str]]) -> list[Score]:
+        """One score per trial (image id -> caption).
+
+        Raises:
+            DataError: an image without references, or a trial without captions.
+            UserError: no Java, or the tokenizer failed.
+        """
+        for captions in trials:
+            if not captions:
+                raise DataError("CIDEr of no captions is undefined")
+            for id in captions:
+                if not references.get(id):
+                    raise DataError(f"image {id} has a caption but no references")
+        evaluated = [id for id in references if any(id in captions for captions in trials)]
+        texts = {text for id in evaluated for text in references[id]}
+        texts.update(text for captions in trials for text in captions.values())
+        ordered = sorted(texts)
+        tokens = dict(zip(ordered, tokenize(ordered), strict=True))
+        tokenized = {id: [tokens[text] for text in references[id]] for id in evaluated}
+        return [
+            cider_of_tokens({id: tokens[captions[id]] for id in evaluated if id in captions}, tokenized)
+            for captions in trials
+        ]
+
+
+def cider_of_tokens(captions: Mapping[Id, str], references: Mapping[Id, Sequence[str]]) -> Score:
+    """CIDEr x 100 of tokenized captions against tokenized references, images in the order of ``captions``.
+
+    >>> round(cider_of_tokens({1: "a red ball", 2: "b"}, {1: ["a red ball"], 2: ["a dog"]}).per_item[1], 6)
+    750.0
+    """
+    from pycocoevalcap.cider.cider import Cider
+
+    gold = {id: list(references[id]) for id in captions}
+    corpus, per_image = Cider().compute_score(gold, {id: [caption] for id, caption in captions.items()})
+    return Score(100 * float(corpus), {id: 100 * float(s) for id, s in zip(captions, per_image, strict=True)})
+
+
+METRIC = CiderMetric()

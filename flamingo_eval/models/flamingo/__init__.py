@@ -1,0 +1,126 @@
+"""OpenFlamingo's architecture; nothing heavy is imported before a model is loaded."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flamingo_eval.errors import CheckpointError, UserError
+from flamingo_eval.files import digest, file_digest
+from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, LanguageSpec, VisionSpec, read_spec
+from flamingo_eval.ports import ModelInfo
+
+if TYPE_CHECKING:
+    from flamingo_eval.models.flamingo.adapter import FlamingoModel
+
+DEMO_SPEC = Path(__file__).parents[2] / "demo" / "bundle" / "model.toml"
+PRECISIONS = ("fp32", "bf16", "fp16", "amp_bf16")
+
+
+@dataclass(frozen=True)
+class FlamingoSource:
+    """A Flamingo that can be loaded."""
+
+    spec: FlamingoSpec
+
+    def info(self) -> ModelInfo:
+        """Name and digest: local files by content, hub files by the commit they come from.
+
+        Raises:
+            CheckpointError: a hub file can't be had.
+        """
+        files = self.spec.local_files()
+        parts: dict[str, Any] = {str(path): file_digest(path) for path in files}
+        for name in self.spec.remote_parts():
+            parts[name] = _hub_commit(name) if name.startswith("hub:") else name
+        settings = [
+            self.spec.vision.model,
+            self.spec.vision.quick_gelu,
+            self.spec.cross_attn_every_n_layers,
+            self.spec.head_width,
+        ]
+        return ModelInfo(self.spec.name, digest([settings, list(parts.values())]), parts)
+
+    def resolve(self, device: str, precision: str) -> tuple[str, str]:
+        """Device and precision that ``auto`` stands for: CUDA if there is one; float32 on a CPU, amp_bf16 on CUDA.
+
+        Raises:
+            UserError: unknown precision, or a device this machine doesn't have.
+        """
+        import torch
+
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if precision == "auto":
+            precision = "amp_bf16" if device.startswith("cuda") else "fp32"
+        if precision not in PRECISIONS:
+            raise UserError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
+        return device, precision
+
+    def load(self, *, data_root: Path, device: str, precision: str) -> FlamingoModel:
+        """Builds the model and loads its weights. Raises CheckpointError."""
+        from flamingo_eval.models.flamingo.adapter import load_model
+
+        return load_model(self.spec, data_root=data_root, device=device, precision=precision)
+
+
+def _hub_commit(name: str) -> str:
+    """Repository and commit of a hub part; downloads the file (or the model's configuration) if need be."""
+    from flamingo_eval.models.flamingo.hub import fetch
+
+    repo_and_file = name.removeprefix("hub:").split("/", 2)
+    repo = "/".join(repo_and_file[:2])
+    path = fetch(HubFile(repo, repo_and_file[2] if len(repo_and_file) == 3 else "config.json"))
+    return f"{repo}@{path.parent.name}"
+
+
+class FlamingoFamily:
+    """The demo, the released checkpoints whose language host is supported, and TOML files."""
+
+    def known(self) -> Mapping[str, str]:
+        """Names and a line about each."""
+        return {
+            "demo": "the embedded tiny Flamingo; for trying things out",
+            **{n: r["about"] for n, r in _released().items()},
+        }
+
+    def find(self, checkpoint: str) -> FlamingoSource | None:
+        """The demo, a released checkpoint by name (with or without ``openflamingo/``), or a TOML file."""
+        if checkpoint == "demo":
+            return FlamingoSource(read_spec(DEMO_SPEC))
+        name = checkpoint if checkpoint in _released() else f"openflamingo/{checkpoint}"
+        if name in _released():
+            return FlamingoSource(_released_spec(name, _released()[name]))
+        if checkpoint.endswith(".toml"):
+            return FlamingoSource(read_spec(Path(checkpoint).expanduser()))
+        if Path(checkpoint).exists():
+            raise CheckpointError(
+                f"--checkpoint {checkpoint}: give a TOML file that names this file and the models around it "
+                "(README, 'Your own checkpoint')"
+            )
+        return None
+
+
+def _released() -> dict[str, dict[str, Any]]:
+    table = tomllib.loads(Path(__file__).with_name("released.toml").read_text(encoding="utf-8"))
+    return {row["name"]: row for row in table["checkpoint"]}
+
+
+def _released_spec(name: str, row: Mapping[str, Any]) -> FlamingoSpec:
+    return FlamingoSpec(
+        name=name,
+        checkpoint=HubFile(name, "checkpoint.pt"),
+        cross_attn_every_n_layers=row["cross_attn_every_n_layers"],
+        vision=VisionSpec(model="ViT-L-14", pretrained="openai"),
+        language=LanguageSpec(model=row["language_model"], tokenizer=row["language_model"]),
+    )
+
+
+MODEL = FlamingoFamily()

@@ -1,0 +1,146 @@
+"""The Flamingo as the engine sees it: prompts in, text out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from flamingo_eval.errors import QueryError
+from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
+from flamingo_eval.models.flamingo.cross_attention import Media
+from flamingo_eval.models.flamingo.hub import fetch
+from flamingo_eval.models.flamingo.model import Flamingo, assemble, load_language
+from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
+from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
+from flamingo_eval.models.flamingo.vision import PatchTokens, Transform, load_clip
+from flamingo_eval.nouns import Decoding, Prompt
+
+MAX_PROMPT_TOKENS = 2000
+"""Longer prompts are refused. The reference cuts them on the right (open_flamingo/eval/models/open_flamingo.py,
+``max_length=2000``), which cuts off the query itself."""
+
+_WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp_bf16": torch.float32}
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """One prompt as tensors on the CPU: token ids, and pictures (images, 3, height, width)."""
+
+    ids: list[int]
+    pixels: Tensor
+
+
+class FlamingoModel:
+    """A loaded Flamingo with its tokenizer and image transform.
+
+    Args:
+        model: the network, already on its device.
+        tokenizer: its tokenizer.
+        transform: open_clip's inference transform.
+        data_root: what picture paths are relative to.
+        precision: ``fp32``, ``bf16``, ``fp16`` (weights in that type) or ``amp_bf16`` (float32 weights, autocast).
+    """
+
+    def __init__(
+        self, model: Flamingo, tokenizer: FlamingoTokenizer, transform: Transform, *, data_root: Path, precision: str
+    ) -> None:
+        self.model, self.tokenizer, self._transform = model, tokenizer, transform
+        self._data_root, self._precision = data_root, precision
+        self._limit = min(MAX_PROMPT_TOKENS, model.language.config.max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.perceiver.latents.device
+
+    def prepare(self, prompt: Prompt, decoding: Decoding) -> PreparedPrompt:
+        """Reads and transforms pictures, encodes text.
+
+        Raises:
+            QueryError: a picture can't be read, or the prompt is too long.
+        """
+        ids = self.tokenizer.encode(prompt.text)
+        limit = min(self._limit, self.model.language.config.max_position_embeddings - decoding.max_new_tokens)
+        if len(ids) > limit:
+            raise QueryError(f"a prompt has {len(ids)} tokens, the limit is {limit}: use fewer shots")
+        return PreparedPrompt(ids, torch.stack([self._read(image) for image in prompt.images]))
+
+    def _read(self, image: str) -> Tensor:
+        """One picture, handed to the transform as Pillow opened it: that resizes and crops *before* it converts."""
+        path = self._data_root / image
+        try:
+            with Image.open(path) as picture:
+                return self._transform(picture)
+        except FileNotFoundError as error:
+            raise QueryError(f"{path} does not exist") from error
+        except UnidentifiedImageError as error:
+            raise QueryError(f"{path} is not a picture in a known format") from error
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
+            raise QueryError(f"{path} can't be read: {error}") from error
+
+    @torch.inference_mode()
+    def generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str]:
+        """Raw text of each prompt, spaces tidied as transformers 4.28 did."""
+        ids, mask = self._pad(prepared)
+        with self._autocast():
+            latents = self.model.encode(self._to_device(torch.cat([p.pixels for p in prepared])))
+            media = Media.of(self._by_row(latents, prepared), ids, self.tokenizer.image_id)
+            generated = self.model.generate(
+                ids, mask, media, decoding, end_id=self.tokenizer.end_of_chunk_id, pad_id=self.tokenizer.pad_id
+            )
+        return [self.tokenizer.decode(row) for row in generated.tolist()]
+
+    def _pad(self, prepared: Sequence[PreparedPrompt]) -> tuple[Tensor, Tensor]:
+        """Ids and attention mask, (rows, longest prompt), padded on the left."""
+        longest = max(len(p.ids) for p in prepared)
+        ids = torch.tensor([[self.tokenizer.pad_id] * (longest - len(p.ids)) + p.ids for p in prepared])
+        mask = torch.tensor([[0] * (longest - len(p.ids)) + [1] * len(p.ids) for p in prepared])
+        return ids.to(self.device), mask.to(self.device)
+
+    def _to_device(self, pixels: Tensor) -> Tensor:
+        return pixels.to(self.device, self.model.perceiver.latents.dtype)
+
+    @staticmethod
+    def _by_row(latents: Tensor, prepared: Sequence[PreparedPrompt]) -> Tensor:
+        """(all images, n, width) -> (rows, most images of a row, n, width); zeros where a row has fewer."""
+        rows: tuple[Tensor, ...] = latents.split([len(p.pixels) for p in prepared])
+        return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self._precision == "amp_bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+def load_model(spec: FlamingoSpec, *, data_root: Path, device: str, precision: str) -> FlamingoModel:
+    """Builds a Flamingo from its parts and loads its weights.
+
+    Raises:
+        CheckpointError: a part is missing or does not fit; the message names it.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    dtype = _WEIGHTS[precision]
+    clip, transform = load_clip(spec.vision)
+    language, host = load_language(spec.language.model, dtype)
+    tokenizer = FlamingoTokenizer(spec.language.tokenizer, tidies_spaces=host.tidies_spaces)
+    path = fetch(spec.checkpoint) if isinstance(spec.checkpoint, HubFile) else spec.checkpoint
+    layers = len(language.get_submodule(host.decoder_path))  # type: ignore[arg-type]  # a ModuleList
+    trained = sort_keys(read_state_dict(path), host, layers, spec.cross_attn_every_n_layers, str(path))
+    model = assemble(
+        vision=PatchTokens(clip.get_submodule("visual")),
+        language=language,
+        host=host,
+        trained=trained,
+        vocabulary=len(tokenizer),
+        head_width=spec.head_width,
+    )
+    model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
+    return FlamingoModel(model, tokenizer, transform, data_root=data_root, precision=precision)

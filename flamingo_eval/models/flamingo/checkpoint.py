@@ -1,0 +1,149 @@
+"""Reading a released-layout checkpoint: unwrap, rename, and account for every key.
+
+Layout v2, as the OpenFlamingo checkpoints have it: ``perceiver.*``,
+``lang_encoder.<decoder path>.<i>.gated_cross_attn_layer.*`` and the embeddings; wrapped in ``model_state_dict`` or not,
+with a ``module.`` prefix or not, with buffers of old decoder layers to be ignored.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flamingo_eval.errors import CheckpointError
+from flamingo_eval.models.flamingo.hosts import Host
+
+if TYPE_CHECKING:
+    from flamingo_eval.models.flamingo.model import Flamingo
+
+StateDict = dict[str, Tensor]
+
+# buffers that transformers 4.28 kept in its decoder layers and that carry no weights
+_OLD_BUFFER = re.compile(r"\.decoder_layer\..*(attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq)$")
+
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """The trained tensors, sorted by the module they belong to.
+
+    Attributes:
+        perceiver: the resampler's state dict.
+        blocks: decoder layer number -> state dict of the gated cross-attention block before it.
+        embeddings: parameter of the transformers class -> tensor.
+    """
+
+    perceiver: StateDict
+    blocks: dict[int, StateDict]
+    embeddings: StateDict
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """The flat state dict in a checkpoint file; tensors stay memory-mapped until they are used.
+
+    Raises:
+        CheckpointError: not a file, truncated, not a pickled state dict, or a pickle that wants to run code.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is not a file")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"checkpoint {path} holds more than tensors, or is no checkpoint; it was not loaded: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is truncated or not a checkpoint: {str(error).splitlines()[0]}"
+        ) from error
+    state = loaded.get("model_state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
+        raise CheckpointError(f"checkpoint {path} is not a state dict (a mapping from names to tensors)")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def sort_keys(state: Mapping[str, Tensor], host: Host, layers: int, every: int, source: str) -> TrainedPart:
+    """Gives every tensor its module.
+
+    Args:
+        state: flat state dict.
+        host: the language model's family.
+        layers: number of decoder layers of the language model.
+        every: ``cross_attn_every_n_layers``; layer i has a block when (i + 1) % every == 0.
+        source: name of the file, for messages.
+
+    Raises:
+        CheckpointError: keys are missing or unexpected; the message names them.
+    """
+    block_key = re.compile(rf"lang_encoder\.{re.escape(host.decoder_path)}\.(\d+)\.gated_cross_attn_layer\.(.+)")
+    perceiver: StateDict = {}
+    blocks: dict[int, StateDict] = {i: {} for i in range(layers) if (i + 1) % every == 0}
+    embeddings: StateDict = {}
+    unexpected: list[str] = []
+    for key, tensor in state.items():
+        match = block_key.fullmatch(key)
+        if key.startswith("perceiver."):
+            perceiver[key.removeprefix("perceiver.")] = tensor
+        elif match and int(match[1]) in blocks:
+            blocks[int(match[1])][match[2]] = tensor
+        elif key.removeprefix("lang_encoder.") in host.embeddings and key.startswith("lang_encoder."):
+            embeddings[host.embeddings[key.removeprefix("lang_encoder.")]] = tensor
+        elif not _OLD_BUFFER.search(key):
+            unexpected.append(key)
+    missing = [f"lang_encoder.{key}" for key, name in host.embeddings.items() if name not in embeddings]
+    missing += [f"lang_encoder.{host.decoder_path}.{i}.gated_cross_attn_layer.*" for i, b in blocks.items() if not b]
+    missing += ["perceiver.*"] if not perceiver else []
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{source} does not fit a {host.model_type} model of {layers} layers with cross-attention every {every}: "
+            + describe_keys(missing, unexpected)
+        )
+    return TrainedPart(perceiver, blocks, embeddings)
+
+
+def describe_keys(missing: Iterable[str], unexpected: Iterable[str], at_most: int = 6) -> str:
+    """Names missing and unexpected keys, the first few of each."""
+    parts = []
+    for word, keys in (("missing", list(missing)), ("unexpected", list(unexpected))):
+        if keys:
+            more = f" and {len(keys) - at_most} more" if len(keys) > at_most else ""
+            parts.append(f"{len(keys)} {word} ({', '.join(keys[:at_most])}{more})")
+    return "; ".join(parts)
+
+
+def load_exactly(module: torch.nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:
+    """Assigns a state dict to a module built on the meta device; every key and every shape must fit.
+
+    Raises:
+        CheckpointError: names the keys, or the shapes, that don't fit.
+    """
+    expected = {key: value.shape for key, value in module.state_dict().items()}
+    missing = [prefix + key for key in expected.keys() - state.keys()]
+    unexpected = [prefix + key for key in state.keys() - expected.keys()]
+    if missing or unexpected:
+        raise CheckpointError(f"checkpoint keys don't fit: {describe_keys(sorted(missing), sorted(unexpected))}")
+    for key, shape in expected.items():
+        if state[key].shape != shape:
+            raise CheckpointError(
+                f"checkpoint tensor {prefix}{key} has shape {tuple(state[key].shape)}, expected {tuple(shape)}"
+            )
+    module.load_state_dict(dict(state), strict=True, assign=True)
+
+
+def released_layout(model: Flamingo, host: Host) -> StateDict:
+    """The trained part of a Flamingo as a state dict in the released layout (v2), ready for ``torch.save``."""
+    names = {parameter: key for key, parameter in host.embeddings.items()}
+    state = {f"perceiver.{key}": value for key, value in model.perceiver.state_dict().items()}
+    for i, block in model.blocks.items():
+        prefix = f"lang_encoder.{host.decoder_path}.{i}.gated_cross_attn_layer."
+        state |= {prefix + key: value for key, value in block.state_dict().items()}
+    language = model.language.state_dict()
+    state |= {f"lang_encoder.{key}": language[name] for name, key in names.items()}
+    return {key: value.detach().cpu().clone() for key, value in state.items()}

@@ -1,0 +1,35 @@
+"""Files from the Hugging Face hub: downloaded once, with progress, by huggingface_hub itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+from flamingo_eval.errors import CheckpointError
+from flamingo_eval.models.flamingo.spec import HubFile
+
+
+def fetch(file: HubFile) -> Path:
+    """The local copy of a hub file, ``.../snapshots/<commit>/<file>``.
+
+    Raises:
+        CheckpointError: not cached and the hub can't be reached, no such repository, or no right to read it.
+    """
+    where = f"{file.filename} of {file.repo}"
+    try:
+        return Path(hf_hub_download(file.repo, file.filename))
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{where}: the repository is gated; accept its terms, then log in with `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(f"{where}: no such repository, or it is private and needs `hf auth login`") from error
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{where} is not in the local cache and the hub can't be reached. Download it where there is a network, "
+            "or name local files in a TOML file (README, 'Your own checkpoint')"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        raise CheckpointError(f"{where} can't be downloaded: {error}") from error

@@ -1,0 +1,98 @@
+"""The language model's tokenizer with Flamingo's special tokens, as transformers 4.28 would have built it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from flamingo_eval.errors import CheckpointError
+
+END_OF_CHUNK = "<|endofchunk|>"
+IMAGE = "<image>"
+PAD = "<PAD>"
+
+# What clean_up_tokenization_spaces=True did in transformers 4.28 (tokenization_utils_base.py,
+# clean_up_tokenization), in this order; transformers 5 ignores the switch for BPE tokenizers.
+_TIDY: tuple[tuple[str, str], ...] = (
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
+    (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+)  # fmt: skip
+
+
+def tidy_spaces(text: str) -> str:
+    """Removes the spaces before punctuation and contractions that transformers 4.28 removed.
+
+    >>> tidy_spaces("a cat , isn 't it ?")
+    "a cat, isn 't it?"
+    >>> tidy_spaces("it 's a dog .")
+    "it's a dog."
+    """
+    for old, new in _TIDY:
+        text = text.replace(old, new)
+    return text
+
+
+class FlamingoTokenizer:
+    """Encodes prompts (with ``<image>`` and ``<|endofchunk|>`` as single tokens) and decodes answers.
+
+    Added tokens, in this order: ``<|endofchunk|>``, ``<image>``, then ``<PAD>`` where transformers 4.28 found no pad
+    token, that is, where the tokenizer's own files name none. (transformers 5's GPT-NeoX class would supply
+    ``<|padding|>`` by itself and come out one embedding row short.) ``tokenizer.json`` is read as it stands, for
+    the same reason: that class also rebuilds the normaliser.
+
+    Args:
+        source: hub name or folder.
+        tidies_spaces: apply :func:`tidy_spaces` after decoding.
+
+    Raises:
+        CheckpointError: no usable tokenizer there.
+    """
+
+    def __init__(self, source: str | Path, *, tidies_spaces: bool = True) -> None:
+        try:
+            self.inner = PreTrainedTokenizerFast.from_pretrained(str(source))
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"no tokenizer could be loaded from {source}: {error}") from error
+        self.inner.add_special_tokens(
+            {"extra_special_tokens": [END_OF_CHUNK, IMAGE]}, replace_extra_special_tokens=False
+        )
+        if _configured_pad_token(source) is None:
+            self.inner.add_special_tokens({"pad_token": PAD})
+        self.inner.padding_side = "left"
+        self._tidies_spaces = tidies_spaces
+        self.image_id, self.end_of_chunk_id = self.inner.convert_tokens_to_ids([IMAGE, END_OF_CHUNK])
+        self.pad_id: int = self.inner.convert_tokens_to_ids(self.inner.pad_token)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one prompt, with the special tokens the tokenizer itself adds (LLaMA's and OPT's BOS)."""
+        ids: list[int] = self.inner(text)["input_ids"]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids without special tokens."""
+        text: str = self.inner.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return tidy_spaces(text) if self._tidies_spaces else text
+
+
+def _configured_pad_token(source: str | Path) -> str | None:
+    """The pad token that the tokenizer's files name, if any."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        file = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
+        if file is None:
+            continue
+        try:
+            table: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{file} is not JSON: {error}") from error
+        token = table.get("pad_token")
+        if token:
+            return str(token["content"] if isinstance(token, dict) else token)
+    return None

@@ -1,0 +1,68 @@
+"""A model without weights: it repeats what the last demonstration said.
+
+Good for trying out data, disks and job scripts in seconds, and for this project's own tests. Its score is that of
+copying the demonstration next to the query.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flamingo_eval.errors import QueryError
+from flamingo_eval.nouns import Decoding, Prompt
+from flamingo_eval.ports import ModelInfo
+
+NAME = "scripted"
+_LAST_ANSWER = re.compile(r"(?:Output|[Aa]nswer):([^\n]*?)<\|endofchunk\|>")
+
+
+@dataclass(frozen=True)
+class ScriptedModel:
+    """Repeats the last demonstration's answer; reads no more of a picture than whether it is there."""
+
+    data_root: Path
+
+    def prepare(self, prompt: Prompt, decoding: Decoding) -> Prompt:
+        """Raises QueryError if a picture is missing."""
+        for image in prompt.images:
+            if not (self.data_root / image).is_file():
+                raise QueryError(f"{self.data_root / image} does not exist")
+        return prompt
+
+    def generate(self, prepared: Sequence[Prompt], decoding: Decoding) -> list[str]:
+        """The last demonstration's answer, for each prompt."""
+        return [(_LAST_ANSWER.findall(prompt.text) or [""])[-1] for prompt in prepared]
+
+
+class ScriptedSource:
+    """Needs nothing to be loaded."""
+
+    def info(self) -> ModelInfo:
+        """Always the same."""
+        return ModelInfo(NAME, "scripted-1", {}, ("repeats the last demonstration; no model at all",))
+
+    def resolve(self, device: str, precision: str) -> tuple[str, str]:
+        """It computes nothing, so it runs anywhere."""
+        return "cpu", "fp32"
+
+    def load(self, *, data_root: Path, device: str, precision: str) -> ScriptedModel:
+        """The model over a data root."""
+        return ScriptedModel(data_root)
+
+
+class ScriptedFamily:
+    """One checkpoint, by name."""
+
+    def known(self) -> Mapping[str, str]:
+        """Its name and a line about it."""
+        return {NAME: "repeats the last demonstration; no weights, for trying out data and job scripts"}
+
+    def find(self, checkpoint: str) -> ScriptedSource | None:
+        """The source, for its own name."""
+        return ScriptedSource() if checkpoint == NAME else None
+
+
+MODEL = ScriptedFamily()

@@ -1,0 +1,60 @@
+"""From examples to prompts, and from raw text to answers; pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from flamingo_eval.benchmark import AnswerRules, PromptRules
+from flamingo_eval.errors import DataError
+from flamingo_eval.nouns import Example, Prompt
+
+IMAGE = "<image>"
+_SLOT = re.compile(r"\{(\w+)(\|strip)?\}")
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Puts an example's fields into a template; braces inside a field are left as they are.
+
+    >>> fill("Output:{caption|strip}.", {"caption": " a {red} ball "})
+    'Output:a {red} ball.'
+    """
+    return _SLOT.sub(lambda slot: values[slot[1]].strip() if slot[2] else values[slot[1]], template)
+
+
+def build_prompt(rules: PromptRules, demonstrations: Sequence[Example], query: Example, shots: int) -> Prompt:
+    """The prompt of one query.
+
+    With zero shots the demonstrations are text only: every ``<image>`` is removed from their text and their pictures
+    are not given (open_flamingo/eval/evaluate.py, ``evaluate_captioning``).
+
+    Raises:
+        DataError: a text of the data holds ``<image>`` itself, so that texts and pictures no longer correspond.
+    """
+    context = "".join(fill(rules.demonstration, example.fields) for example in demonstrations)
+    images = [example.image for example in demonstrations]
+    if shots == 0:
+        context, images = context.replace(IMAGE, ""), []
+    text = context + fill(rules.query, query.fields)
+    images.append(query.image)
+    if text.count(IMAGE) != len(images):
+        ids = ", ".join(str(example.id) for example in (*demonstrations, query))
+        raise DataError(
+            f"the prompt of query {query.id} has {text.count(IMAGE)} {IMAGE} tags for {len(images)} pictures: "
+            f"the text of one of the examples {ids} holds the tag itself"
+        )
+    return Prompt(text, tuple(images))
+
+
+def extract_answer(rules: AnswerRules, raw: str) -> str:
+    """The answer inside the raw text.
+
+    >>> extract_answer(AnswerRules(cut=(("Output",),), remove=('"',)), 'a "red" ball Output:a dog')
+    'a red ball '
+    """
+    for group in rules.cut:
+        found = [position for position in (raw.find(word) for word in group) if position >= 0]
+        raw = raw[: min(found)] if found else raw
+    for piece in rules.remove:
+        raw = raw.replace(piece, "")
+    return raw

@@ -1,0 +1,68 @@
+"""Finds plug-ins by name, without importing any before it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from flamingo_eval.errors import UserError
+from flamingo_eval.ports import Loader, Metric, ModelFamily, ModelSource, Selector
+
+_PACKAGE = "flamingo_eval"
+
+
+@cache
+def plugin_names(kind: str) -> tuple[str, ...]:
+    """Names of the plug-ins of a kind (``loaders``, ``selectors``, ``models``, ``metrics``), sorted."""
+    folder = str(Path(__file__).parent / kind)
+    return tuple(sorted(m.name for m in pkgutil.iter_modules([folder]) if not m.name.startswith("_")))
+
+
+def _plugin(kind: str, name: str, attribute: str) -> Any:
+    if name not in plugin_names(kind):
+        raise UserError(f"unknown {kind[:-1]} {name!r}; known {kind}: {', '.join(plugin_names(kind))}")
+    return getattr(importlib.import_module(f"{_PACKAGE}.{kind}.{name}"), attribute)
+
+
+def loader(name: str) -> Loader:
+    """The loader of a file format. Raises UserError listing the known ones."""
+    return cast(Loader, _plugin("loaders", name, "LOADER"))
+
+
+def selector(name: str) -> Selector:
+    """A way to pick demonstrations. Raises UserError listing the known ones."""
+    return cast(Selector, _plugin("selectors", name, "SELECTOR"))
+
+
+@cache
+def metric(name: str) -> Metric:
+    """A metric. Raises UserError listing the known ones."""
+    return cast(Metric, _plugin("metrics", name, "METRIC"))
+
+
+def _model_families() -> list[ModelFamily]:
+    return [cast(ModelFamily, _plugin("models", name, "MODEL")) for name in plugin_names("models")]
+
+
+def known_checkpoints() -> dict[str, str]:
+    """Names that ``--checkpoint`` takes -> one line about each."""
+    return {name: about for family in _model_families() for name, about in family.known().items()}
+
+
+def model_source(checkpoint: str) -> ModelSource:
+    """The model that ``--checkpoint`` names: a known name or a TOML file.
+
+    Raises:
+        UserError: neither; the message lists the known names.
+        CheckpointError: the file does not describe a checkpoint.
+    """
+    for family in _model_families():
+        source = family.find(checkpoint)
+        if source is not None:
+            return source
+    raise UserError(
+        f"unknown checkpoint {checkpoint!r}; known: {', '.join(known_checkpoints())}, or the path of a TOML file"
+    )

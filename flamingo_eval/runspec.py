@@ -1,0 +1,54 @@
+"""What a user asked for, as one frozen record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+DEMO = "demo"
+"""Name of the embedded checkpoint and of the embedded data, wherever either can be named."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run: what decides its plan and answers, then how it is carried out.
+
+    Attributes:
+        benchmarks: names of the benchmarks.
+        shots: numbers of demonstrations.
+        seeds: one trial each.
+        checkpoint: a known name, ``demo``, or the path of a TOML file.
+        data_root: folder that holds one folder a benchmark, or ``demo``.
+        selector: how demonstrations are picked.
+        num_samples: queries per trial, drawn by the trial's seed; None for all.
+        query_set_size: size of the pool of random demonstrations.
+        data_overrides: benchmark -> its ``[data]`` settings that differ.
+        precision: ``fp32``, ``bf16``, ``fp16``, ``amp_bf16``, or ``auto``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        batch_size: queries per batch; does not change answers.
+    """
+
+    benchmarks: tuple[str, ...]
+    shots: tuple[int, ...]
+    seeds: tuple[int, ...]
+    checkpoint: str = DEMO
+    data_root: str = DEMO
+    selector: str = "random"
+    num_samples: int | None = None
+    query_set_size: int = 2048
+    data_overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    precision: str = "auto"
+    device: str = "auto"
+    batch_size: int = 8
+
+    @property
+    def demo_parts(self) -> tuple[str, ...]:
+        """Which parts are the demo's: any of ``checkpoint`` and ``data``."""
+        named = (("checkpoint", self.checkpoint), ("data", self.data_root))
+        return tuple(part for part, value in named if value == DEMO)
+
+    @property
+    def cells(self) -> tuple[tuple[str, int, int], ...]:
+        """(benchmark, shots, seed) of every trial, in the order they are run."""
+        return tuple((b, k, s) for b in self.benchmarks for k in self.shots for s in self.seeds)

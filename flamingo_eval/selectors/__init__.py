@@ -1,0 +1,1 @@
+"""Selectors: how demonstrations are picked; one file each, with the name ``SELECTOR`` in it."""

@@ -1,0 +1,32 @@
+"""Random demonstrations, exactly as the reference draws them in one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flamingo_eval.errors import UserError
+from flamingo_eval.ports import Selection
+from flamingo_eval.seeds import choose, sample_each
+
+
+@dataclass(frozen=True)
+class RandomSelector:
+    """A pool drawn once a trial (NumPy, going on after the queries' draw), then ``random.sample`` for each query.
+
+    Source: open_flamingo/eval/utils.py (``get_query_set``, ``sample_batch_demos_from_query_set``) and evaluate.py
+    (``random.seed(seed + rank)``, rank 0).
+    """
+
+    def select(self, selection: Selection) -> list[list[int]]:
+        """Numbers of the demonstrations, for each query; raises UserError if the pool is too small."""
+        pool_size = min(selection.pool_size, len(selection.train))
+        if selection.count > pool_size:
+            raise UserError(
+                f"{selection.count} demonstrations asked for, but the pool holds {pool_size} "
+                f"(training examples: {len(selection.train)}, --query-set-size: {selection.pool_size})"
+            )
+        pool = choose(selection.generator, len(selection.train), pool_size)
+        return sample_each(pool, selection.count, len(selection.queries), selection.seed)
+
+
+SELECTOR = RandomSelector()

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import click
 import typer
@@ -33,6 +33,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="About a benchmark's data on disk.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+_INTERRUPTED = 130
 RUN_PANEL, AFTER_PANEL = "Benchmarks", "Runs"
 
 
@@ -290,15 +291,15 @@ def main() -> None:
     try:
         code = app(args=argv, prog_name="flamingo-eval", standalone_mode=False)
         sys.stdout.flush()
+        if code == _INTERRUPTED:  # typer turns Ctrl-C into this
+            _interrupted()
         sys.exit(code if isinstance(code, int) else 0)
     except FlamingoEvalError as error:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except click.exceptions.Abort:
-        _interrupted()
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         _interrupted()
     except click.ClickException as error:
         error.show()
@@ -309,6 +310,6 @@ def main() -> None:
         sys.exit(0)
 
 
-def _interrupted() -> None:
+def _interrupted() -> NoReturn:
     print("\ninterrupted; all finished batches are saved, and the same command continues from there", file=sys.stderr)
-    sys.exit(130)
+    sys.exit(_INTERRUPTED)

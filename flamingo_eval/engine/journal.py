@@ -83,12 +83,14 @@ class Journal:
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("r+b" if self.path.exists() else "xb") as file:
-                file.truncate(self._whole_bytes)  # drops a torn last line
+                if self.torn:
+                    file.truncate(self._whole_bytes)
                 file.seek(self._whole_bytes)
                 data = text.encode("utf-8", "surrogatepass")
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+        self.torn = False
         self._whole_bytes += len(data)
         self._answers.update({entry.slot: entry.prediction for entry in entries})
 

@@ -110,19 +110,19 @@ def execute(spec: RunSpec, root: Path, out: Path | None) -> RunResult:
         StorageError: the run folder can't be written.
     """
     started = now()
+    model_source = registry.model_source(spec.checkpoint)
     sources = read_sources(spec, root)
     trials = plan_all(spec, sources, spec.cells)
     for source in sources.values():
         registry.metric(source.benchmark.metric).check()
         len(source.references.by_id)  # malformed references must be found now, not after a day of answering
-    for line in notices(spec, sources):
-        print(f"note: {line}", file=sys.stderr)
-    model_source = registry.model_source(spec.checkpoint)
     info = model_source.info()
     device, precision = model_source.resolve(spec.device, spec.precision)
     model_digest = digest([info.digest, precision])
     identity = run_identity(spec, sources, model_digest)
     folder = RunFolder(out or default_folder(spec, identity))
+    for line in notices(spec, sources):
+        print(f"note: {line}", file=sys.stderr)
     with folder.lock():
         folder.check_identity(identity)
         journal = Journal(folder.journal_file)

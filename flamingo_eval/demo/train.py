@@ -180,6 +180,7 @@ def main(
         "results/demo-training"
     ),
     vision_steps: Annotated[int, typer.Option(help="Steps of 64 pictures for the vision tower.")] = 2000,
+    pictures: Annotated[int, typer.Option(help="Training pictures.")] = PICTURES,
     episode_steps: Annotated[int, typer.Option(help="Steps of episodes for everything else.")] = 2400,
     install: Annotated[bool, typer.Option(help="Copy the finished bundle into the package.")] = False,
 ) -> None:
@@ -195,10 +196,10 @@ def main(
 
     log({"stage": "start", "seeds": SEEDS, "torch": torch.__version__, "threads": torch.get_num_threads()})
     train_tokenizer(work / "bundle" / "tokenizer")
-    pictures = vision.make_pictures(PICTURES, SEEDS["pictures"])
+    seen = vision.make_pictures(pictures, SEEDS["pictures"])
     held_out = vision.make_pictures(HELD_OUT, SEEDS["held-out pictures"])
-    clip = train_vision(work, pictures, held_out, vision_steps, log)
-    model = train_episodes(work, clip, pictures, held_out, episode_steps, log)
+    clip = train_vision(work, seen, held_out, vision_steps, log)
+    model = train_episodes(work, clip, seen, held_out, episode_steps, log)
     export(work, clip, model)
     log({"stage": "done", "bytes": sum(f.stat().st_size for f in (work / "bundle").rglob("*") if f.is_file())})
     if install:

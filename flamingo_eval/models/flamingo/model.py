@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -122,7 +123,7 @@ def load_language(source: str | Path, dtype: torch.dtype) -> tuple[nn.Module, Ho
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
         host = host_for(config.model_type)
         model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"no language model could be loaded from {source}: {error}") from error
     # whatever the repository suggests about sampling must not leak into the protocol's decoding
     model.generation_config = GenerationConfig()

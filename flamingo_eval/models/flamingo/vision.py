@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import open_clip
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from flamingo_eval.errors import CheckpointError
@@ -42,7 +44,7 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
             model, _, transform = open_clip.create_model_and_transforms(
                 spec.model, pretrained=pretrained, precision="fp32", force_quick_gelu=quick_gelu
             )
-        except (RuntimeError, OSError, UserWarning, EOFError) as error:
+        except (RuntimeError, OSError, UserWarning, EOFError, pickle.UnpicklingError, SafetensorError) as error:
             raise CheckpointError(f"vision weights {pretrained!r} do not load into {spec.model}: {error}") from error
     return model.eval(), transform
 
@@ -50,7 +52,7 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
 def _weights(spec: VisionSpec, config_quick_gelu: bool) -> tuple[str, bool]:
     """(what to hand to open_clip as ``pretrained``, whether the weights want QuickGELU)."""
     if isinstance(spec.pretrained, Path):
-        return str(spec.pretrained), config_quick_gelu
+        return str(spec.pretrained), config_quick_gelu or spec.quick_gelu
     tags = open_clip.list_pretrained_tags_by_model(spec.model)
     if spec.pretrained not in tags:
         raise CheckpointError(

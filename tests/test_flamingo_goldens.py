@@ -1,0 +1,152 @@
+"""The model against the reference's outputs, on the small random Flamingo that lies beside them.
+
+Each trap of the current stack (what transformers 5 and open_clip 3 changed) breaks one of these.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import read_lines, run_cli
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.torch, pytest.mark.goldens]
+
+TOLERANCE = 1e-4  # float32; the differences measured are below 7e-6
+
+
+@pytest.fixture(scope="module")
+def expected(goldens: Path) -> dict[str, Any]:
+    table: dict[str, Any] = torch.load(goldens / "model_outputs.pt", weights_only=True)
+    return table
+
+
+@pytest.fixture(scope="module")
+def model(goldens: Path) -> Any:
+    from flamingo_eval import registry
+
+    source = registry.model_source(str(goldens / "model" / "model.toml"))
+    return source.load(data_root=goldens / "data", device="cpu", precision="fp32")
+
+
+def prepared(model: Any, expected: dict[str, Any], number: int) -> Any:
+    from flamingo_eval.nouns import Decoding, Prompt
+
+    prompt = Prompt(expected["prompts"][number], tuple(expected["image_paths"][number]))
+    return model.prepare(prompt, Decoding(max_new_tokens=20))
+
+
+def given(expected: dict[str, Any]) -> list[int]:
+    """Numbers of the prompts whose outputs are there (one is kept back)."""
+    numbers = [i for i, single in enumerate(expected["single"]) if single is not None]
+    assert len(numbers) >= 3
+    return numbers
+
+
+def test_tokens_and_pixels(model: Any, expected: dict[str, Any]) -> None:
+    """The tokenizer gets its own <PAD>: transformers 5 would supply <|padding|> and come out one row short."""
+    assert len(model.tokenizer) == 2003
+    assert model.tokenizer.pad_id == 2002
+    for number in given(expected):
+        item, single = prepared(model, expected, number), expected["single"][number]
+        assert item.ids == single["input_ids"][0].tolist()
+        assert torch.equal(item.pixels, single["pixels"].reshape(item.pixels.shape))
+
+
+def test_vision_tokens_latents_and_logits(model: Any, expected: dict[str, Any]) -> None:
+    """Patch tokens before ln_post (open_clip 3 applies it); logits through embed_out (transformers 5: lm_head)."""
+    from flamingo_eval.models.flamingo.cross_attention import Media
+
+    for number in given(expected):
+        item, single = prepared(model, expected, number), expected["single"][number]
+        ids = torch.tensor([item.ids])
+        with torch.inference_mode():
+            tokens = model.model.vision(item.pixels)
+            latents = model.model.perceiver(tokens)
+            media = Media.of(latents[None], ids, model.tokenizer.image_id)
+            logits = model.model(ids, torch.ones_like(ids), media)
+        for ours, name in ((tokens, "vision_tokens"), (latents, "perceiver"), (logits, "logits")):
+            theirs = single[name].reshape(ours.shape)
+            assert theirs.abs().max() > 0.1
+            assert (ours - theirs).abs().max() < TOLERANCE, name
+
+
+@pytest.mark.parametrize(
+    ("beams", "tokens", "name"), [(3, 20, "beam3_ids_20"), (3, 5, "beam3_ids_5"), (1, 20, "greedy_ids_20")]
+)
+def test_generated_ids(model: Any, expected: dict[str, Any], beams: int, tokens: int, name: str) -> None:
+    from flamingo_eval.models.flamingo.cross_attention import Media
+    from flamingo_eval.nouns import Decoding
+
+    for number in given(expected):
+        item, single = prepared(model, expected, number), expected["single"][number]
+        ids = torch.tensor([item.ids])
+        with torch.inference_mode():
+            media = Media.of(model.model.encode(item.pixels)[None], ids, model.tokenizer.image_id)
+            new = model.model.generate(
+                ids, torch.ones_like(ids), media, Decoding(tokens, beams),
+                end_id=model.tokenizer.end_of_chunk_id, pad_id=model.tokenizer.pad_id,
+            )  # fmt: skip
+        assert [*item.ids, *new[0].tolist()] == single[name][0].tolist()
+
+
+@pytest.mark.parametrize("tokens", [5, 20])
+def test_texts_alone_and_in_one_left_padded_batch(model: Any, expected: dict[str, Any], tokens: int) -> None:
+    """Prompts with one, three and five pictures, text-only demonstrations among them: the batch changes nothing."""
+    from flamingo_eval.nouns import Decoding
+
+    decoding = Decoding(max_new_tokens=tokens)
+    items = [prepared(model, expected, number) for number in range(len(expected["prompts"]))]
+    assert len({len(item.ids) for item in items}) == len({len(item.pixels) for item in items}) + 1 == 4
+    alone = [model.generate([item], decoding)[0] for item in items]
+    assert model.generate(items, decoding) == alone
+    for number in given(expected):
+        assert alone[number] == expected["single"][number][f"beam3_text_{tokens}"]
+        assert alone[number] == expected["batched"][f"beam3_text_{tokens}"][number]
+
+
+def test_batched_logits(model: Any, expected: dict[str, Any]) -> None:
+    from flamingo_eval.models.flamingo.cross_attention import Media
+
+    items = [prepared(model, expected, number) for number in range(len(expected["prompts"]))]
+    ids, mask = model._pad(items)
+    assert torch.equal(mask.bool(), expected["batched"]["attention_mask"])
+    assert torch.equal(ids, expected["batched"]["input_ids"])
+    with torch.inference_mode():
+        latents = model._by_row(model.model.encode(torch.cat([item.pixels for item in items])), items)
+        logits = model.model(ids, mask, Media.of(latents, ids, model.tokenizer.image_id))
+    theirs = expected["batched"]["logits"]
+    for number in given(expected):
+        real = mask[number].bool()
+        assert (logits[number][real] - theirs[number][real]).abs().max() < TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_whole_run_is_reproduced_whatever_the_batch_size(goldens: Path, batch_size: int) -> None:
+    files = sorted((goldens / "runs").glob("coco_*.json"))
+    assert files
+    for file in files:
+        expected = json.loads(file.read_text())
+        shots, seed = expected["num_shots"], expected["seed"]
+        result = run_cli(
+            "coco", "--shots", str(shots), "--seeds", str(seed), "--query-set-size", str(expected["query_set_size"]),
+            "--checkpoint", goldens / "model" / "model.toml", "--data-root", goldens / "data",
+            "--batch-size", str(batch_size), "--out", file.stem, "--format", "json",
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        texts = {row["query_id"]: row["raw"] for row in read_lines(Path(file.stem, "journal.jsonl"))}
+        assert texts == {query["query_id"]: query["generated_text"] for query in expected["queries"]}
+        items = {row["query_id"]: row for row in read_lines(Path(file.stem, "scores.jsonl"))}
+        assert {id: row["answer"] for id, row in items.items()} == {
+            query["query_id"]: query["prediction"] for query in expected["queries"]
+        }
+        for id, value in expected["per_image_cider"].items():
+            assert items[int(id)]["score"] / 100 == pytest.approx(value, abs=1e-9)
+        cell = json.loads(result.stdout)["cells"][0]
+        assert cell["mean"] == pytest.approx(expected["metric"], abs=1e-9)
+        assert cell["std"] is None

@@ -114,6 +114,16 @@ def test_training_runs_from_nothing_and_resumes(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def demo_table(readme: Path) -> tuple[list[str], list[str]]:
+    """Head of the first table of a page, and its row of the demo on COCO."""
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in readme.read_text().splitlines()
+        if line.startswith("|")
+    ]
+    return next(r for r in rows if "0 shots" in r), next(r for r in rows if r[0] in ("coco", "demo"))
+
+
 @pytest.mark.torch
 @pytest.mark.slow
 def test_the_curve_rises_with_shots_because_of_the_demonstrations() -> None:
@@ -125,6 +135,13 @@ def test_the_curve_rises_with_shots_because_of_the_demonstrations() -> None:
     assert result.returncode == 0, result.stderr
     assert "demo: generated pictures and the tiny demo checkpoint" in result.stderr
     cells = {cell["shots"]: cell for cell in json.loads(result.stdout)["cells"]}
+    checkout = Path(__file__).parents[1]
+    for readme, column in (("README.md", 3), ("flamingo_eval/demo/README.md", 1)):
+        head, row = demo_table(checkout / readme)
+        for shots, cell in cells.items():
+            shown = float(row[head.index(f"{shots} shots")].split()[0])
+            assert shown == pytest.approx(cell["mean"], abs=1), f"{readme} shows another number at {shots} shots"
+        assert head[column] == "0 shots"
     for low, high in ((0, 4), (4, 16)):
         margin = max(cells[low]["std"], cells[high]["std"])
         assert cells[high]["mean"] - cells[low]["mean"] > margin, (low, high)

@@ -173,6 +173,7 @@ def export(work: Path, clip: Any, model: Any) -> None:
     model.language.save_pretrained(bundle / "lm")
     torch.save({"model_state_dict": released_layout(model, HOST)}, bundle / "checkpoint.pt")
     (bundle / "model.toml").write_text(MODEL_TOML, encoding="utf-8")
+    shutil.copy(work / "log.jsonl", bundle / "training.jsonl")
 
 
 def main(

@@ -87,7 +87,7 @@ def as_markdown(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> str:
     head, body = _grid(cells)
     ruler = ["---"] * 3 + ["---:"] * (len(head) - 3)
     rows = ["| " + " | ".join(row) + " |" for row in (head, ruler, *body)]
-    caption = " \n".join(_escape_markdown(line) for line in caption_lines(cells, run, notes))
+    caption = "  \n".join(_escape_markdown(line) for line in caption_lines(cells, run, notes))
     return "\n".join(rows) + "\n\n" + caption + "\n"
 
 

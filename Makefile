@@ -19,7 +19,7 @@ test: $(READY)
 	$(BIN)/pytest
 
 test-fast: $(READY)
-	$(BIN)/pytest -m "not torch"
+	$(BIN)/pytest -m "not torch and not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

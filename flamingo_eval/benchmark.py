@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import resource_folder
-from flamingo_eval.nouns import Decoding
+from flamingo_eval.nouns import Decoding, Ranking, Task
+
+DEFAULT_PROTOCOL = "openflamingo"
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRules:
+    """How queries and demonstrations are drawn.
+
+    Attributes:
+        reseed_pool: seed NumPy with the trial's seed again before the pool of demonstrations is drawn.
+        one_set: queries and pool are drawn together from one set, the pool first, and visited in that order.
+        num_samples: queries per trial if the user names no number; None for all.
+        seeds: seeds of the trials if the user names none.
+    """
+
+    reseed_pool: bool = False
+    one_set: bool = False
+    num_samples: int | None = None
+    seeds: tuple[int, ...] = (42, 43, 44)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +41,16 @@ class PromptRules:
         demonstration: template of one demonstration, separator included.
         query: template of the query.
         zero_shot_demonstrations: how many text-only demonstrations a zero-shot prompt has.
+        zero_shot_keeps_images: hand the pictures of text-only demonstrations over all the same, so that the query's
+            tag meets the first of them (a defect of the reference's classification).
+        rgb: convert pictures to RGB before the transform.
     """
 
     demonstration: str
     query: str
-    zero_shot_demonstrations: int
+    zero_shot_demonstrations: int = 2
+    zero_shot_keeps_images: bool = False
+    rgb: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +60,12 @@ class AnswerRules:
     Attributes:
         cut: one after the other, the text is cut before the first occurrence of any string of the group.
         remove: strings removed after that.
+        stem: stem the words as OK-VQA's answers are stemmed.
     """
 
     cut: tuple[tuple[str, ...], ...] = ()
     remove: tuple[str, ...] = ()
+    stem: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +89,25 @@ class DataRules:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Everything that tells one benchmark from another."""
+    """Everything that tells one benchmark from another, under one protocol.
+
+    Attributes:
+        scoring: what the metric wants to know.
+        also: other protocols -> their ``scoring``, where the same answers can be scored by it too.
+    """
 
     name: str
     title: str
     split: str
+    splits: tuple[str, ...]
     protocol: str
     metric: str
+    scoring: Mapping[str, Any]
+    also: Mapping[str, Mapping[str, Any]]
     data: DataRules
+    plan: PlanRules
     prompt: PromptRules
-    decoding: Decoding
+    task: Task
     answer: AnswerRules
     sources: tuple[str, ...]
 
@@ -95,61 +130,142 @@ def canonical_name(name: str) -> str:
     return spelled
 
 
-def load_benchmark(name: str, data_overrides: Mapping[str, Any] | None = None) -> Benchmark:
+def load_benchmark(
+    name: str,
+    data_overrides: Mapping[str, Any] | None = None,
+    *,
+    protocol: str = DEFAULT_PROTOCOL,
+    split: str | None = None,
+) -> Benchmark:
     """A benchmark that ships with the package, with the user's own file names where they differ.
 
+    Args:
+        name: its name.
+        data_overrides: ``[data]`` settings that differ.
+        protocol: whose rules; a protocol's section overrides the file's other sections.
+        split: which split to query; None for the protocol's own.
+
     Raises:
-        UserError: unknown benchmark, or an override that its ``[data]`` section does not know.
+        UserError: unknown benchmark, protocol, split or override; the message lists the known ones.
     """
     path = resource_folder("benchmarks") / f"{canonical_name(name)}.toml"
     table = tomllib.loads(path.read_text(encoding="utf-8"))
-    for key, value in (data_overrides or {}).items():
-        if key not in table["data"]:
-            raise UserError(
-                f"unknown data setting {key!r} for {name}; known settings: {', '.join(sorted(table['data']))}"
-            )
-        table["data"][key] = value
-    return parse_benchmark(table, path)
+    return parse_benchmark(table, path, data_overrides or {}, protocol=protocol, split=split)
 
 
-def parse_benchmark(table: Mapping[str, Any], path: Path) -> Benchmark:
+def parse_benchmark(
+    table: Mapping[str, Any],
+    path: Path,
+    data_overrides: Mapping[str, Any] | None = None,
+    *,
+    protocol: str = DEFAULT_PROTOCOL,
+    split: str | None = None,
+) -> Benchmark:
     """Checks a benchmark's table and turns it into records.
 
     Raises:
         UserError: a key is missing or unknown; the message names it.
     """
-    known = {*(f.name for f in fields(Benchmark))}
-    _check_keys(path, "the top level", table, known, known)
-    data = dict(table["data"])
-    named = {"loader", "folder", "train", "layout"}
-    _check_keys(path, "[data]", data, named, {*named, *data})
-    prompt_keys, decoding_keys, answer_keys = (
-        {f.name for f in fields(kind)} for kind in (PromptRules, Decoding, AnswerRules)
-    )
-    _check_keys(path, "[prompt]", table["prompt"], prompt_keys, prompt_keys)
-    _check_keys(path, "[decoding]", table["decoding"], decoding_keys, decoding_keys)
-    _check_keys(path, "[answer]", table["answer"], set(), answer_keys)
+    base = {key: value for key, value in table.items() if key != "protocols"}
+    protocols: Mapping[str, Any] = {DEFAULT_PROTOCOL: {}, **table.get("protocols", {})}
+    if protocol not in protocols:
+        raise UserError(f"{path.stem} has no protocol {protocol!r}; it has: {', '.join(protocols)}")
+    chosen = protocols[protocol]
+    if "refused" in chosen:
+        raise UserError(f"{path.stem} is not run under {protocol}: {chosen['refused']}")
+    merged = _merge(base, chosen)
+    merged["data"] = _override(path, merged["data"], data_overrides or {})
+    _check_tables(path, merged)
+    if split is not None and split not in merged["splits"]:
+        raise UserError(f"{path.stem} has no split {split!r}; it has: {', '.join(merged['splits'])}")
+    named = ("loader", "folder", "train", "layout")
+    also = {
+        other: _merge(base, rules)["scoring"]
+        for other, rules in protocols.items()
+        if other != protocol and "refused" not in rules and "scoring" in rules and rules.keys() <= {"scoring"}
+    }
+    if also and "scoring" in chosen:
+        also[DEFAULT_PROTOCOL] = base["scoring"]
     return Benchmark(
-        name=table["name"],
-        title=table["title"],
-        split=table["split"],
-        protocol=table["protocol"],
-        metric=table["metric"],
+        name=merged["name"],
+        title=merged["title"],
+        split=split or merged["split"],
+        splits=tuple(merged["splits"]),
+        protocol=protocol,
+        metric=merged["metric"],
+        scoring=merged.get("scoring", {}),
+        also=also,
         data=DataRules(
-            loader=data["loader"],
-            folder=data["folder"],
-            train=data["train"],
-            layout=tuple(data["layout"]),
-            options={key: value for key, value in data.items() if key not in named},
+            **{key: merged["data"][key] for key in named[:3]},
+            layout=tuple(merged["data"]["layout"]),
+            options={key: value for key, value in merged["data"].items() if key not in named},
         ),
-        prompt=PromptRules(**table["prompt"]),
-        decoding=Decoding(**table["decoding"]),
-        answer=AnswerRules(
-            cut=tuple(tuple(group) for group in table["answer"].get("cut", ())),
-            remove=tuple(table["answer"].get("remove", ())),
-        ),
-        sources=tuple(table["sources"]),
+        plan=PlanRules(**_tuples(merged.get("plan", {}))),
+        prompt=PromptRules(**merged["prompt"]),
+        task=_task(merged),
+        answer=AnswerRules(**_tuples(merged["answer"])),
+        sources=tuple(merged["sources"]),
     )
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``base``, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
+    return merged
+
+
+def _override(path: Path, data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``[data]`` with a user's own settings; tables (a split's files) are merged key by key."""
+    for key, value in overrides.items():
+        known: Mapping[str, Any] = data
+        if isinstance(value, dict) and isinstance(data.get(key), dict):
+            known, value = data[key], value
+            unknown = sorted(value.keys() - known.keys())
+        else:
+            unknown = [] if key in data else [key]
+        if unknown:
+            raise UserError(
+                f"unknown data setting {unknown[0]!r} for {path.stem}; known settings: {', '.join(sorted(known))}"
+            )
+        for inner, new in value.items() if isinstance(value, dict) else ((key, value),):
+            if type(new) is not type(known[inner]):
+                raise UserError(
+                    f"data setting {inner!r} for {path.stem} must be of type {type(known[inner]).__name__}, not {new!r}"
+                )
+    return _merge(data, overrides)
+
+
+def _tuples(table: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML's lists as tuples, also inside lists."""
+
+    def frozen(value: Any) -> Any:
+        return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+    return {key: frozen(value) for key, value in table.items()}
+
+
+def _task(table: Mapping[str, Any]) -> Task:
+    if "ranking" not in table:
+        return Decoding(**table["decoding"])
+    names = table["ranking"]["names"]
+    if isinstance(names, str):  # a file of names that ships with the package
+        names = (resource_folder("benchmarks") / names).read_text(encoding="utf-8").splitlines()
+    return Ranking(tuple(dict.fromkeys(names)))
+
+
+def _check_tables(path: Path, table: Mapping[str, Any]) -> None:
+    kinds = {"plan": PlanRules, "prompt": PromptRules, "answer": AnswerRules, "decoding": Decoding, "ranking": Ranking}
+    required = {"name", "title", "split", "splits", "metric", "sources", "data", "prompt", "answer"}
+    required |= set() if "ranking" in table else {"decoding"}
+    _check_keys(path, "the top level", table, required, required | kinds.keys() | {"scoring"})
+    _check_keys(path, "[data]", table["data"], {"loader", "folder", "train", "layout"}, {*table["data"], "loader"})
+    for section, kind in kinds.items():
+        if section in table:
+            needed = {f.name for f in fields(kind) if f.default is MISSING}
+            _check_keys(path, f"[{section}]", table[section], needed, {f.name for f in fields(kind)})
 
 
 def _check_keys(path: Path, where: str, table: Mapping[str, Any], required: set[str], known: set[str]) -> None:

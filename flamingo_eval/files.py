@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -39,7 +41,8 @@ def read_json(path: Path) -> Any:
         DataError: missing, unreadable or malformed; the message names the file, and the line where it breaks.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except json.JSONDecodeError as error:
@@ -48,8 +51,60 @@ def read_json(path: Path) -> Any:
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise DataError(f"{path} is nested too deeply to be read") from error
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
+    if _HALF_CHARACTER.search(text):
+        _refuse_half_characters(value, path)
+    return value
+
+
+_HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _refuse_half_characters(value: Any, path: Path) -> None:
+    """JSON can spell half of a surrogate pair, which is no text: no tokenizer and no file takes it."""
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{path} holds a text with half a character in it: {value[:60]!r}") from error
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_half_characters(key, path)
+            _refuse_half_characters(item, path)
+    elif isinstance(value, list):
+        for item in value:
+            _refuse_half_characters(item, path)
+
+
+def fits(value: Any, shape: Any) -> bool:
+    """Whether a JSON value has a shape: a type, a tuple of types, ``[shape]`` for a list, or ``{key: shape}``.
+
+    >>> fits({"a": [1, 2], "b": "x"}, {"a": [int]})
+    True
+    >>> fits({"a": [1, "2"]}, {"a": [int]})
+    False
+    """
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(key in value and fits(value[key], s) for key, s in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
+    return isinstance(value, shape)
+
+
+def record_field(where: str, record: Any, key: str, *kinds: type) -> Any:
+    """A field of a record of a data file.
+
+    Raises:
+        DataError: missing or of another type; ``where`` names file and record.
+    """
+    value = record.get(key) if isinstance(record, dict) else None
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise DataError(f"{where}: {key!r} is missing or not of type {wanted}")
+    return value
 
 
 def inside_root(relative: str, where: str) -> str:
@@ -79,6 +134,11 @@ def digest(value: Any) -> str:
     """BLAKE2b digest (128 bits, hex) of a JSON-like value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def changed_fields(record: Any) -> dict[str, Any]:
+    """A frozen record's fields that differ from their defaults, for digests that survive new fields."""
+    return {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if getattr(record, f.name) != f.default}
 
 
 @contextlib.contextmanager
@@ -113,11 +173,19 @@ def write_atomic(path: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
+            Path(partial).chmod(0o666 & ~_umask())
             os.replace(partial, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(partial)
             raise
+
+
+def _umask() -> int:
+    """The process's umask; there is no way to read it but to set it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def json_text(value: Any) -> str:

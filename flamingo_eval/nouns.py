@@ -26,10 +26,18 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is shown: text, and one picture path (relative to the data root) per ``<image>`` in it."""
+    """What a model is shown.
+
+    Attributes:
+        text: the prompt, with an ``<image>`` where a picture is.
+        images: paths of the pictures relative to the data root; the i-th ``<image>`` stands for the i-th of them.
+        rgb: convert pictures to RGB *before* the transform, as ImageNet's loader in the reference does; else the
+            transform gets them as they are and converts after it has resized and cropped.
+    """
 
     text: str
     images: tuple[str, ...]
+    rgb: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,8 @@ class Query:
         id: id of the queried example.
         demonstration_ids: ids of the demonstrations in prompt order, the last one next to the query.
         prompt: what the model is shown.
+        occurrence: how often the same id was queried before in this trial; not 0 only where captions are the rows
+            of a data set and a picture can be asked twice.
     """
 
     benchmark: str
@@ -51,6 +61,7 @@ class Query:
     id: Id
     demonstration_ids: tuple[Id, ...]
     prompt: Prompt
+    occurrence: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +75,58 @@ class Decoding:
 
 
 @dataclass(frozen=True, slots=True)
+class Ranking:
+    """How class names are ranked: by the mean log-likelihood of their tokens after the prompt.
+
+    Attributes:
+        names: the class names, each once.
+    """
+
+    names: tuple[str, ...]
+
+
+Task = Decoding | Ranking
+"""What a model is asked to do with a prompt."""
+
+Answer = str | Mapping[str, float]
+"""What a model says: generated text, or the length-normalised log-likelihood of each class name."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the model said to one query, before any post-processing.
 
     Attributes:
-        key: digest of everything that determines the answer; how the journal finds it again.
-        raw: generated text.
+        key: digest of everything that determines the answer, but for the pictures' content.
+        answer: generated text, or log-likelihoods of class names.
+        pictures: digest of the pictures' content.
     """
 
     key: str
-    raw: str
+    answer: Answer
+    pictures: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HumanAnswer:
+    """One annotator's answer to a question.
+
+    Attributes:
+        text: the answer.
+        record: everything else the file says of it, as one string; some rules compare whole records.
+    """
+
+    text: str
+    record: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What annotators answered to a question, and what kind of question it is."""
+
+    answers: tuple[HumanAnswer, ...]
+    question_type: str = "other"
+    answer_type: str = "other"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +138,31 @@ class Trial:
         value: the metric, in the unit the benchmark reports (CIDEr x 100, percent).
         queries: how many answers it was computed from.
         planned: how many queries the plan holds; more than ``queries`` means the number is partial.
+        also: the value under other scoring rules that the same answers allow, by protocol.
+        groups: the value within groups of queries, such as ``answer_type`` -> ``yes/no``.
     """
 
     seed: int
     value: float
     queries: int
     planned: int
+    also: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One metric over one trial's answers; ``per_item`` maps the item's id to its own score, where there is one."""
+    """One metric over one trial's answers.
+
+    Attributes:
+        value: the score.
+        per_item: query id -> its own score, where the metric has one.
+        groups: the value within groups of queries, such as ``answer_type`` -> ``yes/no``.
+    """
 
     value: float
     per_item: Mapping[Id, float] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flamingo_eval.benchmark import DataRules
-from flamingo_eval.nouns import Decoding, Example, Id, Prompt, Score
+from flamingo_eval.nouns import Answer, Example, Id, Prompt, Score, Task
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class DataSet:
         train: what demonstrations are drawn from, in the file's order.
         test: what can be queried, in the file's order.
         files: the annotation files that were read.
+        notes: what a user should know about the choice of files.
     """
 
     train: Sequence[Example]
     test: Sequence[Example]
     files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,13 @@ class References:
     """What answers are compared with.
 
     Attributes:
-        by_id: query id -> its references, in the order of the evaluator's own file.
+        by_id: query id -> what the metric compares with (captions, an Annotation, a label), in the order of the
+            evaluator's own file; empty where the split has no public answers.
         files: the files they were read from.
         notes: what a reader of the numbers should know about them.
     """
 
-    by_id: Mapping[Id, Sequence[str]]
+    by_id: Mapping[Id, Any]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
 
@@ -65,7 +68,8 @@ class Selection:
         queries: the trial's queries in the order visited.
         count: demonstrations per query.
         pool_size: how many training examples random demonstrations are drawn from.
-        generator: NumPy generator of the trial, after the queries were drawn from it.
+        pool: numbers of the pool's training examples, where they were drawn together with the queries.
+        generator: NumPy generator to draw the pool from, in the state that the protocol has it in.
         seed: seed of the trial.
     """
 
@@ -73,6 +77,7 @@ class Selection:
     queries: Sequence[Example]
     count: int
     pool_size: int
+    pool: Sequence[int] | None
     generator: np.random.RandomState
     seed: int
 
@@ -93,8 +98,10 @@ class Metric(Protocol):
     def check(self) -> None:
         """Raises UserError when the metric can't be computed here; called before any query is answered."""
 
-    def compute(self, trials: Sequence[Mapping[Id, str]], references: Mapping[Id, Sequence[str]]) -> list[Score]:
-        """One score per trial (query id -> answer); work that trials share is done once."""
+    def compute(
+        self, trials: Sequence[Mapping[Id, Any]], references: Mapping[Id, Any], rules: Mapping[str, Any]
+    ) -> list[Score]:
+        """One score per trial (query id -> answer) by the benchmark's scoring rules; shared work is done once."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +124,11 @@ class ModelInfo:
 class Model(Protocol):
     """A loaded model."""
 
-    def prepare(self, prompt: Prompt, decoding: Decoding) -> Any:
+    def prepare(self, prompt: Prompt, task: Task) -> Any:
         """Reads pictures and tokens of one prompt. Raises QueryError if that can't be done."""
 
-    def generate(self, prepared: Sequence[Any], decoding: Decoding) -> list[str]:
-        """Raw text for each prepared prompt of a batch."""
+    def answer(self, prepared: Sequence[Any], task: Task) -> list[Answer]:
+        """For each prepared prompt of a batch generated text, or log-likelihoods of class names."""
 
 
 class ModelSource(Protocol):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from flamingo_eval.benchmark import AnswerRules, PromptRules
 from flamingo_eval.errors import DataError
 from flamingo_eval.nouns import Example, Prompt
+from flamingo_eval.stemming import stem
 
 IMAGE = "<image>"
 _SLOT = re.compile(r"\{(\w+)(\|strip)?\}")
@@ -26,24 +27,26 @@ def build_prompt(rules: PromptRules, demonstrations: Sequence[Example], query: E
     """The prompt of one query.
 
     With zero shots the demonstrations are text only: every ``<image>`` is removed from their text and their pictures
-    are not given (open_flamingo/eval/evaluate.py, ``evaluate_captioning``).
+    are not given (open_flamingo/eval/evaluate.py, ``evaluate_captioning``), unless the rules say that they are.
 
     Raises:
         DataError: a text of the data holds ``<image>`` itself, so that texts and pictures no longer correspond.
     """
     context = "".join(fill(rules.demonstration, example.fields) for example in demonstrations)
     images = [example.image for example in demonstrations]
+    tags = len(images) + 1 if shots else 1
     if shots == 0:
-        context, images = context.replace(IMAGE, ""), []
+        context = context.replace(IMAGE, "")
+        images = images if rules.zero_shot_keeps_images else []
     text = context + fill(rules.query, query.fields)
     images.append(query.image)
-    if text.count(IMAGE) != len(images):
+    if text.count(IMAGE) != tags:
         ids = ", ".join(str(example.id) for example in (*demonstrations, query))
         raise DataError(
-            f"the prompt of query {query.id} has {text.count(IMAGE)} {IMAGE} tags for {len(images)} pictures: "
+            f"the prompt of query {query.id} has {text.count(IMAGE)} {IMAGE} tags for {tags} pictures: "
             f"the text of one of the examples {ids} holds the tag itself"
         )
-    return Prompt(text, tuple(images))
+    return Prompt(text, tuple(images), rgb=rules.rgb)
 
 
 def extract_answer(rules: AnswerRules, raw: str) -> str:
@@ -57,4 +60,4 @@ def extract_answer(rules: AnswerRules, raw: str) -> str:
         raw = raw[: min(found)] if found else raw
     for piece in rules.remove:
         raw = raw.replace(piece, "")
-    return raw
+    return stem(raw) if rules.stem else raw

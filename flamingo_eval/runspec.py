@@ -20,6 +20,8 @@ class RunSpec:
         seeds: one trial each.
         checkpoint: a known name, ``demo``, or the path of a TOML file.
         data_root: folder that holds one folder a benchmark, or ``demo``.
+        protocol: whose rules.
+        split: which split to query; None for each benchmark's own.
         selector: how demonstrations are picked.
         num_samples: queries per trial, drawn by the trial's seed; None for all.
         query_set_size: size of the pool of random demonstrations.
@@ -34,6 +36,8 @@ class RunSpec:
     seeds: tuple[int, ...]
     checkpoint: str = DEMO
     data_root: str = DEMO
+    protocol: str = "openflamingo"
+    split: str | None = None
     selector: str = "random"
     num_samples: int | None = None
     query_set_size: int = 2048

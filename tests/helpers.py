@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -54,3 +55,15 @@ def run_cli(*arguments: str | Path, env: dict[str, str] | None = None) -> subpro
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class LazyModule:
+    """A module that is imported when it is first used, so that collecting tests stays fast."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith(("_", "pytest")):  # pytest looks at every name of a test module
+            raise AttributeError(attribute)
+        return getattr(importlib.import_module(self._name), attribute)

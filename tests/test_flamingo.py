@@ -16,9 +16,9 @@ from flamingo_eval.errors import CheckpointError, QueryError
 from flamingo_eval.models.flamingo import DEMO_SPEC
 from flamingo_eval.models.flamingo.spec import VisionSpec, read_spec
 from flamingo_eval.nouns import Decoding, Prompt
-from tests.helpers import run_cli
+from tests.helpers import LazyModule, run_cli
 
-torch = pytest.importorskip("torch")
+torch: Any = LazyModule("torch")
 pytestmark = pytest.mark.torch
 
 State = dict[str, Any]
@@ -48,7 +48,7 @@ def rewrite(folder: Path, change: Callable[[State], object], *, wrap: bool = Tru
 def texts_of(model: Any, root: Path) -> list[str]:
     Image.new("RGB", (64, 64), "red").save(root / "red.png")
     item = model.prepare(Prompt("<image>Output:", ("red.png",)), Decoding(8))
-    return list(model.generate([item], Decoding(8)))
+    return list(model.answer([item], Decoding(8)))
 
 
 def test_wrappings_of_the_released_files_all_load_to_the_same(bundle: Path) -> None:
@@ -96,6 +96,18 @@ def test_wrong_interval_of_cross_attention(bundle: Path) -> None:
     toml = bundle / "model.toml"
     toml.write_text(toml.read_text().replace("every_n_layers = 1", "every_n_layers = 2"))
     with pytest.raises(CheckpointError, match=r"with cross-attention every 2: \d+ unexpected \(.*layers.0.gated"):
+        load(bundle)
+
+
+def test_a_language_model_with_weights_missing_is_refused(bundle: Path) -> None:
+    """transformers would start them at random and go on."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(bundle / "lm" / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if "layers.1." not in key}
+    assert len(kept) < len(weights)
+    save_file(kept, bundle / "lm" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"is not whole: 12 missing \(gpt_neox.layers.1"):
         load(bundle)
 
 
@@ -272,7 +284,7 @@ def test_an_unusable_device_and_precision_are_refused() -> None:
     source = registry.model_source("demo")
     with pytest.raises(UserError, match="unknown precision 'int4'; known: fp32, bf16, fp16, amp_bf16"):
         source.resolve("cpu", "int4")
-    with pytest.raises(UserError, match="device 'tpu' can't be used"):
+    with pytest.raises(UserError, match="device 'tpu' can't be used; known devices: auto, cpu, cuda"):
         source.resolve("tpu", "auto")
 
 
@@ -286,5 +298,5 @@ def test_other_precisions_speak_too(precision: str) -> None:
     texts = []
     for name in ("fp32", precision):
         model = source.load(data_root=root, device="cpu", precision=name)
-        texts.append(model.generate([model.prepare(prompt, Decoding(20))], Decoding(20))[0])
+        texts.append(model.answer([model.prepare(prompt, Decoding(20))], Decoding(20))[0])
     assert texts[0] == texts[1], "a clear picture is described alike"

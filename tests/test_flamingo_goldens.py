@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import read_lines, run_cli
+from tests.helpers import LazyModule, read_lines, run_cli
 
-torch = pytest.importorskip("torch")
+torch: Any = LazyModule("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.goldens]
 
 TOLERANCE = 1e-4  # float32; the differences measured are below 7e-6
@@ -102,8 +102,8 @@ def test_texts_alone_and_in_one_left_padded_batch(model: Any, expected: dict[str
     decoding = Decoding(max_new_tokens=tokens)
     items = [prepared(model, expected, number) for number in range(len(expected["prompts"]))]
     assert len({len(item.ids) for item in items}) == len({len(item.pixels) for item in items}) + 1 == 4
-    alone = [model.generate([item], decoding)[0] for item in items]
-    assert model.generate(items, decoding) == alone
+    alone = [model.answer([item], decoding)[0] for item in items]
+    assert model.answer(items, decoding) == alone
     for number in given(expected):
         assert alone[number] == expected["single"][number][f"beam3_text_{tokens}"]
         assert alone[number] == expected["batched"][f"beam3_text_{tokens}"][number]

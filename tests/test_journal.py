@@ -16,7 +16,7 @@ from flamingo_eval.nouns import Id, Prediction
 
 
 def entry(id: Id, raw: str = "text", key: str = "k") -> Entry:
-    return Entry(("coco", 4, 42, id), Prediction(key, raw))
+    return Entry(("coco", 4, 42, id, 0), Prediction(key, raw))
 
 
 @settings(max_examples=40, deadline=None)
@@ -30,7 +30,7 @@ def test_what_is_appended_is_read_again(
         journal.append([entry(id, raw)])
     again = Journal(path)
     assert not again.torn
-    assert {id: again.get(("coco", 4, 42, id)) for id, _ in answers} == {
+    assert {id: again.get(("coco", 4, 42, id, 0)) for id, _ in answers} == {
         id: Prediction("k", raw) for id, raw in answers
     }
 
@@ -38,13 +38,16 @@ def test_what_is_appended_is_read_again(
 def test_the_last_line_of_a_slot_counts(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     journal.append([entry(1, "old", "a"), entry(1, "new", "b")])
-    assert Journal(tmp_path / "j").get(("coco", 4, 42, 1)) == Prediction("b", "new")
+    assert Journal(tmp_path / "j").get(("coco", 4, 42, 1, 0)) == Prediction("b", "new")
 
 
 def test_ids_that_look_alike_stay_apart(tmp_path: Path) -> None:
     Journal(tmp_path / "j").append([entry(7, "number"), entry("7", "text")])
     again = Journal(tmp_path / "j")
-    assert [p.raw for p in (again.get(("coco", 4, 42, 7)), again.get(("coco", 4, 42, "7"))) if p] == ["number", "text"]
+    assert [p.answer for p in (again.get(("coco", 4, 42, 7, 0)), again.get(("coco", 4, 42, "7", 0))) if p] == [
+        "number",
+        "text",
+    ]
 
 
 def test_a_torn_last_line_is_dropped_wherever_it_tears(tmp_path: Path) -> None:

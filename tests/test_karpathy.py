@@ -38,11 +38,8 @@ def test_sources_that_disagree_are_reported(golden: Path, tmp_path: Path) -> Non
     for name in ("dataset_coco.json", "annotations/captions_val2014.json"):
         target = tmp_path / "coco" / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(
-            (golden / "coco" / name).read_text().replace("A green truck parked", "A grey truck parked", 1)
-        )
-    changed = json.loads((golden / "coco" / "dataset_coco.json").read_text())
-    (tmp_path / "coco" / "dataset_coco.json").write_text(json.dumps(changed))
+        text = (golden / "coco" / name).read_text()
+        target.write_text(text.replace("A green truck", "A grey truck", 1) if name.startswith("a") else text)
     notes = LOADER.references(RULES, tmp_path, "test").notes
     assert notes[1] == "dataset_coco.json has other captions for 1 pictures, such as 1000"
 
@@ -74,6 +71,15 @@ def test_broken_files_name_file_and_record(root: Path, change: Callable[[Any], o
     with pytest.raises(DataError, match=message) as error:
         LOADER.examples(RULES, root, "test")
     assert "dataset_coco.json" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"images": ["half a character: \\ud83d"]}'])
+def test_json_that_is_no_data_names_the_file(root: Path, content: bytes) -> None:
+    (root / "coco" / "dataset_coco.json").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"dataset_coco\.json (is nested too deeply|holds a text with half a character)"
+    ):
+        LOADER.examples(RULES, root, "test")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"images": [', b"\xff\xfe\x00"])

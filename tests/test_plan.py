@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -63,8 +65,12 @@ def test_a_plan_worked_out_by_hand() -> None:
 
 def test_subsampled_queries_are_drawn_before_the_pool() -> None:
     whole, part = plan_of(source_of(50, 20), 4), plan_of(source_of(50, 20), 4, num_samples=5)
-    assert len(part) == 5
-    assert {query.id for query in part} <= {query.id for query in whole}
+    generator = np.random.RandomState(42)
+    drawn = generator.choice(20, 5, replace=False)
+    pool = generator.choice(50, 50, replace=False)
+    assert {query.id - 1000 for query in part if isinstance(query.id, int)} == set(drawn.tolist())
+    assert part.demonstrations[0] == tuple(random.Random(42).sample(pool.tolist(), 4))
+    assert whole.demonstrations != part.demonstrations, "another draw of queries leaves another pool"
 
 
 @settings(max_examples=30, deadline=None)
@@ -78,7 +84,7 @@ def test_a_plan_depends_on_neither_batches_nor_repetition(
     assert queries == list(plan_of(source, shots, seed)), "made again it is the same"
     assert sorted(plan.queries) == list(range(test)), "every query once"
     assert all(len(set(q.demonstration_ids)) == (shots or 2) for q in queries), "no demonstration twice in a prompt"
-    batches = list(_batches([Pending(q, "") for q in queries], {"coco": source.benchmark.decoding}, batch_size))
+    batches = list(_batches([Pending(q, "", "") for q in queries], {"coco": source.benchmark.task}, batch_size))
     assert [item.query for _, batch in batches for item in batch] == queries, "batches only cut it into pieces"
     assert all(len(batch) <= batch_size for _, batch in batches)
 

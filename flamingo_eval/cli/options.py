@@ -19,18 +19,18 @@ def _env(name: str) -> str:
     return f"FLAMINGO_EVAL_{name}"
 
 
-def parse_numbers(text: str, option: str, *, least: int = 0) -> tuple[int, ...]:
+def parse_numbers(text: str, option: str, *, most: int) -> tuple[int, ...]:
     """``"0,4,8"`` -> (0, 4, 8), in the order given, repetitions dropped.
 
     Raises:
-        UserError: not whole numbers, or below ``least``; the message names the option.
+        UserError: not whole numbers from 0 to ``most``; the message names the option.
     """
     try:
         numbers = tuple(dict.fromkeys(int(part) for part in text.strip("[]").replace(" ", ",").split(",") if part))
     except ValueError:
         numbers = ()
-    if not numbers or min(numbers) < least:
-        raise UserError(f"{option} {text!r}: give whole numbers from {least} on, separated by commas, such as 0,4,8")
+    if not numbers or min(numbers) < 0 or max(numbers) > most:
+        raise UserError(f"{option} {text!r}: give whole numbers from 0 to {most}, separated by commas, such as 0,4,8")
     return numbers
 
 
@@ -42,12 +42,22 @@ Shots = Annotated[
 Seeds = Annotated[
     str | None,
     typer.Option("--seeds", metavar="LIST", envvar=_env("SEEDS"), rich_help_panel=_DATA,
-                 help="One trial per seed, such as 42,43,44. Default: 42 and on, as many as --trials."),
+                 help="One trial per seed, such as 42,43,44. Default: the protocol's, 42,43,44."),
 ]  # fmt: skip
 Trials = Annotated[
-    int,
-    typer.Option("--trials", min=1, envvar=_env("TRIALS"), rich_help_panel=_DATA,
-                 help="Number of trials, with seeds 42, 43, ...; --seeds names them instead."),
+    int | None,
+    typer.Option("--trials", min=1, max=1000, envvar=_env("TRIALS"), rich_help_panel=_DATA,
+                 help="Number of trials, with seeds 42, 43, ...; --seeds names them instead. Default: the protocol's."),
+]  # fmt: skip
+Protocol = Annotated[
+    str,
+    typer.Option("--protocol", metavar="NAME", envvar=_env("PROTOCOL"), rich_help_panel=_DATA,
+                 help="Whose rules: openflamingo, openflamingo-2023-06, openflamingo-2023-03, or official."),
+]  # fmt: skip
+Split = Annotated[
+    str | None,
+    typer.Option("--split", metavar="NAME", envvar=_env("SPLIT"), rich_help_panel=_DATA,
+                 help="Which split to query, where there are several. Default: the protocol's."),
 ]  # fmt: skip
 DataRoot = Annotated[
     str | None,
@@ -97,8 +107,21 @@ Format = Annotated[
                  help="How the table is printed."),
 ]  # fmt: skip
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+MovedData = Annotated[
+    str | None, typer.Option("--data-root", metavar="DIR", help="Where the data is now, if it has moved.")
+]
 
 
-def parse_seeds(seeds: str | None, trials: int) -> tuple[int, ...]:
-    """The seeds named, else 42, 43, ... (the published runs used 42 and on)."""
-    return tuple(range(42, 42 + trials)) if seeds is None else parse_numbers(seeds, "--seeds")
+def check_format(format: str) -> None:
+    """Raises UserError for a format that tables don't come in, before anything is computed."""
+    from flamingo_eval.report.table import FORMATS
+
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+
+
+def parse_seeds(seeds: str | None, trials: int | None, default: tuple[int, ...]) -> tuple[int, ...]:
+    """The seeds named, else as many as ``--trials`` from the protocol's first one on, else the protocol's."""
+    if seeds is not None:
+        return parse_numbers(seeds, "--seeds", most=2**32 - 1)
+    return default if trials is None else tuple(range(default[0], default[0] + trials))

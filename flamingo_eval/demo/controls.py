@@ -59,7 +59,7 @@ def observe(trial: TrialPlan, references: Mapping[Id, Sequence[str]], frame: str
     for position in range(len(trial)):
         shown = [trial.source.data.train[i].fields["caption"] for i in trial.demonstrations[position]]
         known = {concept for text in shown for concept in concepts_in(text)}
-        id = trial.query_id(position)
+        id = trial.slots[position][0]
         colour, shape = sorted(concepts_in(references[id][0]), key=lambda concept: concept in world.SHAPES)
         words = {
             kind: world.word(concept, DIALECT if concept in known else world.draw_dialect(generator))
@@ -77,7 +77,7 @@ def observer_cells(trials: Sequence[TrialPlan]) -> list[Cell]:
     for shots in SHOTS:
         members = [trial for trial in trials if trial.shots == shots]
         by_frame = [
-            metric.compute([observe(trial, references, frame) for trial in members], references)
+            metric.compute([observe(trial, references, frame) for trial in members], references, {})
             for frame in world.FRAMES
         ]
         best = max(by_frame, key=lambda scores: sum(score.value for score in scores))
@@ -92,7 +92,7 @@ def best_single_caption(references: Mapping[Id, Sequence[str]]) -> tuple[str, fl
         frame.format(colour=world.word(c, DIALECT), shape=world.word(s, DIALECT))
         for frame, c, s in itertools.product(world.FRAMES, world.COLOURS, world.SHAPES)
     )
-    scores = registry.metric("cider").compute([dict.fromkeys(references, text) for text in texts], references)
+    scores = registry.metric("cider").compute([dict.fromkeys(references, text) for text in texts], references, {})
     best = max(range(len(texts)), key=lambda i: scores[i].value)
     return texts[best], scores[best].value
 

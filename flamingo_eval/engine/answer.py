@@ -14,17 +14,18 @@ from tqdm import tqdm
 from flamingo_eval.engine.journal import Entry, Journal, slot_of
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.errors import DataError, QueryError
-from flamingo_eval.files import digest, file_digest
-from flamingo_eval.nouns import Decoding, Prediction, Query
+from flamingo_eval.files import changed_fields, digest, file_digest
+from flamingo_eval.nouns import Prediction, Query, Task
 from flamingo_eval.ports import Model
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A query that has to be answered, and the key its answer will have."""
+    """A query that has to be answered, and the digests its answer will have."""
 
     query: Query
     key: str
+    pictures: str
 
 
 @dataclass(frozen=True)
@@ -35,53 +36,60 @@ class Failure:
     reason: str
 
 
-def image_digests(root: Path) -> Callable[[str], str]:
-    """A function from a picture's relative path to a digest of its content; ``unreadable`` where there is none."""
+def picture_digests(root: Path) -> Callable[[tuple[str, ...]], str | None]:
+    """A function from relative paths to one digest of the pictures' contents; None if one of them can't be read."""
 
     @cache
-    def of(relative: str) -> str:
+    def of_one(relative: str) -> str | None:
         try:
             return file_digest(root / relative)
         except OSError:
-            return "unreadable"
+            return None
 
-    return of
+    def of_all(relatives: tuple[str, ...]) -> str | None:
+        digests = [of_one(relative) for relative in relatives]
+        return None if None in digests else digest(digests)
+
+    return of_all
 
 
-def answer_key(query: Query, decoding: Decoding, model: str, image_digest: Callable[[str], str]) -> str:
-    """Digest of everything that determines a query's answer.
+def answer_key(query: Query, task: Task, model: str) -> str:
+    """Digest of everything that determines a query's answer, but for the pictures' content.
 
     Args:
         model: digest of the model, its precision included.
-        image_digest: from a picture's path to a digest of its content.
     """
     return digest(
         {
-            "query": [query.benchmark, query.shots, query.seed, query.id],
+            "query": list(slot_of(query)),
             "demonstrations": list(query.demonstration_ids),
             "prompt": query.prompt.text,
-            "images": [image_digest(path) for path in query.prompt.images],
-            "decoding": [getattr(decoding, name) for name in Decoding.__slots__],
+            "images": list(query.prompt.images),
+            "rgb": query.prompt.rgb,
+            "task": changed_fields(task),
             "model": model,
         }
     )
 
 
 def find_pending(trials: Iterable[TrialPlan], journal: Journal, model: str) -> Iterator[Pending]:
-    """The queries whose answers the journal does not hold, in plan order."""
-    digests: dict[Path, Callable[[str], str]] = {}
+    """The queries whose answers the journal does not hold, in plan order.
+
+    An answer stays valid when a picture has gone since; it is asked for again when a picture has changed.
+    """
+    digests: dict[Path, Callable[[tuple[str, ...]], str | None]] = {}
     for trial in trials:
-        of = digests.setdefault(trial.source.root, image_digests(trial.source.root))
+        of = digests.setdefault(trial.source.root, picture_digests(trial.source.root))
         for query in trial:
-            key = answer_key(query, trial.source.benchmark.decoding, model, of)
+            key, pictures = answer_key(query, trial.source.benchmark.task, model), of(query.prompt.images)
             known = journal.get(slot_of(query))
-            if known is None or known.key != key:
-                yield Pending(query, key)
+            if known is None or known.key != key or pictures not in (known.pictures, None):
+                yield Pending(query, key, pictures or "")
 
 
 def answer(
     pending: Sequence[Pending],
-    decodings: Mapping[str, Decoding],
+    tasks: Mapping[str, Task],
     model: Model,
     journal: Journal,
     *,
@@ -92,7 +100,7 @@ def answer(
 
     Args:
         pending: what to answer.
-        decodings: benchmark -> how its text is generated.
+        tasks: benchmark -> what the model is asked to do.
         extra: fields added to every journal line.
 
     Returns:
@@ -100,19 +108,19 @@ def answer(
     """
     failures: list[Failure] = []
     with tqdm(total=len(pending), unit="query", desc="answering", file=sys.stderr, mininterval=_interval()) as bar:
-        for decoding, batch in _batches(pending, decodings, batch_size):
+        for task, batch in _batches(pending, tasks, batch_size):
             ready, prepared = [], []
             for item in batch:
                 try:
-                    prepared.append(model.prepare(item.query.prompt, decoding))
+                    prepared.append(model.prepare(item.query.prompt, task))
                     ready.append(item)
                 except QueryError as error:
                     failures.append(Failure(item.query, str(error)))
             if ready:
-                texts = model.generate(prepared, decoding)
+                answers = model.answer(prepared, task)
                 entries = [
-                    Entry(slot_of(item.query), Prediction(item.key, raw))
-                    for item, raw in zip(ready, texts, strict=True)
+                    Entry(slot_of(item.query), Prediction(item.key, said, item.pictures))
+                    for item, said in zip(ready, answers, strict=True)
                 ]
                 journal.append(entries, extra)
             bar.update(len(batch))
@@ -124,18 +132,16 @@ def _interval() -> float:
     return 0.2 if sys.stderr.isatty() else 10.0
 
 
-def _batches(
-    pending: Sequence[Pending], decodings: Mapping[str, Decoding], size: int
-) -> Iterator[tuple[Decoding, list[Pending]]]:
+def _batches(pending: Sequence[Pending], tasks: Mapping[str, Task], size: int) -> Iterator[tuple[Task, list[Pending]]]:
     """Batches of at most ``size`` queries of one benchmark and one number of shots (so of like length)."""
     batch: list[Pending] = []
     for item in pending:
         if batch and (len(batch) == size or _kind(item) != _kind(batch[0])):
-            yield decodings[batch[0].query.benchmark], batch
+            yield tasks[batch[0].query.benchmark], batch
             batch = []
         batch.append(item)
     if batch:
-        yield decodings[batch[0].query.benchmark], batch
+        yield tasks[batch[0].query.benchmark], batch
 
 
 def _kind(item: Pending) -> tuple[str, int]:

@@ -17,9 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import json_text, read_json, storage_errors, write_atomic
+from flamingo_eval.files import fits, json_text, read_json, storage_errors, write_atomic
 
 FORMAT = 1
+_RUN_SHAPE = {
+    "demo": (str, type(None)),
+    "identity": {"checkpoint": str, "precision": str, "selector": str, "num_samples": (int, type(None)),
+                 "query_set_size": int, "benchmarks": dict},
+    "checkpoint": {"name": str, "digest": str},
+    "settings": {"checkpoint": str, "data_root": str, "protocol": str, "split": (str, type(None)),
+                 "data_overrides": dict, "pool": dict},
+    "cells": [list],
+    "sessions": [dict],
+}  # fmt: skip
 
 
 def now() -> str:
@@ -45,9 +55,11 @@ class RunFolder:
         """
         if not self.run_file.is_file():
             raise UserError(f"{self.path} is not a run folder (it has no run.json)")
-        run = read_json(self.run_file)
-        if not isinstance(run, dict) or run.get("format") != FORMAT:
+        run: dict[str, Any] = read_json(self.run_file)
+        if not fits(run, {"format": int}) or run["format"] != FORMAT:
             raise UserError(f"{self.run_file} is not of a format this version reads (format {FORMAT})")
+        if not fits(run, _RUN_SHAPE) or not all(len(cell) == 3 for cell in run["cells"]):
+            raise UserError(f"{self.run_file} is damaged: something that every run states is missing in it")
         return run
 
     def write_run(self, run: Mapping[str, Any]) -> None:
@@ -83,6 +95,8 @@ class RunFolder:
             StorageError: the folder can't be written to.
         """
         path = self.path / ".lock"
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; a run is saved in a folder")
         with storage_errors(path):
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

@@ -15,8 +15,8 @@ from flamingo_eval.errors import DataError
 from flamingo_eval.files import storage_errors
 from flamingo_eval.nouns import Id, Prediction, Query
 
-Slot = tuple[str, int, int, Id]
-"""(benchmark, shots, seed, query id): what an answer belongs to."""
+Slot = tuple[str, int, int, Id, int]
+"""(benchmark, shots, seed, query id, occurrence): what an answer belongs to."""
 
 
 class Entry(NamedTuple):
@@ -28,7 +28,7 @@ class Entry(NamedTuple):
 
 def slot_of(query: Query) -> Slot:
     """The slot of a query."""
-    return (query.benchmark, query.shots, query.seed, query.id)
+    return (query.benchmark, query.shots, query.seed, query.id, query.occurrence)
 
 
 class Journal:
@@ -60,6 +60,8 @@ class Journal:
     def _read(self) -> Iterator[Entry]:
         if not self.path.exists():
             return
+        if not self.path.is_file():
+            raise DataError(f"{self.path} is not a file")
         with self.path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
@@ -96,9 +98,12 @@ class Journal:
 
 
 def _line(entry: Entry, extra: Mapping[str, Any]) -> str:
-    benchmark, shots, seed, query_id = entry.slot
-    row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id,
-           "key": entry.prediction.key, "raw": entry.prediction.raw, **extra}  # fmt: skip
+    benchmark, shots, seed, query_id, occurrence = entry.slot
+    answer = entry.prediction.answer
+    said = {"raw": answer} if isinstance(answer, str) else {"raw": None, "class_logprobs": dict(answer)}
+    again = {"occurrence": occurrence} if occurrence else {}
+    row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, **again,
+           "key": entry.prediction.key, "pictures": entry.prediction.pictures, **said, **extra}  # fmt: skip
     return json.dumps(row) + "\n"
 
 
@@ -106,12 +111,24 @@ def _parse(line: bytes, where: str) -> Entry:
     try:
         row = json.loads(line)
         benchmark, shots, seed, query_id = (row[key] for key in ("benchmark", "shots", "seed", "query_id"))
-        key, raw = row["key"], row["raw"]
-    except (ValueError, KeyError, TypeError) as error:
+        occurrence, key, pictures = row.get("occurrence", 0), row["key"], row["pictures"]
+        answer = row["raw"] if row["raw"] is not None else row["class_logprobs"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: not a line of a journal ({error!r}); move the file away to start anew") from error
-    kinds = ((benchmark, str), (shots, int), (seed, int), (query_id, (int, str)), (key, str), (raw, str))
-    if not all(isinstance(value, kind) for value, kind in kinds):
-        raise DataError(
-            f"{where}: not a line of a journal (a field is of the wrong type); move the file away to start anew"
-        )
-    return Entry((benchmark, shots, seed, query_id), Prediction(key, raw))
+    kinds = (
+        (benchmark, str),
+        (shots, int),
+        (seed, int),
+        (query_id, (int, str)),
+        (occurrence, int),
+        (key, str),
+        (pictures, str),
+    )
+    numbers = answer.values() if isinstance(answer, dict) else ()
+    if (
+        not all(isinstance(value, kind) for value, kind in kinds)
+        or not isinstance(answer, str | dict)
+        or not all(isinstance(number, int | float) for number in numbers)
+    ):
+        raise DataError(f"{where}: not a line of a journal (a field is of the wrong type); move it away to start anew")
+    return Entry((benchmark, shots, seed, query_id, occurrence), Prediction(key, answer, pictures))

@@ -12,8 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flamingo_eval import registry
-from flamingo_eval.benchmark import Benchmark, load_benchmark
+from flamingo_eval.benchmark import DEFAULT_PROTOCOL, Benchmark, load_benchmark
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import files_digest
 from flamingo_eval.nouns import Id, Query
@@ -42,14 +44,21 @@ class Source:
         return registry.loader(rules.loader).references(rules, self.root, self.benchmark.split)
 
 
-def read_source(name: str, root: Path, overrides: Mapping[str, Any] | None = None) -> Source:
+def read_source(
+    name: str,
+    root: Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    protocol: str = DEFAULT_PROTOCOL,
+    split: str | None = None,
+) -> Source:
     """Reads a benchmark's definition and its data.
 
     Raises:
-        UserError: unknown benchmark, data folder missing.
+        UserError: unknown benchmark, protocol or split; data folder missing.
         DataError: a file is missing or malformed.
     """
-    benchmark = load_benchmark(name, overrides)
+    benchmark = load_benchmark(name, overrides, protocol=protocol, split=split)
     folder = root / benchmark.data.folder
     if not folder.is_dir():
         missing = root if not root.is_dir() else folder
@@ -90,9 +99,16 @@ class TrialPlan:
         """(benchmark, shots, seed)."""
         return (self.source.benchmark.name, self.shots, self.seed)
 
-    def query_id(self, position: int) -> Id:
-        """Id of the query at a position, without building its prompt."""
-        return self.source.data.test[self.queries[position]].id
+    @cached_property
+    def slots(self) -> tuple[tuple[Id, int], ...]:
+        """(id, occurrence) of every query, in order, without building prompts."""
+        seen: dict[Id, int] = {}
+        slots = []
+        for number in self.queries:
+            id = self.source.data.test[number].id
+            slots.append((id, seen.get(id, 0)))
+            seen[id] = seen.get(id, 0) + 1
+        return tuple(slots)
 
     def query(self, position: int) -> Query:
         """The query at a position. Raises DataError if its texts and pictures don't correspond."""
@@ -106,6 +122,7 @@ class TrialPlan:
             id=example.id,
             demonstration_ids=tuple(d.id for d in demonstrations),
             prompt=build_prompt(benchmark.prompt, demonstrations, example, self.shots),
+            occurrence=self.slots[position][1],
         )
 
 
@@ -119,25 +136,50 @@ def plan_trial(
     Raises:
         UserError: more queries or demonstrations asked for than there are.
     """
-    data, count = source.data, len(source.data.test)
-    if num_samples is not None and not 0 < num_samples <= count:
-        raise UserError(
-            f"--num-samples {num_samples}: {source.benchmark.name} {source.benchmark.split} has {count} queries"
-        )
-    generator = numpy_generator(seed)
-    drawn = choose(generator, count, count if num_samples is None else num_samples)
-    queries = [drawn[i] for i in visiting_order(len(drawn))]
+    rules, generator = source.benchmark.plan, numpy_generator(seed)
+    draw = _draw_from_one_set if rules.one_set else _draw_queries
+    queries, pool = draw(source, generator, num_samples or rules.num_samples, query_set_size)
     picked = registry.selector(selector).select(
         Selection(
-            train=data.train,
-            queries=[data.test[i] for i in queries],
+            train=source.data.train,
+            queries=[source.data.test[i] for i in queries],
             count=shots or source.benchmark.prompt.zero_shot_demonstrations,
             pool_size=query_set_size,
-            generator=generator,
+            pool=pool,
+            generator=numpy_generator(seed) if rules.reseed_pool else generator,
             seed=seed,
         )
     )
     return TrialPlan(source, shots, seed, tuple(queries), tuple(tuple(row) for row in picked))
+
+
+def _draw_queries(
+    source: Source, generator: np.random.RandomState, num_samples: int | None, _: int
+) -> tuple[list[int], None]:
+    """Queries in the order visited; the pool is left to the selector."""
+    count = len(source.data.test)
+    if num_samples is not None and num_samples > count:
+        raise UserError(
+            f"--num-samples {num_samples}: {source.benchmark.name} {source.benchmark.split} has {count} queries"
+        )
+    drawn = choose(generator, count, num_samples or count)
+    return [drawn[i] for i in visiting_order(len(drawn))], None
+
+
+def _draw_from_one_set(
+    source: Source, generator: np.random.RandomState, num_samples: int | None, pool_size: int
+) -> tuple[list[int], list[int]]:
+    """Queries and pool from one set, the pool first, queries in the order drawn (open_flamingo tag 0.1)."""
+    count = len(source.data.test)
+    wanted = count - pool_size if num_samples is None else num_samples
+    if wanted < 1 or wanted + pool_size > count:
+        raise UserError(
+            f"{source.benchmark.name} under {source.benchmark.protocol} draws queries and pool from one set "
+            f"of {count}, too few for {wanted} queries and a pool of {pool_size}: "
+            "lower --num-samples and --query-set-size"
+        )
+    drawn = choose(generator, count, wanted + pool_size)
+    return drawn[pool_size:], drawn[:pool_size]
 
 
 def query_row(query: Query) -> dict[str, Any]:

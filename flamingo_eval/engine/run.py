@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from flamingo_eval import __version__, registry
-from flamingo_eval.engine.answer import answer, describe_failures, find_pending
+from flamingo_eval.engine.answer import Failure, answer, describe_failures, find_pending
 from flamingo_eval.engine.folder import FORMAT, RunFolder, now
 from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.plan import Source, TrialPlan, plan_trial, read_source
 from flamingo_eval.engine.score import check_complete, write_scores
-from flamingo_eval.files import digest
-from flamingo_eval.nouns import Cell
+from flamingo_eval.files import changed_fields, digest
+from flamingo_eval.nouns import Cell, Decoding, Task
 from flamingo_eval.ports import ModelInfo
 from flamingo_eval.runspec import RunSpec
 
@@ -30,13 +30,16 @@ _DEMO_NOTE = {
 }
 
 
+RootOf = Callable[[str], Path]
+"""From a data root as users name it to the folder."""
+
+
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: where it is, its cells (those asked for), and how many queries were answered just now."""
+    """A finished run: where it is, and its cells, those asked for."""
 
     folder: RunFolder
     cells: list[Cell]
-    answered: int
 
 
 def demo_note(spec: RunSpec) -> str | None:
@@ -54,38 +57,51 @@ def plan_all(spec: RunSpec, sources: Mapping[str, Source], cells: Sequence[tuple
 
 
 def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
-    """What the user should know before the run starts."""
-    found = [
+    """What the user should know before the run starts, but for the demo."""
+    capped = [
         f"{source.benchmark.name}: the training set has {len(source.data.train)} examples; "
         f"all of them are the pool (--query-set-size {spec.query_set_size})"
         for source in sources.values()
-        if spec.query_set_size > len(source.data.train)
+        if spec.query_set_size > len(source.data.train) and not source.benchmark.plan.one_set
     ]
-    note = demo_note(spec)
-    return [*([note] if note else []), *found]
+    chosen = [f"{source.benchmark.name}: {note}" for source in sources.values() for note in source.data.notes]
+    return [*chosen, *capped]
 
 
 def read_sources(spec: RunSpec, root: Path) -> dict[str, Source]:
     """Every benchmark of a run with its data."""
-    return {name: read_source(name, root, spec.data_overrides.get(name)) for name in spec.benchmarks}
-
-
-def run_identity(spec: RunSpec, sources: Mapping[str, Source], model: str) -> dict[str, Any]:
-    """Everything that determines answers, but for shots and seeds, which extend a run."""
     return {
-        "model": model,
+        name: read_source(name, root, spec.data_overrides.get(name), protocol=spec.protocol, split=spec.split)
+        for name in spec.benchmarks
+    }
+
+
+def run_identity(spec: RunSpec, sources: Mapping[str, Source], checkpoint: str, precision: str) -> dict[str, Any]:
+    """Everything that determines answers, but for shots and seeds, which extend a run.
+
+    Numbers are those in effect: asking for all queries by their number is asking for all queries.
+    """
+    counts = {len(source.data.test) for source in sources.values()}
+    return {
+        "checkpoint": checkpoint,
+        "precision": precision,
         "selector": spec.selector,
-        "num_samples": spec.num_samples,
+        "num_samples": None if counts == {spec.num_samples} else spec.num_samples,
         "query_set_size": spec.query_set_size,
-        "benchmarks": {
-            name: {
-                "protocol": source.benchmark.protocol,
-                "split": source.benchmark.split,
-                "rules": digest([repr(source.benchmark.prompt), repr(source.benchmark.decoding)]),
-                "data": source.digest,
-            }
-            for name, source in sources.items()
-        },
+        "benchmarks": {name: _benchmark_identity(source) for name, source in sources.items()},
+    }
+
+
+def _benchmark_identity(source: Source) -> dict[str, Any]:
+    benchmark = source.benchmark
+    rules = (benchmark.prompt, benchmark.task, benchmark.plan)
+    options = {key: value for key, value in benchmark.data.options.items() if key != "references"}
+    return {
+        "protocol": benchmark.protocol,
+        "split": benchmark.split,
+        "rules": digest([changed_fields(part) for part in rules]),
+        "reading": digest([benchmark.data.loader, benchmark.data.folder, benchmark.data.train, options]),
+        "data": source.digest,
     }
 
 
@@ -118,37 +134,42 @@ def execute(spec: RunSpec, root: Path, out: Path | None) -> RunResult:
         len(source.references.by_id)  # malformed references must be found now, not after a day of answering
     info = model_source.info()
     device, precision = model_source.resolve(spec.device, spec.precision)
-    model_digest = digest([info.digest, precision])
-    identity = run_identity(spec, sources, model_digest)
+    identity = run_identity(spec, sources, info.digest, precision)
     folder = RunFolder(out or default_folder(spec, identity))
-    for line in notices(spec, sources):
+    note = demo_note(spec)
+    for line in [*([note] if note else []), *notices(spec, sources)]:
         print(f"note: {line}", file=sys.stderr)
     with folder.lock():
         folder.check_identity(identity)
         journal = Journal(folder.journal_file)
         if journal.torn:
             print(f"note: {folder.journal_file} ended in the middle of a line; that answer is dropped", file=sys.stderr)
-        pending = list(find_pending(trials, journal, model_digest))
+        pending = list(find_pending(trials, journal, digest([info.digest, precision])))
         record = _new_record(folder, spec, identity, info, root, sources)
-        session = {"start": started, "end": None, "device": device, "precision": precision,
-                   "batch_size": spec.batch_size, "answered": 0, **_provenance()}  # fmt: skip
-        failures = []
+        failures: list[Failure] = []
         if pending:
+            session = {"start": started, "end": None, "device": device, "precision": precision,
+                       "batch_size": spec.batch_size, "answered": 0, **_provenance()}  # fmt: skip
             record["sessions"].append(session)
             folder.write_run(record)
-            model = model_source.load(data_root=root, device=device, precision=precision)
-            decodings = {name: source.benchmark.decoding for name, source in sources.items()}
-            extra = {"demo": record["demo"]} if record["demo"] else {}
-            failures = answer(pending, decodings, model, journal, batch_size=spec.batch_size, extra=extra)
-            session |= {"end": now(), "answered": len(pending) - len(failures)}
-        folder.write_run(record)
-        if failures:
-            raise describe_failures(failures)
+            before = len(journal)
+            try:
+                model = model_source.load(data_root=root, device=device, precision=precision)
+                tasks = {name: source.benchmark.task for name, source in sources.items()}
+                extra = {"demo": record["demo"]} if record["demo"] else {}
+                failures = answer(pending, tasks, model, journal, batch_size=spec.batch_size, extra=extra)
+            finally:
+                session |= {"end": now(), "answered": len(journal) - before}
+                folder.write_run(record)
+        else:
+            folder.write_run(record)
         wanted = set(spec.cells)
-        check_complete(trials, journal, wanted, folder)
         everything = trials + plan_rest(spec, sources, record, wanted)
         cells = write_scores(folder, everything, journal, record)
-    return RunResult(folder, select_cells(cells, wanted), len(pending))
+        if failures:
+            raise describe_failures(failures)
+        check_complete(trials, journal, wanted, folder)
+    return RunResult(folder, select_cells(cells, wanted))
 
 
 def plan_rest(
@@ -171,7 +192,7 @@ def select_cells(cells: Sequence[Cell], wanted: set[tuple[str, int, int]]) -> li
     return picked
 
 
-def reopen(folder: RunFolder, root_of: Any, data_root: str | None = None) -> tuple[dict[str, Any], list[TrialPlan]]:
+def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> tuple[dict[str, Any], list[TrialPlan]]:
     """The record of a run and the plans of all its cells, made again from the data.
 
     Args:
@@ -190,27 +211,29 @@ def reopen(folder: RunFolder, root_of: Any, data_root: str | None = None) -> tup
         seeds=(),
         checkpoint=settings["checkpoint"],
         data_root=data_root or settings["data_root"],
+        protocol=settings["protocol"],
+        split=settings["split"],
         selector=record["identity"]["selector"],
         num_samples=record["identity"]["num_samples"],
         query_set_size=record["identity"]["query_set_size"],
         data_overrides=settings["data_overrides"],
     )
     sources = read_sources(spec, root_of(spec.data_root))
-    folder.check_identity(run_identity(spec, sources, record["identity"]["model"]))
+    folder.check_identity(
+        run_identity(spec, sources, record["identity"]["checkpoint"], record["identity"]["precision"])
+    )
     return record, plan_rest(spec, sources, record, set())
 
 
-def rescore(folder: RunFolder, root_of: Any, data_root: str | None = None) -> list[Cell]:
-    """Scores a run again from its journal; no model, no pictures.
+def rescore(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> list[Cell]:
+    """Scores a run again from its journal, as far as it is complete; no model, no pictures.
 
     Raises:
-        UserError, DataError: see :func:`reopen`; also when answers are missing.
+        UserError, DataError: see :func:`reopen`.
     """
     record, trials = reopen(folder, root_of, data_root)
     with folder.lock():
-        journal = Journal(folder.journal_file)
-        check_complete(trials, journal, {t.cell for t in trials}, folder)
-        return write_scores(folder, trials, journal, record)
+        return write_scores(folder, trials, Journal(folder.journal_file), record)
 
 
 def _new_record(
@@ -234,13 +257,20 @@ def _new_record(
         "settings": {
             "checkpoint": spec.checkpoint,
             "data_root": spec.data_root if "data" in spec.demo_parts else str(root.absolute()),
+            "protocol": spec.protocol,
+            "split": spec.split,
             "data_overrides": {k: dict(v) for k, v in spec.data_overrides.items()},
             "pool": {name: min(spec.query_set_size, len(s.data.train)) for name, s in sources.items()},
-            "decoding": {name: repr(s.benchmark.decoding) for name, s in sources.items()},
+            "task": {name: describe_task(s.benchmark.task) for name, s in sources.items()},
         },
         "cells": [list(cell) for cell in cells],
         "sessions": old["sessions"] if old else [],
     }
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """Decoding settings, or how many names are ranked, as ``run.json`` has them."""
+    return asdict(task) if isinstance(task, Decoding) else {"ranked_names": len(task.names)}
 
 
 def _provenance() -> dict[str, Any]:

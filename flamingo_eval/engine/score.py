@@ -1,9 +1,11 @@
-"""Score: from the journal's raw text to numbers; never needs a model or a picture."""
+"""Score: from the journal's raw answers to numbers; never needs a model or a picture."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flamingo_eval import registry
@@ -11,24 +13,43 @@ from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.plan import Source, TrialPlan, query_row
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import json_text, read_json, write_atomic
-from flamingo_eval.nouns import Cell, Id, Score, Trial
+from flamingo_eval.files import files_digest, fits, json_text, read_json, write_atomic
+from flamingo_eval.nouns import Answer, Cell, Id, Score, Trial
 from flamingo_eval.prompting import extract_answer
 
+_NUMBER = (int, float)
+_SCORES_SHAPE = {
+    "notes": [str],
+    "cells": [
+        {"benchmark": str, "split": str, "shots": int, "selector": str, "protocol": str, "metric": str,
+         "trials": [{"seed": int, "value": _NUMBER, "queries": int, "planned": int}]}
+    ],
+}  # fmt: skip
 CellKey = tuple[str, int, int]
 """(benchmark, shots, seed)."""
 
 
-def raw_answers(trial: TrialPlan, journal: Journal) -> dict[Id, str]:
-    """Query id -> raw text, for the queries of a trial that the journal has answers for."""
-    ids = [trial.query_id(position) for position in range(len(trial))]
-    found = {id: journal.get((*trial.cell, id)) for id in ids}
-    return {id: prediction.raw for id, prediction in found.items() if prediction is not None}
+@dataclass(frozen=True)
+class ScoredTrial:
+    """A trial's answers after post-processing, its score, and its values under other scoring rules."""
+
+    answers: Mapping[Id, Answer]
+    score: Score | None
+    also: Mapping[str, float]
 
 
-def score_trials(trials: Sequence[TrialPlan], journal: Journal) -> dict[CellKey, tuple[dict[Id, str], Score]]:
-    """(answers after post-processing, score) of every trial that is fully answered."""
-    scored: dict[CellKey, tuple[dict[Id, str], Score]] = {}
+def raw_answers(trial: TrialPlan, journal: Journal) -> list[tuple[Id, Answer]]:
+    """(query id, answer) in plan order, for the queries of a trial that the journal has answers for."""
+    found = ((id, journal.get((*trial.cell, id, occurrence))) for id, occurrence in trial.slots)
+    return [(id, prediction.answer) for id, prediction in found if prediction is not None]
+
+
+def score_trials(trials: Sequence[TrialPlan], journal: Journal) -> dict[CellKey, ScoredTrial]:
+    """Every trial that is fully answered, scored; those of a split without public answers have no score.
+
+    A picture queried twice in one trial keeps its last caption, as the reference's result file does.
+    """
+    scored: dict[CellKey, ScoredTrial] = {}
     by_source: dict[int, tuple[Source, list[TrialPlan]]] = {}
     for trial in trials:
         by_source.setdefault(id(trial.source), (trial.source, []))[1].append(trial)
@@ -38,11 +59,23 @@ def score_trials(trials: Sequence[TrialPlan], journal: Journal) -> dict[CellKey,
             raw = raw_answers(trial, journal)
             if len(raw) == len(trial):
                 complete.append(trial)
-                answers.append({query: extract_answer(rules, text) for query, text in raw.items()})
-        if complete:
-            scores = registry.metric(source.benchmark.metric).compute(answers, source.references.by_id)
-            scored |= {t.cell: pair for t, pair in zip(complete, zip(answers, scores, strict=True), strict=True)}
+                answers.append({id: _processed(rules, said) for id, said in raw})
+        scores = _scores(source, answers, source.benchmark.scoring)
+        others = {name: _scores(source, answers, rules) for name, rules in source.benchmark.also.items()}
+        for i, trial in enumerate(complete):
+            also = {name: score.value for name, results in others.items() if (score := results[i]) is not None}
+            scored[trial.cell] = ScoredTrial(answers[i], scores[i], also)
     return scored
+
+
+def _processed(rules: Any, said: Answer) -> Answer:
+    return extract_answer(rules, said) if isinstance(said, str) else said
+
+
+def _scores(source: Source, answers: Sequence[Mapping[Id, Answer]], rules: Mapping[str, Any]) -> list[Score | None]:
+    if not answers or not source.references.by_id:
+        return [None] * len(answers)
+    return [*registry.metric(source.benchmark.metric).compute(answers, source.references.by_id, rules)]
 
 
 def check_complete(trials: Iterable[TrialPlan], journal: Journal, wanted: set[CellKey], folder: RunFolder) -> None:
@@ -60,33 +93,32 @@ def check_complete(trials: Iterable[TrialPlan], journal: Journal, wanted: set[Ce
         )
 
 
-def build_cells(
-    trials: Sequence[TrialPlan], scored: Mapping[CellKey, tuple[dict[Id, str], Score]], selector: str
-) -> list[Cell]:
-    """The table's cells, trials in order of seed."""
+def build_cells(trials: Sequence[TrialPlan], scored: Mapping[CellKey, ScoredTrial], selector: str) -> list[Cell]:
+    """The table's cells, trials in order of seed; trials without a score have none."""
     groups: dict[tuple[str, int], list[TrialPlan]] = {}
     for trial in trials:
-        if trial.cell in scored:
+        if trial.cell in scored and scored[trial.cell].score is not None:
             groups.setdefault(trial.cell[:2], []).append(trial)
     cells = []
     for (name, shots), members in sorted(groups.items()):
         benchmark = members[0].source.benchmark
-        members.sort(key=lambda t: t.seed)
-        results = tuple(
-            Trial(t.seed, scored[t.cell][1].value, queries=len(scored[t.cell][0]), planned=len(t)) for t in members
-        )
-        cells.append(
-            Cell(
-                name,
-                benchmark.split,
-                shots,
-                selector,
-                benchmark.protocol,
-                registry.metric(benchmark.metric).title,
-                results,
-            )
-        )
+        results = tuple(_trial(t, scored[t.cell]) for t in sorted(members, key=lambda t: t.seed))
+        title = registry.metric(benchmark.metric).title
+        cells.append(Cell(name, benchmark.split, shots, selector, benchmark.protocol, title, results))
     return cells
+
+
+def _trial(plan: TrialPlan, scored: ScoredTrial) -> Trial:
+    if scored.score is None:
+        raise ValueError(f"{plan.cell} has no score")
+    return Trial(
+        seed=plan.seed,
+        value=scored.score.value,
+        queries=len(plan),
+        planned=len(plan),
+        also=scored.also,
+        groups=scored.score.groups,
+    )
 
 
 def write_scores(
@@ -95,19 +127,31 @@ def write_scores(
     """Scores every complete trial and replaces ``scores.json`` and ``scores.jsonl``."""
     scored = score_trials(trials, journal)
     cells = build_cells(trials, scored, run["identity"]["selector"])
-    notes = dict.fromkeys(note for t in trials if t.cell in scored for note in t.source.references.notes)
+    sources = {id(t.source): t.source for t in trials if t.cell in scored}.values()
+    notes = dict.fromkeys(note for source in sources for note in (*source.data.notes, *source.references.notes))
     marks = {"demo": run["demo"]} if run["demo"] else {}
     write_atomic(folder.items_file, "".join(_item_lines(scored, marks)))
-    table = {"format": 1, **marks, "notes": list(notes), "cells": [cell_row(cell) for cell in cells]}
+    table = {
+        "format": 1,
+        **marks,
+        "checkpoint": run["checkpoint"],
+        "identity": run["identity"],
+        "references": {s.benchmark.name: files_digest(s.references.files) for s in sources},
+        "versions": run["sessions"][-1]["versions"] if run["sessions"] else None,
+        "notes": list(notes),
+        "cells": [cell_row(cell) for cell in cells],
+    }
     write_atomic(folder.scores_file, json_text(table))
     return cells
 
 
-def _item_lines(scored: Mapping[CellKey, tuple[dict[Id, str], Score]], marks: Mapping[str, Any]) -> Iterator[str]:
-    for (benchmark, shots, seed), (answers, score) in scored.items():
-        for query_id, text in answers.items():
+def _item_lines(scored: Mapping[CellKey, ScoredTrial], marks: Mapping[str, Any]) -> Iterator[str]:
+    for (benchmark, shots, seed), trial in scored.items():
+        per_item = trial.score.per_item if trial.score else {}
+        for query_id, said in trial.answers.items():
+            text = said if isinstance(said, str) else max(said, key=lambda name: said[name])
             row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, "answer": text,
-                   "score": score.per_item.get(query_id), **marks}  # fmt: skip
+                   "score": per_item.get(query_id), **marks}  # fmt: skip
             yield json.dumps(row) + "\n"
 
 
@@ -124,7 +168,12 @@ def cell_row(cell: Cell) -> dict[str, Any]:
         "std": cell.std,
         "ddof": 0,
         "complete": cell.complete,
-        "trials": [{"seed": t.seed, "value": t.value, "queries": t.queries, "planned": t.planned} for t in cell.trials],
+        "trials": [
+            {"seed": t.seed, "value": t.value, "queries": t.queries, "planned": t.planned}
+            | ({"also": dict(t.also)} if t.also else {})
+            | ({"groups": {kind: dict(values) for kind, values in t.groups.items()}} if t.groups else {})
+            for t in cell.trials
+        ],
     }
 
 
@@ -138,28 +187,54 @@ def read_scores(folder: RunFolder) -> tuple[list[Cell], list[str]]:
     if not folder.scores_file.exists():
         raise UserError(f"{folder.path} is not scored yet: flamingo-eval score {folder.path}")
     table = read_json(folder.scores_file)
-    try:
-        cells = [
-            Cell(**{key: row[key] for key in ("benchmark", "split", "shots", "selector", "protocol", "metric")},
-                 trials=tuple(Trial(**trial) for trial in row["trials"]))
-            for row in table["cells"]
-        ]  # fmt: skip
-        return cells, list(table["notes"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder.scores_file} can't be read ({error!r}): flamingo-eval score {folder.path}") from error
+    if not fits(table, _SCORES_SHAPE) or not all(row["trials"] for row in table["cells"]):
+        raise UserError(f"{folder.scores_file} is damaged: flamingo-eval score {folder.path}")
+    keys = ("benchmark", "split", "shots", "selector", "protocol", "metric")
+    cells = [
+        Cell(**{key: row[key] for key in keys}, trials=tuple(_read_trial(trial) for trial in row["trials"]))
+        for row in table["cells"]
+    ]
+    return cells, list(table["notes"])
+
+
+def _read_trial(row: Mapping[str, Any]) -> Trial:
+    known = {field.name for field in dataclasses.fields(Trial)}
+    return Trial(**{key: value for key, value in row.items() if key in known})
+
+
+def unscored(folder: RunFolder) -> list[CellKey]:
+    """The trials that a run was asked for and whose answers are not all there."""
+    scored = {(row["benchmark"], row["shots"], row["seed"]) for row in _read_items(folder).values()}
+    return [cell for row in folder.read_run()["cells"] if (cell := (row[0], row[1], row[2])) not in scored]
 
 
 def samples(folder: RunFolder, trials: Iterable[TrialPlan], journal: Journal) -> Iterator[dict[str, Any]]:
-    """A row per scored query: the plan's fields, raw text, answer, score."""
+    """A row per scored query: the plan's fields, raw text or log-likelihoods, answer, score.
+
+    Raises:
+        UserError: the run is not scored, or its files are broken.
+    """
     read_scores(folder)
-    items: dict[tuple[Any, ...], dict[str, Any]] = {}
-    with folder.items_file.open(encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            items[row["benchmark"], row["shots"], row["seed"], row["query_id"]] = row
+    items = _read_items(folder)
     for trial in trials:
         for query in trial:
-            slot = (*trial.cell, query.id)
-            prediction, item = journal.get(slot), items.get(slot)
-            if prediction is not None and item is not None:
-                yield {**query_row(query), "raw": prediction.raw, "answer": item["answer"], "score": item["score"]}
+            prediction = journal.get((*trial.cell, query.id, query.occurrence))
+            item = items.get((*trial.cell, query.id))
+            if prediction is None or item is None:
+                continue
+            said = prediction.answer
+            ranked = {} if isinstance(said, str) else {"class_logprobs": dict(said)}
+            yield {**query_row(query), "raw": said if isinstance(said, str) else None, **ranked,
+                   "answer": item["answer"], "score": item["score"]}  # fmt: skip
+
+
+def _read_items(folder: RunFolder) -> dict[tuple[Any, ...], dict[str, Any]]:
+    items = {}
+    try:
+        with folder.items_file.open(encoding="utf-8") as file:
+            for line in file:
+                row = json.loads(line)
+                items[row["benchmark"], row["shots"], row["seed"], row["query_id"]] = row
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder.items_file} can't be read ({error!r}): flamingo-eval score {folder.path}") from error
+    return items

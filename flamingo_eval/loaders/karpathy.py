@@ -13,7 +13,7 @@ from typing import Any
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError
-from flamingo_eval.files import inside_root, read_json
+from flamingo_eval.files import inside_root, read_json, record_field
 from flamingo_eval.nouns import Example, Id
 from flamingo_eval.ports import DataSet, References
 
@@ -28,7 +28,7 @@ class KarpathyLoader:
         by_split: dict[str, dict[Id, Example]] = {rules.train: {}, split: {}}
         seen: set[str] = set()
         for where, image in _images(path):
-            name = _field(where, image, "split", str)
+            name = record_field(where, image, "split", str)
             seen.add(name)
             if name in by_split:
                 example = self._example(where, image, rules)
@@ -45,8 +45,8 @@ class KarpathyLoader:
         path = root / rules.folder / rules.options["annotations"]
         karpathy: dict[Id, list[str]] = {}
         for where, image in _images(path):
-            if _field(where, image, "split", str) == split:
-                captions = [_field(where, s, "raw", str) for s in _sentences(where, image)]
+            if record_field(where, image, "split", str) == split:
+                captions = [record_field(where, s, "raw", str) for s in _sentences(where, image)]
                 karpathy[_image_id(where, image, rules)] = captions
         coco_path = root / rules.folder / rules.options["references"]
         if not rules.options["references"] or not coco_path.exists():
@@ -66,10 +66,10 @@ class KarpathyLoader:
             rules.folder,
             rules.options["images"],
             image.get("filepath", ""),
-            _field(where, image, "filename", str),
+            record_field(where, image, "filename", str),
         )
         path = PurePosixPath(*(inside_root(str(part), where) for part in folders if part))
-        caption = _field(where, _sentences(where, image)[0], "raw", str)
+        caption = record_field(where, _sentences(where, image)[0], "raw", str)
         return Example(_image_id(where, image, rules), str(path), {"caption": caption})
 
 
@@ -90,16 +90,8 @@ def _images(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield where, image
 
 
-def _field(where: str, record: Any, key: str, *kinds: type) -> Any:
-    value = record.get(key) if isinstance(record, dict) else None
-    if not isinstance(value, kinds):
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise DataError(f"{where}: {key!r} is missing or not of type {wanted}")
-    return value
-
-
 def _sentences(where: str, image: Mapping[str, Any]) -> list[Any]:
-    sentences: list[Any] = _field(where, image, "sentences", list)
+    sentences: list[Any] = record_field(where, image, "sentences", list)
     if not sentences:
         raise DataError(f"{where}: the picture has no sentence")
     return sentences
@@ -109,8 +101,8 @@ def _image_id(where: str, image: Mapping[str, Any], rules: DataRules) -> Id:
     """The id under the benchmark's key, or, for ``id = "stem"``, the file name without its ending, as text."""
     key = rules.options["id"]
     if key == "stem":
-        return PurePosixPath(_field(where, image, "filename", str)).stem
-    value: Id = _field(where, image, key, int)
+        return PurePosixPath(record_field(where, image, "filename", str)).stem
+    value: Id = record_field(where, image, key, int)
     return value
 
 
@@ -121,14 +113,14 @@ def _coco_captions(path: Path, wanted: set[Id]) -> dict[Id, list[str]]:
         raise DataError(f'{path} is not a COCO caption file: it needs the lists "images" and "annotations"')
     captions: dict[Id, list[str]] = {}
     for number, image in enumerate(table["images"]):
-        id = _field(f"{path}: images[{number}]", image, "id", int, str)
+        id = record_field(f"{path}: images[{number}]", image, "id", int, str)
         if id in wanted:
             captions[id] = []
     for number, annotation in enumerate(table["annotations"]):
         where = f"{path}: annotations[{number}]"
-        id = _field(where, annotation, "image_id", int, str)
+        id = record_field(where, annotation, "image_id", int, str)
         if id in captions:
-            captions[id].append(_field(where, annotation, "caption", str))
+            captions[id].append(record_field(where, annotation, "caption", str))
     return {id: found for id, found in captions.items() if found}
 
 

@@ -39,7 +39,15 @@ def _command() -> tuple[str, ...]:
     jar = Path(package.origin).with_name("stanford-corenlp-3.4.1.jar") if package and package.origin else None
     if jar is None or not jar.is_file():
         raise UserError("CIDEr needs pycocoevalcap and the tokenizer inside it: pip install pycocoevalcap")
-    return (_java(), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase")
+    return (
+        _java(),
+        "-XX:+UseSerialGC",
+        "-cp",
+        str(jar),
+        "edu.stanford.nlp.process.PTBTokenizer",
+        "-preserveLines",
+        "-lowerCase",
+    )
 
 
 def _java() -> str:

@@ -6,11 +6,14 @@ frequencies come from the references of the evaluated images, so scores over dif
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 from flamingo_eval.errors import DataError
 from flamingo_eval.metrics._ptb import tokenize
 from flamingo_eval.nouns import Id, Score
+
+_NO_RULES: Mapping[str, Any] = {}
 
 
 class CiderMetric:
@@ -18,11 +21,26 @@ class CiderMetric:
 
     title = "CIDEr x 100"
 
+    def __init__(self) -> None:
+        self._tokens: dict[str, str] = {}
+
     def check(self) -> None:
         """Runs the tokenizer once; raises UserError if that fails."""
-        tokenize(["a word"])
+        self._tokenize({"a word"})
 
-    def compute(self, trials: Sequence[Mapping[Id, str]], references: Mapping[Id, Sequence[str]]) -> list[Score]:
+    def _tokenize(self, texts: Set[str]) -> dict[str, str]:
+        """Tokens of each text; a text met before, in another trial or benchmark, is not tokenized again."""
+        new = sorted(texts - self._tokens.keys())
+        if new:
+            self._tokens.update(zip(new, tokenize(new), strict=True))
+        return self._tokens
+
+    def compute(
+        self,
+        trials: Sequence[Mapping[Id, str]],
+        references: Mapping[Id, Sequence[str]],
+        rules: Mapping[str, Any] = _NO_RULES,  # noqa: ARG002  # CIDEr has none
+    ) -> list[Score]:
         """One score per trial (image id -> caption).
 
         Raises:
@@ -38,8 +56,7 @@ class CiderMetric:
         evaluated = [id for id in references if any(id in captions for captions in trials)]
         texts = {text for id in evaluated for text in references[id]}
         texts.update(text for captions in trials for text in captions.values())
-        ordered = sorted(texts)
-        tokens = dict(zip(ordered, tokenize(ordered), strict=True))
+        tokens = self._tokenize(texts)
         tokenized = {id: [tokens[text] for text in references[id]] for id in evaluated}
         return [
             cider_of_tokens({id: tokens[captions[id]] for id in evaluated if id in captions}, tokenized)

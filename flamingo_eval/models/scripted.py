@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flamingo_eval.errors import QueryError
-from flamingo_eval.nouns import Decoding, Prompt
+from flamingo_eval.nouns import Answer, Decoding, Prompt, Task
 from flamingo_eval.ports import ModelInfo
 
 NAME = "scripted"
@@ -25,16 +25,19 @@ class ScriptedModel:
 
     data_root: Path
 
-    def prepare(self, prompt: Prompt, decoding: Decoding) -> Prompt:
+    def prepare(self, prompt: Prompt, task: Task) -> Prompt:
         """Raises QueryError if a picture is missing."""
         for image in prompt.images:
             if not (self.data_root / image).is_file():
                 raise QueryError(f"{self.data_root / image} does not exist")
         return prompt
 
-    def generate(self, prepared: Sequence[Prompt], decoding: Decoding) -> list[str]:
-        """The last demonstration's answer, for each prompt."""
-        return [(_LAST_ANSWER.findall(prompt.text) or [""])[-1] for prompt in prepared]
+    def answer(self, prepared: Sequence[Prompt], task: Task) -> list[Answer]:
+        """The last demonstration's answer, for each prompt; when ranking, that name is the likely one."""
+        said = [(_LAST_ANSWER.findall(prompt.text) or [""])[-1] for prompt in prepared]
+        if isinstance(task, Decoding):
+            return list(said)
+        return [{name: 0.0 if name == text else -1.0 for name in task.names} for text in said]
 
 
 class ScriptedSource:

@@ -19,13 +19,16 @@ class RandomSelector:
 
     def select(self, selection: Selection) -> list[list[int]]:
         """Numbers of the demonstrations, for each query; raises UserError if the pool is too small."""
-        pool_size = min(selection.pool_size, len(selection.train))
-        if selection.count > pool_size:
+        if selection.pool is not None:
+            pool = list(selection.pool)
+        else:
+            pool_size = min(selection.pool_size, len(selection.train))
+            pool = choose(selection.generator, len(selection.train), pool_size)
+        if selection.count > len(pool):
             raise UserError(
-                f"{selection.count} demonstrations asked for, but the pool holds {pool_size} "
+                f"{selection.count} demonstrations asked for, but the pool holds {len(pool)} "
                 f"(training examples: {len(selection.train)}, --query-set-size: {selection.pool_size})"
             )
-        pool = choose(selection.generator, len(selection.train), pool_size)
         return sample_each(pool, selection.count, len(selection.queries), selection.seed)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DEMO_SPEC = Path(__file__).parents[2] / "demo" / "bundle" / "model.toml"
 PRECISIONS = ("fp32", "bf16", "fp16", "amp_bf16")
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class FlamingoSource:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if precision == "auto":
             precision = "amp_bf16" if device.startswith("cuda") else "fp32"
+        if device.partition(":")[0] not in DEVICES:
+            raise UserError(f"device {device!r} can't be used; known devices: auto, {', '.join(DEVICES)}")
         if precision not in PRECISIONS:
             raise UserError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
         try:

@@ -17,10 +17,11 @@ from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
 from flamingo_eval.models.flamingo.cross_attention import Media
 from flamingo_eval.models.flamingo.hub import fetch
 from flamingo_eval.models.flamingo.model import Flamingo, assemble, load_language
+from flamingo_eval.models.flamingo.ranking import score_names
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import PatchTokens, Transform, load_clip
-from flamingo_eval.nouns import Decoding, Prompt
+from flamingo_eval.nouns import Answer, Decoding, Prompt, Ranking, Task
 
 MAX_PROMPT_TOKENS = 2000
 """Longer prompts are refused. The reference cuts them on the right (open_flamingo/eval/models/open_flamingo.py,
@@ -53,31 +54,43 @@ class FlamingoModel:
     ) -> None:
         self.model, self.tokenizer, self._transform = model, tokenizer, transform
         self._data_root, self._precision = data_root, precision
-        self._limit = min(MAX_PROMPT_TOKENS, model.language.config.max_position_embeddings)
+        self._names: dict[Ranking, list[list[int]]] = {}
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.perceiver.latents.device
 
-    def prepare(self, prompt: Prompt, decoding: Decoding) -> PreparedPrompt:
+    def prepare(self, prompt: Prompt, task: Task) -> PreparedPrompt:
         """Reads and transforms pictures, encodes text.
 
         Raises:
             QueryError: a picture can't be read, or the prompt is too long.
         """
         ids = self.tokenizer.encode(prompt.text)
-        limit = min(self._limit, self.model.language.config.max_position_embeddings - decoding.max_new_tokens)
+        limit = min(MAX_PROMPT_TOKENS, self.model.language.config.max_position_embeddings - self._room(task))
         if len(ids) > limit:
             raise QueryError(f"a prompt has {len(ids)} tokens, the limit is {limit}: use fewer shots")
-        return PreparedPrompt(ids, torch.stack([self._read(image) for image in prompt.images]))
+        return PreparedPrompt(ids, torch.stack([self._read(image, prompt.rgb) for image in prompt.images]))
 
-    def _read(self, image: str) -> Tensor:
+    def _room(self, task: Task) -> int:
+        """Tokens that must fit behind the prompt."""
+        if isinstance(task, Decoding):
+            return task.max_new_tokens
+        return max(len(name) for name in self._name_ids(task))
+
+    def _name_ids(self, task: Ranking) -> list[list[int]]:
+        """Token ids of class names: alone, without leading space or special tokens."""
+        if task not in self._names:
+            self._names[task] = [self.tokenizer.encode_plain(name) for name in task.names]
+        return self._names[task]
+
+    def _read(self, image: str, rgb: bool) -> Tensor:
         """One picture, handed to the transform as Pillow opened it: that resizes and crops *before* it converts."""
         path = self._data_root / image
         try:
             with Image.open(path) as picture:
-                return self._transform(picture)
+                return self._transform(picture.convert("RGB") if rgb else picture)
         except FileNotFoundError as error:
             raise QueryError(f"{path} does not exist") from error
         except UnidentifiedImageError as error:
@@ -86,7 +99,13 @@ class FlamingoModel:
             raise QueryError(f"{path} can't be read: {error}") from error
 
     @torch.inference_mode()
-    def generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str]:
+    def answer(self, prepared: Sequence[PreparedPrompt], task: Task) -> list[Answer]:
+        """Text, or log-likelihoods of class names, for each prompt."""
+        if isinstance(task, Decoding):
+            return [*self._generate(prepared, task)]
+        return [*self._rank(prepared, task)]
+
+    def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str]:
         """Raw text of each prompt, spaces tidied as transformers 4.28 did."""
         ids, mask = self._pad(prepared)
         with self._autocast():
@@ -96,6 +115,15 @@ class FlamingoModel:
                 ids, mask, media, decoding, end_id=self.tokenizer.end_of_chunk_id, pad_id=self.tokenizer.pad_id
             )
         return [self.tokenizer.decode(row) for row in generated.tolist()]
+
+    def _rank(self, prepared: Sequence[PreparedPrompt], ranking: Ranking) -> list[dict[str, float]]:
+        """Mean log-likelihood of each name's tokens; pictures are encoded outside autocast, as in the reference."""
+        ids, mask = self._pad(prepared)
+        latents = self.model.encode(self._to_device(torch.cat([p.pixels for p in prepared])))
+        media = Media.of(self._by_row(latents, prepared), ids, self.tokenizer.image_id)
+        with self._autocast():
+            scores = score_names(self.model, ids, mask, media, self._name_ids(ranking))
+        return [dict(zip(ranking.names, row, strict=True)) for row in scores.tolist()]
 
     def _pad(self, prepared: Sequence[PreparedPrompt]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask, (rows, longest prompt), padded on the left."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from flamingo_eval.errors import CheckpointError
-from flamingo_eval.models.flamingo.checkpoint import TrainedPart, load_exactly
+from flamingo_eval.models.flamingo.checkpoint import TrainedPart, describe_keys, load_exactly
 from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, Media
 from flamingo_eval.models.flamingo.hosts import Host, host_for
 from flamingo_eval.models.flamingo.perceiver import PerceiverResampler
@@ -122,9 +122,16 @@ def load_language(source: str | Path, dtype: torch.dtype) -> tuple[nn.Module, Ho
     try:
         config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
         host = host_for(config.model_type)
-        model = AutoModelForCausalLM.from_pretrained(str(source), dtype=dtype, trust_remote_code=False)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(source), dtype=dtype, trust_remote_code=False, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"no language model could be loaded from {source}: {error}") from error
+    tied = set(model.all_tied_weights_keys)
+    missing = sorted(set(report["missing_keys"]) - tied)
+    unexpected = sorted({*report["unexpected_keys"], *(key[0] for key in report["mismatched_keys"])})
+    if missing or unexpected:  # transformers would start missing weights at random and only log it
+        raise CheckpointError(f"the language model {source} is not whole: {describe_keys(missing, unexpected)}")
     # whatever the repository suggests about sampling must not leak into the protocol's decoding
     model.generation_config = GenerationConfig()
     return model.eval(), host

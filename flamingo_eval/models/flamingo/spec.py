@@ -68,11 +68,12 @@ class FlamingoSpec:
 
     def local_files(self) -> list[Path]:
         """The files on this disk that determine what the model answers, sorted within each part."""
-        files: list[Path] = []
-        for part in (self.checkpoint, self.vision.pretrained, self.vision.configs, *self._language_folders()):
-            if isinstance(part, Path):
-                inside = sorted(f for f in part.rglob("*") if f.is_file() and not f.name.startswith("."))
-                files += inside if part.is_dir() else [part]
+        files = [part for part in (self.checkpoint, self.vision.pretrained) if isinstance(part, Path)]
+        if self.vision.configs is not None:
+            files += sorted(self.vision.configs.rglob(f"{self.vision.model}.json"))
+        for folder in self._language_folders():
+            if isinstance(folder, Path):
+                files += sorted(f for f in folder.iterdir() if f.suffix in _MODEL_FILES and not f.name.startswith("."))
         return files
 
     def _language_folders(self) -> list[str | Path]:
@@ -89,6 +90,7 @@ class FlamingoSpec:
         return parts
 
 
+_MODEL_FILES = {".json", ".safetensors", ".bin", ".model", ".txt"}
 _KEYS: dict[str, dict[str, type]] = {
     "": {"name": str, "checkpoint": str, "cross_attn_every_n_layers": int, "head_width": int},
     "vision": {"model": str, "pretrained": str, "configs": str, "quick_gelu": bool},

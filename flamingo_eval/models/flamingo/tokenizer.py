@@ -76,6 +76,11 @@ class FlamingoTokenizer:
         ids: list[int] = self.inner(text)["input_ids"]
         return ids
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text that stands in the middle of another: no special tokens added."""
+        ids: list[int] = self.inner(text, add_special_tokens=False)["input_ids"]
+        return ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids without special tokens."""
         text: str = self.inner.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -85,7 +90,10 @@ class FlamingoTokenizer:
 def _configured_pad_token(source: str | Path) -> str | None:
     """The pad token that the tokenizer's files name, if any."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        file = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
+        try:
+            file = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
+        except OSError as error:
+            raise CheckpointError(f"can't tell the pad token of {source}: {error}") from error
         if file is None:
             continue
         try:

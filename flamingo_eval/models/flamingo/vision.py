@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -83,9 +82,3 @@ class PatchTokens(nn.Module):
         tower: Any = self.tower
         tokens: Tensor = tower.transformer(tower._embeds(pixels))
         return tokens[:, 1:]
-
-
-def embed_images(clip: nn.Module, pixels: Tensor) -> Tensor:
-    """CLIP image embeddings (pooled and projected), L2-normalised, (images, embed_dim), float32."""
-    features: Tensor = clip.encode_image(pixels)  # type: ignore[operator]  # open_clip's CLIP
-    return torch.nn.functional.normalize(features.float(), dim=-1)

@@ -1,0 +1,65 @@
+"""Commands that look things up: ``list``, ``data where``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flamingo_eval.benchmark import benchmark_names, canonical_name, load_benchmark
+from flamingo_eval.cli import options as opt
+from flamingo_eval.cli.output import emit
+from flamingo_eval.errors import UserError
+from flamingo_eval.runspec import DEMO
+
+data_app = typer.Typer(help="About a benchmark's data on disk.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    app.command("list", rich_help_panel="Runs")(list_names)
+    data_app.command("where")(data_where)
+    app.add_typer(data_app, name="data")
+
+
+def list_names(
+    what: Annotated[str, typer.Argument(help="benchmarks, checkpoints, or all.")] = "all",
+) -> None:
+    """List the benchmarks and the checkpoints that are known by name."""
+    from flamingo_eval.registry import known_checkpoints
+
+    tables = {
+        "benchmarks": {name.replace("_", "-"): load_benchmark(name).title for name in benchmark_names()},
+        "checkpoints": known_checkpoints(),
+    }
+    if what != "all" and what not in tables:
+        raise UserError(f"nothing to list under {what!r}; known: {', '.join(tables)}")
+    for title, table in tables.items():
+        if what in (title, "all"):
+            emit(f"{title}:")
+            width = max(len(name) for name in table)
+            for name, about in table.items():
+                emit(f"  {name:<{width}}  {about}")
+
+
+def data_where(
+    context: typer.Context,
+    benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],
+    data_root: opt.DataRoot = None,
+    protocol: opt.Protocol = "openflamingo",
+) -> None:
+    """Show where a benchmark's files are looked for, and which are there."""
+    name = canonical_name(benchmark)
+    rules = load_benchmark(name, context.obj.data.get(name), protocol=protocol).data
+    root = None if data_root in (None, DEMO) else Path(str(data_root)).expanduser()
+    folder = (root or Path("<data root>")) / rules.folder
+    emit(f"{folder}/")
+    for line in rules.layout:
+        first = line.split()[0]
+        mark = "" if root is None else ("found    " if any(folder.glob(first)) else "missing  ")
+        emit(f"  {mark}{line}")
+    emit(f"Other file names: section [{name}.data] of flamingo-eval.toml, with these settings:")
+    for key, value in {"folder": rules.folder, "train": rules.train, **rules.options}.items():
+        emit(f"  {key} = {json.dumps(value)}")

@@ -1,0 +1,59 @@
+"""COCO's caption files with every caption as an example of its own, as the harness of tag 0.1 read them.
+
+Options of a benchmark's ``[data]`` section: ``annotations`` (the caption file), ``images`` (template of its id).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from flamingo_eval.benchmark import DataRules
+from flamingo_eval.errors import DataError
+from flamingo_eval.files import inside_root, read_json, record_field
+from flamingo_eval.nouns import Example, Id
+from flamingo_eval.ports import DataSet, References
+
+
+@dataclass(frozen=True)
+class CocoCaptionsLoader:
+    """One set for queries and demonstrations: a row per caption, whose id is its image's and can occur again."""
+
+    def examples(self, rules: DataRules, root: Path, split: str) -> DataSet:  # noqa: ARG002  # the file is the split
+        """Every caption of the file."""
+        path = root / rules.folder / rules.options["annotations"]
+        rows = [_example(rules, *row) for row in _captions(path)]
+        return DataSet(rows, rows, (path,))
+
+    def references(self, rules: DataRules, root: Path, split: str) -> References:  # noqa: ARG002
+        """All captions of every image, images in the order of the file's own list."""
+        path = root / rules.folder / rules.options["annotations"]
+        by_id: dict[Id, list[str]] = {}
+        for _, id, caption in _captions(path):
+            by_id.setdefault(id, []).append(caption)
+        return References(by_id, (path,))
+
+
+def _captions(path: Path) -> list[tuple[str, Id, str]]:
+    """(where it stands, image id, caption) of every row."""
+    table: Any = read_json(path)
+    rows = table.get("annotations") if isinstance(table, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise DataError(f'{path} is not a COCO caption file: it has no list "annotations"')
+    found = []
+    for number, row in enumerate(rows):
+        where = f"{path}: annotations[{number}]"
+        found.append((where, record_field(where, row, "image_id", int, str), record_field(where, row, "caption", str)))
+    return found
+
+
+def _example(rules: DataRules, where: str, id: Id, caption: str) -> Example:
+    try:
+        name = rules.options["images"].format(image_id=id)
+    except ValueError as error:
+        raise DataError(f"{where}: image id {id!r} does not fit {rules.options['images']!r}") from error
+    return Example(id, str(PurePosixPath(rules.folder, inside_root(name, where))), {"caption": caption})
+
+
+LOADER = CocoCaptionsLoader()

@@ -1,0 +1,84 @@
+"""Hateful Memes' JSON lines: ``{"id", "img", "label", "text"}``.
+
+Options of a benchmark's ``[data]`` section: ``splits``, from a split's name to its file; ``fallbacks``, from a split's
+name to what the first release called the file; ``labels``, the class names of labels 0, 1, ...
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from flamingo_eval.benchmark import DataRules
+from flamingo_eval.errors import DataError
+from flamingo_eval.files import inside_root, record_field
+from flamingo_eval.nouns import Example, Id
+from flamingo_eval.ports import DataSet, References
+
+
+@dataclass(frozen=True)
+class JsonlMemesLoader:
+    """An example per line; its demonstration answer is the name of its label."""
+
+    def examples(self, rules: DataRules, root: Path, split: str) -> DataSet:
+        """Lines of the training split and of ``split``."""
+        train_path, test_path = _path(rules, root, rules.train), _path(rules, root, split)
+        train, test = _read(rules, train_path), _read(rules, test_path)
+        return DataSet(train, test, (train_path, test_path), (f"{split} from {test_path.name}",))
+
+    def references(self, rules: DataRules, root: Path, split: str) -> References:
+        """The name of each line's label; none where labels are not public."""
+        path = _path(rules, root, split)
+        examples = _read(rules, path)
+        by_id = {e.id: e.fields["label"] for e in examples if "label" in e.fields}
+        if by_id and len(by_id) < len(examples):
+            raise DataError(f"{path}: {len(examples) - len(by_id)} lines have no label")
+        return References(by_id, (path,))
+
+
+def _path(rules: DataRules, root: Path, split: str) -> Path:
+    folder, names = root / rules.folder, rules.options["splits"]
+    path: Path = folder / names[split]
+    fallback: Mapping[str, str] = rules.options["fallbacks"]
+    return folder / fallback[split] if split in fallback and not path.exists() else path
+
+
+def _read(rules: DataRules, path: Path) -> list[Example]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} can't be read: {error}") from error
+    examples: dict[Id, Example] = {}
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            example = _example(rules, f"{path}, line {number}", line)
+            if example.id in examples:
+                raise DataError(f"{path}, line {number}: the id {example.id} occurs twice")
+            examples[example.id] = example
+    if not examples:
+        raise DataError(f"{path} holds no lines")
+    return list(examples.values())
+
+
+def _example(rules: DataRules, where: str, line: str) -> Example:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not valid JSON: {error}") from error
+    labels = rules.options["labels"]
+    fields = {"text": record_field(where, row, "text", str)}
+    if "label" in row:
+        label = record_field(where, row, "label", int)
+        if not 0 <= label < len(labels):
+            raise DataError(f"{where}: label {label} is none of 0 to {len(labels) - 1}")
+        fields["label"] = labels[label]
+    image = PurePosixPath(rules.folder, inside_root(record_field(where, row, "img", str), where))
+    return Example(record_field(where, row, "id", int, str), str(image), fields)
+
+
+LOADER = JsonlMemesLoader()

@@ -1,0 +1,203 @@
+"""Visual question answering, in the three forms its data sets come in; which one a file has is told by its content.
+
+- VQA's own: a questions file and an annotations file (VQAv2, OK-VQA, and the reference's conversions of TextVQA
+  and VizWiz), matched by ``question_id``;
+- TextVQA as published: ``{"data": [{question_id, image_id, question, answers: [text]}]}``;
+- VizWiz as published: ``[{image, question, answers: [{answer, answer_confidence}], answer_type}]``.
+
+Options of a benchmark's ``[data]`` section: ``answers`` (how many every question has), and for each split a table
+``splits.NAME`` with ``questions``, ``annotations`` (absent where answers are not public), ``published`` (the file as
+published, used if there is no questions file) and ``images``, a template of ``{image_id}``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from flamingo_eval.benchmark import DataRules
+from flamingo_eval.errors import DataError, UserError
+from flamingo_eval.files import inside_root, read_json, record_field
+from flamingo_eval.nouns import Annotation, Example, HumanAnswer, Id
+from flamingo_eval.ports import DataSet, References
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question as a file has it; ``annotation`` is None where answers are not public."""
+
+    id: Id
+    image_id: Id
+    text: str
+    annotation: Annotation | None
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The questions of one split, the files they came from, and what form those had."""
+
+    questions: tuple[Question, ...]
+    files: tuple[Path, ...]
+    form: str
+
+
+@dataclass(frozen=True)
+class VqaLoader:
+    """An example per question; its demonstration answer is the first annotator's."""
+
+    def examples(self, rules: DataRules, root: Path, split: str) -> DataSet:
+        """Questions of the training split and of ``split``."""
+        train = _read_split(rules, root, rules.train)
+        test = train if split == rules.train else _read_split(rules, root, split)
+        if any(question.annotation is None for question in train.questions):
+            raise DataError(f"{train.files[0]}: demonstrations need answers, and split {rules.train!r} has none")
+        notes = [
+            f"{name} questions from {part.files[0].name}, {part.form}"
+            for name, part in ((rules.train, train), (split, test))
+        ]
+        return DataSet(
+            _examples(rules, rules.train, train),
+            _examples(rules, split, test),
+            tuple(dict.fromkeys((*train.files, *test.files))),
+            tuple(dict.fromkeys(notes)),
+        )
+
+    def references(self, rules: DataRules, root: Path, split: str) -> References:
+        """What annotators answered, by question id; none where answers are not public."""
+        part = _read_split(rules, root, split)
+        by_id = {q.id: q.annotation for q in part.questions if q.annotation is not None}
+        return References(by_id, part.files)
+
+
+def _examples(rules: DataRules, split: str, part: SplitFiles) -> list[Example]:
+    template: str = rules.options["splits"][split]["images"]
+    examples = []
+    for question in part.questions:
+        try:
+            name = template.format(image_id=question.image_id)
+        except ValueError as error:
+            raise DataError(f"{part.files[0]}: image id {question.image_id!r} does not fit {template!r}") from error
+        image = PurePosixPath(rules.folder, inside_root(name, f"{part.files[0]}: question {question.id}"))
+        fields = {"question": question.text}
+        if question.annotation is not None:
+            fields["answer"] = question.annotation.answers[0].text
+        examples.append(Example(question.id, str(image), fields))
+    return examples
+
+
+def _read_split(rules: DataRules, root: Path, split: str) -> SplitFiles:
+    """Raises DataError, naming file and record; UserError for a split that is not described."""
+    splits: Mapping[str, Mapping[str, str]] = rules.options["splits"]
+    if split not in splits:
+        raise UserError(f"{rules.folder} has no files for split {split!r}; described are: {', '.join(splits)}")
+    names, folder = splits[split], root / rules.folder
+    candidates = [folder / names[key] for key in ("questions", "published") if names.get(key)]
+    path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    table = read_json(path)
+    if isinstance(table, dict) and isinstance(table.get("questions"), list):
+        annotations = folder / names["annotations"] if names.get("annotations") else None
+        questions, form = _vqa_form(path, table["questions"], annotations), "VQA format"
+        files = (path,) if annotations is None else (path, annotations)
+    elif isinstance(table, dict) and isinstance(table.get("data"), list):
+        questions, form, files = _textvqa_form(path, table["data"]), "TextVQA as published", (path,)
+    elif isinstance(table, list):
+        questions, form, files = _vizwiz_form(path, table), "VizWiz as published", (path,)
+    else:
+        raise DataError(
+            f'{path} is neither a VQA questions file ("questions"), nor TextVQA ("data") nor VizWiz (a list)'
+        )
+    found = _checked(path, questions, rules.options["answers"])
+    return SplitFiles(tuple(found), files, form)
+
+
+def _checked(path: Path, questions: Iterator[Question], answers: int) -> Iterator[Question]:
+    """Refuses duplicate ids, too few answers, and an empty file."""
+    seen: set[Id] = set()
+    for question in questions:
+        if question.id in seen:
+            raise DataError(f"{path}: question {question.id} occurs twice")
+        seen.add(question.id)
+        if question.annotation is not None and len(question.annotation.answers) < answers:
+            raise DataError(
+                f"{path}: question {question.id} has {len(question.annotation.answers)} answers, expected {answers}"
+            )
+        yield question
+    if not seen:
+        raise DataError(f"{path} holds no questions")
+
+
+def _vqa_form(path: Path, rows: list[Any], annotations: Path | None) -> Iterator[Question]:
+    by_id = {} if annotations is None else _annotations(annotations)
+    for number, row in enumerate(rows):
+        where = f"{path}: questions[{number}]"
+        id = record_field(where, row, "question_id", int, str)
+        annotation = by_id.pop(id, None)
+        if annotations is not None and annotation is None:
+            raise DataError(f"{annotations} has no annotation for question {id} of {path.name}")
+        yield Question(
+            id, record_field(where, row, "image_id", int, str), record_field(where, row, "question", str), annotation
+        )
+    if by_id:
+        raise DataError(
+            f"{path} has no question for {len(by_id)} annotations of {annotations}, such as {next(iter(by_id))}"
+        )
+
+
+def _annotations(path: Path) -> dict[Id, Annotation]:
+    table = read_json(path)
+    rows = table.get("annotations") if isinstance(table, dict) else None
+    if not isinstance(rows, list):
+        raise DataError(f'{path} is not a VQA annotations file: it has no list "annotations"')
+    by_id: dict[Id, Annotation] = {}
+    for number, row in enumerate(rows):
+        where = f"{path}: annotations[{number}]"
+        id = record_field(where, row, "question_id", int, str)
+        if id in by_id:
+            raise DataError(f"{path}: question {id} is annotated twice")
+        by_id[id] = Annotation(
+            tuple(_human(where, answer) for answer in record_field(where, row, "answers", list)),
+            question_type=str(row.get("question_type", "other")),
+            answer_type=str(row.get("answer_type", "other")),
+        )
+    return by_id
+
+
+def _textvqa_form(path: Path, rows: list[Any]) -> Iterator[Question]:
+    """As converted for the reference: answer i gets ``answer_id`` i + 1 and confidence "yes"."""
+    for number, row in enumerate(rows):
+        where = f"{path}: data[{number}]"
+        annotation = None
+        if isinstance(row, dict) and row.get("answers"):
+            records = [
+                {"answer": text, "answer_id": i, "answer_confidence": "yes"}
+                for i, text in enumerate(record_field(where, row, "answers", list), start=1)
+            ]
+            annotation = Annotation(tuple(_human(where, record) for record in records))
+        id, image_id = record_field(where, row, "question_id", int, str), record_field(where, row, "image_id", int, str)
+        yield Question(id, image_id, record_field(where, row, "question", str), annotation)
+
+
+def _vizwiz_form(path: Path, rows: list[Any]) -> Iterator[Question]:
+    """As converted for the reference: a question's id is its row's number, its type is its answer's type."""
+    for number, row in enumerate(rows):
+        where = f"{path}: [{number}]"
+        image, text = record_field(where, row, "image", str), record_field(where, row, "question", str)
+        annotation = None
+        if "answers" in row:
+            answers = tuple(_human(where, answer) for answer in record_field(where, row, "answers", list))
+            kind = str(row.get("answer_type", "other"))
+            annotation = Annotation(answers, question_type=kind, answer_type=kind)
+        yield Question(number, image, text, annotation)
+
+
+def _human(where: str, record: Any) -> HumanAnswer:
+    """An annotator's answer; everything else in its record as one string, for rules that compare whole records."""
+    text = record_field(where, record, "answer", str)
+    rest = {key: value for key, value in record.items() if key != "answer"}
+    return HumanAnswer(text, json.dumps(rest, sort_keys=True))
+
+
+LOADER = VqaLoader()

@@ -1,0 +1,59 @@
+"""Area under the ROC curve of the probability of the positive class name, from ranked names.
+
+The probability is the softmax over the names' length-normalised log-likelihoods (open_flamingo/eval/evaluate.py,
+``evaluate_classification``). Scoring rules: ``positive``, the class name that counts as positive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flamingo_eval.errors import DataError
+from flamingo_eval.nouns import Id, Score
+
+
+class RocAucMetric:
+    """ROC AUC x 100; single queries have no score of their own."""
+
+    title = "ROC AUC x 100"
+
+    def check(self) -> None:
+        """Needs nothing but what is installed."""
+
+    def compute(
+        self, trials: Sequence[Mapping[Id, Mapping[str, float]]], references: Mapping[Id, str], rules: Mapping[str, Any]
+    ) -> list[Score]:
+        """One score per trial (query id -> class name -> log-likelihood).
+
+        Raises:
+            DataError: an answer to an unknown query, or labels of one class only, whose AUC is undefined.
+        """
+        return [Score(100 * _auc(answers, references, rules["positive"])) for answers in trials]
+
+
+def _auc(answers: Mapping[Id, Mapping[str, float]], references: Mapping[Id, str], positive: str) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    unknown = [id for id in answers if id not in references]
+    if unknown:
+        raise DataError(f"query {unknown[0]} has an answer but no label")
+    labels = [references[id] == positive for id in answers]
+    if len(set(labels)) < 2:
+        raise DataError(f"ROC AUC is undefined: all {len(labels)} labels are of one class")
+    return float(roc_auc_score(labels, [probability(logprobs, positive) for logprobs in answers.values()]))
+
+
+def probability(logprobs: Mapping[str, float], name: str) -> float:
+    """Softmax over class names.
+
+    >>> round(probability({"no": -1.0, "yes": -1.0 + math.log(3)}, "yes"), 6)
+    0.75
+    """
+    highest = max(logprobs.values())
+    weights = {key: math.exp(value - highest) for key, value in logprobs.items()}
+    return weights[name] / sum(weights.values())
+
+
+METRIC = RocAucMetric()

@@ -1,0 +1,90 @@
+"""VQA accuracy, by the rules of the reference or of the benchmarks' owners.
+
+Scoring rules of a benchmark (``[scoring]`` of its TOML):
+
+- ``normalise_prediction``, ``normalise_annotations``: ``always``, ``never``, or ``when_answers_differ`` (the VQA
+  challenge's code normalises only where the annotators' raw answers are not all the same);
+- ``leave_out``: ``record`` (each annotation is compared with all that are not equal to it *as a record*, so
+  answers without an id vanish together) or ``annotator`` (with the other nine);
+- ``exact``: the question has one answer; right or wrong.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flamingo_eval.errors import DataError
+from flamingo_eval.metrics._vqa_text import normalise, strip_spaces
+from flamingo_eval.nouns import Annotation, Id, Score
+
+_ENOUGH = 3  # as many annotators who agree make an answer right
+
+
+class VqaAccuracyMetric:
+    """VQA accuracy in percent; an item's score is on the same scale."""
+
+    title = "VQA accuracy %"
+
+    def check(self) -> None:
+        """Needs nothing but what is installed."""
+
+    def compute(
+        self, trials: Sequence[Mapping[Id, str]], references: Mapping[Id, Annotation], rules: Mapping[str, Any]
+    ) -> list[Score]:
+        """One score per trial (question id -> answer).
+
+        Raises:
+            DataError: an answer to an unknown question, or a trial without answers.
+        """
+        return [_score(answers, references, rules) for answers in trials]
+
+
+def _score(answers: Mapping[Id, str], references: Mapping[Id, Annotation], rules: Mapping[str, Any]) -> Score:
+    if not answers:
+        raise DataError("VQA accuracy of no answers is undefined")
+    per_item: dict[Id, float] = {}
+    groups: dict[str, dict[str, list[float]]] = {"question_type": {}, "answer_type": {}}
+    for id, said in answers.items():
+        annotation = references.get(id)
+        if annotation is None:
+            raise DataError(f"question {id} has an answer but no annotation")
+        per_item[id] = 100 * accuracy(said, annotation, rules)
+        groups["question_type"].setdefault(annotation.question_type, []).append(per_item[id])
+        groups["answer_type"].setdefault(annotation.answer_type, []).append(per_item[id])
+    means = {kind: {name: sum(v) / len(v) for name, v in sorted(found.items())} for kind, found in groups.items()}
+    return Score(sum(per_item.values()) / len(per_item), per_item, means)
+
+
+def accuracy(prediction: str, annotation: Annotation, rules: Mapping[str, Any]) -> float:
+    """Accuracy of one answer, from 0 to 1.
+
+    >>> from flamingo_eval.nouns import HumanAnswer
+    >>> people = Annotation(tuple(HumanAnswer(a, str(i)) for i, a in enumerate(["red"] * 3 + ["blue"] * 7)))
+    >>> always = {"normalise_prediction": "always", "normalise_annotations": "always", "leave_out": "record"}
+    >>> round(accuracy("Red.", people, always), 6)  # three annotators see two others, seven see three
+    0.9
+    """
+    raw = [strip_spaces(answer.text) for answer in annotation.answers]
+    differ = len(set(raw)) > 1
+    said = _text(prediction, rules["normalise_prediction"], differ)
+    texts = [_text(text, rules["normalise_annotations"], differ) for text in raw]
+    if rules.get("exact"):
+        return float(said == texts[0])
+    matches = texts.count(said)
+    if rules["leave_out"] == "annotator":
+        vanish = [1] * matches
+    else:
+        copies = Counter((t, a.record) for t, a in zip(texts, annotation.answers, strict=True) if t == said)
+        vanish = [copies[t, a.record] for t, a in zip(texts, annotation.answers, strict=True) if t == said]
+    shares = [min(1.0, (matches - gone) / _ENOUGH) for gone in vanish]
+    shares += [min(1.0, matches / _ENOUGH)] * (len(texts) - matches)
+    return sum(shares) / len(shares)
+
+
+def _text(text: str, when: str, differ: bool) -> str:
+    return normalise(text) if when == "always" or (when == "when_answers_differ" and differ) else strip_spaces(text)
+
+
+METRIC = VqaAccuracyMetric()

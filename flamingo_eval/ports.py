@@ -25,12 +25,14 @@ class DataSet:
         test: what can be queried, in the file's order.
         files: the annotation files that were read.
         notes: what a user should know about the choice of files.
+        names: class names to rank, where the data decides them.
     """
 
     train: Sequence[Example]
     test: Sequence[Example]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,18 @@ import pytest
 
 MODULES = [
     "files", "prompting", "seeds", "metrics._vqa_text", "metrics.cider", "metrics.roc_auc",
-    "metrics.vqa_accuracy",
+    "metrics.vqa_accuracy", "metrics.accuracy",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*MODULES, pytest.param("stemming", marks=pytest.mark.slow), pytest.param("models.flamingo.tokenizer", marks=pytest.mark.torch)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *MODULES,
+        pytest.param("stemming", marks=pytest.mark.slow),
+        pytest.param("models.flamingo.tokenizer", marks=pytest.mark.torch),
+    ],
+)
 def test_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"flamingo_eval.{name}"))
     assert result.attempted > 0

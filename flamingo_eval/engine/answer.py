@@ -81,7 +81,7 @@ def find_pending(trials: Iterable[TrialPlan], journal: Journal, model: str) -> I
     for trial in trials:
         of = digests.setdefault(trial.source.root, picture_digests(trial.source.root))
         for query in trial:
-            key, pictures = answer_key(query, trial.source.benchmark.task, model), of(query.prompt.images)
+            key, pictures = answer_key(query, trial.source.task, model), of(query.prompt.images)
             known = journal.get(slot_of(query))
             if known is None or known.key != key or pictures not in (known.pictures, None):
                 yield Pending(query, key, pictures or "")

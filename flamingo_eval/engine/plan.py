@@ -17,8 +17,8 @@ import numpy as np
 from flamingo_eval import registry
 from flamingo_eval.benchmark import DEFAULT_PROTOCOL, Benchmark, load_benchmark
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import files_digest
-from flamingo_eval.nouns import Id, Query
+from flamingo_eval.files import digest, files_digest
+from flamingo_eval.nouns import Id, Query, Ranking, Task
 from flamingo_eval.ports import DataSet, References, Selection
 from flamingo_eval.prompting import build_prompt
 from flamingo_eval.seeds import choose, numpy_generator, visiting_order
@@ -34,8 +34,15 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the annotation files the plan was made from."""
-        return files_digest(self.data.files)
+        """Digest of what the plan was made from: annotation files, or the list of pictures where there are none."""
+        if self.data.files:
+            return files_digest(self.data.files)
+        return digest([[example.image for example in part] for part in (self.data.train, self.data.test)])
+
+    @cached_property
+    def task(self) -> Task:
+        """What the model is asked to do; the data may decide which names are ranked."""
+        return Ranking(self.data.names) if self.data.names else self.benchmark.task
 
     @cached_property
     def references(self) -> References:

@@ -94,7 +94,7 @@ def run_identity(spec: RunSpec, sources: Mapping[str, Source], checkpoint: str, 
 
 def _benchmark_identity(source: Source) -> dict[str, Any]:
     benchmark = source.benchmark
-    rules = (benchmark.prompt, benchmark.task, benchmark.plan)
+    rules = (benchmark.prompt, source.task, benchmark.plan)
     options = {key: value for key, value in benchmark.data.options.items() if key != "references"}
     return {
         "protocol": benchmark.protocol,
@@ -155,7 +155,7 @@ def execute(spec: RunSpec, root: Path, out: Path | None) -> RunResult:
             before = len(journal)
             try:
                 model = model_source.load(data_root=root, device=device, precision=precision)
-                tasks = {name: source.benchmark.task for name, source in sources.items()}
+                tasks = {name: source.task for name, source in sources.items()}
                 extra = {"demo": record["demo"]} if record["demo"] else {}
                 failures = answer(pending, tasks, model, journal, batch_size=spec.batch_size, extra=extra)
             finally:
@@ -261,7 +261,7 @@ def _new_record(
             "split": spec.split,
             "data_overrides": {k: dict(v) for k, v in spec.data_overrides.items()},
             "pool": {name: min(spec.query_set_size, len(s.data.train)) for name, s in sources.items()},
-            "task": {name: describe_task(s.benchmark.task) for name, s in sources.items()},
+            "task": {name: describe_task(s.task) for name, s in sources.items()},
         },
         "cells": [list(cell) for cell in cells],
         "sessions": old["sessions"] if old else [],

@@ -63,14 +63,13 @@ def score_names(model: Flamingo, ids: Tensor, mask: Tensor, media: Media, names:
         ).logits[:, -1]  # fmt: skip
     first_logprobs = first.float().log_softmax(-1)  # (rows, vocabulary)
     totals = first_logprobs[:, [name[0] for name in names]]
-    length = ids.shape[1]
     start = 0
     for count in _chunk_sizes(names):
         chunk_names = names[start : start + count]
         chunk = _layout(chunk_names, ids.device)
         if len(chunk.ids):
             logits = _forward(model, chunk, mask, positions[:, -1], media, cache)
-            cache.crop(length)
+            cache.crop(-len(chunk.ids))  # back to the prompt
             totals[:, start : start + count] += _sum_of_rest(logits, chunk, chunk_names)
         start += count
     means: Tensor = totals / torch.tensor([len(name) for name in names], device=totals.device)

@@ -1,0 +1,46 @@
+"""Top-1 accuracy over ranked class names; names are compared, not numbers, as the reference does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flamingo_eval.errors import DataError
+from flamingo_eval.nouns import Answer, Id, Score
+
+
+class AccuracyMetric:
+    """Top-1 accuracy in percent."""
+
+    title = "top-1 accuracy %"
+
+    def check(self) -> None:
+        """Needs nothing but what is installed."""
+
+    def compute(
+        self, trials: Sequence[Mapping[Id, Answer]], references: Mapping[Id, str], rules: Mapping[str, Any]
+    ) -> list[Score]:
+        """One score per trial (query id -> a class name, or class name -> log-likelihood).
+
+        Raises:
+            DataError: an answer to an unknown query, or a trial without answers.
+
+        >>> METRIC.compute([{1: {"cat": -1.0, "dog": -2.0}, 2: "dog"}], {1: "cat", 2: "cat"}, {})[0].value
+        50.0
+        """
+        return [_score(answers, references) for answers in trials]
+
+
+def _score(answers: Mapping[Id, Answer], references: Mapping[Id, str]) -> Score:
+    if not answers:
+        raise DataError("accuracy of no answers is undefined")
+    per_item = {}
+    for id, said in answers.items():
+        if id not in references:
+            raise DataError(f"query {id} has an answer but no label")
+        best = said if isinstance(said, str) else max(said, key=lambda name: said[name])
+        per_item[id] = 100.0 * (best == references[id])
+    return Score(sum(per_item.values()) / len(per_item), per_item)
+
+
+METRIC = AccuracyMetric()

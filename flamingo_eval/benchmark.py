@@ -94,6 +94,7 @@ class Benchmark:
     Attributes:
         scoring: what the metric wants to know.
         also: other protocols -> their ``scoring``, where the same answers can be scored by it too.
+        submission: how an evaluation server wants answers: ``key`` (``question_id`` or ``image``) and ``split``.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Benchmark:
     prompt: PromptRules
     task: Task
     answer: AnswerRules
+    submission: Mapping[str, str]
     sources: tuple[str, ...]
 
 
@@ -204,6 +206,7 @@ def parse_benchmark(
         prompt=PromptRules(**merged["prompt"]),
         task=_task(merged),
         answer=AnswerRules(**_tuples(merged["answer"])),
+        submission=merged.get("submission", {}),
         sources=tuple(merged["sources"]),
     )
 
@@ -260,7 +263,7 @@ def _check_tables(path: Path, table: Mapping[str, Any]) -> None:
     kinds = {"plan": PlanRules, "prompt": PromptRules, "answer": AnswerRules, "decoding": Decoding, "ranking": Ranking}
     required = {"name", "title", "split", "splits", "metric", "sources", "data", "prompt", "answer"}
     required |= set() if "ranking" in table else {"decoding"}
-    _check_keys(path, "the top level", table, required, required | kinds.keys() | {"scoring"})
+    _check_keys(path, "the top level", table, required, required | kinds.keys() | {"scoring", "submission"})
     _check_keys(path, "[data]", table["data"], {"loader", "folder", "train", "layout"}, {*table["data"], "loader"})
     for section, kind in kinds.items():
         if section in table:

@@ -60,4 +60,9 @@ def extract_answer(rules: AnswerRules, raw: str) -> str:
         raw = raw[: min(found)] if found else raw
     for piece in rules.remove:
         raw = raw.replace(piece, "")
-    return stem(raw) if rules.stem else raw
+    return finish_answer(rules, raw)
+
+
+def finish_answer(rules: AnswerRules, answer: str) -> str:
+    """What is done to an answer that is already cut out: stemming, where the annotations are stemmed."""
+    return stem(answer) if rules.stem else answer

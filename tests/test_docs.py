@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 MODULES = [
-    "files", "prompting", "seeds", "metrics._vqa_text", "metrics.cider", "metrics.roc_auc",
+    "files", "prompting", "seeds", "vqa_text", "metrics.cider", "metrics.roc_auc",
     "metrics.vqa_accuracy", "metrics.accuracy",
 ]  # fmt: skip
 

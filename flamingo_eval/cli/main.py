@@ -57,7 +57,7 @@ def root(
     context.obj = read_config(config)
     general = context.obj.defaults(None)
     context.default_map = {
-        **dict.fromkeys(("plan", "run"), general),
+        **{name: general for name in ("plan", "run")},  # noqa: C420  # ruff would share one dict
         "data": {"where": general},
         **{name.replace("_", "-"): context.obj.defaults(name) for name in benchmark_names()},
         **{name: context.obj.defaults(name) for name in benchmark_names()},

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flamingo_eval.benchmark import benchmark_names, canonical_name, load_benchmark
+from flamingo_eval.benchmark import Benchmark, benchmark_names, canonical_name, load_benchmark
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.config import Config
 from flamingo_eval.cli.output import emit, note
@@ -23,7 +23,7 @@ _PANEL = "Runs"
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command(rich_help_panel="Benchmarks")(run)
-    for command in (plan, score, report, samples):
+    for command in (plan, score, report, samples, submit):
         app.command(rich_help_panel=_PANEL)(command)
 
 
@@ -174,20 +174,82 @@ def plan(
 
 
 def score(
-    run: opt.Run,
+    context: typer.Context,
+    what: Annotated[str, typer.Argument(metavar="RUN|BENCHMARK", help="A run folder; with --predictions a benchmark.")],
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", metavar="FILE",
+                     help='A JSON list of {"question_id", "answer"}, {"image_id", "caption"} or {"id", "score"}.'),
+    ] = None,
     data_root: opt.MovedData = None,
-) -> None:
-    """Score a run again from its saved answers; no model and no pictures are needed."""
+    protocol: opt.Protocol = "openflamingo",
+    split: opt.Split = None,
+    format: opt.Format = "table",
+    per_item: Annotated[
+        Path | None, typer.Option("--per-item", metavar="FILE", help="With --predictions: write a line per item.")
+    ] = None,
+    on_error: Annotated[
+        str, typer.Option("--on-error", metavar="stop|skip", help="skip: score what predictions there are (exit 4).")
+    ] = "stop",
+) -> None:  # fmt: skip
+    """Score a run again from its saved answers, or predictions from elsewhere; no model and no pictures are needed."""
+    opt.check_format(format)
+    if predictions is not None:
+        name = canonical_name(what)
+        overrides, data_root = context.obj.data.get(name), data_root or context.obj.defaults(name).get("data_root")
+        benchmark = load_benchmark(what, overrides, protocol=protocol, split=split)
+        _score_predictions(benchmark, predictions, data_root, format, per_item, on_error)
+        return
     from flamingo_eval.engine.folder import RunFolder
     from flamingo_eval.engine.run import rescore
     from flamingo_eval.engine.score import read_scores
     from flamingo_eval.report.table import render
 
-    folder = RunFolder(run)
+    folder = RunFolder(Path(what))
     cells = rescore(folder, data_folder, data_root)
     if cells:
-        emit(render(cells, folder.read_run(), read_scores(folder)[1], "table"), end="")
+        emit(render(cells, folder.read_run(), read_scores(folder)[1], format), end="")
     _check_nothing_missing(folder)
+
+
+def _score_predictions(
+    benchmark: Benchmark, predictions: Path, data_root: str | None, format: str, per_item: Path | None, on_error: str
+) -> None:
+    from flamingo_eval.engine.external import score_predictions
+    from flamingo_eval.files import write_atomic
+
+    if on_error not in ("stop", "skip"):
+        raise UserError(f"--on-error {on_error!r}: give stop or skip")
+    if format not in ("table", "json"):
+        raise UserError(f"unknown format {format!r} for predictions; known formats: table, json")
+    if data_root is None:
+        raise UserError("name the data with --data-root (or --data-root demo)")
+    result = score_predictions(benchmark, data_folder(data_root), predictions)
+    if result.missing and on_error == "stop":
+        raise DataError(
+            f"{predictions} says nothing about {len(result.missing)} queries of "
+            f"{len(result.missing) + result.queries}, such as {result.missing[0]}; --on-error skip scores what is there"
+        )
+    if per_item is not None:
+        rows = [{"id": id, "score": value} for id, value in result.score.per_item.items()]
+        write_atomic(per_item, "".join(json.dumps(row) + "\n" for row in rows))
+    partial = {"partial": True, "missing": len(result.missing)} if result.missing else {}
+    row = {
+        "benchmark": benchmark.name,
+        "split": benchmark.split,
+        "metric": result.metric,
+        "protocol": benchmark.protocol,
+        "value": result.score.value,
+        "queries": result.queries,
+        **partial,
+    }
+    if format == "json":
+        emit(json.dumps({**row, "also": dict(result.also), "groups": result.score.groups}))
+    else:
+        for key, value in [*row.items(), *((f"value under {name}", value) for name, value in result.also.items())]:
+            emit(f"{key:<24}{value}")
+    if result.missing:
+        raise typer.Exit(4)
 
 
 def report(run: opt.Run, format: opt.Format = "table") -> None:
@@ -222,6 +284,28 @@ def samples(
     for row in rows(folder, trials, Journal(folder.journal_file)):
         emit(json.dumps(row, ensure_ascii=False))
     _check_nothing_missing(folder)
+
+
+def submit(
+    run: opt.Run,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write the submission.")],
+    shots: Annotated[int | None, typer.Option("--shots", help="Which number of shots, if the run has several.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Which trial, if the run has several.")] = None,
+    data_root: opt.MovedData = None,
+) -> None:
+    """Write the file that EvalAI takes for VQAv2 or VizWiz from one trial of a run."""
+    from flamingo_eval.engine.folder import RunFolder
+    from flamingo_eval.engine.journal import Journal
+    from flamingo_eval.engine.run import reopen
+    from flamingo_eval.engine.submit import submission
+    from flamingo_eval.files import write_atomic
+
+    folder = RunFolder(run)
+    _, trials = reopen(folder, data_folder, data_root)
+    chosen = [t for t in trials if shots in (None, t.shots) and seed in (None, t.seed)]
+    rows = submission(chosen, Journal(folder.journal_file))
+    write_atomic(out, json.dumps(rows) + "\n")
+    emit(f"{len(rows)} answers written to {out}")
 
 
 def _check_nothing_missing(folder: Any) -> None:

@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command("list", rich_help_panel="Runs")(list_names)
     data_app.command("where")(data_where)
+    data_app.command("check")(data_check)
     app.add_typer(data_app, name="data")
 
 
@@ -63,3 +64,29 @@ def data_where(
     emit(f"Other file names: section [{name}.data] of flamingo-eval.toml, with these settings:")
     for key, value in {"folder": rules.folder, "train": rules.train, **rules.options}.items():
         emit(f"  {key} = {json.dumps(value)}")
+
+
+def data_check(
+    context: typer.Context,
+    benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],
+    data_root: opt.DataRoot = None,
+    protocol: opt.Protocol = "openflamingo",
+    split: opt.Split = None,
+    images: Annotated[bool, typer.Option("--images", help="Open every picture; takes minutes.")] = False,
+) -> None:
+    """Read all of a benchmark's files, count what is there, and say what is missing."""
+    from flamingo_eval.cli.runs import data_folder
+    from flamingo_eval.engine.check import count_lines, picture_problems, raise_problems
+    from flamingo_eval.engine.plan import read_source
+
+    name = canonical_name(benchmark)
+    root = data_folder(data_root or DEMO)
+    source = read_source(name, root, context.obj.data.get(name), protocol=protocol, split=split)
+    for line in source.data.notes:
+        emit(line)
+    lines = list(count_lines(source))
+    for text, right in lines:
+        emit(f"{'ok   ' if right else 'WRONG'}  {text}")
+    problems = picture_problems(source, open_them=images)
+    emit(f"{'WRONG' if problems else 'ok   '}  pictures {'opened' if images else 'looked for'}")
+    raise_problems(lines, problems)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from flamingo_eval.demo import world
+from flamingo_eval.demo.others import write_others
 from flamingo_eval.files import cache_folder, digest, storage_errors
 
 TRAIN, TEST = 2400, 200
@@ -20,8 +21,8 @@ SEED = 2014
 DIALECT: world.Dialect = world.draw_dialect(np.random.RandomState(SEED))
 """The shipped data set's dialect; training never draws it."""
 
-VERSION = "1"
-"""Counted up when the same code would write other files; part of the cache folder's name."""
+VERSION = "2"
+"""Counted up whenever a change of the code changes the files; part of the cache folder's name."""
 
 
 def write_coco(folder: Path, *, demonstrations: world.Dialect = DIALECT, wrong_pictures: bool = False) -> None:
@@ -88,14 +89,16 @@ def demo_data_root() -> Path:
     """
     settings = [VERSION, TRAIN, TEST, SEED, list(DIALECT), world.FRAMES, world.SYNONYMS]
     final = cache_folder() / f"demo-data-{digest(settings)[:10]}"
-    if final.is_dir():
+    if (final / "imagenet" / "class_names.json").is_file():  # the file that is written last
         return final
+    shutil.rmtree(final, ignore_errors=True)  # something that is not ours, or is broken
     print(f"note: writing the demo's {TRAIN + TEST} pictures to {final}", file=sys.stderr)
     with storage_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=".demo-data-"))
         try:
             write_coco(partial / "coco")
+            write_others(partial, DIALECT, SEED)
             partial.chmod(0o755)
             os.replace(partial, final)
         except OSError:

@@ -95,7 +95,7 @@ def run_identity(spec: RunSpec, sources: Mapping[str, Source], checkpoint: str, 
 def _benchmark_identity(source: Source) -> dict[str, Any]:
     benchmark = source.benchmark
     rules = (benchmark.prompt, source.task, benchmark.plan)
-    options = {key: value for key, value in benchmark.data.options.items() if key != "references"}
+    options = {key: value for key, value in benchmark.data.options.items() if key not in ("references", "counts")}
     return {
         "protocol": benchmark.protocol,
         "split": benchmark.split,

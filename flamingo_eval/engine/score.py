@@ -128,7 +128,11 @@ def write_scores(
     scored = score_trials(trials, journal)
     cells = build_cells(trials, scored, run["identity"]["selector"])
     sources = {id(t.source): t.source for t in trials if t.cell in scored}.values()
-    notes = dict.fromkeys(note for source in sources for note in (*source.data.notes, *source.references.notes))
+    notes = dict.fromkeys(
+        note if len(sources) == 1 else f"{source.benchmark.name}: {note}"
+        for source in sources
+        for note in (*source.data.notes, *source.references.notes)
+    )
     marks = {"demo": run["demo"]} if run["demo"] else {}
     write_atomic(folder.items_file, "".join(_item_lines(scored, marks)))
     table = {

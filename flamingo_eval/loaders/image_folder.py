@@ -1,7 +1,7 @@
 """A folder per class under each split, in the order of torchvision's ``ImageFolder``; a row's number is its id.
 
-Options of a benchmark's ``[data]`` section: ``splits``, from a split's name to its folder; ``names``, the file in the data
-folder that maps class folders to names (``{"n01440764": "tench"}``), needed unless the classes are ImageNet's 1,000.
+Options of a benchmark's ``[data]`` section: ``splits``, from a split's name to its folder; ``names``, a file beside
+them that maps class folders to names (``{"n01440764": "tench"}``), needed unless the classes are ImageNet's 1,000.
 """
 
 from __future__ import annotations

@@ -18,7 +18,10 @@ class AccuracyMetric:
         """Needs nothing but what is installed."""
 
     def compute(
-        self, trials: Sequence[Mapping[Id, Answer]], references: Mapping[Id, str], rules: Mapping[str, Any]
+        self,
+        trials: Sequence[Mapping[Id, Answer]],
+        references: Mapping[Id, str],
+        rules: Mapping[str, Any],  # noqa: ARG002
     ) -> list[Score]:
         """One score per trial (query id -> a class name, or class name -> log-likelihood).
 

@@ -23,7 +23,10 @@ class RocAucMetric:
         """Needs nothing but what is installed."""
 
     def compute(
-        self, trials: Sequence[Mapping[Id, Mapping[str, float]]], references: Mapping[Id, str], rules: Mapping[str, Any]
+        self,
+        trials: Sequence[Mapping[Id, Mapping[str, float] | float]],
+        references: Mapping[Id, str],
+        rules: Mapping[str, Any],
     ) -> list[Score]:
         """One score per trial (query id -> class name -> log-likelihood).
 
@@ -33,7 +36,7 @@ class RocAucMetric:
         return [Score(100 * _auc(answers, references, rules["positive"])) for answers in trials]
 
 
-def _auc(answers: Mapping[Id, Mapping[str, float]], references: Mapping[Id, str], positive: str) -> float:
+def _auc(answers: Mapping[Id, Mapping[str, float] | float], references: Mapping[Id, str], positive: str) -> float:
     from sklearn.metrics import roc_auc_score
 
     unknown = [id for id in answers if id not in references]
@@ -42,7 +45,12 @@ def _auc(answers: Mapping[Id, Mapping[str, float]], references: Mapping[Id, str]
     labels = [references[id] == positive for id in answers]
     if len(set(labels)) < 2:
         raise DataError(f"ROC AUC is undefined: all {len(labels)} labels are of one class")
-    return float(roc_auc_score(labels, [probability(logprobs, positive) for logprobs in answers.values()]))
+    return float(roc_auc_score(labels, [_positive_score(said, positive) for said in answers.values()]))
+
+
+def _positive_score(said: Mapping[str, float] | float, positive: str) -> float:
+    """The probability of the positive name; a plain score, from another system, as it is."""
+    return probability(said, positive) if isinstance(said, Mapping) else float(said)
 
 
 def probability(logprobs: Mapping[str, float], name: str) -> float:

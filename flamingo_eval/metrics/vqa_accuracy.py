@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flamingo_eval.errors import DataError
-from flamingo_eval.metrics._vqa_text import normalise, strip_spaces
 from flamingo_eval.nouns import Annotation, Id, Score
+from flamingo_eval.vqa_text import normalise, strip_spaces
 
 _ENOUGH = 3  # as many annotators who agree make an answer right
 

@@ -52,10 +52,22 @@ def caption_lines(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> list
         f"{_pools(run)}; checkpoint {run['checkpoint']['name']} ({run['checkpoint']['digest'][:10]})",
         *notes,
     ]
+    lines += _other_scores(cells)
     if run["demo"]:
         lines.append(run["demo"])
     if not all(cell.complete for cell in cells):
         lines.append("* answers are missing: a partial number, not comparable with others")
+    return lines
+
+
+def _other_scores(cells: Sequence[Cell]) -> list[str]:
+    """A line for each benchmark whose same answers score otherwise under other rules."""
+    lines = []
+    for cell in cells:
+        for protocol in cell.trials[0].also:
+            mean = sum(trial.also[protocol] for trial in cell.trials) / len(cell.trials)
+            if f"{mean:.2f}" != f"{cell.mean:.2f}":
+                lines.append(f"{cell.benchmark}, {cell.shots} shots: {mean:.1f} by the rules of protocol {protocol}")
     return lines
 
 

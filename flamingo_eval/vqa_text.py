@@ -16,7 +16,7 @@ from typing import Any
 @cache
 def _tables() -> dict[str, Any]:
     table: dict[str, Any] = json.loads(
-        (Path(__file__).parent / "data" / "vqa_normaliser.json").read_text(encoding="utf-8")
+        (Path(__file__).parent / "vqa_data" / "normaliser.json").read_text(encoding="utf-8")
     )
     return table
 

@@ -1,0 +1,63 @@
+"""Looking a benchmark's data over before a day-long run does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from flamingo_eval.engine.plan import Source
+from flamingo_eval.errors import DataError
+from flamingo_eval.nouns import Example
+
+
+def count_lines(source: Source) -> Iterator[tuple[str, bool]]:
+    """(what was found, whether it is as it should be), a line for each split and for the references."""
+    expected: Mapping[str, int] = source.benchmark.data.options.get("counts", {})
+    parts = {source.benchmark.data.train: source.data.train, source.benchmark.split: source.data.test}
+    for split, examples in parts.items():
+        wanted = expected.get(split)
+        told = "" if wanted is None else " as published" if wanted == len(examples) else f", published are {wanted}"
+        pictures = len({example.image for example in examples})
+        yield f"{split}: {len(examples)} examples of {pictures} pictures{told}", wanted in (None, len(examples))
+    answered = sum(example.id in source.references.by_id for example in source.data.test)
+    if not source.references.by_id:
+        yield f"{source.benchmark.split}: no public answers; predictions only, no score", True
+    else:
+        yield f"{source.benchmark.split}: {answered} with references", answered == len(source.data.test)
+
+
+def picture_problems(source: Source, open_them: bool) -> list[str]:
+    """What is wrong with the pictures: missing files, or, opened, unreadable ones."""
+    examples: list[Example] = [*source.data.train, *source.data.test]
+    images = dict.fromkeys(example.image for example in examples)
+    problems = []
+    for image in tqdm(images, unit="picture", desc="pictures", disable=not open_them):
+        path = source.root / image
+        if not path.is_file():
+            problems.append(f"{path} does not exist")
+        elif open_them and (reason := _unreadable(path)):
+            problems.append(f"{path} can't be read: {reason}")
+    return problems
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        return str(error)
+    return None
+
+
+def raise_problems(lines: list[tuple[str, bool]], problems: list[str], at_most: int = 10) -> None:
+    """Raises DataError if anything is not as it should be."""
+    wrong = [text for text, right in lines if not right]
+    if problems:
+        listed = "\n  ".join(problems[:at_most])
+        more = f"\n  and {len(problems) - at_most} more" if len(problems) > at_most else ""
+        wrong.append(f"{len(problems)} pictures are missing or unreadable:\n  {listed}{more}")
+    if wrong:
+        raise DataError("the data is not as it should be: " + "; ".join(wrong))

@@ -1,0 +1,81 @@
+"""Scoring answers that came from anywhere: a plain list, no model, no pictures, no run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flamingo_eval import registry
+from flamingo_eval.benchmark import Benchmark
+from flamingo_eval.errors import DataError
+from flamingo_eval.files import read_json, record_field
+from flamingo_eval.nouns import Id, Score
+from flamingo_eval.prompting import finish_answer
+
+_IDS = ("question_id", "image_id", "id")
+_VALUES = ("answer", "caption", "score")
+
+
+@dataclass(frozen=True)
+class ExternalScore:
+    """The score of a list of predictions.
+
+    Attributes:
+        queries: how many were scored.
+        missing: ids of the split that the list says nothing about.
+    """
+
+    benchmark: Benchmark
+    metric: str
+    score: Score
+    also: Mapping[str, float]
+    queries: int
+    missing: tuple[Id, ...]
+
+
+def score_predictions(benchmark: Benchmark, root: Path, path: Path) -> ExternalScore:
+    """Scores a JSON list of ``{"question_id", "answer"}``, ``{"image_id", "caption"}`` or ``{"id", "score"}``.
+
+    Raises:
+        DataError: the list or the annotations are malformed, an id is unknown or occurs twice, or the split has no
+            public answers.
+    """
+    references = registry.loader(benchmark.data.loader).references(benchmark.data, root, benchmark.split)
+    if not references.by_id:
+        raise DataError(f"split {benchmark.split!r} of {benchmark.name} has no public answers to score against")
+    given = _read_predictions(path, references.by_id)
+    answers = {
+        id: finish_answer(benchmark.answer, said) if isinstance(said, str) else said for id, said in given.items()
+    }
+    metric = registry.metric(benchmark.metric)
+    metric.check()
+    score = metric.compute([answers], references.by_id, benchmark.scoring)[0]
+    also = {
+        protocol: metric.compute([answers], references.by_id, rules)[0].value
+        for protocol, rules in benchmark.also.items()
+    }
+    missing = tuple(id for id in references.by_id if id not in answers)
+    return ExternalScore(benchmark, metric.title, score, also, len(answers), missing)
+
+
+def _read_predictions(path: Path, known: Mapping[Id, Any]) -> dict[Id, Any]:
+    rows = read_json(path)
+    if not isinstance(rows, list) or not rows:
+        raise DataError(f"{path} is not a list of predictions")
+    by_text = {str(id): id for id in known}
+    found: dict[Id, Any] = {}
+    for number, row in enumerate(rows):
+        where = f"{path}: [{number}]"
+        id_key, value_key = (next((key for key in keys if isinstance(row, dict) and key in row), keys[-1])
+                             for keys in (_IDS, _VALUES))  # fmt: skip
+        said = record_field(where, row, id_key, int, str)
+        id = said if said in known else by_text.get(str(said))
+        if id is None:
+            raise DataError(f"{where}: {id_key} {said!r} is not in the annotations")
+        if id in found:
+            raise DataError(f"{where}: {id_key} {said!r} occurs twice")
+        kinds = (int, float) if value_key == "score" else (str,)
+        found[id] = record_field(where, row, value_key, *kinds)
+    return found

@@ -1,0 +1,184 @@
+"""Scoring predictions from anywhere, submissions, and the data check."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flamingo_eval.cli.main import main
+from tests.helpers import write_coco_root
+from tests.test_vqa_data import write_converted, write_memes
+
+
+def cli(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["flamingo-eval", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, err = capsys.readouterr()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code, out, err
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    return lambda *arguments: cli(capsys, monkeypatch, *arguments)
+
+
+@pytest.fixture
+def vqa_root(tmp_path: Path) -> Path:
+    """Three TextVQA questions, 50 to 52; a1 is what three of ten annotators say."""
+    write_converted(tmp_path / "d" / "textvqa", "val", 50)
+    return tmp_path / "d"
+
+
+def predict(rows: list[Any]) -> Path:
+    Path("p.json").write_text(json.dumps(rows))
+    return Path("p.json")
+
+
+def test_vqa_predictions_need_only_the_annotations(call: Any, vqa_root: Path) -> None:
+    rows = [
+        {"question_id": 50, "answer": "A1."},
+        {"question_id": "51", "answer": "zebra"},
+        {"question_id": 52, "answer": "a1"},
+    ]
+    code, out, _ = call("score", "textvqa", "--predictions", predict(rows), "--data-root", vqa_root,
+                        "--format", "json", "--per-item", "items.jsonl")  # fmt: skip
+    assert code == 0
+    result = json.loads(out)
+    # three say a1: those see two others (2/3), the seven others see three (1): (3 * 2/3 + 7) / 10 = 0.9
+    assert result["value"] == pytest.approx(100 * (0.9 + 0 + 0.9) / 3)
+    assert {k: result[k] for k in ("benchmark", "metric", "protocol", "queries")} == {
+        "benchmark": "textvqa", "metric": "VQA accuracy %", "protocol": "openflamingo", "queries": 3,
+    }  # fmt: skip
+    items = [json.loads(line) for line in Path("items.jsonl").read_text().splitlines()]
+    assert items == [{"id": 50, "score": 90.0}, {"id": 51, "score": 0.0}, {"id": 52, "score": 90.0}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question_id": 50, "answer": "x"}] * 2, "[1]: question_id 50 occurs twice"),
+        ([{"question_id": 99, "answer": "x"}], "[0]: question_id 99 is not in the annotations"),
+        ([{"question_id": 50, "answer": 5}], "[0]: 'answer' is missing or not of type str"),
+        ([{"answer": "x"}], "[0]: 'id' is missing"),
+        ({"question_id": 50}, "is not a list of predictions"),
+        ([{"question_id": 50, "answer": "x"}], "says nothing about 2 queries of 3, such as 51"),
+    ],
+)
+def test_broken_predictions(call: Any, vqa_root: Path, rows: Any, message: str) -> None:
+    code, out, err = call("score", "textvqa", "--predictions", predict(rows), "--data-root", vqa_root)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_missing_predictions_can_be_skipped_and_are_marked(call: Any, vqa_root: Path) -> None:
+    rows = [{"question_id": 50, "answer": "a1"}]
+    code, out, _ = call("score", "textvqa", "--predictions", predict(rows), "--data-root", vqa_root,
+                        "--on-error", "skip", "--format", "json")  # fmt: skip
+    assert code == 4
+    assert json.loads(out) == json.loads(out) | {"partial": True, "missing": 2, "queries": 1}
+
+
+def test_captions_and_scores(call: Any, tmp_path: Path) -> None:
+    root = write_coco_root(tmp_path / "d", train=3, test=2)
+    rows = [{"image_id": 500, "caption": "a thing 500"}, {"image_id": 501, "caption": "a thing 501"}]
+    code, out, _ = call("score", "coco", "--predictions", predict(rows), "--data-root", root, "--format", "json")
+    assert code == 0
+    assert json.loads(out)["value"] > 100
+    lines = [json.dumps({"id": i, "img": f"{i}.png", "label": i % 2, "text": "t"}) for i in range(4)]
+    write_memes(tmp_path / "d", *lines)
+    scores = [{"id": i, "score": s} for i, s in enumerate((0.1, 0.9, 0.6, 0.4))]
+    code, out, _ = call(
+        "score", "hateful-memes", "--predictions", predict(scores), "--data-root", root, "--format", "json"
+    )
+    assert json.loads(out)["value"] == pytest.approx(75)
+    write_memes(tmp_path / "d", lines[0])
+    code, _, err = call("score", "hateful-memes", "--predictions", predict(scores[:1]), "--data-root", root)
+    assert code == 2
+    assert "ROC AUC is undefined: all 1 labels are of one class" in err
+
+
+def write_vqav2(root: Path) -> None:
+    folder = root / "vqav2"
+    (folder / "test2015").mkdir(parents=True)
+    answers = [{"answer": "The Two dogs", "answer_id": i} for i in range(10)]
+    rows = [{"question_id": i, "image_id": i, "question": "what?"} for i in range(1, 4)]
+    for name, part in (("train2014", rows), ("test-dev2015", rows[:1]), ("test2015", rows)):
+        (folder / f"v2_OpenEnded_mscoco_{name}_questions.json").write_text(json.dumps({"questions": part}))
+    annotations = [{**row, "answers": answers} for row in rows]
+    (folder / "v2_mscoco_train2014_annotations.json").write_text(json.dumps({"annotations": annotations}))
+    for split, ids in (("train2014", (1, 2, 3)), ("test2015", (1, 2, 3))):
+        (folder / split).mkdir(exist_ok=True)
+        for i in ids:
+            (folder / split / f"COCO_{split}_{i:012d}.jpg").write_bytes(b"never opened")
+
+
+def test_a_split_without_answers_gives_a_submission_and_no_score(call: Any, tmp_path: Path) -> None:
+    write_vqav2(tmp_path / "d")
+    arguments = ("vqav2", "--split", "test-dev", "--shots", "1", "--seeds", "42", "--checkpoint", "scripted",
+                 "--data-root", tmp_path / "d", "--out", "run")  # fmt: skip
+    code, out, err = call(*arguments)
+    assert code == 0, err
+    assert "no public answers: predictions, no score" in err
+    assert "run saved in run" in out
+    code, _, err = call("submit", "run", "--out", "s.json")
+    assert code == 0, err
+    rows = json.loads(Path("s.json").read_text())
+    assert rows == [
+        {"question_id": 1, "answer": "2 dogs"},
+        {"question_id": 2, "answer": ""},
+        {"question_id": 3, "answer": ""},
+    ], "every question of the test set, normalised, empty where not predicted"
+
+
+def test_a_submission_is_one_trial(call: Any, tmp_path: Path) -> None:
+    write_vqav2(tmp_path / "d")
+    call("vqav2", "--split", "test-dev", "--shots", "1", "--seeds", "42,43", "--checkpoint", "scripted",
+         "--data-root", tmp_path / "d", "--out", "run")  # fmt: skip
+    code, _, err = call("submit", "run", "--out", "s.json")
+    assert code == 2
+    assert "a submission is one trial, this run has 2" in err
+    assert call("submit", "run", "--seed", "43", "--out", "s.json")[0] == 0
+
+
+def test_data_check(call: Any, tmp_path: Path) -> None:
+    root = write_coco_root(tmp_path / "d", train=3, test=2)
+    code, out, err = call("data", "check", "coco", "--data-root", root, "--images")
+    assert code == 2, "three training pictures are not COCO's"
+    assert "WRONG  train: 3 examples of 3 pictures, published are 82783" in out
+    assert "ok     pictures opened" in out
+    broken = root / "coco/val2014/COCO_val2014_000000000500.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    (root / "coco/val2014/COCO_val2014_000000000501.png").unlink()
+    _, _, err = call("data", "check", "coco", "--data-root", root, "--images")
+    assert "2 pictures are missing or unreadable" in err
+    assert "501.png does not exist" in err
+    assert "1 pictures are missing" in call("data", "check", "coco", "--data-root", root)[2], (
+        "not opened without --images"
+    )
+
+
+def test_several_benchmarks_in_one_table(call: Any, tmp_path: Path) -> None:
+    root = write_coco_root(tmp_path / "d", train=12, test=3)
+    write_memes(root, *(json.dumps({"id": i, "img": f"{i}.png", "label": i % 2, "text": "t"}) for i in range(4)))
+    for i in range(4):
+        (root / "hateful_memes" / f"{i}.png").write_bytes(b"never opened")
+    (root / "hateful_memes" / "img").mkdir()
+    (root / "hateful_memes" / "img" / "1.png").write_bytes(b"never opened")
+    code, out, err = call("run", "coco", "hateful-memes", "--shots", "1", "--trials", "2", "--checkpoint", "scripted",
+                          "--data-root", root, "--out", "run")  # fmt: skip
+    assert code == 0, err
+    rows = [line.split()[0] for line in out.splitlines()[2:4]]
+    assert rows == ["coco", "hateful_memes"]
+    cells = json.loads(call("report", "run", "--format", "json")[1])["cells"]
+    assert [cell["metric"] for cell in cells] == ["CIDEr x 100", "ROC AUC x 100"]
+    row = json.loads(call("samples", "run")[1].splitlines()[-1])
+    assert row["raw"] is None
+    assert set(row["class_logprobs"]) == {"no", "yes"}

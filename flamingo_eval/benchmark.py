@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -114,10 +115,28 @@ class Benchmark:
     sources: tuple[str, ...]
 
 
+MORE_BENCHMARKS = "FLAMINGO_EVAL_BENCHMARKS"
+"""Environment variable: a folder with further benchmarks, one TOML file each."""
+
+
 @cache
+def _files() -> dict[str, Path]:
+    """Name -> TOML file of every benchmark: those that ship with the package, and the user's own."""
+    folders = [resource_folder("benchmarks")]
+    if os.environ.get(MORE_BENCHMARKS):
+        folders.append(Path(os.environ[MORE_BENCHMARKS]).expanduser())
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.toml")):
+            if path.stem in files:
+                raise UserError(f"{path}: there is a benchmark {path.stem} already ({files[path.stem]})")
+            files[path.stem] = path
+    return files
+
+
 def benchmark_names() -> tuple[str, ...]:
-    """Names of all benchmarks that ship with the package, sorted."""
-    return tuple(sorted(path.stem for path in resource_folder("benchmarks").glob("*.toml")))
+    """Names of all benchmarks, sorted."""
+    return tuple(sorted(_files()))
 
 
 def canonical_name(name: str) -> str:
@@ -139,7 +158,7 @@ def load_benchmark(
     protocol: str = DEFAULT_PROTOCOL,
     split: str | None = None,
 ) -> Benchmark:
-    """A benchmark that ships with the package, with the user's own file names where they differ.
+    """A benchmark by name, with the user's own file names where they differ.
 
     Args:
         name: its name.
@@ -150,8 +169,11 @@ def load_benchmark(
     Raises:
         UserError: unknown benchmark, protocol, split or override; the message lists the known ones.
     """
-    path = resource_folder("benchmarks") / f"{canonical_name(name)}.toml"
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    path = _files()[canonical_name(name)]
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} is not a benchmark: {error}") from error
     return parse_benchmark(table, path, data_overrides or {}, protocol=protocol, split=split)
 
 

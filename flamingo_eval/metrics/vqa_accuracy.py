@@ -1,12 +1,13 @@
 """VQA accuracy, by the rules of the reference or of the benchmarks' owners.
 
-Scoring rules of a benchmark (``[scoring]`` of its TOML):
+Scoring rules of a benchmark (``[scoring]`` of its TOML; the first choices are the defaults):
 
 - ``normalise_prediction``, ``normalise_annotations``: ``always``, ``never``, or ``when_answers_differ`` (the VQA
   challenge's code normalises only where the annotators' raw answers are not all the same);
 - ``leave_out``: ``record`` (each annotation is compared with all that are not equal to it *as a record*, so
-  answers without an id vanish together) or ``annotator`` (with the other nine);
-- ``exact``: the question has one answer; right or wrong.
+  answers without an id vanish together) or ``annotator`` (with the other nine).
+
+A question with a single annotated answer is answered right or wrong.
 """
 
 from __future__ import annotations
@@ -68,12 +69,12 @@ def accuracy(prediction: str, annotation: Annotation, rules: Mapping[str, Any]) 
     """
     raw = [strip_spaces(answer.text) for answer in annotation.answers]
     differ = len(set(raw)) > 1
-    said = _text(prediction, rules["normalise_prediction"], differ)
-    texts = [_text(text, rules["normalise_annotations"], differ) for text in raw]
-    if rules.get("exact"):
+    said = _text(prediction, rules.get("normalise_prediction", "always"), differ)
+    texts = [_text(text, rules.get("normalise_annotations", "always"), differ) for text in raw]
+    if len(texts) == 1:
         return float(said == texts[0])
     matches = texts.count(said)
-    if rules["leave_out"] == "annotator":
+    if rules.get("leave_out") == "annotator":
         vanish = [1] * matches
     else:
         copies = Counter((t, a.record) for t, a in zip(texts, annotation.answers, strict=True) if t == said)

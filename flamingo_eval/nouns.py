@@ -53,6 +53,8 @@ class Query:
         prompt: what the model is shown.
         occurrence: how often the same id was queried before in this trial; not 0 only where captions are the rows
             of a data set and a picture can be asked twice.
+        more_orders: the same with the demonstrations in further orders; class names are ranked by their mean
+            log-likelihood over all of them.
     """
 
     benchmark: str
@@ -62,6 +64,7 @@ class Query:
     demonstration_ids: tuple[Id, ...]
     prompt: Prompt
     occurrence: int = 0
+    more_orders: tuple[Prompt, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ class Selection:
         pool: numbers of the pool's training examples, where they were drawn together with the queries.
         generator: NumPy generator to draw the pool from, in the state that the protocol has it in.
         seed: seed of the trial.
+        ensemble: how many orders of the demonstrations each query is asked in, at most.
     """
 
     train: Sequence[Example]
@@ -82,13 +83,14 @@ class Selection:
     pool: Sequence[int] | None
     generator: np.random.RandomState
     seed: int
+    ensemble: int = 1
 
 
 class Selector(Protocol):
     """Picks the demonstrations of every query of a trial."""
 
-    def select(self, selection: Selection) -> list[list[int]]:
-        """For each query the numbers of its demonstrations in ``train``, in prompt order."""
+    def select(self, selection: Selection) -> list[list[list[int]]]:
+        """For each query, and each order it is asked in, the numbers of its demonstrations in ``train``."""
 
 
 class Metric(Protocol):

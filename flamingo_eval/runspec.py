@@ -23,6 +23,7 @@ class RunSpec:
         protocol: whose rules.
         split: which split to query; None for each benchmark's own.
         selector: how demonstrations are picked.
+        ensemble: in how many orders of its demonstrations a ranking query is asked, at most.
         num_samples: queries per trial, drawn by the trial's seed; None for all.
         query_set_size: size of the pool of random demonstrations.
         data_overrides: benchmark -> its ``[data]`` settings that differ.
@@ -41,6 +42,7 @@ class RunSpec:
     selector: str = "random"
     num_samples: int | None = None
     query_set_size: int = 2048
+    ensemble: int = 1
     data_overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     precision: str = "auto"
     device: str = "auto"

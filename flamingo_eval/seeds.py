@@ -42,7 +42,22 @@ def visiting_order(count: int) -> list[int]:
     return order
 
 
-def sample_each(pool: Sequence[T], count: int, times: int, seed: int) -> list[list[T]]:
-    """``random.seed(seed)``, then ``times`` times ``random.sample(pool, count)``, from a generator of its own."""
+def sample_each(pool: Sequence[T], count: int, times: int, seed: int, orders: int = 1) -> list[list[list[T]]]:
+    """``random.seed(seed)``, then ``times`` times ``random.sample(pool, count)``, from a generator of its own.
+
+    Returns:
+        For each sample its orders: as drawn if ``orders`` is 1, else shuffled that many times, each time further.
+    """
     generator = random.Random(seed)
-    return [generator.sample(pool, count) for _ in range(times)]
+
+    def draw() -> list[list[T]]:
+        sample = generator.sample(pool, count)
+        if orders == 1:
+            return [sample]
+        shuffled = []
+        for _ in range(orders):
+            generator.shuffle(sample)
+            shuffled.append(list(sample))
+        return shuffled
+
+    return [draw() for _ in range(times)]

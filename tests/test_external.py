@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flamingo_eval.cli.main import main
+from flamingo_eval.engine.answer import ensembled
+from flamingo_eval.nouns import Answer, Prompt, Ranking, Task
 from tests.helpers import write_coco_root
 from tests.test_vqa_data import write_converted, write_memes
 
@@ -182,3 +185,43 @@ def test_several_benchmarks_in_one_table(call: Any, tmp_path: Path) -> None:
     row = json.loads(call("samples", "run")[1].splitlines()[-1])
     assert row["raw"] is None
     assert set(row["class_logprobs"]) == {"no", "yes"}
+
+
+class Ranker:
+    """A model whose log-likelihoods tell which prompt it saw: minus the position of the first demonstration's name."""
+
+    def prepare(self, prompt: Prompt, task: Task) -> str:
+        return prompt.text
+
+    def answer(self, prepared: Sequence[str], task: Task) -> list[Answer]:
+        return [{"a": -float(text.index("1")), "b": -float(text.index("2"))} for text in prepared]
+
+
+def test_an_ensemble_is_the_mean_over_orders() -> None:
+    task = Ranking(("a", "b"))
+    alone = [Ranker().answer([text], task)[0] for text in ("1..2", ".2.1")]
+    assert alone == [{"a": 0, "b": -3}, {"a": -3, "b": -1}]
+    assert ensembled(Ranker(), [["1..2", ".2.1"]], task) == [{"a": -1.5, "b": -2}]
+
+
+def test_an_ensemble_asks_in_at_most_as_many_orders_as_there_are(call: Any, tmp_path: Path) -> None:
+    write_memes(
+        tmp_path / "d", *(json.dumps({"id": i, "img": f"{i}.png", "label": i % 2, "text": "t"}) for i in range(3))
+    )
+    train = "".join(
+        json.dumps({"id": 10 + i, "img": "1.png", "label": 0, "text": f"text {i}"}) + "\n" for i in range(9)
+    )
+    (tmp_path / "d" / "hateful_memes" / "train.jsonl").write_text(train)
+    for shots, orders in ((1, 1), (2, 2), (4, 6)):
+        code, out, err = call("plan", "hateful-memes", "--shots", shots, "--seeds", "42", "--ensemble", "6", "--json",
+                              "--data-root", tmp_path / "d")  # fmt: skip
+        assert code == 0, err
+        row = json.loads(out.splitlines()[0])
+        prompts = [row["prompt"], *row.get("more_orders", [])]
+        assert len(prompts) == orders
+        assert len({"".join(sorted(prompt)) for prompt in prompts}) == 1, "the same demonstrations"
+    root = write_coco_root(tmp_path / "e", train=3, test=2)
+    assert (
+        "--ensemble is for benchmarks that rank"
+        in call("plan", "coco", "--shots", "1", "--ensemble", "6", "--data-root", root)[2]
+    )

@@ -69,7 +69,7 @@ def test_subsampled_queries_are_drawn_before_the_pool() -> None:
     drawn = generator.choice(20, 5, replace=False)
     pool = generator.choice(50, 50, replace=False)
     assert {query.id - 1000 for query in part if isinstance(query.id, int)} == set(drawn.tolist())
-    assert part.demonstrations[0] == tuple(random.Random(42).sample(pool.tolist(), 4))
+    assert part.demonstrations[0][0] == tuple(random.Random(42).sample(pool.tolist(), 4))
     assert whole.demonstrations != part.demonstrations, "another draw of queries leaves another pool"
 
 

@@ -41,4 +41,15 @@ def test_draws_are_those_of_the_global_generators_and_leave_them_alone() -> None
     random.seed(42)
     assert queries == np.random.choice(10, 10, replace=False).tolist()
     assert pool == np.random.choice(30, 8, replace=False).tolist()
-    assert drawn == [random.sample(pool, 3), random.sample(pool, 3)]
+    assert drawn == [[random.sample(pool, 3)], [random.sample(pool, 3)]]
+
+    random.seed(42)
+    first = random.sample(pool, 3)
+    orders = []
+    for _ in range(2):
+        random.shuffle(first)
+        orders.append(list(first))
+    assert sample_each(pool, 3, 2, 42, orders=2) == [orders, sample_each(pool, 3, 2, 42, orders=2)[1]]
+    assert sorted(sample_each(pool, 3, 2, 42, orders=2)[1][0]) != sorted(drawn[1][0]), (
+        "shuffling moves the generator on"
+    )

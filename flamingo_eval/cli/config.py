@@ -28,7 +28,7 @@ from flamingo_eval.errors import UserError
 FILE = Path("flamingo-eval.toml")
 _OPTIONS = (
     "shots", "seeds", "trials", "checkpoint", "data_root", "num_samples", "query_set_size", "batch_size", "precision",
-    "device", "out", "format", "protocol", "split",
+    "device", "out", "format", "protocol", "split", "ensemble",
 )  # fmt: skip
 
 

@@ -76,6 +76,7 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         split: opt.Split = None,
         num_samples: opt.NumSamples = None,
         query_set_size: opt.QuerySetSize = 2048,
+        ensemble: opt.Ensemble = 1,
         precision: opt.Precision = "auto",
         device: opt.Device = "auto",
         batch_size: opt.BatchSize = 8,
@@ -85,7 +86,7 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         runs.run_benchmarks(
             context, [name], shots=shots, seeds=seeds, trials=trials, checkpoint=checkpoint, data_root=data_root,
             protocol=protocol, split=split, num_samples=num_samples, query_set_size=query_set_size,
-            precision=precision, device=device, batch_size=batch_size, out=out, format=format,
+            ensemble=ensemble, precision=precision, device=device, batch_size=batch_size, out=out, format=format,
         )  # fmt: skip
 
     command.__doc__ = (

@@ -75,6 +75,11 @@ QuerySetSize = Annotated[
     typer.Option("--query-set-size", min=1, envvar=_env("QUERY_SET_SIZE"), rich_help_panel=_DATA,
                  help="Size of the pool that random demonstrations come from; at most the training set."),
 ]  # fmt: skip
+Ensemble = Annotated[
+    int,
+    typer.Option("--ensemble", min=1, max=1000, envvar=_env("ENSEMBLE"), rich_help_panel=_DATA,
+                 help="Ask each ranking query in up to this many orders of its demonstrations; the reference takes 6."),
+]  # fmt: skip
 Checkpoint = Annotated[
     str | None,
     typer.Option("--checkpoint", metavar="NAME|TOML", envvar=_env("CHECKPOINT"), rich_help_panel=_MODEL,

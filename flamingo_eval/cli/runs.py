@@ -145,6 +145,7 @@ def plan(
     split: opt.Split = None,
     num_samples: opt.NumSamples = None,
     query_set_size: opt.QuerySetSize = 2048,
+    ensemble: opt.Ensemble = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print every query as a line of JSON.")] = False,
 ) -> None:
     """Show which queries and demonstrations a run would have, without loading a model."""
@@ -153,7 +154,7 @@ def plan(
 
     options = {
         "shots": shots, "seeds": seeds, "trials": trials, "data_root": data_root, "protocol": protocol,
-        "split": split, "num_samples": num_samples, "query_set_size": query_set_size,
+        "split": split, "num_samples": num_samples, "query_set_size": query_set_size, "ensemble": ensemble,
     }  # fmt: skip
     own = context.obj.defaults(canonical_name(benchmark))
     for name in options:  # a benchmark's section of the configuration file is for its plan, too

@@ -57,7 +57,7 @@ def observe(trial: TrialPlan, references: Mapping[Id, Sequence[str]], frame: str
     generator = np.random.RandomState([SEED, trial.shots, trial.seed])
     captions = {}
     for position in range(len(trial)):
-        shown = [trial.source.data.train[i].fields["caption"] for i in trial.demonstrations[position]]
+        shown = [trial.source.data.train[i].fields["caption"] for i in trial.demonstrations[position][0]]
         known = {concept for text in shown for concept in concepts_in(text)}
         id = trial.slots[position][0]
         colour, shape = sorted(concepts_in(references[id][0]), key=lambda concept: concept in world.SHAPES)

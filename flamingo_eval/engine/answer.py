@@ -15,7 +15,7 @@ from flamingo_eval.engine.journal import Entry, Journal, slot_of
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.errors import DataError, QueryError
 from flamingo_eval.files import changed_fields, digest, file_digest
-from flamingo_eval.nouns import Prediction, Query, Task
+from flamingo_eval.nouns import Answer, Prediction, Query, Task
 from flamingo_eval.ports import Model
 
 
@@ -63,8 +63,8 @@ def answer_key(query: Query, task: Task, model: str) -> str:
         {
             "query": list(slot_of(query)),
             "demonstrations": list(query.demonstration_ids),
-            "prompt": query.prompt.text,
-            "images": list(query.prompt.images),
+            "prompts": [prompt.text for prompt in (query.prompt, *query.more_orders)],
+            "images": [list(prompt.images) for prompt in (query.prompt, *query.more_orders)],
             "rgb": query.prompt.rgb,
             "task": changed_fields(task),
             "model": model,
@@ -112,12 +112,13 @@ def answer(
             ready, prepared = [], []
             for item in batch:
                 try:
-                    prepared.append(model.prepare(item.query.prompt, task))
+                    orders = (item.query.prompt, *item.query.more_orders)
+                    prepared.append([model.prepare(prompt, task) for prompt in orders])
                     ready.append(item)
                 except QueryError as error:
                     failures.append(Failure(item.query, str(error)))
             if ready:
-                answers = model.answer(prepared, task)
+                answers = ensembled(model, prepared, task)
                 entries = [
                     Entry(slot_of(item.query), Prediction(item.key, said, item.pictures))
                     for item, said in zip(ready, answers, strict=True)
@@ -125,6 +126,17 @@ def answer(
                 journal.append(entries, extra)
             bar.update(len(batch))
     return failures
+
+
+def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> list[Answer]:
+    """One answer per query: of its only prompt, or the names' mean log-likelihoods over its prompts."""
+    if all(len(prompts) == 1 for prompts in prepared):
+        return model.answer([prompts[0] for prompts in prepared], task)
+    means: list[Answer] = []
+    for prompts in prepared:
+        ranked = [said for said in model.answer(prompts, task) if not isinstance(said, str)]
+        means.append({name: sum(said[name] for said in ranked) / len(ranked) for name in ranked[0]})
+    return means
 
 
 def _interval() -> float:

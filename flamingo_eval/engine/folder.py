@@ -23,7 +23,7 @@ FORMAT = 1
 _RUN_SHAPE = {
     "demo": (str, type(None)),
     "identity": {"checkpoint": str, "precision": str, "selector": str, "num_samples": (int, type(None)),
-                 "query_set_size": int, "benchmarks": dict},
+                 "query_set_size": int, "ensemble": int, "benchmarks": dict},
     "checkpoint": {"name": str, "digest": str},
     "settings": {"checkpoint": str, "data_root": str, "protocol": str, "split": (str, type(None)),
                  "data_overrides": dict, "pool": dict},

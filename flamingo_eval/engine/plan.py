@@ -86,14 +86,15 @@ class TrialPlan:
         shots: number of demonstrations that count.
         seed: seed of the trial.
         queries: numbers of the queried examples in ``source.data.test``, in the order visited.
-        demonstrations: for each of them the numbers of its demonstrations in ``source.data.train``.
+        demonstrations: for each of them, and each order it is asked in, the numbers of its demonstrations in
+            ``source.data.train``.
     """
 
     source: Source
     shots: int
     seed: int
     queries: tuple[int, ...]
-    demonstrations: tuple[tuple[int, ...], ...]
+    demonstrations: tuple[tuple[tuple[int, ...], ...], ...]
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -121,20 +122,29 @@ class TrialPlan:
         """The query at a position. Raises DataError if its texts and pictures don't correspond."""
         benchmark, data = self.source.benchmark, self.source.data
         example = data.test[self.queries[position]]
-        demonstrations = [data.train[i] for i in self.demonstrations[position]]
+        orders = [[data.train[i] for i in order] for order in self.demonstrations[position]]
+        prompts = [build_prompt(benchmark.prompt, order, example, self.shots) for order in orders]
         return Query(
             benchmark=benchmark.name,
             shots=self.shots,
             seed=self.seed,
             id=example.id,
-            demonstration_ids=tuple(d.id for d in demonstrations),
-            prompt=build_prompt(benchmark.prompt, demonstrations, example, self.shots),
+            demonstration_ids=tuple(demonstration.id for demonstration in orders[0]),
+            prompt=prompts[0],
             occurrence=self.slots[position][1],
+            more_orders=tuple(prompts[1:]),
         )
 
 
 def plan_trial(
-    source: Source, *, shots: int, seed: int, selector: str, num_samples: int | None, query_set_size: int
+    source: Source,
+    *,
+    shots: int,
+    seed: int,
+    selector: str,
+    num_samples: int | None,
+    query_set_size: int,
+    ensemble: int = 1,
 ) -> TrialPlan:
     """Draws one trial in the reference's order: queries, pool, visiting order, demonstrations.
 
@@ -143,6 +153,8 @@ def plan_trial(
     Raises:
         UserError: more queries or demonstrations asked for than there are.
     """
+    if ensemble > 1 and not isinstance(source.task, Ranking):
+        raise UserError(f"--ensemble is for benchmarks that rank class names, not for {source.benchmark.name}")
     rules, generator = source.benchmark.plan, numpy_generator(seed)
     draw = _draw_from_one_set if rules.one_set else _draw_queries
     queries, pool = draw(source, generator, num_samples or rules.num_samples, query_set_size)
@@ -155,9 +167,10 @@ def plan_trial(
             pool=pool,
             generator=numpy_generator(seed) if rules.reseed_pool else generator,
             seed=seed,
+            ensemble=ensemble,
         )
     )
-    return TrialPlan(source, shots, seed, tuple(queries), tuple(tuple(row) for row in picked))
+    return TrialPlan(source, shots, seed, tuple(queries), tuple(tuple(map(tuple, orders)) for orders in picked))
 
 
 def _draw_queries(
@@ -199,4 +212,4 @@ def query_row(query: Query) -> dict[str, Any]:
         "demonstration_ids": list(query.demonstration_ids),
         "images": list(query.prompt.images),
         "prompt": query.prompt.text,
-    }
+    } | ({"more_orders": [prompt.text for prompt in query.more_orders]} if query.more_orders else {})

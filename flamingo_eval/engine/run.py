@@ -51,7 +51,7 @@ def plan_all(spec: RunSpec, sources: Mapping[str, Source], cells: Sequence[tuple
     """The plans of the given (benchmark, shots, seed) cells."""
     return [
         plan_trial(sources[name], shots=shots, seed=seed, selector=spec.selector,
-                   num_samples=spec.num_samples, query_set_size=spec.query_set_size)
+                   num_samples=spec.num_samples, query_set_size=spec.query_set_size, ensemble=spec.ensemble)
         for name, shots, seed in cells
     ]  # fmt: skip
 
@@ -88,6 +88,7 @@ def run_identity(spec: RunSpec, sources: Mapping[str, Source], checkpoint: str, 
         "selector": spec.selector,
         "num_samples": None if counts == {spec.num_samples} else spec.num_samples,
         "query_set_size": spec.query_set_size,
+        "ensemble": spec.ensemble,
         "benchmarks": {name: _benchmark_identity(source) for name, source in sources.items()},
     }
 
@@ -216,6 +217,7 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
         selector=record["identity"]["selector"],
         num_samples=record["identity"]["num_samples"],
         query_set_size=record["identity"]["query_set_size"],
+        ensemble=record["identity"]["ensemble"],
         data_overrides=settings["data_overrides"],
     )
     sources = read_sources(spec, root_of(spec.data_root))

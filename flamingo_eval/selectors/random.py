@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from flamingo_eval.errors import UserError
@@ -17,8 +18,12 @@ class RandomSelector:
     (``random.seed(seed + rank)``, rank 0).
     """
 
-    def select(self, selection: Selection) -> list[list[int]]:
-        """Numbers of the demonstrations, for each query; raises UserError if the pool is too small."""
+    def select(self, selection: Selection) -> list[list[list[int]]]:
+        """Numbers of the demonstrations, for each query and order; raises UserError if the pool is too small.
+
+        Under prompt ensembling a query's sample is shuffled once per order, cumulatively (the reference draws a whole
+        batch's samples first; this is its order at batch size 1).
+        """
         if selection.pool is not None:
             pool = list(selection.pool)
         else:
@@ -29,7 +34,8 @@ class RandomSelector:
                 f"{selection.count} demonstrations asked for, but the pool holds {len(pool)} "
                 f"(training examples: {len(selection.train)}, --query-set-size: {selection.pool_size})"
             )
-        return sample_each(pool, selection.count, len(selection.queries), selection.seed)
+        orders = min(selection.ensemble, math.factorial(min(selection.count, 10)))
+        return sample_each(pool, selection.count, len(selection.queries), selection.seed, orders)
 
 
 SELECTOR = RandomSelector()

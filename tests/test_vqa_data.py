@@ -99,6 +99,7 @@ def _questions(change: Callable[[list[Any]], object]) -> tuple[str, Callable[[An
         (_annotations(lambda rows: rows.append(rows[0])), "question 52 is annotated twice"),
         (_annotations(lambda rows: rows[0]["answers"].pop()), "question 52 has 9 answers, expected 10"),
         (_annotations(lambda rows: rows[0]["answers"][0].update(answer=5)), r"annotations\[0\]: 'answer' is missing or not of type str"),
+        (_annotations(lambda rows: rows[0]["answers"][3].update(answer=" ")), "question 52 has an empty answer; if that is meant, set"),
         (_annotations(lambda rows: rows[0].pop("answers")), r"annotations\[0\]: 'answers' is missing"),
         (_questions(lambda rows: rows[1].update(question=None)), r"questions\[1\]: 'question' is missing"),
         (_questions(lambda rows: rows[1].update(image_id="../../x")), "is not a path inside the data folder"),

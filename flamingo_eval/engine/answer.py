@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from flamingo_eval.engine.journal import Entry, Journal, slot_of
+from flamingo_eval.engine.journal import Entry, Journal, Slot, slot_of
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.errors import DataError, QueryError
 from flamingo_eval.files import changed_fields, digest, file_digest
@@ -19,13 +19,27 @@ from flamingo_eval.nouns import Answer, Prediction, Query, Task
 from flamingo_eval.ports import Model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pending:
-    """A query that has to be answered, and the digests its answer will have."""
+    """A query that has to be answered, by its place in the plan, and the digests its answer will have.
 
-    query: Query
+    The query itself is built when its batch comes: a sweep's prompts all at once would not fit into memory.
+    """
+
+    trial: TrialPlan
+    position: int
     key: str
     pictures: str
+
+    @property
+    def query(self) -> Query:
+        """The query, built anew each time."""
+        return self.trial.query(self.position)
+
+    @property
+    def slot(self) -> Slot:
+        """What the answer belongs to."""
+        return (*self.trial.cell, *self.trial.slots[self.position])
 
 
 @dataclass(frozen=True)
@@ -80,11 +94,11 @@ def find_pending(trials: Iterable[TrialPlan], journal: Journal, model: str) -> I
     digests: dict[Path, Callable[[tuple[str, ...]], str | None]] = {}
     for trial in trials:
         of = digests.setdefault(trial.source.root, picture_digests(trial.source.root))
-        for query in trial:
+        for position, query in enumerate(trial):
             key, pictures = answer_key(query, trial.source.task, model), of(query.prompt.images)
             known = journal.get(slot_of(query))
             if known is None or known.key != key or pictures not in (known.pictures, None):
-                yield Pending(query, key, pictures or "")
+                yield Pending(trial, position, key, pictures or "")
 
 
 def answer(
@@ -111,16 +125,17 @@ def answer(
         for task, batch in _batches(pending, tasks, batch_size):
             ready, prepared = [], []
             for item in batch:
+                query = item.query
                 try:
-                    orders = (item.query.prompt, *item.query.more_orders)
+                    orders = (query.prompt, *query.more_orders)
                     prepared.append([model.prepare(prompt, task) for prompt in orders])
                     ready.append(item)
                 except QueryError as error:
-                    failures.append(Failure(item.query, str(error)))
+                    failures.append(Failure(query, str(error)))
             if ready:
                 answers = ensembled(model, prepared, task)
                 entries = [
-                    Entry(slot_of(item.query), Prediction(item.key, said, item.pictures))
+                    Entry(item.slot, Prediction(item.key, said, item.pictures))
                     for item, said in zip(ready, answers, strict=True)
                 ]
                 journal.append(entries, extra)
@@ -149,15 +164,15 @@ def _batches(pending: Sequence[Pending], tasks: Mapping[str, Task], size: int) -
     batch: list[Pending] = []
     for item in pending:
         if batch and (len(batch) == size or _kind(item) != _kind(batch[0])):
-            yield tasks[batch[0].query.benchmark], batch
+            yield tasks[batch[0].trial.cell[0]], batch
             batch = []
         batch.append(item)
     if batch:
-        yield tasks[batch[0].query.benchmark], batch
+        yield tasks[batch[0].trial.cell[0]], batch
 
 
 def _kind(item: Pending) -> tuple[str, int]:
-    return (item.query.benchmark, item.query.shots)
+    return item.trial.cell[:2]
 
 
 def describe_failures(failures: Sequence[Failure], at_most: int = 10) -> DataError:

@@ -5,7 +5,8 @@
 - TextVQA as published: ``{"data": [{question_id, image_id, question, answers: [text]}]}``;
 - VizWiz as published: ``[{image, question, answers: [{answer, answer_confidence}], answer_type}]``.
 
-Options of a benchmark's ``[data]`` section: ``answers`` (how many every question has), and for each split a table
+Options of a benchmark's ``[data]`` section: ``answers`` (how many every question has),
+``empty_answers`` (whether an annotator may have said nothing), and for each split a table
 ``splits.NAME`` with ``questions``, ``annotations`` (absent where answers are not public), ``published`` (the file as
 published, used if there is no questions file) and ``images``, a template of ``{image_id}``.
 """
@@ -109,12 +110,12 @@ def _read_split(rules: DataRules, root: Path, split: str) -> SplitFiles:
         raise DataError(
             f'{path} is neither a VQA questions file ("questions"), nor TextVQA ("data") nor VizWiz (a list)'
         )
-    found = _checked(path, questions, rules.options["answers"])
+    found = _checked(path, questions, rules.options["answers"], rules.options.get("empty_answers", False))
     return SplitFiles(tuple(found), files, form)
 
 
-def _checked(path: Path, questions: Iterator[Question], answers: int) -> Iterator[Question]:
-    """Refuses duplicate ids, too few answers, and an empty file."""
+def _checked(path: Path, questions: Iterator[Question], answers: int, empty: bool) -> Iterator[Question]:
+    """Refuses duplicate ids, too few answers, empty ones unless they are meant, and an empty file."""
     seen: set[Id] = set()
     for question in questions:
         if question.id in seen:
@@ -123,6 +124,15 @@ def _checked(path: Path, questions: Iterator[Question], answers: int) -> Iterato
         if question.annotation is not None and len(question.annotation.answers) < answers:
             raise DataError(
                 f"{path}: question {question.id} has {len(question.annotation.answers)} answers, expected {answers}"
+            )
+        if (
+            not empty
+            and question.annotation is not None
+            and any(not a.text.strip() for a in question.annotation.answers)
+        ):
+            raise DataError(
+                f"{path}: question {question.id} has an empty answer; "
+                "if that is meant, set empty_answers = true in its benchmark's data section of flamingo-eval.toml"
             )
         yield question
     if not seen:

@@ -95,7 +95,8 @@ class Benchmark:
     Attributes:
         scoring: what the metric wants to know.
         also: other protocols -> their ``scoring``, where the same answers can be scored by it too.
-        submission: how an evaluation server wants answers: ``key`` (``question_id`` or ``image``) and ``split``.
+        submission: how an evaluation server wants answers: ``key`` (``question_id`` or ``image``), ``split`` whose
+            questions must all be answered, ``from`` which splits a run may be.
     """
 
     name: str
@@ -111,7 +112,7 @@ class Benchmark:
     prompt: PromptRules
     task: Task
     answer: AnswerRules
-    submission: Mapping[str, str]
+    submission: Mapping[str, Any]
     sources: tuple[str, ...]
 
 
@@ -128,6 +129,10 @@ def _files() -> dict[str, Path]:
     files: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.toml")):
+            if path.name == "flamingo-eval.toml":  # the configuration file, where both lie in one folder
+                continue
+            if not path.stem.replace("_", "").isalnum() or path.stem.lower() != path.stem:
+                raise UserError(f"{path}: a benchmark's file is named by small letters, digits and underscores")
             if path.stem in files:
                 raise UserError(f"{path}: there is a benchmark {path.stem} already ({files[path.stem]})")
             files[path.stem] = path
@@ -198,8 +203,10 @@ def parse_benchmark(
     if "refused" in chosen:
         raise UserError(f"{path.stem} is not run under {protocol}: {chosen['refused']}")
     merged = _merge(base, chosen)
-    merged["data"] = _override(path, merged["data"], data_overrides or {})
     _check_tables(path, merged)
+    merged["data"] = _override(path, merged["data"], data_overrides or {})
+    if merged["name"] != path.stem:
+        raise UserError(f"{path}: the name {merged['name']!r} must be the file's, {path.stem!r}")
     if split is not None and split not in merged["splits"]:
         raise UserError(f"{path.stem} has no split {split!r}; it has: {', '.join(merged['splits'])}")
     named = ("loader", "folder", "train", "layout")
@@ -286,6 +293,9 @@ def _check_tables(path: Path, table: Mapping[str, Any]) -> None:
     required = {"name", "title", "split", "splits", "metric", "sources", "data", "prompt", "answer"}
     required |= set() if "ranking" in table else {"decoding"}
     _check_keys(path, "the top level", table, required, required | kinds.keys() | {"scoring", "submission"})
+    for section in ("data", "prompt", "answer", *(set(kinds) & table.keys())):
+        if not isinstance(table[section], dict):
+            raise UserError(f"{path}: [{section}] must be a section")
     _check_keys(path, "[data]", table["data"], {"loader", "folder", "train", "layout"}, {*table["data"], "loader"})
     for section, kind in kinds.items():
         if section in table:

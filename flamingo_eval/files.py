@@ -56,27 +56,31 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
     if _HALF_CHARACTER.search(text):
-        _refuse_half_characters(value, path)
+        refuse_half_characters(value, path)
     return value
 
 
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def _refuse_half_characters(value: Any, path: Path) -> None:
-    """JSON can spell half of a surrogate pair, which is no text: no tokenizer and no file takes it."""
+def refuse_half_characters(value: Any, where: Path | str) -> None:
+    """JSON can spell half of a surrogate pair, which is no text: no tokenizer and no file takes it.
+
+    Raises:
+        DataError: names where it was found.
+    """
     if isinstance(value, str):
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise DataError(f"{path} holds a text with half a character in it: {value[:60]!r}") from error
+            raise DataError(f"{where} holds a text with half a character in it: {value[:60]!r}") from error
     elif isinstance(value, dict):
         for key, item in value.items():
-            _refuse_half_characters(key, path)
-            _refuse_half_characters(item, path)
+            refuse_half_characters(key, where)
+            refuse_half_characters(item, where)
     elif isinstance(value, list):
         for item in value:
-            _refuse_half_characters(item, path)
+            refuse_half_characters(item, where)
 
 
 def fits(value: Any, shape: Any) -> bool:

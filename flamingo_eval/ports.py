@@ -99,8 +99,17 @@ class Metric(Protocol):
     title: str
     """Name and unit, such as ``CIDEr x 100``."""
 
-    def check(self) -> None:
-        """Raises UserError when the metric can't be computed here; called before any query is answered."""
+    value_key: str
+    """What a predictions file calls an answer: ``caption``, ``answer`` or ``score``."""
+
+    value_kinds: tuple[type, ...]
+    """Types that such a value may have."""
+
+    def check(self, trials: Sequence[Sequence[Any]]) -> None:
+        """Called before any query is answered, with the references of each trial's queries, where they are public.
+
+        Raises UserError when the metric can't be computed here, DataError when it is undefined for these references.
+        """
 
     def compute(
         self, trials: Sequence[Mapping[Id, Any]], references: Mapping[Id, Any], rules: Mapping[str, Any]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from flamingo_eval.benchmark import AnswerRules, PromptRules
-from flamingo_eval.errors import DataError
+from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.nouns import Example, Prompt
 from flamingo_eval.stemming import stem
 
@@ -20,7 +20,10 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     >>> fill("Output:{caption|strip}.", {"caption": " a {red} ball "})
     'Output:a {red} ball.'
     """
-    return _SLOT.sub(lambda slot: values[slot[1]].strip() if slot[2] else values[slot[1]], template)
+    try:
+        return _SLOT.sub(lambda slot: values[slot[1]].strip() if slot[2] else values[slot[1]], template)
+    except KeyError as error:
+        raise UserError(f"the template {template!r} wants {error}; examples have {', '.join(values)}") from error
 
 
 def build_prompt(rules: PromptRules, demonstrations: Sequence[Example], query: Example, shots: int) -> Prompt:

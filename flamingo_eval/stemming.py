@@ -7,9 +7,11 @@ word, a table of exceptions, WordNet's lemma for words in *-ing*, the singular f
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+_Split = Callable[[str], list[str]]
 _DATA = Path(__file__).parent / "stemming_data"
 # WordNet's detachment rules for verbs (morphy(7WN)); only words in -ing come here
 _ENDINGS = (("ing", "e"), ("ing", ""))
@@ -23,17 +25,16 @@ def stem(text: str) -> str:
     'ride two surfboard'
     """
     import inflection
-    import nltk
 
-    _use_carried_data()
+    split_sentences, split_words, tag = _tools()
     exceptions = _exceptions()
     words = []
-    for word, tag in nltk.pos_tag(nltk.tokenize.word_tokenize(text)):
+    for word, part_of_speech in tag([word for sentence in split_sentences(text) for word in split_words(sentence)]):
         if word in exceptions:
             words.append(exceptions[word])
         elif word.endswith("ing"):
             words.append(_verb_lemma(word))
-        elif tag.startswith(("NNS", "NNPS")):
+        elif part_of_speech.startswith(("NNS", "NNPS")):
             words.append(inflection.singularize(word))
         else:
             words.append(word)
@@ -41,11 +42,37 @@ def stem(text: str) -> str:
 
 
 @cache
-def _use_carried_data() -> None:
-    """Puts the carried tagger and tokenizer before whatever NLTK would look for, so that results don't depend on it."""
-    import nltk
+def _tools() -> tuple[_Split, _Split, Callable[[list[str]], list[tuple[str, str]]]]:
+    """NLTK's sentence splitter, word tokenizer and tagger, filled from the carried files.
 
-    nltk.data.path.insert(0, str(_DATA / "nltk_data"))
+    What ``nltk.word_tokenize`` and ``nltk.pos_tag`` use; those look their data up in folders of the machine, and refuse
+    folders that others may write to.
+    """
+    from nltk.tag.perceptron import PerceptronTagger
+    from nltk.tokenize import NLTKWordTokenizer
+    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
+
+    punkt = _DATA / "nltk_data" / "tokenizers" / "punkt_tab" / "english"
+    parameters = PunktParameters()
+    parameters.abbrev_types = set(_lines(punkt / "abbrev_types.txt"))
+    parameters.sent_starters = set(_lines(punkt / "sent_starters.txt"))
+    parameters.collocations = {tuple(line.split("\t")) for line in _lines(punkt / "collocations.tab")}
+    for line in _lines(punkt / "ortho_context.tab"):
+        word, count = line.split("\t")
+        parameters.ortho_context[word] = int(count)
+    folder = _DATA / "nltk_data" / "taggers" / "averaged_perceptron_tagger_eng"
+    tagger = PerceptronTagger(load=False)
+    weights, tagger.tagdict, classes = (
+        json.loads((folder / f"{folder.name}.{part}.json").read_text(encoding="utf-8"))
+        for part in ("weights", "tagdict", "classes")
+    )
+    tagger.model.weights = weights
+    tagger.classes = tagger.model.classes = set(classes)
+    return PunktSentenceTokenizer(parameters).tokenize, NLTKWordTokenizer().tokenize, tagger.tag
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 @cache

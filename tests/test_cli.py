@@ -164,8 +164,8 @@ def test_killed_and_resumed(root: Path, cli: Cli) -> None:
 
 def test_ctrl_c_saves_and_says_so(tmp_path: Path) -> None:
     root = write_coco_root(tmp_path / "big", train=40, test=400)
-    command = [sys.executable, "-m", "flamingo_eval", "coco", "--shots", "4", "--checkpoint", "scripted",
-               "--data-root", str(root), "--out", "run", "--batch-size", "1"]  # fmt: skip
+    command = [sys.executable, "-m", "flamingo_eval", "coco", "--shots", "1,2,3,4", "--trials", "10", "--checkpoint",
+               "scripted", "--data-root", str(root), "--out", "run", "--batch-size", "1"]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     journal = Path("run/journal.jsonl")
     deadline = time.monotonic() + 30
@@ -177,7 +177,7 @@ def test_ctrl_c_saves_and_says_so(tmp_path: Path) -> None:
     assert "interrupted" in err
     assert "Traceback" not in err
     assert out == ""
-    assert 0 < len(journal.read_text().splitlines()) < 1200
+    assert 0 < len(journal.read_text().splitlines()) < 16_000
 
 
 def test_two_runs_into_one_folder(root: Path, cli: Cli) -> None:

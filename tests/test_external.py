@@ -13,7 +13,7 @@ import pytest
 from flamingo_eval.cli.main import main
 from flamingo_eval.engine.answer import ensembled
 from flamingo_eval.nouns import Answer, Prompt, Ranking, Task
-from tests.helpers import write_coco_root
+from tests.helpers import run_cli, write_coco_root
 from tests.test_vqa_data import write_converted, write_memes
 
 
@@ -149,6 +149,103 @@ def test_a_submission_is_one_trial(call: Any, tmp_path: Path) -> None:
     assert code == 2
     assert "a submission is one trial, this run has 2" in err
     assert call("submit", "run", "--seed", "43", "--out", "s.json")[0] == 0
+
+
+def test_a_submission_of_the_wrong_split_is_refused(call: Any, tmp_path: Path) -> None:
+    write_vqav2(tmp_path / "d")
+    folder = tmp_path / "d" / "vqav2"
+    for name in ("questions", "annotations"):
+        text = (folder / f"v2_{'OpenEnded_' if name == 'questions' else ''}mscoco_train2014_{name}.json").read_text()
+        (folder / f"v2_{'OpenEnded_' if name == 'questions' else ''}mscoco_val2014_{name}.json").write_text(text)
+    (folder / "val2014").mkdir()
+    for i in (1, 2, 3):
+        (folder / "val2014" / f"COCO_val2014_{i:012d}.jpg").write_bytes(b"never opened")
+    code, _, err = call("vqav2", "--shots", "1", "--seeds", "42", "--checkpoint", "scripted", "--data-root",
+                        tmp_path / "d", "--out", "run")  # fmt: skip
+    assert code == 0, err
+    code, _, err = call("submit", "run", "--out", "s.json")
+    assert code == 2
+    assert "the server wants answers to split test-dev or test; this run is of split val" in err
+    assert not Path("s.json").exists()
+
+
+def test_another_benchmark_extends_a_run_and_keeps_what_is_there(call: Any, tmp_path: Path) -> None:
+    root = write_coco_root(tmp_path / "d", train=12, test=3)
+    write_converted(root / "textvqa", "train", 0)
+    write_converted(root / "textvqa", "val", 50)
+    (root / "textvqa" / "train_images").mkdir()
+    for i in (0, 1, 2, 50, 51, 52):
+        (root / "textvqa" / "train_images" / f"img{i}.jpg").write_bytes(b"never opened")
+    common = ("--shots", "1", "--seeds", "42", "--checkpoint", "scripted", "--data-root", root, "--out", "run")
+    (root / "coco" / "dataset_coco.json").rename(root / "coco" / "mine.json")
+    Path("flamingo-eval.toml").write_text('[coco.data]\nannotations = "mine.json"\n')
+    assert call("coco", *common)[0] == 0
+    Path("flamingo-eval.toml").unlink()
+    code, out, err = call("textvqa", *common)
+    assert code == 0, err
+    assert "coco" not in out.splitlines()[2], "only what was asked for is shown"
+    code, out, err = call("report", "run")
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["coco", "textvqa"]
+    assert call("score", "run")[0] == 0, "each benchmark is read again as it was read"
+
+
+def test_one_class_is_found_out_before_anything_is_answered(call: Any, tmp_path: Path) -> None:
+    root = write_coco_root(tmp_path / "d", train=12, test=3)
+    write_memes(root, *(json.dumps({"id": i, "img": f"{i}.png", "label": 0, "text": "t"}) for i in range(4)))
+    code, _, err = call("run", "coco", "hateful-memes", "--shots", "1", "--trials", "1", "--checkpoint", "scripted",
+                        "--data-root", root, "--out", "run")  # fmt: skip
+    assert code == 2
+    assert "ROC AUC is undefined: all 4 labels are of one class" in err
+    assert not Path("run").exists()
+
+
+def test_run_all_leaves_out_what_a_protocol_has_no_rules_for(call: Any, tmp_path: Path) -> None:
+    code, _, err = call(
+        "run", "all", "--protocol", "openflamingo-2023-03", "--checkpoint", "scripted", "--data-root", tmp_path
+    )
+    assert code == 2, "there is no data"
+    for name in ("hateful_memes", "imagenet", "textvqa", "vizwiz"):
+        assert f"left out: {name} is not run under openflamingo-2023-03" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("easy-vqa.toml", "", "is named by small letters, digits and underscores"),
+        ("mine.toml", "name = ", "is not a benchmark"),
+        ("mine.toml", 'name = "mine"', "'answer' is missing in the top level"),
+        ("coco.toml", "", "there is a benchmark coco already"),
+    ],
+)
+def test_broken_benchmark_files_of_ones_own(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / name).write_text(content)
+    result = run_cli("list", env={"FLAMINGO_EVAL_BENCHMARKS": str(tmp_path / "own")})
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "row", "message"),
+    [
+        ("hateful-memes", {"id": 0, "score": float("nan")}, "score nan is not a number"),
+        ("hateful-memes", {"id": 0, "answer": "yes"}, "'score' is missing or not of type int or float"),
+        ("textvqa", {"question_id": 50, "score": 0.5}, "'answer' is missing or not of type str"),
+    ],
+)
+def test_predictions_of_the_wrong_kind(call: Any, vqa_root: Path, benchmark: str, row: Any, message: str) -> None:
+    write_memes(vqa_root, *(json.dumps({"id": i, "img": f"{i}.png", "label": i, "text": "t"}) for i in range(2)))
+    code, _, err = call("score", benchmark, "--predictions", predict([row]), "--data-root", vqa_root)
+    assert code == 2
+    assert message in err
+
+
+def test_options_for_predictions_are_refused_for_a_run(call: Any) -> None:
+    code, _, err = call("score", "run", "--protocol", "official")
+    assert code == 2
+    assert "--protocol goes with --predictions; a run keeps its own rules" in err
 
 
 def test_data_check(call: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from flamingo_eval.benchmark import load_benchmark
 from flamingo_eval.errors import DataError
 from flamingo_eval.loaders.vqa import _human
+from flamingo_eval.metrics.accuracy import METRIC as ACCURACY
 from flamingo_eval.metrics.roc_auc import METRIC as ROC_AUC
 from flamingo_eval.metrics.vqa_accuracy import METRIC as VQA
 from flamingo_eval.metrics.vqa_accuracy import accuracy
@@ -146,3 +147,32 @@ def test_roc_auc_of_one_class_is_undefined() -> None:
         ROC_AUC.compute([answers], {1: "no"}, {"positive": "yes"})
     with pytest.raises(DataError, match="query 1 has an answer but no label"):
         ROC_AUC.compute([answers], {2: "no"}, {"positive": "yes"})
+
+
+@given(st.permutations(range(6)))
+def test_order_of_queries_changes_nothing(order: list[int]) -> None:
+    said: dict[Id, str] = {id: ("red", "blue", "2")[id % 3] for id in range(6)}
+    shuffled: dict[Id, str] = {id: said[id] for id in order}
+    questions: dict[Id, Annotation] = {id: people(*["red"] * (id + 1), *["blue"] * (9 - id)) for id in range(6)}
+    labels: dict[Id, str] = {id: ("red", "blue")[id % 2] for id in range(6)}
+    names: dict[Id, dict[str, float]] = {id: {"no": -1.0, "yes": -float(id)} for id in range(6)}
+    ordered = {id: names[id] for id in order}
+    yes: dict[Id, str] = {id: ("yes", "no")[id % 2] for id in range(6)}
+    cases: list[tuple[Any, Any, Any, Any, Any]] = [
+        (VQA, said, shuffled, questions, REFERENCE),
+        (ACCURACY, said, shuffled, labels, {}),
+        (ROC_AUC, names, ordered, yes, {"positive": "yes"}),
+    ]
+    for metric, first, second, references, rules in cases:
+        one, other = (metric.compute([answers], references, rules)[0] for answers in (first, second))
+        assert one.value == pytest.approx(other.value)
+        assert dict(one.per_item) == dict(other.per_item)
+
+
+def test_accuracy_by_hand() -> None:
+    answers: dict[Id, Any] = {1: {"cat": -1.0, "dog": -0.5}, 2: {"cat": -0.1, "dog": -0.5}, 3: "dog", 4: "cow"}
+    score = ACCURACY.compute([answers], {1: "dog", 2: "dog", 3: "dog", 4: "dog"}, {})[0]
+    assert score.value == 50
+    assert score.per_item == {1: 100, 2: 0, 3: 100, 4: 0}
+    with pytest.raises(DataError, match="query 9 has an answer but no label"):
+        ACCURACY.compute([{9: "dog"}], {1: "dog"}, {})

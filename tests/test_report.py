@@ -16,8 +16,8 @@ from flamingo_eval.report.table import FORMATS, render
 RUN: dict[str, Any] = {
     "demo": None,
     "checkpoint": {"name": "my_model", "digest": "0123456789abcdef"},
-    "identity": {"selector": "random"},
-    "settings": {"pool": {"coco": 2048}},
+    "identity": {"selector": "random", "ensemble": 1},
+    "settings": {"benchmarks": {"coco": {"pool": 2048}}},
 }
 
 

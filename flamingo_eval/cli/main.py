@@ -96,12 +96,16 @@ def _benchmark_command(name: str) -> Callable[..., None]:
     return command
 
 
-for _name in benchmark_names():
-    app.command(_name.replace("_", "-"), rich_help_panel="Benchmarks")(_benchmark_command(_name))
-    if "_" in _name:  # an underscore does as well
-        app.command(_name, hidden=True)(_benchmark_command(_name))
-runs.register(app)
-tools.register(app)
+def _register_commands() -> None:
+    """Adds a command per benchmark, then the others; benchmark files may be the user's own, and broken."""
+    if app.registered_commands:
+        return
+    for name in benchmark_names():
+        app.command(name.replace("_", "-"), rich_help_panel="Benchmarks")(_benchmark_command(name))
+        if "_" in name:  # an underscore does as well
+            app.command(name, hidden=True)(_benchmark_command(name))
+    runs.register(app)
+    tools.register(app)
 
 
 def main() -> None:
@@ -111,6 +115,7 @@ def main() -> None:
     code = 0
     try:
         try:
+            _register_commands()
             result = app(args=arguments, prog_name="flamingo-eval", standalone_mode=False)
             code = result if isinstance(result, int) else 0
             finish()

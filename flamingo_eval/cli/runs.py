@@ -1,4 +1,5 @@
-"""Commands that make runs and read them: ``run``, ``plan``, ``score``, ``report``, ``samples``."""
+"""Commands that make runs and read them: ``run``, ``plan``, ``score``, ``report``, ``samples``,
+``submit``."""
 
 from __future__ import annotations
 
@@ -88,7 +89,7 @@ def run_benchmarks(
     if out is not None and str(out) == ".":
         raise UserError("--out is empty or the current folder; name a folder of its own for the run")
     spec = make_spec(context.obj, benchmarks=benchmarks, **_flags_win(context, options))
-    result = execute(spec, data_folder(spec.data_root), out)
+    result = execute(spec, data_folder, out)
     notes = read_scores(result.folder)[1]
     if result.cells:
         emit(render(result.cells, result.folder.read_run(), notes, format), end="")
@@ -126,12 +127,24 @@ def run(
     format: opt.Format = "table",
 ) -> None:
     """Run several benchmarks into one folder and print one table, a row for each."""
-    names = list(benchmark_names()) if benchmarks == ["all"] else benchmarks
+    names = _all_under(protocol) if benchmarks == ["all"] else benchmarks
     run_benchmarks(
         context, names, shots=shots, seeds=seeds, trials=trials, checkpoint=checkpoint, data_root=data_root,
         protocol=protocol, split=None, num_samples=num_samples, query_set_size=query_set_size, precision=precision,
         device=device, batch_size=batch_size, out=out, format=format,
     )  # fmt: skip
+
+
+def _all_under(protocol: str) -> list[str]:
+    """Every benchmark that the protocol has rules for; says which it leaves out, and why."""
+    names = []
+    for name in benchmark_names():
+        try:
+            load_benchmark(name, protocol=protocol)
+            names.append(name)
+        except UserError as error:
+            note(f"left out: {error}")
+    return names
 
 
 def plan(
@@ -206,6 +219,10 @@ def score(
     from flamingo_eval.engine.score import read_scores
     from flamingo_eval.report.table import render
 
+    for option in ("protocol", "split", "per_item", "on_error"):
+        source = context.get_parameter_source(option)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"--{option.replace('_', '-')} goes with --predictions; a run keeps its own rules")
     folder = RunFolder(Path(what))
     cells = rescore(folder, data_folder, data_root)
     if cells:
@@ -232,6 +249,8 @@ def _score_predictions(
             f"{len(result.missing) + result.queries}, such as {result.missing[0]}; --on-error skip scores what is there"
         )
     if per_item is not None:
+        if not result.score.per_item:
+            raise UserError(f"{result.metric} has no score per item")
         rows = [{"id": id, "score": value} for id, value in result.score.per_item.items()]
         write_atomic(per_item, "".join(json.dumps(row) + "\n" for row in rows))
     partial = {"partial": True, "missing": len(result.missing)} if result.missing else {}

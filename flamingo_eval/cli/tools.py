@@ -1,4 +1,4 @@
-"""Commands that look things up: ``list``, ``data where``."""
+"""Commands that look things up: ``list``, ``data where``, ``data check``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from flamingo_eval.benchmark import benchmark_names, canonical_name, load_benchmark
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import emit
-from flamingo_eval.errors import UserError
+from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.runspec import DEMO
 
 data_app = typer.Typer(help="About a benchmark's data on disk.", no_args_is_help=True)
@@ -79,14 +79,26 @@ def data_check(
     from flamingo_eval.engine.check import count_lines, picture_problems, raise_problems
     from flamingo_eval.engine.plan import read_source
 
-    name = canonical_name(benchmark)
+    name, overrides = canonical_name(benchmark), context.obj.data.get(canonical_name(benchmark))
     root = data_folder(data_root or DEMO)
-    source = read_source(name, root, context.obj.data.get(name), protocol=protocol, split=split)
-    for line in source.data.notes:
-        emit(line)
-    lines = list(count_lines(source))
-    for text, right in lines:
-        emit(f"{'ok   ' if right else 'WRONG'}  {text}")
-    problems = picture_problems(source, open_them=images)
+    rules = load_benchmark(name, overrides, protocol=protocol, split=split)
+    lines: list[tuple[str, bool]] = []
+    problems: list[str] = []
+    for wanted in [split] if split else rules.splits:
+        try:
+            source = read_source(name, root, overrides, protocol=protocol, split=wanted)
+        except DataError as error:
+            if wanted == rules.split:
+                raise
+            emit(f"-      {wanted}: {error}")  # a split that one need not have
+            continue
+        for line in source.data.notes:
+            emit(f"       {line}")
+        found = list(count_lines(source, compare=data_root not in (None, DEMO)))
+        problems += picture_problems(source, open_them=images)
+        for text, right in found:
+            if (text, right) not in lines:
+                emit(f"{'ok   ' if right else 'WRONG'}  {text}")
+                lines.append((text, right))
     emit(f"{'WRONG' if problems else 'ok   '}  pictures {'opened' if images else 'looked for'}")
-    raise_problems(lines, problems)
+    raise_problems(lines, list(dict.fromkeys(problems)))

@@ -103,6 +103,10 @@ def main(
     """Run the demo beside its controls and print one table."""
     spec = RunSpec(benchmarks=("coco",), shots=SHOTS, seeds=SEEDS)
     root = demo_data_root()
+
+    def root_of(data_root: str) -> Path:
+        return root if data_root == DEMO else Path(data_root)
+
     roots = {
         "demo": root,
         "other dialect": control_root("other-dialect", lambda f: write_coco(f, demonstrations=other_dialect())),
@@ -113,7 +117,7 @@ def main(
     for name, data in roots.items():
         print(f"note: {name}", file=sys.stderr)
         named = RunSpec(benchmarks=("coco",), shots=SHOTS, seeds=SEEDS, data_root=DEMO if data == root else str(data))
-        rows[name] = execute(named, data, out / name.replace(" ", "-")).cells
+        rows[name] = execute(named, root_of, out / name.replace(" ", "-")).cells
     caption, value = best_single_caption(trials[0].source.references.by_id)
     print("| CIDEr x 100, mean (standard deviation) of 3 trials | " + " | ".join(f"{k} shots" for k in SHOTS) + " |")
     print("| --- |" + " ---: |" * len(SHOTS))

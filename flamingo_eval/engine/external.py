@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,10 @@ from flamingo_eval.benchmark import Benchmark
 from flamingo_eval.errors import DataError
 from flamingo_eval.files import read_json, record_field
 from flamingo_eval.nouns import Id, Score
+from flamingo_eval.ports import Metric
 from flamingo_eval.prompting import finish_answer
 
 _IDS = ("question_id", "image_id", "id")
-_VALUES = ("answer", "caption", "score")
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ def score_predictions(benchmark: Benchmark, root: Path, path: Path) -> ExternalS
     references = registry.loader(benchmark.data.loader).references(benchmark.data, root, benchmark.split)
     if not references.by_id:
         raise DataError(f"split {benchmark.split!r} of {benchmark.name} has no public answers to score against")
-    given = _read_predictions(path, references.by_id)
+    metric = registry.metric(benchmark.metric)
+    given = _read_predictions(path, references.by_id, metric)
     answers = {
         id: finish_answer(benchmark.answer, said) if isinstance(said, str) else said for id, said in given.items()
     }
-    metric = registry.metric(benchmark.metric)
-    metric.check()
+    metric.check([[references.by_id[id] for id in answers]])
     score = metric.compute([answers], references.by_id, benchmark.scoring)[0]
     also = {
         protocol: metric.compute([answers], references.by_id, rules)[0].value
@@ -60,7 +61,7 @@ def score_predictions(benchmark: Benchmark, root: Path, path: Path) -> ExternalS
     return ExternalScore(benchmark, metric.title, score, also, len(answers), missing)
 
 
-def _read_predictions(path: Path, known: Mapping[Id, Any]) -> dict[Id, Any]:
+def _read_predictions(path: Path, known: Mapping[Id, Any], metric: Metric) -> dict[Id, Any]:
     rows = read_json(path)
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path} is not a list of predictions")
@@ -68,14 +69,15 @@ def _read_predictions(path: Path, known: Mapping[Id, Any]) -> dict[Id, Any]:
     found: dict[Id, Any] = {}
     for number, row in enumerate(rows):
         where = f"{path}: [{number}]"
-        id_key, value_key = (next((key for key in keys if isinstance(row, dict) and key in row), keys[-1])
-                             for keys in (_IDS, _VALUES))  # fmt: skip
+        id_key = next((key for key in _IDS if isinstance(row, dict) and key in row), _IDS[-1])
         said = record_field(where, row, id_key, int, str)
         id = said if said in known else by_text.get(str(said))
         if id is None:
             raise DataError(f"{where}: {id_key} {said!r} is not in the annotations")
         if id in found:
             raise DataError(f"{where}: {id_key} {said!r} occurs twice")
-        kinds = (int, float) if value_key == "score" else (str,)
-        found[id] = record_field(where, row, value_key, *kinds)
+        value = record_field(where, row, metric.value_key, *metric.value_kinds)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise DataError(f"{where}: {metric.value_key} {value} is not a number")
+        found[id] = value
     return found

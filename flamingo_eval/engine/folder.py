@@ -25,11 +25,14 @@ _RUN_SHAPE = {
     "identity": {"checkpoint": str, "precision": str, "selector": str, "num_samples": (int, type(None)),
                  "query_set_size": int, "ensemble": int, "benchmarks": dict},
     "checkpoint": {"name": str, "digest": str},
-    "settings": {"checkpoint": str, "data_root": str, "protocol": str, "split": (str, type(None)),
-                 "data_overrides": dict, "pool": dict},
+    "settings": {"checkpoint": str, "benchmarks": dict},
     "cells": [list],
     "sessions": [dict],
 }  # fmt: skip
+
+
+_BENCHMARK_IDENTITY = {"protocol": str, "split": str}
+_BENCHMARK_SETTINGS = {"data_root": str, "data_overrides": dict, "pool": int}
 
 
 def now() -> str:
@@ -58,7 +61,10 @@ class RunFolder:
         run: dict[str, Any] = read_json(self.run_file)
         if not fits(run, {"format": int}) or run["format"] != FORMAT:
             raise UserError(f"{self.run_file} is not of a format this version reads (format {FORMAT})")
-        if not fits(run, _RUN_SHAPE) or not all(len(cell) == 3 for cell in run["cells"]):
+        whole = fits(run, _RUN_SHAPE) and all(len(cell) == 3 for cell in run["cells"])
+        parts = zip((_BENCHMARK_IDENTITY, _BENCHMARK_SETTINGS), ("identity", "settings"), strict=True)
+        names = {cell[0] for cell in run["cells"]} if whole else set()
+        if not whole or not all(fits(run[part]["benchmarks"], dict.fromkeys(names, shape)) for shape, part in parts):
             raise UserError(f"{self.run_file} is damaged: something that every run states is missing in it")
         return run
 

@@ -16,6 +16,7 @@ from flamingo_eval.engine.folder import FORMAT, RunFolder, now
 from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.plan import Source, TrialPlan, plan_trial, read_source
 from flamingo_eval.engine.score import check_complete, write_scores
+from flamingo_eval.errors import UserError
 from flamingo_eval.files import changed_fields, digest
 from flamingo_eval.nouns import Cell, Decoding, Task
 from flamingo_eval.ports import ModelInfo
@@ -108,17 +109,16 @@ def _benchmark_identity(source: Source) -> dict[str, Any]:
 
 def default_folder(spec: RunSpec, identity: Mapping[str, Any]) -> Path:
     """``results/runs/<benchmark>-<digest>``; ``all-<digest>`` for several benchmarks."""
-    if len(spec.benchmarks) > 1:
-        return RUNS / f"all-{digest({k: v for k, v in identity.items() if k != 'benchmarks'})[:10]}"
-    return RUNS / f"{spec.benchmarks[0]}-{digest(identity)[:10]}"
+    name = "all" if len(spec.benchmarks) > 1 else spec.benchmarks[0]
+    return RUNS / f"{name}-{digest(identity)[:10]}"
 
 
-def execute(spec: RunSpec, root: Path, out: Path | None) -> RunResult:
+def execute(spec: RunSpec, root_of: RootOf, out: Path | None) -> RunResult:
     """Carries out a run, or continues it; a finished one answers nothing again.
 
     Args:
         spec: what to run.
-        root: the data root, an existing folder.
+        root_of: from a data root as users name it to the folder.
         out: the run folder; by default one named after everything that determines answers.
 
     Raises:
@@ -127,12 +127,12 @@ def execute(spec: RunSpec, root: Path, out: Path | None) -> RunResult:
         StorageError: the run folder can't be written.
     """
     started = now()
+    root = root_of(spec.data_root)
     model_source = registry.model_source(spec.checkpoint)
     sources = read_sources(spec, root)
     trials = plan_all(spec, sources, spec.cells)
     for source in sources.values():
-        registry.metric(source.benchmark.metric).check()
-        len(source.references.by_id)  # malformed references must be found now, not after a day of answering
+        _check_scorable(source, [trial for trial in trials if trial.source is source])
     info = model_source.info()
     device, precision = model_source.resolve(spec.device, spec.precision)
     identity = run_identity(spec, sources, info.digest, precision)
@@ -165,20 +165,29 @@ def execute(spec: RunSpec, root: Path, out: Path | None) -> RunResult:
         else:
             folder.write_run(record)
         wanted = set(spec.cells)
-        everything = trials + plan_rest(spec, sources, record, wanted)
-        cells = write_scores(folder, everything, journal, record)
+        cells = write_scores(folder, [*trials, *_earlier(folder, root_of, wanted)], journal, record)
         if failures:
             raise describe_failures(failures)
         check_complete(trials, journal, wanted, folder)
     return RunResult(folder, select_cells(cells, wanted))
 
 
-def plan_rest(
-    spec: RunSpec, sources: Mapping[str, Source], record: Mapping[str, Any], done: set[tuple[str, int, int]]
-) -> list[TrialPlan]:
-    """Plans of the cells that earlier commands put into the folder, as far as their data is at hand."""
-    cells = [tuple(cell) for cell in record["cells"]]
-    return plan_all(spec, sources, [c for c in cells if c not in done and c[0] in sources])
+def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[tuple[str, int, int]]) -> list[TrialPlan]:
+    """Plans of the cells that earlier commands put into the folder; without them if their data is gone."""
+    if {(row[0], row[1], row[2]) for row in folder.read_run()["cells"]} == wanted:
+        return []
+    try:
+        return [trial for trial in reopen(folder, root_of)[1] if trial.cell not in wanted]
+    except UserError as error:
+        print(f"note: trials of earlier commands are not scored again: {error}", file=sys.stderr)
+        return []
+
+
+def _check_scorable(source: Source, trials: Sequence[TrialPlan]) -> None:
+    """Finds out now, not after a day of answering, that references are malformed or leave the metric undefined."""
+    references = source.references.by_id
+    asked = [[references[id] for id, _ in trial.slots if id in references] for trial in trials]
+    registry.metric(source.benchmark.metric).check(asked)
 
 
 def select_cells(cells: Sequence[Cell], wanted: set[tuple[str, int, int]]) -> list[Cell]:
@@ -205,26 +214,29 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
         UserError: no run folder, data missing, or the data is not what the run was made from.
     """
     record = folder.read_run()
-    settings = dict(record["settings"])
+    identity, parts = record["identity"], record["settings"]["benchmarks"]
+    sources = {
+        name: read_source(
+            name,
+            root_of(data_root or parts[name]["data_root"]),
+            parts[name]["data_overrides"],
+            protocol=part["protocol"],
+            split=part["split"],
+        )
+        for name, part in identity["benchmarks"].items()
+    }
     spec = RunSpec(
-        benchmarks=tuple(record["identity"]["benchmarks"]),
+        benchmarks=tuple(sources),
         shots=(),
         seeds=(),
-        checkpoint=settings["checkpoint"],
-        data_root=data_root or settings["data_root"],
-        protocol=settings["protocol"],
-        split=settings["split"],
-        selector=record["identity"]["selector"],
-        num_samples=record["identity"]["num_samples"],
-        query_set_size=record["identity"]["query_set_size"],
-        ensemble=record["identity"]["ensemble"],
-        data_overrides=settings["data_overrides"],
+        checkpoint=record["settings"]["checkpoint"],
+        selector=identity["selector"],
+        num_samples=identity["num_samples"],
+        query_set_size=identity["query_set_size"],
+        ensemble=identity["ensemble"],
     )
-    sources = read_sources(spec, root_of(spec.data_root))
-    folder.check_identity(
-        run_identity(spec, sources, record["identity"]["checkpoint"], record["identity"]["precision"])
-    )
-    return record, plan_rest(spec, sources, record, set())
+    folder.check_identity(run_identity(spec, sources, identity["checkpoint"], identity["precision"]))
+    return record, plan_all(spec, sources, [(row[0], row[1], row[2]) for row in record["cells"]])
 
 
 def rescore(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> list[Cell]:
@@ -250,6 +262,7 @@ def _new_record(
     old = folder.read_run() if folder.run_file.exists() else None
     cells = [*(tuple(c) for c in old["cells"])] if old else []
     cells += [cell for cell in spec.cells if cell not in cells]
+    own = {name: _settings(spec, source, root) for name, source in sources.items()}
     merged = {**identity, "benchmarks": {**(old["identity"]["benchmarks"] if old else {}), **identity["benchmarks"]}}
     return {
         "format": FORMAT,
@@ -258,15 +271,20 @@ def _new_record(
         "checkpoint": {"name": info.name, "digest": info.digest, "parts": dict(info.parts), "notes": list(info.notes)},
         "settings": {
             "checkpoint": spec.checkpoint,
-            "data_root": spec.data_root if "data" in spec.demo_parts else str(root.absolute()),
-            "protocol": spec.protocol,
-            "split": spec.split,
-            "data_overrides": {k: dict(v) for k, v in spec.data_overrides.items()},
-            "pool": {name: min(spec.query_set_size, len(s.data.train)) for name, s in sources.items()},
-            "task": {name: describe_task(s.task) for name, s in sources.items()},
+            "benchmarks": {**(old["settings"]["benchmarks"] if old else {}), **own},
         },
         "cells": [list(cell) for cell in cells],
         "sessions": old["sessions"] if old else [],
+    }
+
+
+def _settings(spec: RunSpec, source: Source, root: Path) -> dict[str, Any]:
+    """How one benchmark of a run was read and asked, as ``run.json`` has it."""
+    return {
+        "data_root": spec.data_root if "data" in spec.demo_parts else str(root.absolute()),
+        "data_overrides": dict(spec.data_overrides.get(source.benchmark.name, {})),
+        "pool": min(spec.query_set_size, len(source.data.train)),
+        "task": describe_task(source.task),
     }
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from flamingo_eval import registry
-from flamingo_eval.benchmark import load_benchmark
 from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.score import raw_answers
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.nouns import Id
 from flamingo_eval.prompting import extract_answer
+from flamingo_eval.vqa_text import normalise
 
 
 def submission(trials: list[TrialPlan], journal: Journal) -> list[dict[str, Any]]:
@@ -36,24 +35,24 @@ def submission(trials: list[TrialPlan], journal: Journal) -> list[dict[str, Any]
     if len(raw) < len(trial):
         raise DataError(f"{len(trial) - len(raw)} answers are missing; the command that began the run continues it")
     answers = {
-        id: _normalised(extract_answer(benchmark.answer, text)) for id, text in raw.items() if isinstance(text, str)
+        id: normalise(extract_answer(benchmark.answer, text)) for id, text in raw.items() if isinstance(text, str)
     }
     images = {example.id: PurePosixPath(example.image).name for example in trial.source.data.test}
+    wanted = _all_questions(trial, benchmark.submission["split"])
+    strange = [id for id in answers if id not in wanted]
+    if strange or benchmark.split not in benchmark.submission["from"]:
+        splits = " or ".join(benchmark.submission["from"])
+        raise UserError(f"the server wants answers to split {splits}; this run is of split {benchmark.split}")
     if benchmark.submission["key"] == "image":
+        missing = len(wanted) - len(answers)
+        if missing:
+            raise DataError(f"the server wants answers to all {len(wanted)} pictures; {missing} were not queried")
         return [{"image": images[id], "answer": answer} for id, answer in answers.items()]
-    return [{"question_id": id, "answer": answers.get(id, "")} for id in _all_questions(trial, benchmark.submission)]
+    return [{"question_id": id, "answer": answers.get(id, "")} for id in wanted]
 
 
-def _normalised(answer: str) -> str:
-    """An answer as the evaluators compare it, so that a server that compares plainly agrees."""
-    from flamingo_eval.vqa_text import normalise
-
-    return normalise(answer)
-
-
-def _all_questions(trial: TrialPlan, rules: Mapping[str, Any]) -> list[Id]:
-    """Ids of the split that the server wants answers for, which may hold more than the one queried."""
+def _all_questions(trial: TrialPlan, split: str) -> dict[Id, None]:
+    """Ids of the split that the server wants answers for, in its order; it may hold more than the one queried."""
     source = trial.source
-    whole = load_benchmark(source.benchmark.name, split=rules["split"])
-    data = registry.loader(whole.data.loader).examples(source.benchmark.data, source.root, rules["split"])
-    return [example.id for example in data.test]
+    data = registry.loader(source.benchmark.data.loader).examples(source.benchmark.data, source.root, split)
+    return dict.fromkeys(example.id for example in data.test)

@@ -1,7 +1,8 @@
 """A folder per class under each split, in the order of torchvision's ``ImageFolder``; a row's number is its id.
 
 Options of a benchmark's ``[data]`` section: ``splits``, from a split's name to its folder; ``names``, a file beside
-them that maps class folders to names (``{"n01440764": "tench"}``), needed unless the classes are ImageNet's 1,000.
+them that maps class folders to names (``{"n01440764": "tench"}``); ``default_names``, a file of the package that lists
+names in the order of the class folders, used where ``names`` is not there.
 """
 
 from __future__ import annotations
@@ -16,9 +17,6 @@ from flamingo_eval.files import fits, read_json, resource_folder
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import DataSet, References
 
-# Names of ImageNet's classes in the order of their folders; open_clip/zero_shot_metadata.py, IMAGENET_CLASSNAMES (MIT).
-# Two of them occur twice ("missile", "sunglasses"); the reference compares names, not numbers.
-IMAGENET_NAMES = "imagenet_names.txt"
 _ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
 
 
@@ -53,9 +51,9 @@ def _class_names(rules: DataRules, root: Path) -> dict[str, str]:
         if unnamed:
             raise DataError(f"{path} has no name for {len(unnamed)} class folders of {train}, such as {unnamed[0]}")
         return {c: names[c] for c in classes}
-    known = (resource_folder("benchmarks") / IMAGENET_NAMES).read_text(encoding="utf-8").splitlines()
+    known = (resource_folder("benchmarks") / rules.options["default_names"]).read_text(encoding="utf-8").splitlines()
     if len(classes) != len(known):
-        raise DataError(f"{train} has {len(classes)} class folders, not ImageNet's {len(known)}: name them in {path}")
+        raise DataError(f"{train} has {len(classes)} class folders, not {len(known)}: name them in {path}")
     return dict(zip(classes, known, strict=True))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError
-from flamingo_eval.files import inside_root, record_field
+from flamingo_eval.files import inside_root, record_field, refuse_half_characters
 from flamingo_eval.nouns import Example, Id
 from flamingo_eval.ports import DataSet, References
 
@@ -27,6 +27,9 @@ class JsonlMemesLoader:
         """Lines of the training split and of ``split``."""
         train_path, test_path = _path(rules, root, rules.train), _path(rules, root, split)
         train, test = _read(rules, train_path), _read(rules, test_path)
+        unlabelled = [example.id for example in train if "label" not in example.fields]
+        if unlabelled:
+            raise DataError(f"{train_path}: demonstrations need labels, and the line of id {unlabelled[0]} has none")
         return DataSet(train, test, (train_path, test_path), (f"{split} from {test_path.name}",))
 
     def references(self, rules: DataRules, root: Path, split: str) -> References:
@@ -42,13 +45,13 @@ class JsonlMemesLoader:
 def _path(rules: DataRules, root: Path, split: str) -> Path:
     folder, names = root / rules.folder, rules.options["splits"]
     path: Path = folder / names[split]
-    fallback: Mapping[str, str] = rules.options["fallbacks"]
+    fallback: Mapping[str, str] = rules.options.get("fallbacks", {})
     return folder / fallback[split] if split in fallback and not path.exists() else path
 
 
 def _read(rules: DataRules, path: Path) -> list[Example]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -70,6 +73,7 @@ def _example(rules: DataRules, where: str, line: str) -> Example:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not valid JSON: {error}") from error
+    refuse_half_characters(row, where)
     labels = rules.options["labels"]
     fields = {"text": record_field(where, row, "text", str)}
     if "label" in row:

@@ -79,7 +79,7 @@ def _examples(rules: DataRules, split: str, part: SplitFiles) -> list[Example]:
     for question in part.questions:
         try:
             name = template.format(image_id=question.image_id)
-        except ValueError as error:
+        except (ValueError, KeyError, IndexError) as error:
             raise DataError(f"{part.files[0]}: image id {question.image_id!r} does not fit {template!r}") from error
         image = PurePosixPath(rules.folder, inside_root(name, f"{part.files[0]}: question {question.id}"))
         fields = {"question": question.text}
@@ -110,17 +110,21 @@ def _read_split(rules: DataRules, root: Path, split: str) -> SplitFiles:
         raise DataError(
             f'{path} is neither a VQA questions file ("questions"), nor TextVQA ("data") nor VizWiz (a list)'
         )
-    found = _checked(path, questions, rules.options["answers"], rules.options.get("empty_answers", False))
+    found = _checked(path, questions, rules.options.get("answers", 1), rules.options.get("empty_answers", False))
     return SplitFiles(tuple(found), files, form)
 
 
 def _checked(path: Path, questions: Iterator[Question], answers: int, empty: bool) -> Iterator[Question]:
     """Refuses duplicate ids, too few answers, empty ones unless they are meant, and an empty file."""
     seen: set[Id] = set()
+    public = None
     for question in questions:
         if question.id in seen:
             raise DataError(f"{path}: question {question.id} occurs twice")
         seen.add(question.id)
+        public = question.annotation is not None if public is None else public
+        if public != (question.annotation is not None):
+            raise DataError(f"{path}: question {question.id} and others differ in whether they have answers at all")
         if question.annotation is not None and len(question.annotation.answers) < answers:
             raise DataError(
                 f"{path}: question {question.id} has {len(question.annotation.answers)} answers, expected {answers}"
@@ -141,19 +145,20 @@ def _checked(path: Path, questions: Iterator[Question], answers: int, empty: boo
 
 def _vqa_form(path: Path, rows: list[Any], annotations: Path | None) -> Iterator[Question]:
     by_id = {} if annotations is None else _annotations(annotations)
+    asked: set[Id] = set()
     for number, row in enumerate(rows):
         where = f"{path}: questions[{number}]"
         id = record_field(where, row, "question_id", int, str)
-        annotation = by_id.pop(id, None)
+        annotation = by_id.get(id)
+        asked.add(id)
         if annotations is not None and annotation is None:
             raise DataError(f"{annotations} has no annotation for question {id} of {path.name}")
         yield Question(
             id, record_field(where, row, "image_id", int, str), record_field(where, row, "question", str), annotation
         )
-    if by_id:
-        raise DataError(
-            f"{path} has no question for {len(by_id)} annotations of {annotations}, such as {next(iter(by_id))}"
-        )
+    unasked = [id for id in by_id if id not in asked]
+    if unasked:
+        raise DataError(f"{path} has no question for {len(unasked)} annotations of {annotations}, such as {unasked[0]}")
 
 
 def _annotations(path: Path) -> dict[Id, Annotation]:
@@ -180,7 +185,7 @@ def _textvqa_form(path: Path, rows: list[Any]) -> Iterator[Question]:
     for number, row in enumerate(rows):
         where = f"{path}: data[{number}]"
         annotation = None
-        if isinstance(row, dict) and row.get("answers"):
+        if isinstance(row, dict) and "answers" in row:
             records = [
                 {"answer": text, "answer_id": i, "answer_confidence": "yes"}
                 for i, text in enumerate(record_field(where, row, "answers", list), start=1)

@@ -13,8 +13,10 @@ class AccuracyMetric:
     """Top-1 accuracy in percent."""
 
     title = "top-1 accuracy %"
+    value_key = "answer"
+    value_kinds: tuple[type, ...] = (str,)
 
-    def check(self) -> None:
+    def check(self, trials: Sequence[Sequence[Any]]) -> None:
         """Needs nothing but what is installed."""
 
     def compute(

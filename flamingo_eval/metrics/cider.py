@@ -20,11 +20,13 @@ class CiderMetric:
     """CIDEr x 100; an item's score is on the same scale, so the score is the mean of its items'."""
 
     title = "CIDEr x 100"
+    value_key = "caption"
+    value_kinds: tuple[type, ...] = (str,)
 
     def __init__(self) -> None:
         self._tokens: dict[str, str] = {}
 
-    def check(self) -> None:
+    def check(self, trials: Sequence[Sequence[Any]] = ()) -> None:  # noqa: ARG002  # any captions will do
         """Runs the tokenizer once; raises UserError if that fails."""
         self._tokenize({"a word"})
 

@@ -18,9 +18,13 @@ class RocAucMetric:
     """ROC AUC x 100; single queries have no score of their own."""
 
     title = "ROC AUC x 100"
+    value_key = "score"
+    value_kinds: tuple[type, ...] = (int, float)
 
-    def check(self) -> None:
-        """Needs nothing but what is installed."""
+    def check(self, trials: Sequence[Sequence[Any]]) -> None:
+        """Raises DataError if a trial's labels are of one class only."""
+        for labels in trials:
+            _check_classes(labels)
 
     def compute(
         self,
@@ -42,10 +46,14 @@ def _auc(answers: Mapping[Id, Mapping[str, float] | float], references: Mapping[
     unknown = [id for id in answers if id not in references]
     if unknown:
         raise DataError(f"query {unknown[0]} has an answer but no label")
+    _check_classes([references[id] for id in answers])
     labels = [references[id] == positive for id in answers]
-    if len(set(labels)) < 2:
-        raise DataError(f"ROC AUC is undefined: all {len(labels)} labels are of one class")
     return float(roc_auc_score(labels, [_positive_score(said, positive) for said in answers.values()]))
+
+
+def _check_classes(labels: Sequence[str]) -> None:
+    if labels and len(set(labels)) < 2:
+        raise DataError(f"ROC AUC is undefined: all {len(labels)} labels are of one class")
 
 
 def _positive_score(said: Mapping[str, float] | float, positive: str) -> float:

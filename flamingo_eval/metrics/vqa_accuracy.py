@@ -27,8 +27,10 @@ class VqaAccuracyMetric:
     """VQA accuracy in percent; an item's score is on the same scale."""
 
     title = "VQA accuracy %"
+    value_key = "answer"
+    value_kinds: tuple[type, ...] = (str,)
 
-    def check(self) -> None:
+    def check(self, trials: Sequence[Sequence[Any]]) -> None:
         """Needs nothing but what is installed."""
 
     def compute(

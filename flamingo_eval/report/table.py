@@ -49,7 +49,7 @@ def caption_lines(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> list
     lines = [
         f"{'; '.join(words)}; {' or '.join(map(str, queries))} queries a trial",
         f"protocol {_join(cell.protocol for cell in cells)}; {_join(cell.selector for cell in cells)} demonstrations"
-        f"{_pools(run)}; checkpoint {run['checkpoint']['name']} ({run['checkpoint']['digest'][:10]})",
+        f"{_pools(run)}{_orders(run)}; checkpoint {run['checkpoint']['name']} ({run['checkpoint']['digest'][:10]})",
         *notes,
     ]
     lines += _other_scores(cells)
@@ -76,8 +76,13 @@ def _join(words: Any) -> str:
 
 
 def _pools(run: Run) -> str:
-    sizes = sorted(set(run["settings"]["pool"].values()))
+    sizes = sorted({part["pool"] for part in run["settings"]["benchmarks"].values()})
     return f" from a pool of {' or '.join(map(str, sizes))}" if run["identity"]["selector"] == "random" else ""
+
+
+def _orders(run: Run) -> str:
+    orders = run["identity"]["ensemble"]
+    return f" in up to {orders} orders" if orders > 1 else ""
 
 
 def as_text(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -248,12 +249,12 @@ def test_what_a_harness_could_not_do_is_refused_with_the_reason(name: str, proto
         load_benchmark(name, protocol=protocol)
 
 
-def test_no_code_branches_on_a_benchmarks_name() -> None:
+def test_no_code_names_a_benchmark() -> None:
     """Names stand in TOML files; the demo's data is the one exception, since it writes them."""
     package = Path(__file__).parents[1] / "flamingo_eval"
-    names = ("coco", "flickr30k", "vqav2", "okvqa", "textvqa", "vizwiz", "hateful_memes", "imagenet")
-    for path in package.rglob("*.py"):
-        if "demo" in path.relative_to(package).parts:
-            continue
-        code = [line for line in path.read_text().splitlines() if " == " in line or " in (" in line or "if " in line]
-        assert not [line for line in code if any(f'"{name}"' in line for name in names)], path
+    names = {"coco", "flickr30k", "vqav2", "okvqa", "textvqa", "vizwiz", "hateful_memes", "hateful-memes", "imagenet"}
+    files = [path for path in package.rglob("*.py") if "demo" not in path.relative_to(package).parts]
+    assert len(files) > 40
+    for path in files:
+        strings = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+        assert not names & {string for string in strings if isinstance(string, str)}, path

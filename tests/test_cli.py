@@ -166,7 +166,14 @@ def test_ctrl_c_saves_and_says_so(tmp_path: Path) -> None:
     root = write_coco_root(tmp_path / "big", train=40, test=400)
     command = [sys.executable, "-m", "flamingo_eval", "coco", "--shots", "1,2,3,4", "--trials", "10", "--checkpoint",
                "scripted", "--data-root", str(root), "--out", "run", "--batch-size", "1"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell that starts jobs in the background has them ignore Ctrl-C, and so their children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     journal = Path("run/journal.jsonl")
     deadline = time.monotonic() + 30
     while not (journal.exists() and journal.stat().st_size) and time.monotonic() < deadline:

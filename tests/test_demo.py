@@ -148,10 +148,16 @@ def test_the_curve_rises_with_shots_because_of_the_demonstrations() -> None:
         assert cells[high]["mean"] - cells[low]["mean"] > margin, (low, high)
     references = read_source("coco", demo_data_root()).references.by_id
     assert cells[16]["mean"] >= 3 * best_single_caption(references)[1]
-    root = control_root("other-dialect", lambda f: write_coco(f, demonstrations=other_dialect()))
-    control = run_cli("coco", "--shots", "16", "--seeds", "42", "--checkpoint", "demo", "--data-root", root,
-                      "--out", "control", "--format", "json")  # fmt: skip
-    assert json.loads(control.stdout)["cells"][0]["mean"] < cells[0]["mean"]
+    other = control_root("other-dialect", lambda folder: write_coco(folder, demonstrations=other_dialect()))
+    wrong = control_root("wrong-pictures", lambda folder: write_coco(folder, wrong_pictures=True))
+    means = {}
+    for name, root in (("other", other), ("wrong", wrong)):
+        control = run_cli("coco", "--shots", "16", "--seeds", "42", "--checkpoint", "demo", "--data-root", root,
+                          "--out", name, "--format", "json")  # fmt: skip
+        assert control.returncode == 0, control.stderr
+        means[name] = json.loads(control.stdout)["cells"][0]["mean"]
+    assert means["other"] < cells[0]["mean"], "demonstrations in another dialect lose the whole gain"
+    assert cells[16]["mean"] >= 3 * means["wrong"]
     for name in ("run.json", "scores.json", "scores.jsonl", "journal.jsonl"):
         text = Path("run", name).read_text()
         pieces = text.splitlines() if name.endswith("l") else [text]

@@ -22,7 +22,7 @@ import typer
 
 from flamingo_eval import registry
 from flamingo_eval.demo import world
-from flamingo_eval.demo.data import DIALECT, SEED, VERSION, demo_data_root, write_coco
+from flamingo_eval.demo.data import DIALECT, SEED, demo_data_root, world_digest, write_coco
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.run import execute, plan_all, read_sources
 from flamingo_eval.files import cache_folder
@@ -41,7 +41,7 @@ def other_dialect() -> world.Dialect:
 
 def control_root(name: str, write: Callable[[Path], None]) -> Path:
     """A control's data root in the cache folder, written if it is not there."""
-    folder = cache_folder() / f"demo-control-{name}-{VERSION}"
+    folder = cache_folder() / f"demo-control-{name}-{world_digest()}"
     if not (folder / "coco" / "annotations" / "captions_val2014.json").exists():  # the file that is written last
         write(folder / "coco")
     return folder

@@ -81,14 +81,18 @@ def _dump(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
+def world_digest() -> str:
+    """Tells one version of the generated data from another; part of the names of folders that hold it."""
+    return digest([VERSION, TRAIN, TEST, SEED, list(DIALECT), world.FRAMES, world.SYNONYMS])[:10]
+
+
 def demo_data_root() -> Path:
     """The demo's data root; written into the cache folder on first use, whole or not at all.
 
     Raises:
         StorageError: the cache folder can't be written.
     """
-    settings = [VERSION, TRAIN, TEST, SEED, list(DIALECT), world.FRAMES, world.SYNONYMS]
-    final = cache_folder() / f"demo-data-{digest(settings)[:10]}"
+    final = cache_folder() / f"demo-data-{world_digest()}"
     if (final / "imagenet" / "class_names.json").is_file():  # the file that is written last
         return final
     shutil.rmtree(final, ignore_errors=True)  # something that is not ours, or is broken

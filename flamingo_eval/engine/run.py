@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -147,29 +148,35 @@ def execute(spec: RunSpec, root_of: RootOf, out: Path | None) -> RunResult:
             print(f"note: {folder.journal_file} ended in the middle of a line; that answer is dropped", file=sys.stderr)
         pending = list(find_pending(trials, journal, digest([info.digest, precision])))
         record = _new_record(folder, spec, identity, info, root, sources)
+        folder.write_run(record)
         failures: list[Failure] = []
         if pending:
-            session = {"start": started, "end": None, "device": device, "precision": precision,
-                       "batch_size": spec.batch_size, "answered": 0, **_provenance()}  # fmt: skip
-            record["sessions"].append(session)
-            folder.write_run(record)
-            before = len(journal)
-            try:
+            session = {"start": started, "device": device, "precision": precision, "batch_size": spec.batch_size}
+            with _recorded(folder, record, session, journal):
                 model = model_source.load(data_root=root, device=device, precision=precision)
                 tasks = {name: source.task for name, source in sources.items()}
                 extra = {"demo": record["demo"]} if record["demo"] else {}
                 failures = answer(pending, tasks, model, journal, batch_size=spec.batch_size, extra=extra)
-            finally:
-                session |= {"end": now(), "answered": len(journal) - before}
-                folder.write_run(record)
-        else:
-            folder.write_run(record)
         wanted = set(spec.cells)
         cells = write_scores(folder, [*trials, *_earlier(folder, root_of, wanted)], journal, record)
         if failures:
             raise describe_failures(failures)
         check_complete(trials, journal, wanted, folder)
     return RunResult(folder, select_cells(cells, wanted))
+
+
+@contextmanager
+def _recorded(folder: RunFolder, record: dict[str, Any], session: dict[str, Any], journal: Journal) -> Iterator[None]:
+    """Keeps ``run.json`` telling what is going on, and, however it ends, how many answers it brought."""
+    entry = {**session, "end": None, "answered": 0, **_provenance()}
+    record["sessions"].append(entry)
+    folder.write_run(record)
+    before = len(journal)
+    try:
+        yield
+    finally:
+        entry |= {"end": now(), "answered": len(journal) - before}
+        folder.write_run(record)
 
 
 def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[tuple[str, int, int]]) -> list[TrialPlan]:

@@ -89,6 +89,7 @@ def test_missing_predictions_can_be_skipped_and_are_marked(call: Any, vqa_root: 
     assert json.loads(out) == json.loads(out) | {"partial": True, "missing": 2, "queries": 1}
 
 
+@pytest.mark.slow
 def test_captions_and_scores(call: Any, tmp_path: Path) -> None:
     root = write_coco_root(tmp_path / "d", train=3, test=2)
     rows = [{"image_id": 500, "caption": "a thing 500"}, {"image_id": 501, "caption": "a thing 501"}]
@@ -265,6 +266,7 @@ def test_data_check(call: Any, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_several_benchmarks_in_one_table(call: Any, tmp_path: Path) -> None:
     root = write_coco_root(tmp_path / "d", train=12, test=3)
     write_memes(root, *(json.dumps({"id": i, "img": f"{i}.png", "label": i % 2, "text": "t"}) for i in range(4)))

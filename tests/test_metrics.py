@@ -127,6 +127,7 @@ def test_okvqa_answers_are_stemmed_as_the_references(goldens: Path) -> None:
     }
 
 
+@pytest.mark.slow  # importing scikit-learn takes longer than all of this
 def test_roc_auc_by_hand() -> None:
     """Scores .9 and .4 for the positives, .6 and .1 for the negatives: three of four pairs in order, 75."""
     probabilities = {1: 0.9, 2: 0.4, 3: 0.6, 4: 0.1}
@@ -141,6 +142,7 @@ def test_roc_auc_by_hand() -> None:
     assert ROC_AUC.compute([ties], labels, {"positive": "yes"})[0].value == pytest.approx(50)
 
 
+@pytest.mark.slow  # importing scikit-learn takes longer than all of this
 def test_roc_auc_of_one_class_is_undefined() -> None:
     answers: dict[Id, dict[str, float]] = {1: {"no": -1.0, "yes": -2.0}}
     with pytest.raises(DataError, match="ROC AUC is undefined: all 1 labels are of one class"):
@@ -149,6 +151,7 @@ def test_roc_auc_of_one_class_is_undefined() -> None:
         ROC_AUC.compute([answers], {2: "no"}, {"positive": "yes"})
 
 
+@pytest.mark.slow
 @given(st.permutations(range(6)))
 def test_order_of_queries_changes_nothing(order: list[int]) -> None:
     said: dict[Id, str] = {id: ("red", "blue", "2")[id % 3] for id in range(6)}

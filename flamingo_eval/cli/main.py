@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -96,16 +97,16 @@ def _benchmark_command(name: str) -> Callable[..., None]:
     return command
 
 
-def _register_commands() -> None:
-    """Adds a command per benchmark, then the others; benchmark files may be the user's own, and broken."""
-    if app.registered_commands:
-        return
+@cache
+def _command() -> Callable[..., object]:
+    """The whole command line, with a command per benchmark; benchmark files may be the user's own, and broken."""
     for name in benchmark_names():
         app.command(name.replace("_", "-"), rich_help_panel="Benchmarks")(_benchmark_command(name))
         if "_" in name:  # an underscore does as well
             app.command(name, hidden=True)(_benchmark_command(name))
     runs.register(app)
     tools.register(app)
+    return typer.main.get_command(app)
 
 
 def main() -> None:
@@ -115,8 +116,7 @@ def main() -> None:
     code = 0
     try:
         try:
-            _register_commands()
-            result = app(args=arguments, prog_name="flamingo-eval", standalone_mode=False)
+            result = _command()(args=arguments, prog_name="flamingo-eval", standalone_mode=False)
             code = result if isinstance(result, int) else 0
             finish()
         except typer.Exit as stop:

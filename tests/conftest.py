@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import write_coco_root
+from flamingo_eval.cli.main import main
+from tests.helpers import Cli, write_coco_root
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -44,3 +47,18 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def root(tmp_path: Path) -> Path:
     """A data root with a small COCO of twelve training and five test pictures."""
     return write_coco_root(tmp_path / "data", train=12, test=5)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """The command line inside this process: much faster than a process of its own, which a few tests use."""
+
+    def call(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["flamingo-eval", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        assert isinstance(stop.value.code, int)
+        return subprocess.CompletedProcess(list(arguments), stop.value.code, out, err)
+
+    return call

@@ -6,10 +6,17 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+"""The command line as a function of its arguments."""
+
+FAST = ("coco", "--shots", "0,2", "--seeds", "42,43", "--checkpoint", "scripted")
+"""A run that needs no weights; the data root is missing."""
 
 
 def karpathy_image(number: int, split: str) -> dict[str, Any]:

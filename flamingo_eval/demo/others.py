@@ -101,24 +101,23 @@ _COCO_IMAGES = {
 }
 
 
+def _coco_files(prefix: str) -> dict[str, tuple[str, str]]:
+    """The names that VQAv2's and OK-VQA's files have, but for a prefix."""
+    questions, annotations = "OpenEnded_mscoco_{}2014_questions.json", "mscoco_{}2014_annotations.json"
+    return {
+        split: (prefix + questions.format(name), prefix + annotations.format(name))
+        for split, name in (("train", "train"), ("test", "val"))
+    }
+
+
 def write_vqav2(root: Path, dialect: world.Dialect, generator: np.random.RandomState) -> None:
     """VQAv2's role."""
-    names = "v2_OpenEnded_mscoco_{0}2014_questions.json", "v2_mscoco_{0}2014_annotations.json"
-    files = {
-        "train": (names[0].format("train"), names[1].format("train")),
-        "test": (names[0].format("val"), names[1].format("val")),
-    }
-    _write_vqa(root / "vqav2", files, _COCO_IMAGES, dialect, generator, lambda n: 30_000 + n)
+    _write_vqa(root / "vqav2", _coco_files("v2_"), _COCO_IMAGES, dialect, generator, lambda n: 30_000 + n)
 
 
 def write_okvqa(root: Path, dialect: world.Dialect, generator: np.random.RandomState) -> None:
     """OK-VQA's role."""
-    names = "OpenEnded_mscoco_{0}2014_questions.json", "mscoco_{0}2014_annotations.json"
-    files = {
-        "train": (names[0].format("train"), names[1].format("train")),
-        "test": (names[0].format("val"), names[1].format("val")),
-    }
-    _write_vqa(root / "ok_vqa", files, _COCO_IMAGES, dialect, generator, lambda n: 40_000 + n)
+    _write_vqa(root / "ok_vqa", _coco_files(""), _COCO_IMAGES, dialect, generator, lambda n: 40_000 + n)
 
 
 def _converted(split: str) -> tuple[str, str]:

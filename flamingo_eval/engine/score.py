@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flamingo_eval import registry
+from flamingo_eval.benchmark import AnswerRules
 from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.plan import Source, TrialPlan, query_row
@@ -68,7 +69,7 @@ def score_trials(trials: Sequence[TrialPlan], journal: Journal) -> dict[CellKey,
     return scored
 
 
-def _processed(rules: Any, said: Answer) -> Answer:
+def _processed(rules: AnswerRules, said: Answer) -> Answer:
     return extract_answer(rules, said) if isinstance(said, str) else said
 
 

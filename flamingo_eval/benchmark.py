@@ -26,12 +26,14 @@ class PlanRules:
         one_set: queries and pool are drawn together from one set, the pool first, and visited in that order.
         num_samples: queries per trial if the user names no number; None for all.
         seeds: seeds of the trials if the user names none.
+        selectors: the ways to pick demonstrations that these rules know; empty for all.
     """
 
     reseed_pool: bool = False
     one_set: bool = False
     num_samples: int | None = None
     seeds: tuple[int, ...] = (42, 43, 44)
+    selectors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

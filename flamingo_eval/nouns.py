@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 Id = int | str
 
+NO_PICTURE = ""
+"""In place of a picture's path: its ``<image>`` stays in the text, and those who look at it see nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -31,6 +34,7 @@ class Prompt:
     Attributes:
         text: the prompt, with an ``<image>`` where a picture is.
         images: paths of the pictures relative to the data root; the i-th ``<image>`` stands for the i-th of them.
+            ``NO_PICTURE`` for one that is withheld.
         rgb: convert pictures to RGB *before* the transform, as ImageNet's loader in the reference does; else the
             transform gets them as they are and converts after it has resized and cropped.
     """

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.nouns import Answer, Example, Id, Prompt, Score, Task
@@ -74,6 +75,7 @@ class Selection:
         generator: NumPy generator to draw the pool from, in the state that the protocol has it in.
         seed: seed of the trial.
         ensemble: how many orders of the demonstrations each query is asked in, at most.
+        nearest: what each query's picture is most similar to, at least ``count`` of them, for selectors that need it.
     """
 
     train: Sequence[Example]
@@ -84,10 +86,18 @@ class Selection:
     generator: np.random.RandomState
     seed: int
     ensemble: int = 1
+    nearest: Nearest | None = None
+
+
+Nearest = Mapping[str, Sequence[int]]
+"""Picture of a query -> numbers of the training examples most similar to it, the most similar first."""
 
 
 class Selector(Protocol):
     """Picks the demonstrations of every query of a trial."""
+
+    needs_features: bool
+    """Whether it goes by the pictures' features; then :attr:`Selection.nearest` is there."""
 
     def select(self, selection: Selection) -> list[list[list[int]]]:
         """For each query, and each order it is asked in, the numbers of its demonstrations in ``train``."""
@@ -157,6 +167,29 @@ class ModelSource(Protocol):
         """Loads the model; device and precision are resolved ones. Raises CheckpointError."""
 
 
+class ImageEncoder(Protocol):
+    """A loaded image encoder, for retrieval."""
+
+    def prepare(self, path: Path, rgb: bool) -> Any:
+        """Reads one picture; ``rgb`` converts it before the transform. Raises QueryError if that can't be done.
+
+        Called from several threads at once.
+        """
+
+    def encode(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
+        """Image embeddings (pooled and projected), (pictures, width) in float32, of any length."""
+
+
+class EncoderSource(Protocol):
+    """An image encoder that can be loaded."""
+
+    def info(self) -> ModelInfo:
+        """Name and digest of everything that determines its embeddings, without importing torch."""
+
+    def load(self, device: str) -> ImageEncoder:
+        """Loads the encoder. Raises CheckpointError."""
+
+
 class ModelFamily(Protocol):
     """A kind of model: knows checkpoints by name, and files that describe one."""
 
@@ -165,3 +198,11 @@ class ModelFamily(Protocol):
 
     def find(self, checkpoint: str) -> ModelSource | None:
         """The model a name or file stands for, or None if that is not of this family. Raises CheckpointError."""
+
+    def find_encoder(self, model: str, pretrained: str | None) -> EncoderSource | None:
+        """The image encoder that a name or file stands for, or None if that is not of this family.
+
+        Args:
+            model: name of a vision model, or whatever :meth:`find` takes.
+            pretrained: name or file of the weights, for vision models by name.
+        """

@@ -52,6 +52,22 @@ def build_prompt(rules: PromptRules, demonstrations: Sequence[Example], query: E
     return Prompt(text, tuple(images), rgb=rules.rgb)
 
 
+def answer_field(rules: PromptRules) -> str:
+    """The field that demonstrations show and queries don't: the answer.
+
+    >>> answer_field(PromptRules(demonstration="Q:{question} A:{answer}", query="Q:{question} A:"))
+    'answer'
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    shown, asked = ({slot[1] for slot in _SLOT.finditer(text)} for text in (rules.demonstration, rules.query))
+    extra = sorted(shown - asked)
+    if len(extra) != 1:
+        raise UserError(f"which field of {rules.demonstration!r} is the answer? Found: {', '.join(extra) or 'none'}")
+    return extra[0]
+
+
 def extract_answer(rules: AnswerRules, raw: str) -> str:
     """The answer inside the raw text.
 

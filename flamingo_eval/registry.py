@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from flamingo_eval.errors import UserError
-from flamingo_eval.ports import Loader, Metric, ModelFamily, ModelSource, Selector
+from flamingo_eval.ports import EncoderSource, Loader, Metric, ModelFamily, ModelSource, Selector
 
 _PACKAGE = "flamingo_eval"
 
@@ -66,3 +66,18 @@ def model_source(checkpoint: str) -> ModelSource:
     raise UserError(
         f"unknown checkpoint {checkpoint!r}; known: {', '.join(known_checkpoints())}, or the path of a TOML file"
     )
+
+
+def image_encoder(model: str, pretrained: str | None) -> EncoderSource:
+    """The image encoder that ``--rices-model`` and ``--rices-pretrained`` name.
+
+    Raises:
+        UserError: no family knows it.
+        CheckpointError: a file does not describe what it should.
+    """
+    families = sorted(_model_families(), key=lambda family: model not in family.known())  # a name of its own goes first
+    for family in families:
+        source = family.find_encoder(model, pretrained)
+        if source is not None:
+            return source
+    raise UserError(f"unknown --rices-model {model!r}: give an open_clip model name, demo, or a checkpoint's TOML file")

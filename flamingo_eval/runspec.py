@@ -11,6 +11,23 @@ DEMO = "demo"
 
 
 @dataclass(frozen=True)
+class RicesSpec:
+    """How RICES picks demonstrations.
+
+    Attributes:
+        model: the image encoder: an open_clip model name, ``demo``, or a checkpoint's TOML file; None for the default.
+        pretrained: tag or file of its weights, for an open_clip model name; None for ``openai``.
+        unique_images: show no picture twice among a query's demonstrations.
+        exclude_same_image: never show the query's own picture.
+    """
+
+    model: str | None = None
+    pretrained: str | None = None
+    unique_images: bool = False
+    exclude_same_image: bool = False
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """A run: what decides its plan and answers, then how it is carried out.
 
@@ -23,6 +40,7 @@ class RunSpec:
         protocol: whose rules.
         split: which split to query; None for each benchmark's own.
         selector: how demonstrations are picked.
+        rices: how RICES picks them.
         ensemble: in how many orders of its demonstrations a ranking query is asked, at most.
         num_samples: queries per trial, drawn by the trial's seed; None for all.
         query_set_size: size of the pool of random demonstrations.
@@ -40,6 +58,7 @@ class RunSpec:
     protocol: str = "openflamingo"
     split: str | None = None
     selector: str = "random"
+    rices: RicesSpec = RicesSpec()
     num_samples: int | None = None
     query_set_size: int = 2048
     ensemble: int = 1
@@ -56,5 +75,5 @@ class RunSpec:
 
     @property
     def cells(self) -> tuple[tuple[str, int, int], ...]:
-        """(benchmark, shots, seed) of every trial, in the order they are run."""
+        """(benchmark, shots, seed) of every trial asked for, in the order they are run."""
         return tuple((b, k, s) for b in self.benchmarks for k in self.shots for s in self.seeds)

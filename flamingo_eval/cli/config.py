@@ -28,7 +28,8 @@ from flamingo_eval.errors import UserError
 FILE = Path("flamingo-eval.toml")
 _OPTIONS = (
     "shots", "seeds", "trials", "checkpoint", "data_root", "num_samples", "query_set_size", "batch_size", "precision",
-    "device", "out", "format", "protocol", "split", "ensemble",
+    "device", "out", "format", "protocol", "split", "ensemble", "select", "rices_model", "rices_pretrained",
+    "rices_unique_images", "exclude_same_image",
 )  # fmt: skip
 
 

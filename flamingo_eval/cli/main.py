@@ -13,8 +13,8 @@ import typer
 
 from flamingo_eval import __version__
 from flamingo_eval.benchmark import benchmark_names, load_benchmark
+from flamingo_eval.cli import demonstrations, runs, tools
 from flamingo_eval.cli import options as opt
-from flamingo_eval.cli import runs, tools
 from flamingo_eval.cli.config import read_config
 from flamingo_eval.cli.output import finish
 from flamingo_eval.errors import FlamingoEvalError
@@ -58,7 +58,7 @@ def root(
     context.obj = read_config(config)
     general = context.obj.defaults(None)
     context.default_map = {
-        **{name: general for name in ("plan", "run")},  # noqa: C420  # ruff would share one dict
+        **{name: general for name in ("plan", "run", "features")},  # noqa: C420  # ruff would share one dict
         "data": {"where": general},
         **{name.replace("_", "-"): context.obj.defaults(name) for name in benchmark_names()},
         **{name: context.obj.defaults(name) for name in benchmark_names()},
@@ -78,6 +78,11 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         num_samples: opt.NumSamples = None,
         query_set_size: opt.QuerySetSize = 2048,
         ensemble: opt.Ensemble = 1,
+        select: opt.Select = "random",
+        rices_model: opt.RicesModel = None,
+        rices_pretrained: opt.RicesPretrained = None,
+        rices_unique_images: opt.UniqueImages = False,
+        exclude_same_image: opt.ExcludeSame = False,
         precision: opt.Precision = "auto",
         device: opt.Device = "auto",
         batch_size: opt.BatchSize = 8,
@@ -87,7 +92,9 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         runs.run_benchmarks(
             context, [name], shots=shots, seeds=seeds, trials=trials, checkpoint=checkpoint, data_root=data_root,
             protocol=protocol, split=split, num_samples=num_samples, query_set_size=query_set_size,
-            ensemble=ensemble, precision=precision, device=device, batch_size=batch_size, out=out, format=format,
+            ensemble=ensemble, select=select, rices_model=rices_model, rices_pretrained=rices_pretrained,
+            rices_unique_images=rices_unique_images, exclude_same_image=exclude_same_image, precision=precision,
+            device=device, batch_size=batch_size, out=out, format=format,
         )  # fmt: skip
 
     command.__doc__ = (
@@ -105,6 +112,7 @@ def _command() -> Callable[..., object]:
         if "_" in name:  # an underscore does as well
             app.command(name, hidden=True)(_benchmark_command(name))
     runs.register(app)
+    demonstrations.register(app)
     tools.register(app)
     return typer.main.get_command(app)
 

@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from flamingo_eval.errors import UserError
+from flamingo_eval.runspec import RicesSpec
 
 _DATA = "Data and demonstrations"
+_RICES = "Retrieval (--select rices)"
 _MODEL = "Model"
 _HOW = "How it is carried out"
 _OUT = "Output"
@@ -75,6 +77,35 @@ QuerySetSize = Annotated[
     typer.Option("--query-set-size", min=1, envvar=_env("QUERY_SET_SIZE"), rich_help_panel=_DATA,
                  help="Size of the pool that random demonstrations come from; at most the training set."),
 ]  # fmt: skip
+Select = Annotated[
+    str,
+    typer.Option("--select", metavar="random|rices", envvar=_env("SELECT"), rich_help_panel=_DATA,
+                 help="How demonstrations are picked. random: drawn from a pool. rices: those of the whole training "
+                 "set whose pictures are most similar to the query's, the most similar last; one trial, since nothing "
+                 "is drawn."),
+]  # fmt: skip
+RicesModel = Annotated[
+    str | None,
+    typer.Option("--rices-model", metavar="NAME|TOML", envvar=_env("RICES_MODEL"), rich_help_panel=_RICES,
+                 help="Image encoder: an open_clip model name, or a checkpoint's TOML file, whose vision model then "
+                 "serves. Default: ViT-L-14, for the demo its own CLIP."),
+]  # fmt: skip
+RicesPretrained = Annotated[
+    str | None,
+    typer.Option("--rices-pretrained", metavar="TAG|FILE", envvar=_env("RICES_PRETRAINED"), rich_help_panel=_RICES,
+                 help="Its weights: an open_clip tag or a file. Default: openai."),
+]  # fmt: skip
+UniqueImages = Annotated[
+    bool,
+    typer.Option("--rices-unique-images", envvar=_env("RICES_UNIQUE_IMAGES"), rich_help_panel=_RICES,
+                 help="Show no picture twice among a query's demonstrations. (VQA training sets have many questions a "
+                 "picture; the protocol shows them all.)"),
+]  # fmt: skip
+ExcludeSame = Annotated[
+    bool,
+    typer.Option("--exclude-same-image", envvar=_env("EXCLUDE_SAME_IMAGE"), rich_help_panel=_RICES,
+                 help="Never show the query's own picture, a leak where training and test sets share pictures."),
+]  # fmt: skip
 Ensemble = Annotated[
     int,
     typer.Option("--ensemble", min=1, max=1000, envvar=_env("ENSEMBLE"), rich_help_panel=_DATA,
@@ -123,6 +154,16 @@ def check_format(format: str) -> None:
 
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+
+
+def retrieval(select: str, model: str | None, pretrained: str | None, unique: bool, exclude: bool) -> RicesSpec:
+    """How RICES picks. Raises UserError for its options without it."""
+    spec = RicesSpec(model, pretrained, unique, exclude)
+    if select != "rices" and spec != RicesSpec():
+        raise UserError(
+            "--rices-model, --rices-pretrained, --rices-unique-images and --exclude-same-image go with --select rices"
+        )
+    return spec
 
 
 def parse_seeds(seeds: str | None, trials: int | None, default: tuple[int, ...]) -> tuple[int, ...]:

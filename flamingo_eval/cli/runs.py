@@ -39,6 +39,11 @@ def make_spec(
     data_root: str | None,
     protocol: str,
     split: str | None,
+    select: str,
+    rices_model: str | None,
+    rices_pretrained: str | None,
+    rices_unique_images: bool,
+    exclude_same_image: bool,
     **others: Any,
 ) -> RunSpec:
     """A RunSpec from options.
@@ -63,6 +68,8 @@ def make_spec(
         data_root=data_root or DEMO,
         protocol=protocol,
         split=split,
+        selector=select,
+        rices=opt.retrieval(select, rices_model, rices_pretrained, rices_unique_images, exclude_same_image),
         data_overrides={name: config.data[name] for name in names if name in config.data},
         **others,
     )
@@ -120,6 +127,11 @@ def run(
     protocol: opt.Protocol = "openflamingo",
     num_samples: opt.NumSamples = None,
     query_set_size: opt.QuerySetSize = 2048,
+    select: opt.Select = "random",
+    rices_model: opt.RicesModel = None,
+    rices_pretrained: opt.RicesPretrained = None,
+    rices_unique_images: opt.UniqueImages = False,
+    exclude_same_image: opt.ExcludeSame = False,
     precision: opt.Precision = "auto",
     device: opt.Device = "auto",
     batch_size: opt.BatchSize = 8,
@@ -130,8 +142,10 @@ def run(
     names = _all_under(protocol) if benchmarks == ["all"] else benchmarks
     run_benchmarks(
         context, names, shots=shots, seeds=seeds, trials=trials, checkpoint=checkpoint, data_root=data_root,
-        protocol=protocol, split=None, num_samples=num_samples, query_set_size=query_set_size, precision=precision,
-        device=device, batch_size=batch_size, out=out, format=format,
+        protocol=protocol, split=None, num_samples=num_samples, query_set_size=query_set_size, select=select,
+        rices_model=rices_model, rices_pretrained=rices_pretrained, rices_unique_images=rices_unique_images,
+        exclude_same_image=exclude_same_image, precision=precision, device=device, batch_size=batch_size, out=out,
+        format=format,
     )  # fmt: skip
 
 
@@ -159,15 +173,23 @@ def plan(
     num_samples: opt.NumSamples = None,
     query_set_size: opt.QuerySetSize = 2048,
     ensemble: opt.Ensemble = 1,
+    select: opt.Select = "random",
+    rices_model: opt.RicesModel = None,
+    rices_pretrained: opt.RicesPretrained = None,
+    rices_unique_images: opt.UniqueImages = False,
+    exclude_same_image: opt.ExcludeSame = False,
+    device: opt.Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print every query as a line of JSON.")] = False,
 ) -> None:
     """Show which queries and demonstrations a run would have, without loading a model."""
     from flamingo_eval.engine.plan import query_row
-    from flamingo_eval.engine.run import notices, plan_all, read_sources
+    from flamingo_eval.engine.run import cells_of, notices, plan_all, rank_all, read_sources
 
     options = {
         "shots": shots, "seeds": seeds, "trials": trials, "data_root": data_root, "protocol": protocol,
         "split": split, "num_samples": num_samples, "query_set_size": query_set_size, "ensemble": ensemble,
+        "select": select, "rices_model": rices_model, "rices_pretrained": rices_pretrained,
+        "rices_unique_images": rices_unique_images, "exclude_same_image": exclude_same_image, "device": device,
     }  # fmt: skip
     own = context.obj.defaults(canonical_name(benchmark))
     for name in options:  # a benchmark's section of the configuration file is for its plan, too
@@ -178,7 +200,8 @@ def plan(
     sources = read_sources(spec, data_folder(spec.data_root))
     for line in [*(["demo data: generated pictures"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
         note(line)
-    for trial in plan_all(spec, sources, spec.cells):
+    cells = cells_of(spec, sources)
+    for trial in plan_all(spec, sources, cells, rank_all(spec, sources, cells)):
         if as_json:
             for query in trial:
                 emit(json.dumps(query_row(query), ensure_ascii=False))

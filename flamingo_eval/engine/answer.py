@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from flamingo_eval.engine.journal import Entry, Journal, Slot, slot_of
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.errors import DataError, QueryError
 from flamingo_eval.files import changed_fields, digest, file_digest
-from flamingo_eval.nouns import Answer, Prediction, Query, Task
+from flamingo_eval.nouns import NO_PICTURE, Answer, Prediction, Query, Task
 from flamingo_eval.ports import Model
+from flamingo_eval.progress import progress_bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,7 @@ def picture_digests(root: Path) -> Callable[[tuple[str, ...]], str | None]:
             return None
 
     def of_all(relatives: tuple[str, ...]) -> str | None:
-        digests = [of_one(relative) for relative in relatives]
+        digests = [of_one(relative) for relative in relatives if relative != NO_PICTURE]
         return None if None in digests else digest(digests)
 
     return of_all
@@ -109,6 +107,7 @@ def answer(
     *,
     batch_size: int,
     extra: Mapping[str, Any],
+    title: str = "answering",
 ) -> list[Failure]:
     """Answers queries batch by batch; every batch is journalled before the next begins.
 
@@ -116,12 +115,13 @@ def answer(
         pending: what to answer.
         tasks: benchmark -> what the model is asked to do.
         extra: fields added to every journal line.
+        title: what the progress bar says.
 
     Returns:
         The queries that can't be answered (unreadable pictures, prompts too long); all others are.
     """
     failures: list[Failure] = []
-    with tqdm(total=len(pending), unit="query", desc="answering", file=sys.stderr, mininterval=_interval()) as bar:
+    with progress_bar(len(pending), "query", title) as bar:
         for task, batch in _batches(pending, tasks, batch_size):
             ready, prepared = [], []
             for item in batch:
@@ -152,11 +152,6 @@ def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> li
         ranked = [said for said in model.answer(prompts, task) if not isinstance(said, str)]
         means.append({name: sum(said[name] for said in ranked) / len(ranked) for name in ranked[0]})
     return means
-
-
-def _interval() -> float:
-    """Seconds between updates of the progress line: rarely where it ends up in a log file."""
-    return 0.2 if sys.stderr.isatty() else 10.0
 
 
 def _batches(pending: Sequence[Pending], tasks: Mapping[str, Task], size: int) -> Iterator[tuple[Task, list[Pending]]]:

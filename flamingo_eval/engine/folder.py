@@ -1,7 +1,8 @@
 """The run folder: what is in it, who may write to it, and what it must agree with.
 
 ``run.json`` (identity, settings, provenance), ``journal.jsonl`` (raw answers), ``scores.json`` (cells) and
-``scores.jsonl`` (a line per answer: what was scored and its score).
+``scores.jsonl`` (a line per answer: what was scored and its score); with RICES ``rices-<benchmark>.json`` (for the
+picture of each query the training rows nearest to it).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FORMAT = 1
 _RUN_SHAPE = {
     "demo": (str, type(None)),
     "identity": {"checkpoint": str, "precision": str, "selector": str, "num_samples": (int, type(None)),
-                 "query_set_size": int, "ensemble": int, "benchmarks": dict},
+                 "query_set_size": (int, type(None)), "ensemble": int, "benchmarks": dict},
     "checkpoint": {"name": str, "digest": str},
     "settings": {"checkpoint": str, "benchmarks": dict},
     "cells": [list],
@@ -49,6 +50,10 @@ class RunFolder:
         self.journal_file = path / "journal.jsonl"
         self.scores_file = path / "scores.json"
         self.items_file = path / "scores.jsonl"
+
+    def nearest_file(self, benchmark: str) -> Path:
+        """Where the ranking of RICES is kept for a benchmark."""
+        return self.path / f"rices-{benchmark}.json"
 
     def read_run(self) -> dict[str, Any]:
         """The content of ``run.json``.

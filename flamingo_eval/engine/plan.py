@@ -18,8 +18,8 @@ from flamingo_eval import registry
 from flamingo_eval.benchmark import DEFAULT_PROTOCOL, Benchmark, load_benchmark
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import digest, files_digest
-from flamingo_eval.nouns import Id, Query, Ranking, Task
-from flamingo_eval.ports import DataSet, References, Selection
+from flamingo_eval.nouns import Example, Id, Query, Ranking, Task
+from flamingo_eval.ports import DataSet, Nearest, References, Selection
 from flamingo_eval.prompting import build_prompt
 from flamingo_eval.seeds import choose, numpy_generator, visiting_order
 
@@ -145,14 +145,16 @@ def plan_trial(
     num_samples: int | None,
     query_set_size: int,
     ensemble: int = 1,
+    nearest: Nearest | None = None,
 ) -> TrialPlan:
     """Draws one trial in the reference's order: queries, pool, visiting order, demonstrations.
 
     Source: open_flamingo/eval/utils.py (``prepare_eval_samples``, ``get_query_set``) and evaluate.py.
 
     Raises:
-        UserError: more queries or demonstrations asked for than there are.
+        UserError: more queries or demonstrations asked for than there are, or a selector that the protocol lacks.
     """
+    check_selector(source, selector)
     if ensemble > 1 and not isinstance(source.task, Ranking):
         raise UserError(f"--ensemble is for benchmarks that rank class names, not for {source.benchmark.name}")
     rules, generator = source.benchmark.plan, numpy_generator(seed)
@@ -162,15 +164,44 @@ def plan_trial(
         Selection(
             train=source.data.train,
             queries=[source.data.test[i] for i in queries],
-            count=shots or source.benchmark.prompt.zero_shot_demonstrations,
+            count=demonstrations_needed(source, shots),
             pool_size=query_set_size,
             pool=pool,
             generator=numpy_generator(seed) if rules.reseed_pool else generator,
             seed=seed,
             ensemble=ensemble,
+            nearest=nearest,
         )
     )
     return TrialPlan(source, shots, seed, tuple(queries), tuple(tuple(map(tuple, orders)) for orders in picked))
+
+
+def check_selector(source: Source, selector: str) -> None:
+    """Raises UserError if the protocol lacks this way to pick demonstrations."""
+    known = source.benchmark.plan.selectors
+    if known and selector not in known:
+        raise UserError(
+            f"{source.benchmark.name} under {source.benchmark.protocol} has no {selector} demonstrations, "
+            f"only {', '.join(known)}: that harness knew no others"
+        )
+
+
+def asked_examples(source: Source, seed: int, num_samples: int | None) -> list[Example]:
+    """The examples that a trial queries, whatever its demonstrations."""
+    wanted = num_samples or source.benchmark.plan.num_samples
+    return [source.data.test[i] for i in _draw_queries(source, numpy_generator(seed), wanted, 0)[0]]
+
+
+def is_deterministic(source: Source, selector: str, num_samples: int | None, ensemble: int) -> bool:
+    """Whether every seed gives the same queries and demonstrations: retrieval over all queries, in one order."""
+    wanted = num_samples or source.benchmark.plan.num_samples
+    whole = wanted is None or wanted == len(source.data.test)
+    return registry.selector(selector).needs_features and whole and ensemble == 1
+
+
+def demonstrations_needed(source: Source, shots: int) -> int:
+    """How many demonstrations a query has: zero shots have text-only ones."""
+    return shots or source.benchmark.prompt.zero_shot_demonstrations
 
 
 def _draw_queries(

@@ -15,12 +15,22 @@ from flamingo_eval import __version__, registry
 from flamingo_eval.engine.answer import Failure, answer, describe_failures, find_pending
 from flamingo_eval.engine.folder import FORMAT, RunFolder, now
 from flamingo_eval.engine.journal import Journal
-from flamingo_eval.engine.plan import Source, TrialPlan, plan_trial, read_source
-from flamingo_eval.engine.score import check_complete, write_scores
+from flamingo_eval.engine.plan import (
+    Source,
+    TrialPlan,
+    asked_examples,
+    check_selector,
+    demonstrations_needed,
+    is_deterministic,
+    plan_trial,
+    read_source,
+)
+from flamingo_eval.engine.retrieval import encoder_of, find_nearest, read_nearest, write_nearest
+from flamingo_eval.engine.score import CellKey, check_complete, write_scores
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import changed_fields, digest
 from flamingo_eval.nouns import Cell, Decoding, Task
-from flamingo_eval.ports import ModelInfo
+from flamingo_eval.ports import ModelInfo, Nearest
 from flamingo_eval.runspec import RunSpec
 
 RUNS = Path("results/runs")
@@ -49,17 +59,51 @@ def demo_note(spec: RunSpec) -> str | None:
     return _DEMO_NOTE.get(spec.demo_parts)
 
 
-def plan_all(spec: RunSpec, sources: Mapping[str, Source], cells: Sequence[tuple[str, int, int]]) -> list[TrialPlan]:
-    """The plans of the given (benchmark, shots, seed) cells."""
+def cells_of(spec: RunSpec, sources: Mapping[str, Source]) -> list[CellKey]:
+    """(benchmark, shots, seed) of every trial that is run: one for each number of shots where seeds change nothing."""
+    fixed = {
+        name: is_deterministic(source, spec.selector, spec.num_samples, spec.ensemble)
+        for name, source in sources.items()
+    }
+    return [cell for cell in spec.cells if not fixed[cell[0]] or cell[2] == spec.seeds[0]]
+
+
+def plan_all(
+    spec: RunSpec,
+    sources: Mapping[str, Source],
+    cells: Sequence[CellKey],
+    nearest: Mapping[str, Nearest] | None = None,
+) -> list[TrialPlan]:
+    """The plans of the given cells; ``nearest`` is what :func:`rank_all` gives."""
     return [
         plan_trial(sources[name], shots=shots, seed=seed, selector=spec.selector,
-                   num_samples=spec.num_samples, query_set_size=spec.query_set_size, ensemble=spec.ensemble)
+                   num_samples=spec.num_samples, query_set_size=spec.query_set_size, ensemble=spec.ensemble,
+                   nearest=(nearest or {}).get(name))
         for name, shots, seed in cells
     ]  # fmt: skip
 
 
+def rank_all(spec: RunSpec, sources: Mapping[str, Source], cells: Sequence[CellKey]) -> dict[str, Nearest]:
+    """For every benchmark what its queries are nearest to, once for all numbers of shots; empty without retrieval.
+
+    Raises:
+        UserError, DataError, CheckpointError: see :func:`flamingo_eval.engine.retrieval.find_nearest`.
+    """
+    if not registry.selector(spec.selector).needs_features:
+        return {}
+    encoder, nearest = encoder_of(spec), {}
+    for name, source in sources.items():
+        check_selector(source, spec.selector)
+        wanted = max(demonstrations_needed(source, shots) for benchmark, shots, _ in cells if benchmark == name)
+        seeds = {seed for benchmark, _, seed in cells if benchmark == name}
+        asked = [example for seed in sorted(seeds) for example in asked_examples(source, seed, spec.num_samples)]
+        nearest[name] = find_nearest(source, asked, wanted, encoder, spec.rices, spec.device)
+    return nearest
+
+
 def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
     """What the user should know before the run starts, but for the demo."""
+    needs = registry.selector(spec.selector).needs_features
     capped = [
         f"{source.benchmark.name}: the training set has {len(source.data.train)} examples; "
         f"all of them are the pool (--query-set-size {spec.query_set_size})"
@@ -67,7 +111,12 @@ def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
         if spec.query_set_size > len(source.data.train) and not source.benchmark.plan.one_set
     ]
     chosen = [f"{source.benchmark.name}: {note}" for source in sources.values() for note in source.data.notes]
-    return [*chosen, *capped]
+    fixed = [
+        f"{name}: RICES over all queries is the same with every seed: one trial, seed {spec.seeds[0]}"
+        for name, source in sources.items()
+        if len(spec.seeds) > 1 and is_deterministic(source, spec.selector, spec.num_samples, spec.ensemble)
+    ]
+    return [*chosen, *fixed, *([] if needs else capped)]
 
 
 def read_sources(spec: RunSpec, root: Path) -> dict[str, Source]:
@@ -78,7 +127,13 @@ def read_sources(spec: RunSpec, root: Path) -> dict[str, Source]:
     }
 
 
-def run_identity(spec: RunSpec, sources: Mapping[str, Source], checkpoint: str, precision: str) -> dict[str, Any]:
+def run_identity(
+    spec: RunSpec,
+    sources: Mapping[str, Source],
+    checkpoint: str,
+    precision: str,
+    retrieval: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     """Everything that determines answers, but for shots and seeds, which extend a run.
 
     Numbers are those in effect: asking for all queries by their number is asking for all queries.
@@ -89,10 +144,20 @@ def run_identity(spec: RunSpec, sources: Mapping[str, Source], checkpoint: str, 
         "precision": precision,
         "selector": spec.selector,
         "num_samples": None if counts == {spec.num_samples} else spec.num_samples,
-        "query_set_size": spec.query_set_size,
+        "query_set_size": None if retrieval else spec.query_set_size,
         "ensemble": spec.ensemble,
+        **({"rices": dict(retrieval)} if retrieval else {}),
         "benchmarks": {name: _benchmark_identity(source) for name, source in sources.items()},
     }
+
+
+def retrieval_identity(spec: RunSpec) -> dict[str, Any] | None:
+    """What decides which demonstrations are nearest; None where that is not asked."""
+    if not registry.selector(spec.selector).needs_features:
+        return None
+    info = encoder_of(spec).info()
+    rules = {"unique_images": spec.rices.unique_images, "exclude_same_image": spec.rices.exclude_same_image}
+    return {"encoder": info.name, "encoder_digest": info.digest, **rules}
 
 
 def _benchmark_identity(source: Source) -> dict[str, Any]:
@@ -131,23 +196,27 @@ def execute(spec: RunSpec, root_of: RootOf, out: Path | None) -> RunResult:
     root = root_of(spec.data_root)
     model_source = registry.model_source(spec.checkpoint)
     sources = read_sources(spec, root)
-    trials = plan_all(spec, sources, spec.cells)
-    for source in sources.values():
-        _check_scorable(source, [trial for trial in trials if trial.source is source])
     info = model_source.info()
     device, precision = model_source.resolve(spec.device, spec.precision)
-    identity = run_identity(spec, sources, info.digest, precision)
+    identity = run_identity(spec, sources, info.digest, precision, retrieval_identity(spec))
     folder = RunFolder(out or default_folder(spec, identity))
     note = demo_note(spec)
     for line in [*([note] if note else []), *notices(spec, sources)]:
         print(f"note: {line}", file=sys.stderr)
+    cells_asked = cells_of(spec, sources)
+    nearest = rank_all(spec, sources, [*cells_asked, *_cells_there(folder, sources)])
+    trials = plan_all(spec, sources, cells_asked, nearest)
+    for source in sources.values():
+        _check_scorable(source, [trial for trial in trials if trial.source is source])
     with folder.lock():
         folder.check_identity(identity)
+        for name, ranked in nearest.items():
+            write_nearest(folder.nearest_file(name), ranked)
         journal = Journal(folder.journal_file)
         if journal.torn:
             print(f"note: {folder.journal_file} ended in the middle of a line; that answer is dropped", file=sys.stderr)
         pending = list(find_pending(trials, journal, digest([info.digest, precision])))
-        record = _new_record(folder, spec, identity, info, root, sources)
+        record = _new_record(folder, spec, cells_asked, identity, info, root, sources)
         folder.write_run(record)
         failures: list[Failure] = []
         if pending:
@@ -157,7 +226,7 @@ def execute(spec: RunSpec, root_of: RootOf, out: Path | None) -> RunResult:
                 tasks = {name: source.task for name, source in sources.items()}
                 extra = {"demo": record["demo"]} if record["demo"] else {}
                 failures = answer(pending, tasks, model, journal, batch_size=spec.batch_size, extra=extra)
-        wanted = set(spec.cells)
+        wanted = set(cells_asked)
         cells = write_scores(folder, [*trials, *_earlier(folder, root_of, wanted)], journal, record)
         if failures:
             raise describe_failures(failures)
@@ -179,7 +248,7 @@ def _recorded(folder: RunFolder, record: dict[str, Any], session: dict[str, Any]
         folder.write_run(record)
 
 
-def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[tuple[str, int, int]]) -> list[TrialPlan]:
+def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[CellKey]) -> list[TrialPlan]:
     """Plans of the cells that earlier commands put into the folder; without them if their data is gone."""
     if {(row[0], row[1], row[2]) for row in folder.read_run()["cells"]} == wanted:
         return []
@@ -190,6 +259,13 @@ def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[tuple[str, int, int
         return []
 
 
+def _cells_there(folder: RunFolder, sources: Mapping[str, Source]) -> list[CellKey]:
+    """The cells of these benchmarks that earlier commands put into the folder."""
+    if not folder.run_file.is_file():
+        return []
+    return [(row[0], row[1], row[2]) for row in folder.read_run()["cells"] if row[0] in sources]
+
+
 def _check_scorable(source: Source, trials: Sequence[TrialPlan]) -> None:
     """Finds out now, not after a day of answering, that references are malformed or leave the metric undefined."""
     references = source.references.by_id
@@ -197,7 +273,7 @@ def _check_scorable(source: Source, trials: Sequence[TrialPlan]) -> None:
     registry.metric(source.benchmark.metric).check(asked)
 
 
-def select_cells(cells: Sequence[Cell], wanted: set[tuple[str, int, int]]) -> list[Cell]:
+def select_cells(cells: Sequence[Cell], wanted: set[CellKey]) -> list[Cell]:
     """The cells asked for, with the trials asked for."""
     picked = []
     for cell in cells:
@@ -239,11 +315,15 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
         checkpoint=record["settings"]["checkpoint"],
         selector=identity["selector"],
         num_samples=identity["num_samples"],
-        query_set_size=identity["query_set_size"],
+        query_set_size=identity["query_set_size"] or RunSpec.query_set_size,
         ensemble=identity["ensemble"],
     )
-    folder.check_identity(run_identity(spec, sources, identity["checkpoint"], identity["precision"]))
-    return record, plan_all(spec, sources, [(row[0], row[1], row[2]) for row in record["cells"]])
+    folder.check_identity(
+        run_identity(spec, sources, identity["checkpoint"], identity["precision"], identity.get("rices"))
+    )
+    retrieved = sources if "rices" in identity else {}
+    nearest = {name: read_nearest(folder.nearest_file(name)) for name in retrieved}
+    return record, plan_all(spec, sources, [(row[0], row[1], row[2]) for row in record["cells"]], nearest)
 
 
 def rescore(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> list[Cell]:
@@ -260,6 +340,7 @@ def rescore(folder: RunFolder, root_of: RootOf, data_root: str | None = None) ->
 def _new_record(
     folder: RunFolder,
     spec: RunSpec,
+    asked: Sequence[CellKey],
     identity: dict[str, Any],
     info: ModelInfo,
     root: Path,
@@ -268,7 +349,7 @@ def _new_record(
     """``run.json`` as it will be written: what was there, extended by this command's cells."""
     old = folder.read_run() if folder.run_file.exists() else None
     cells = [*(tuple(c) for c in old["cells"])] if old else []
-    cells += [cell for cell in spec.cells if cell not in cells]
+    cells += [cell for cell in asked if cell not in cells]
     own = {name: _settings(spec, source, root) for name, source in sources.items()}
     merged = {**identity, "benchmarks": {**(old["identity"]["benchmarks"] if old else {}), **identity["benchmarks"]}}
     return {

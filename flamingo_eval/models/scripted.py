@@ -11,8 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from flamingo_eval.errors import QueryError
-from flamingo_eval.nouns import Answer, Decoding, Prompt, Task
+from flamingo_eval.nouns import NO_PICTURE, Answer, Decoding, Prompt, Task
 from flamingo_eval.ports import ModelInfo
 
 NAME = "scripted"
@@ -28,7 +32,7 @@ class ScriptedModel:
     def prepare(self, prompt: Prompt, task: Task) -> Prompt:
         """Raises QueryError if a picture is missing."""
         for image in prompt.images:
-            if not (self.data_root / image).is_file():
+            if image != NO_PICTURE and not (self.data_root / image).is_file():
                 raise QueryError(f"{self.data_root / image} does not exist")
         return prompt
 
@@ -56,6 +60,35 @@ class ScriptedSource:
         return ScriptedModel(data_root)
 
 
+class ThumbnailEncoder:
+    """A picture's embedding is what an 8 x 8 thumbnail of it looks like."""
+
+    def prepare(self, path: Path, rgb: bool) -> NDArray[np.float32]:
+        """Raises QueryError if the picture can't be read."""
+        try:
+            with Image.open(path) as picture:
+                small = picture.convert("RGB").resize((8, 8))
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise QueryError(f"{path} can't be read: {error}") from error
+        return np.asarray(small, np.float32).ravel() + 1
+
+    def encode(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """(pictures, 192)."""
+        return np.stack([*prepared])
+
+
+class ThumbnailSource:
+    """Needs nothing to be loaded."""
+
+    def info(self) -> ModelInfo:
+        """Always the same."""
+        return ModelInfo("thumbnails", "thumbnails-1", {})
+
+    def load(self, device: str) -> ThumbnailEncoder:
+        """The encoder."""
+        return ThumbnailEncoder()
+
+
 class ScriptedFamily:
     """One checkpoint, by name."""
 
@@ -66,6 +99,10 @@ class ScriptedFamily:
     def find(self, checkpoint: str) -> ScriptedSource | None:
         """The source, for its own name."""
         return ScriptedSource() if checkpoint == NAME else None
+
+    def find_encoder(self, model: str, pretrained: str | None) -> ThumbnailSource | None:
+        """Thumbnails, for its own name."""
+        return ThumbnailSource() if model == NAME else None
 
 
 MODEL = ScriptedFamily()

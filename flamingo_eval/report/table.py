@@ -50,6 +50,7 @@ def caption_lines(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> list
         f"{'; '.join(words)}; {' or '.join(map(str, queries))} queries a trial",
         f"protocol {_join(cell.protocol for cell in cells)}; {_join(cell.selector for cell in cells)} demonstrations"
         f"{_pools(run)}{_orders(run)}; checkpoint {run['checkpoint']['name']} ({run['checkpoint']['digest'][:10]})",
+        *_retrieval(cells, run),
         *notes,
     ]
     lines += _other_scores(cells)
@@ -80,6 +81,22 @@ def _pools(run: Run) -> str:
     return f" from a pool of {' or '.join(map(str, sizes))}" if run["identity"]["selector"] == "random" else ""
 
 
+def _retrieval(cells: Sequence[Cell], run: Run) -> list[str]:
+    """How RICES picked, and why its table has no standard deviation."""
+    identity = run["identity"]
+    rices = identity.get("rices")
+    if rices is None:
+        return []
+    variants = [name.replace("_", " ") for name in ("unique_images", "exclude_same_image") if rices[name]]
+    lines = [
+        f"rices: the most similar of all training examples by {rices['encoder']} ({rices['encoder_digest'][:10]})"
+        + "".join(f", {variant}" for variant in variants)
+    ]
+    if identity["num_samples"] is None and identity["ensemble"] == 1 and all(len(c.trials) == 1 for c in cells):
+        lines.append("RICES over all queries picks the same with every seed: one trial, so no standard deviation")
+    return lines
+
+
 def _orders(run: Run) -> str:
     orders = run["identity"]["ensemble"]
     return f" in up to {orders} orders" if orders > 1 else ""
@@ -87,25 +104,31 @@ def _orders(run: Run) -> str:
 
 def as_text(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> str:
     """A table for the terminal."""
-    head, body = _grid(cells)
+    return text_grid(*_grid(cells)) + "\n" + "\n".join(caption_lines(cells, run, notes)) + "\n"
+
+
+def text_grid(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 3) -> str:
+    """Columns for the terminal, the first ``left`` of them words, the others numbers."""
     widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
-        left = [f"{cell:<{width}}" for cell, width in zip(row[:3], widths[:3], strict=True)]
-        right = [f"{cell:>{width}}" for cell, width in zip(row[3:], widths[3:], strict=True)]
-        return "  ".join([*left, *right]).rstrip()
+        words = [f"{cell:<{width}}" for cell, width in zip(row[:left], widths[:left], strict=True)]
+        numbers = [f"{cell:>{width}}" for cell, width in zip(row[left:], widths[left:], strict=True)]
+        return "  ".join([*words, *numbers]).rstrip()
 
-    rule = "-" * len(line(head))
-    return "\n".join([line(head), rule, *map(line, body), "", *caption_lines(cells, run, notes)]) + "\n"
+    return "\n".join([line(head), "-" * len(line(head)), *map(line, body)]) + "\n"
 
 
 def as_markdown(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> str:
     """A GitHub-flavoured Markdown table with its caption."""
-    head, body = _grid(cells)
-    ruler = ["---"] * 3 + ["---:"] * (len(head) - 3)
-    rows = ["| " + " | ".join(row) + " |" for row in (head, ruler, *body)]
     caption = "  \n".join(_escape_markdown(line) for line in caption_lines(cells, run, notes))
-    return "\n".join(rows) + "\n\n" + caption + "\n"
+    return markdown_grid(*_grid(cells)) + "\n" + caption + "\n"
+
+
+def markdown_grid(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 3) -> str:
+    """A GitHub-flavoured Markdown table, the first ``left`` columns words, the others numbers."""
+    ruler = ["---"] * left + ["---:"] * (len(head) - left)
+    return "".join("| " + " | ".join(row) + " |\n" for row in (head, ruler, *body))
 
 
 def _escape_markdown(text: str) -> str:

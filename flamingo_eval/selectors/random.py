@@ -18,6 +18,8 @@ class RandomSelector:
     (``random.seed(seed + rank)``, rank 0).
     """
 
+    needs_features = False
+
     def select(self, selection: Selection) -> list[list[list[int]]]:
         """Numbers of the demonstrations, for each query and order; raises UserError if the pool is too small.
 

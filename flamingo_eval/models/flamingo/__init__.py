@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,12 @@ from flamingo_eval.ports import ModelInfo
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel
+    from flamingo_eval.models.flamingo.encoder import ClipEncoder
 
 DEMO_SPEC = Path(__file__).parents[2] / "demo" / "bundle" / "model.toml"
 PRECISIONS = ("fp32", "bf16", "fp16", "amp_bf16")
+DEMO = "demo"
+DEFAULT_PRETRAINED = "openai"
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -74,6 +78,33 @@ class FlamingoSource:
         return load_model(self.spec, data_root=data_root, device=device, precision=precision)
 
 
+@dataclass(frozen=True)
+class ClipSource:
+    """A CLIP that can be loaded as an image encoder."""
+
+    spec: VisionSpec
+
+    def info(self) -> ModelInfo:
+        """Name and digest: weights and configuration by content, weights by tag as what they are called.
+
+        The libraries that make pixels and embeddings belong to it: another version can round otherwise.
+        """
+        parts: dict[str, Any] = {str(path): file_digest(path) for path in self.spec.local_files()}
+        weights = self.spec.pretrained
+        if isinstance(weights, str):
+            parts["weights"] = f"open_clip:{self.spec.model}/{weights}"
+        versions = {package: metadata.version(package) for package in ("open_clip_torch", "torchvision", "pillow")}
+        identity = digest([self.spec.model, self.spec.quick_gelu, list(parts.values()), versions])
+        name = f"{self.spec.model}/{weights.name if isinstance(weights, Path) else weights}"
+        return ModelInfo(name, identity, {**parts, **versions})
+
+    def load(self, device: str) -> ClipEncoder:
+        """Loads the CLIP. Raises CheckpointError."""
+        from flamingo_eval.models.flamingo.encoder import ClipEncoder
+
+        return ClipEncoder(self.spec, device)
+
+
 def _hub_commit(name: str) -> str:
     """Repository and commit of a hub part; downloads the file (or the model's configuration) if need be."""
     from flamingo_eval.models.flamingo.hub import fetch
@@ -90,13 +121,13 @@ class FlamingoFamily:
     def known(self) -> Mapping[str, str]:
         """Names and a line about each."""
         return {
-            "demo": "the embedded tiny Flamingo; for trying things out",
+            DEMO: "the embedded tiny Flamingo; for trying things out",
             **{n: r["about"] for n, r in _released().items()},
         }
 
     def find(self, checkpoint: str) -> FlamingoSource | None:
         """The demo, a released checkpoint by name (with or without ``openflamingo/``), or a TOML file."""
-        if checkpoint == "demo":
+        if checkpoint == DEMO:
             return FlamingoSource(read_spec(DEMO_SPEC))
         name = checkpoint if checkpoint in _released() else f"openflamingo/{checkpoint}"
         if name in _released():
@@ -109,6 +140,16 @@ class FlamingoFamily:
                 "(README, 'Your own checkpoint')"
             )
         return None
+
+    def find_encoder(self, model: str, pretrained: str | None) -> ClipSource:
+        """The demo's CLIP, the CLIP of a checkpoint's TOML file, or an open_clip model by name."""
+        if model == DEMO or model.endswith(".toml"):
+            if pretrained is not None:
+                raise UserError(f"--rices-pretrained goes with an open_clip name; {model} names its own weights")
+            return ClipSource(read_spec(DEMO_SPEC if model == DEMO else Path(model).expanduser()).vision)
+        weights = DEFAULT_PRETRAINED if pretrained is None else pretrained
+        file = Path(weights).expanduser()
+        return ClipSource(VisionSpec(model, file if file.is_file() else weights))
 
 
 def _released() -> dict[str, dict[str, Any]]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
@@ -20,8 +19,8 @@ from flamingo_eval.models.flamingo.model import Flamingo, assemble, load_languag
 from flamingo_eval.models.flamingo.ranking import score_names
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
-from flamingo_eval.models.flamingo.vision import PatchTokens, Transform, load_clip
-from flamingo_eval.nouns import Answer, Decoding, Prompt, Ranking, Task
+from flamingo_eval.models.flamingo.vision import PatchTokens, Transform, load_clip, read_picture
+from flamingo_eval.nouns import NO_PICTURE, Answer, Decoding, Prompt, Ranking, Task
 
 MAX_PROMPT_TOKENS = 2000
 """Longer prompts are refused. The reference cuts them on the right (open_flamingo/eval/models/open_flamingo.py,
@@ -32,10 +31,10 @@ _WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """One prompt as tensors on the CPU: token ids, and pictures (images, 3, height, width)."""
+    """One prompt as tensors on the CPU: token ids, and pictures of (3, height, width), None for a withheld one."""
 
     ids: list[int]
-    pixels: Tensor
+    pixels: list[Tensor | None]
 
 
 class FlamingoModel:
@@ -71,7 +70,11 @@ class FlamingoModel:
         limit = min(MAX_PROMPT_TOKENS, self.model.language.config.max_position_embeddings - self._room(task))
         if len(ids) > limit:
             raise QueryError(f"a prompt has {len(ids)} tokens, the limit is {limit}: use fewer shots")
-        return PreparedPrompt(ids, torch.stack([self._read(image, prompt.rgb) for image in prompt.images]))
+        pixels = [
+            None if image == NO_PICTURE else read_picture(self._data_root / image, self._transform, rgb=prompt.rgb)
+            for image in prompt.images
+        ]
+        return PreparedPrompt(ids, pixels)
 
     def _room(self, task: Task) -> int:
         """Tokens that must fit behind the prompt."""
@@ -85,19 +88,6 @@ class FlamingoModel:
             self._names[task] = [self.tokenizer.encode_plain(name) for name in task.names]
         return self._names[task]
 
-    def _read(self, image: str, rgb: bool) -> Tensor:
-        """One picture, handed to the transform as Pillow opened it: that resizes and crops *before* it converts."""
-        path = self._data_root / image
-        try:
-            with Image.open(path) as picture:
-                return self._transform(picture.convert("RGB") if rgb else picture)
-        except FileNotFoundError as error:
-            raise QueryError(f"{path} does not exist") from error
-        except UnidentifiedImageError as error:
-            raise QueryError(f"{path} is not a picture in a known format") from error
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
-            raise QueryError(f"{path} can't be read: {error}") from error
-
     @torch.inference_mode()
     def answer(self, prepared: Sequence[PreparedPrompt], task: Task) -> list[Answer]:
         """Text, or log-likelihoods of class names, for each prompt."""
@@ -109,8 +99,7 @@ class FlamingoModel:
         """Raw text of each prompt, spaces tidied as transformers 4.28 did."""
         ids, mask = self._pad(prepared)
         with self._autocast():
-            latents = self.model.encode(self._to_device(torch.cat([p.pixels for p in prepared])))
-            media = Media.of(self._by_row(latents, prepared), ids, self.tokenizer.image_id)
+            media = Media.of(self._latents(prepared), ids, self.tokenizer.image_id)
             generated = self.model.generate(
                 ids, mask, media, decoding, end_id=self.tokenizer.end_of_chunk_id, pad_id=self.tokenizer.pad_id
             )
@@ -119,8 +108,7 @@ class FlamingoModel:
     def _rank(self, prepared: Sequence[PreparedPrompt], ranking: Ranking) -> list[dict[str, float]]:
         """Mean log-likelihood of each name's tokens; pictures are encoded outside autocast, as in the reference."""
         ids, mask = self._pad(prepared)
-        latents = self.model.encode(self._to_device(torch.cat([p.pixels for p in prepared])))
-        media = Media.of(self._by_row(latents, prepared), ids, self.tokenizer.image_id)
+        media = Media.of(self._latents(prepared), ids, self.tokenizer.image_id)
         with self._autocast():
             scores = score_names(self.model, ids, mask, media, self._name_ids(ranking))
         return [dict(zip(ranking.names, row, strict=True)) for row in scores.tolist()]
@@ -132,14 +120,20 @@ class FlamingoModel:
         mask = torch.tensor([[0] * (longest - len(p.ids)) + [1] * len(p.ids) for p in prepared])
         return ids.to(self.device), mask.to(self.device)
 
-    def _to_device(self, pixels: Tensor) -> Tensor:
-        return pixels.to(self.device, self.model.perceiver.latents.dtype)
+    def _latents(self, prepared: Sequence[PreparedPrompt]) -> Tensor:
+        """(rows, most images of a row, n, width); zeros where a row has fewer, and for withheld pictures.
 
-    @staticmethod
-    def _by_row(latents: Tensor, prepared: Sequence[PreparedPrompt]) -> Tensor:
-        """(all images, n, width) -> (rows, most images of a row, n, width); zeros where a row has fewer."""
-        rows: tuple[Tensor, ...] = latents.split([len(p.pixels) for p in prepared])
-        return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        Attending to zeros adds nothing: keys and values have no biases.
+        """
+        shape = (len(prepared), max(len(p.pixels) for p in prepared), *self.model.perceiver.latents.shape)
+        latents = torch.zeros(shape, dtype=self.model.perceiver.latents.dtype, device=self.device)
+        places = [(i, j) for i, p in enumerate(prepared) for j, one in enumerate(p.pixels) if one is not None]
+        pixels = [one for p in prepared for one in p.pixels if one is not None]
+        if pixels:
+            rows, columns = torch.tensor(places, device=self.device).T
+            encoded = self.model.encode(torch.stack(pixels).to(self.device, latents.dtype))
+            latents[rows, columns] = encoded.to(latents.dtype)
+        return latents
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._precision == "amp_bf16":

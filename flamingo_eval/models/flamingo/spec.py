@@ -46,6 +46,11 @@ class VisionSpec:
     configs: Path | None = None
     quick_gelu: bool = False
 
+    def local_files(self) -> list[Path]:
+        """Its files on this disk: weights and configuration."""
+        files = [self.pretrained] if isinstance(self.pretrained, Path) else []
+        return files + (sorted(self.configs.rglob(f"{self.model}.json")) if self.configs is not None else [])
+
 
 @dataclass(frozen=True)
 class LanguageSpec:
@@ -68,9 +73,8 @@ class FlamingoSpec:
 
     def local_files(self) -> list[Path]:
         """The files on this disk that determine what the model answers, sorted within each part."""
-        files = [part for part in (self.checkpoint, self.vision.pretrained) if isinstance(part, Path)]
-        if self.vision.configs is not None:
-            files += sorted(self.vision.configs.rglob(f"{self.vision.model}.json"))
+        files = [self.checkpoint] if isinstance(self.checkpoint, Path) else []
+        files += self.vision.local_files()
         for folder in self._language_folders():
             if isinstance(folder, Path):
                 files += sorted(f for f in folder.iterdir() if f.suffix in _MODEL_FILES and not f.name.startswith("."))

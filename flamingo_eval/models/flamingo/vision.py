@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import pickle
 import warnings
 from collections.abc import Callable
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from flamingo_eval.errors import CheckpointError
+from flamingo_eval.errors import CheckpointError, QueryError
 from flamingo_eval.models.flamingo.spec import VisionSpec
 
 Transform = Callable[[Any], Tensor]
@@ -34,7 +36,7 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
     if config is None:
         raise CheckpointError(
             f"open_clip does not know the vision model {spec.model!r}"
-            + (f" (configs read from {spec.configs})" if spec.configs else "; set `configs` in [vision]?")
+            + (f" (configs read from {spec.configs})" if spec.configs else _similar_names(spec.model))
         )
     pretrained, quick_gelu = _weights(spec, bool(config.get("quick_gelu", False)))
     with warnings.catch_warnings():
@@ -46,6 +48,11 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
         except (RuntimeError, OSError, UserWarning, EOFError, pickle.UnpicklingError, SafetensorError) as error:
             raise CheckpointError(f"vision weights {pretrained!r} do not load into {spec.model}: {error}") from error
     return model.eval(), transform
+
+
+def _similar_names(name: str) -> str:
+    similar = difflib.get_close_matches(name, open_clip.list_models(), n=5, cutoff=0.4)
+    return f"; it knows {', '.join(similar)}, ..." if similar else "; a checkpoint's TOML file can bring `configs`"
 
 
 def _weights(spec: VisionSpec, config_quick_gelu: bool) -> tuple[str, bool]:
@@ -63,6 +70,28 @@ def _weights(spec: VisionSpec, config_quick_gelu: bool) -> tuple[str, bool]:
             f"vision model {spec.model} has QuickGELU but its weights {spec.pretrained!r} were trained with GELU"
         )
     return spec.pretrained, wanted
+
+
+def read_picture(path: Path, transform: Transform, *, rgb: bool) -> Tensor:
+    """One picture, handed to the transform as Pillow opened it: that resizes and crops *before* it converts.
+
+    Args:
+        path: the file.
+        transform: the vision model's.
+        rgb: convert before the transform, as ImageNet's loader in the reference does.
+
+    Raises:
+        QueryError: it can't be read; the message names it.
+    """
+    try:
+        with Image.open(path) as picture:
+            return transform(picture.convert("RGB") if rgb else picture)
+    except FileNotFoundError as error:
+        raise QueryError(f"{path} does not exist") from error
+    except UnidentifiedImageError as error:
+        raise QueryError(f"{path} is not a picture in a known format") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
+        raise QueryError(f"{path} can't be read: {error}") from error
 
 
 class PatchTokens(nn.Module):

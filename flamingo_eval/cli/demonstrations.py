@@ -1,0 +1,110 @@
+"""Commands about demonstrations: ``features`` and ``controls``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flamingo_eval.benchmark import canonical_name
+from flamingo_eval.cli import options as opt
+from flamingo_eval.cli.output import emit
+from flamingo_eval.errors import DataError, UserError
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    app.command(rich_help_panel="Runs")(features)
+    app.command(rich_help_panel="Runs")(controls)
+
+
+def features(
+    context: typer.Context,
+    benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],
+    split: Annotated[
+        str | None,
+        typer.Option("--split", metavar="NAME", help="Only this split: train, or one that is queried. Default: both."),
+    ] = None,
+    data_root: opt.DataRoot = None,
+    protocol: opt.Protocol = "openflamingo",
+    rices_model: opt.RicesModel = None,
+    rices_pretrained: opt.RicesPretrained = None,
+    device: opt.Device = "auto",
+) -> None:
+    """Compute image features for --select rices ahead of a run; what is there already is not computed again.
+
+    They are kept in the cache folder (FLAMINGO_EVAL_CACHE), one vector per distinct picture and encoder, and shared by
+    all runs. A run computes what is missing by itself.
+    """
+    from flamingo_eval.cli.runs import data_folder, make_spec
+    from flamingo_eval.engine.plan import read_source
+    from flamingo_eval.engine.retrieval import encode_pictures, encoder_of, store_of
+
+    name = canonical_name(benchmark)
+    spec = make_spec(
+        context.obj, benchmarks=[name], shots="1", seeds=None, trials=None, checkpoint="demo" if data_root else None,
+        data_root=data_root or context.obj.defaults(name).get("data_root"), protocol=protocol, split=None,
+        select="rices", rices_model=rices_model, rices_pretrained=rices_pretrained, rices_unique_images=False,
+        exclude_same_image=False, device=device,
+    )  # fmt: skip
+    root = data_folder(spec.data_root)
+    overrides = spec.data_overrides.get(name)
+    queried = None if split == "train" else split
+    source = read_source(name, root, overrides, protocol=protocol, split=queried)
+    parts = {source.benchmark.data.train: source.data.train, source.benchmark.split: source.data.test}
+    wanted = parts if split is None else {split: parts[source.benchmark.data.train if split == "train" else split]}
+    encoder = encoder_of(spec)
+    problems: list[str] = []
+    for part, examples in wanted.items():
+        encoding = encode_pictures(source, [example.image for example in examples], encoder, device)
+        emit(f"{name} {part}: {len(examples)} examples, {len(encoding.vectors)} distinct pictures")
+        problems += dict.fromkeys(encoding.failed.values())
+    emit(f"features of {encoder.info().name} in {store_of(encoder).folder}")
+    if problems:
+        listed = "\n  ".join(problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise DataError(f"{len(problems)} pictures can't be read; all others are done:\n  {listed}{more}")
+
+
+def controls(
+    run: opt.Run,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="LIST", help="Which controls, separated by commas. Default: all."),
+    ] = None,
+    shots: Annotated[
+        str | None,
+        typer.Option("--shots", metavar="LIST", help="At which numbers of shots. Default: all of the run's."),
+    ] = None,
+    data_root: opt.MovedData = None,
+    device: opt.Device = "auto",
+    batch_size: opt.BatchSize = 8,
+    format: Annotated[
+        str, typer.Option("--format", metavar="table|markdown|json", help="How the table is printed.")
+    ] = "table",
+) -> None:
+    """Show what the demonstrations alone can do: a run beside its controls, on the same plan.
+
+    majority: the demonstrations' most frequent answer, or the nearest one's caption, without any model. Then, by the
+    model: text-only (demonstrations without pictures), images-shuffled and text-shuffled (among the demonstrations),
+    and blind (the query without its picture). Answers are kept; given again, the command continues.
+    """
+    from pathlib import Path
+
+    from flamingo_eval.cli.runs import data_folder
+    from flamingo_eval.engine.controls import CONTROLS, run_controls
+    from flamingo_eval.engine.folder import RunFolder
+    from flamingo_eval.engine.score import read_scores
+    from flamingo_eval.report.controls import AS_RUN, FORMATS
+
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+    wanted = None if shots is None else opt.parse_numbers(shots, "--shots", most=10_000)
+    names = list(CONTROLS) if only is None else [name.strip() for name in only.split(",")]
+    folder = RunFolder(Path(run))
+    own, notes = read_scores(folder)
+    result = run_controls(
+        folder, data_folder, controls=names, shots=wanted, data_root=data_root, device=device, batch_size=batch_size
+    )
+    as_run = [cell for cell in own if wanted is None or cell.shots in wanted]
+    emit(FORMATS[format]({AS_RUN: as_run, **result.cells}, result.record, notes), end="")

@@ -1,0 +1,234 @@
+"""Retrieval: pictures -> features -> the training rows most similar to each query, before any plan is made."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flamingo_eval import registry
+from flamingo_eval.engine.plan import Source
+from flamingo_eval.errors import DataError, QueryError, UserError
+from flamingo_eval.features.store import FeatureStore, Vectors
+from flamingo_eval.files import cache_folder, file_digest, fits, read_json, write_atomic
+from flamingo_eval.nouns import Example
+from flamingo_eval.ports import EncoderSource, ImageEncoder, Nearest
+from flamingo_eval.progress import progress_bar
+from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
+
+BATCH = 64
+"""Pictures encoded at once."""
+_WORKERS = min(16, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What came of encoding a set of pictures.
+
+    Attributes:
+        vectors: one per distinct picture, of length 1.
+        number: path of a picture -> its row in ``vectors``; two paths of one content have one row.
+        failed: path of a picture that can't be read -> why.
+    """
+
+    vectors: Vectors
+    number: Mapping[str, int]
+    failed: Mapping[str, str]
+
+
+def default_encoder(spec: RunSpec) -> str:
+    """The encoder that RICES goes by if none is named: the reference's, for the demo its own."""
+    return DEMO if spec.demo_parts else "ViT-L-14"
+
+
+def encoder_of(spec: RunSpec) -> EncoderSource:
+    """The image encoder of a run. Raises UserError, CheckpointError."""
+    return registry.image_encoder(spec.rices.model or default_encoder(spec), spec.rices.pretrained)
+
+
+def store_of(encoder: EncoderSource) -> FeatureStore:
+    """Where the features of an encoder are kept, shared by all runs."""
+    digest = encoder.info().digest
+    return FeatureStore(cache_folder() / "features" / digest, digest)
+
+
+def find_nearest(source: Source, queries: Sequence[Example], count: int, encoder: EncoderSource, rules: RicesSpec,
+                 device: str) -> Nearest:  # fmt: skip
+    """For the picture of each query the training rows most similar to it.
+
+    Args:
+        source: benchmark and data.
+        queries: what can be asked.
+        count: rows wanted for each.
+        encoder: whose features decide.
+        rules: which rows may be shown.
+        device: where pictures are encoded and similarities computed.
+
+    Returns:
+        Picture -> rows, most similar first; none for a query's picture that can't be read (its query fails later, by
+        name, when everything else is answered).
+
+    Raises:
+        UserError: fewer training examples than asked for.
+        DataError: training pictures can't be read, so nobody knows what is nearest; all others are encoded by then.
+    """
+    train = [example.image for example in source.data.train]
+    encoding = encode_pictures(source, [*train, *(query.image for query in queries)], encoder, device)
+    broken = list(dict.fromkeys(encoding.failed[image] for image in train if image in encoding.failed))
+    if broken:
+        listed, more = "\n  ".join(broken[:10]), f"\n  and {len(broken) - 10} more" if len(broken) > 10 else ""
+        raise DataError(f"{source.benchmark.name}: RICES ranks all training pictures, and {len(broken)} of them "
+                        f"can't be read; the others' features are saved:\n  {listed}{more}")  # fmt: skip
+    asked = [image for image in dict.fromkeys(query.image for query in queries) if image not in encoding.failed]
+    ranked = _rank(encoding, train, asked, count, rules, device)
+    found: dict[str, Sequence[int]] = {query.image: () for query in queries}
+    for image, rows in zip(asked, ranked, strict=True):
+        if len(rows) < count:
+            raise UserError(
+                f"{source.benchmark.name}: {count} demonstrations asked for, but RICES has only {len(rows)} to show "
+                f"for {image} (training examples: {len(train)})"
+            )
+        found[image] = tuple(rows)
+    return found
+
+
+def _rank(
+    encoding: Encoding, train: Sequence[str], asked: Sequence[str], count: int, rules: RicesSpec, device: str
+) -> list[list[int]]:
+    """The nearest rows of each picture asked about; pictures are compared once, however many rows show them."""
+    from flamingo_eval.features.ranking import Pool, nearest_rows, pick_device
+
+    rows: dict[int, list[int]] = {}
+    for row, image in enumerate(train):
+        rows.setdefault(encoding.number[image], []).append(row)
+    shown = [members[:1] for members in rows.values()] if rules.unique_images else list(rows.values())
+    own = [encoding.number[image] for image in asked]
+    excluded = [number if rules.exclude_same_image else None for number in own]
+    pool = Pool(encoding.vectors[: len(rows)], shown)  # training pictures come first, in the order of their first rows
+    return nearest_rows(pool, encoding.vectors[own], count, excluded=excluded, device=pick_device(device))
+
+
+def encode_pictures(source: Source, images: Iterable[str], encoder: EncoderSource, device: str) -> Encoding:
+    """Features of pictures: from the store, or computed and added to it."""
+    rgb = source.benchmark.prompt.rgb
+    paths = {image: source.root / image for image in dict.fromkeys(images)}
+    keys, failed = _keys(paths, rgb)
+    store = store_of(encoder)
+    wanted = list(dict.fromkeys(keys.values()))
+    _drop_damaged(store, wanted)
+    if any(key not in store for key in wanted):
+        reasons = _build(store, encoder, {key: paths[image] for image, key in keys.items()}, rgb, device)
+        failed |= {image: reasons[key] for image, key in keys.items() if key in reasons}
+    wanted = [key for key in wanted if key in store]
+    place = {key: i for i, key in enumerate(wanted)}
+    return Encoding(store.read(wanted), {i: place[key] for i, key in keys.items() if key in place}, failed)
+
+
+def _keys(paths: Mapping[str, Path], rgb: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """Keys of pictures by content, and how they are read; and what is wrong with those that can't be opened."""
+
+    def key(path: Path) -> str | OSError:
+        try:
+            return file_digest(path) + ("-rgb" if rgb else "")
+        except OSError as error:
+            return error
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        found = dict(zip(paths, pool.map(key, paths.values()), strict=True))
+    failed = {
+        image: f"{paths[image]} does not exist" if isinstance(key, FileNotFoundError) else f"{paths[image]}: {key}"
+        for image, key in found.items()
+        if isinstance(key, OSError)
+    }
+    return {image: key for image, key in found.items() if isinstance(key, str)}, failed
+
+
+def _drop_damaged(store: FeatureStore, keys: Sequence[str]) -> None:
+    try:
+        store.read([key for key in keys if key in store])
+    except KeyError as error:
+        print(f"note: {len(error.args)} features in {store.folder} are damaged; computed again", file=sys.stderr)
+        store.forget(error.args)
+
+
+def _build(
+    store: FeatureStore, source: EncoderSource, paths: Mapping[str, Path], rgb: bool, device: str
+) -> dict[str, str]:
+    """Adds what the store lacks. Returns why pictures could not be encoded, by key."""
+    from flamingo_eval.features.ranking import free_memory, pick_device
+
+    lacking = [key for key in paths if key not in store]
+    failed: dict[str, str] = {}
+    with store.building():
+        _drop_damaged(store, [key for key in lacking if key in store])
+        missing = [key for key in paths if key not in store]
+        if not missing:  # another process was faster
+            return failed
+        info, encoder = source.info(), source.load(pick_device(device))
+        about = {"name": info.name, "parts": dict(info.parts)}
+        title = f"image features ({info.name})"
+        with progress_bar(len(missing), "picture", title) as bar:
+            for batch, prepared in _read_ahead(encoder, {key: paths[key] for key in missing}, rgb):
+                good = [(key, p) for key, p in zip(batch, prepared, strict=True) if not isinstance(p, QueryError)]
+                failed |= {k: str(p) for k, p in zip(batch, prepared, strict=True) if isinstance(p, QueryError)}
+                if good:
+                    vectors = _normalised(encoder.encode([p for _, p in good]), [paths[key] for key, _ in good])
+                    store.append([key for key, _ in good], vectors, about)
+                bar.update(len(batch))
+    del encoder
+    free_memory()  # it is for the language model
+    return failed
+
+
+def _read_ahead(encoder: ImageEncoder, paths: Mapping[str, Path], rgb: bool) -> Iterator[tuple[list[str], list[Any]]]:
+    """Batches of keys with their pictures, or what is wrong with one; two batches are read while one is encoded."""
+
+    def prepare(path: Path) -> Any:
+        try:
+            return encoder.prepare(path, rgb)
+        except QueryError as error:
+            return error
+
+    keys = list(paths)
+    batches = [keys[i : i + BATCH] for i in range(0, len(keys), BATCH)]
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        reading: list[list[Future[Any]]] = []
+        try:
+            for i, batch in enumerate(batches):
+                while len(reading) < min(len(batches), i + 3):
+                    reading.append([pool.submit(prepare, paths[key]) for key in batches[len(reading)]])
+                yield batch, [future.result() for future in reading[i]]
+                reading[i] = []
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _normalised(vectors: Vectors, paths: Sequence[Path]) -> Vectors:
+    """Vectors of length 1, in float32 like the reference's."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    bad = [str(path) for path, length in zip(paths, lengths[:, 0], strict=True) if not 0 < length < np.inf]
+    if bad:
+        raise DataError(f"the image encoder gives no usable features for {', '.join(bad[:5])}")
+    unit: Vectors = vectors / lengths
+    return unit
+
+
+def write_nearest(path: Path, nearest: Nearest) -> None:
+    """Keeps the ranking beside a run, so that it can be scored and shown without pictures or encoder."""
+    write_atomic(path, json.dumps({"format": 1, "nearest": {image: [*rows] for image, rows in nearest.items()}}))
+
+
+def read_nearest(path: Path) -> Nearest:
+    """The ranking of a run. Raises DataError if it is not one."""
+    table = read_json(path)
+    if not fits(table, {"format": int, "nearest": dict}) or not fits([*table["nearest"].values()], [[int]]):
+        raise DataError(f"{path} is damaged; the command that made the run writes it anew")
+    nearest: Nearest = table["nearest"]
+    return nearest

@@ -1,0 +1,172 @@
+"""The feature store: one vector per distinct picture and encoder, kept between runs.
+
+A folder per encoder: ``vectors.f32`` (float32, row after row) and ``index.txt``, whose first line says which encoder
+the vectors are of and how wide they are, and every further line the key of a picture and a check sum of its vector,
+in the order of the rows. Vectors are written and synced before their lines, so a line always stands for a whole
+vector; what a killed process leaves behind the last whole line is overwritten by the next one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flamingo_eval.files import storage_errors
+
+FORMAT = 1
+Vectors = NDArray[np.float32]
+
+
+class FeatureStore:
+    """The vectors of one encoder.
+
+    Args:
+        folder: the encoder's own folder; made when something is added.
+        encoder: digest of everything that determines its vectors.
+    """
+
+    def __init__(self, folder: Path, encoder: str) -> None:
+        self.folder, self.encoder = folder, encoder
+        self._index_file, self._vectors_file = folder / "index.txt", folder / "vectors.f32"
+        self._rows: dict[str, tuple[int, str]] = {}
+        self._width = self._whole_bytes = self._next_row = 0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads the index again: another process may have added to it."""
+        self._rows, self._width, self._whole_bytes = {}, 0, 0
+        try:
+            data = self._index_file.read_bytes()
+        except FileNotFoundError:
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        head, *lines = whole.decode("utf-8", "replace").splitlines() or [""]
+        width = _width_of(head, self.encoder)
+        if width == 0:
+            print(f"note: {self.folder} holds no features of this encoder; it is not used", file=sys.stderr)
+            return
+        stored = self._vectors_file.stat().st_size // (4 * width) if self._vectors_file.exists() else 0
+        rows, length = {}, len(head.encode()) + 1
+        for number, line in enumerate(lines[:stored]):
+            key, _, check = line.partition(" ")
+            rows[key] = (number, check)
+            length += len(line.encode()) + 1
+        self._rows, self._width, self._whole_bytes = rows, width, length
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, keys: Sequence[str]) -> Vectors:
+        """The vectors of pictures, (keys, width). Every one is checked; KeyError lists those that are damaged."""
+        found = [self._rows[key] for key in keys]
+        stored = np.memmap(self._vectors_file, np.float32, "r").reshape(-1, self._width) if keys else _NOTHING
+        vectors = np.asarray(stored[[row for row, _ in found]]) if keys else np.empty((0, self._width), np.float32)
+        damaged = [k for k, (_, check), v in zip(keys, found, vectors, strict=True) if _check_sum(v) != check]
+        if damaged:
+            raise KeyError(*damaged)
+        return vectors
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Treats vectors as missing; new ones added later take their place."""
+        for key in keys:
+            del self._rows[key]
+
+    def append(self, keys: Sequence[str], vectors: Vectors, about: Mapping[str, Any]) -> None:
+        """Adds vectors; they are on the disk when this returns. Only while :meth:`building` holds.
+
+        Args:
+            keys: of the pictures.
+            vectors: (keys, width).
+            about: what a person should know of the encoder; written once.
+
+        Raises:
+            StorageError: disk full or read-only.
+        """
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        with storage_errors(self.folder):
+            if self._width == 0:
+                self._width = vectors.shape[1]
+                head = json.dumps({"format": FORMAT, "encoder": self.encoder, "width": self._width, "about": about})
+                self._whole_bytes = _write_at(self._index_file, 0, (head + "\n").encode())
+            _write_at(self._vectors_file, 4 * self._width * self._next_row, vectors.tobytes())
+            lines = [f"{key} {_check_sum(vector)}" for key, vector in zip(keys, vectors, strict=True)]
+            self._whole_bytes = _write_at(self._index_file, self._whole_bytes, ("\n".join(lines) + "\n").encode())
+        for line in lines:
+            key, _, check = line.partition(" ")
+            self._rows[key] = (self._next_row, check)
+            self._next_row += 1
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Holds the store for this process, waiting for another one that is adding to it; then reads its index again.
+
+        The system lets go of it when the process ends, however it ends.
+        """
+        path = self.folder / ".lock"
+        with storage_errors(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                who = path.read_text(encoding="utf-8", errors="replace") or "another process"
+                print(f"note: waiting for {who}, which is adding features to {self.folder}", file=sys.stderr)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            with storage_errors(path):
+                os.truncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            self.refresh()
+            self._next_row = self._count_lines()
+            yield
+        finally:
+            os.close(handle)
+
+    def _count_lines(self) -> int:
+        """Whole lines behind the head, those of pictures added twice included."""
+        if self._width == 0:
+            return 0
+        return self._index_file.read_bytes()[: self._whole_bytes].count(b"\n") - 1
+
+
+_NOTHING = np.empty((0, 0), np.float32)
+
+
+def _width_of(head: str, encoder: str) -> int:
+    """Width of the vectors; 0 if the head is not one of ours or of another encoder."""
+    try:
+        table = json.loads(head)
+        if table["format"] == FORMAT and table["encoder"] == encoder and table["width"] > 0:
+            return int(table["width"])
+    except (ValueError, KeyError, TypeError):
+        pass
+    return 0
+
+
+def _check_sum(vector: Vectors) -> str:
+    return hashlib.blake2b(vector.tobytes(), digest_size=8).hexdigest()
+
+
+def _write_at(path: Path, start: int, data: bytes) -> int:
+    """Writes behind the first ``start`` bytes, dropping whatever was there, and syncs. Returns the new length."""
+    with path.open("r+b" if path.exists() else "w+b") as file:
+        file.truncate(start)
+        file.seek(start)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return start + len(data)

@@ -1,0 +1,40 @@
+"""A CLIP's image embeddings, for retrieval; always float32, whatever the model's precision (protocol.md, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flamingo_eval.models.flamingo.spec import VisionSpec
+from flamingo_eval.models.flamingo.vision import load_clip, read_picture
+
+
+class ClipEncoder:
+    """An open_clip model's image half.
+
+    Source: open_flamingo/eval/rices.py (``encode_image``: pooled and projected).
+    """
+
+    def __init__(self, spec: VisionSpec, device: str) -> None:
+        clip, self._transform = load_clip(spec)
+        self._clip: Any = clip.requires_grad_(False).to(device)
+        self._device = torch.device(device)
+
+    def prepare(self, path: Path, rgb: bool) -> Tensor:
+        """(3, height, width), in pinned memory where the device is a GPU. Raises QueryError."""
+        pixels = read_picture(path, self._transform, rgb=rgb)
+        return pixels.pin_memory() if self._device.type == "cuda" else pixels
+
+    @torch.inference_mode()
+    def encode(self, prepared: Sequence[Tensor]) -> NDArray[np.float32]:
+        """(pictures, width), not normalised."""
+        pixels = torch.stack([p.to(self._device, non_blocking=True) for p in prepared])
+        features: Tensor = self._clip.encode_image(pixels)
+        vectors: NDArray[np.float32] = features.float().cpu().numpy()
+        return vectors

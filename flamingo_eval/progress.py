@@ -1,0 +1,13 @@
+"""Progress with rate and time left, on stderr."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress_bar(total: int, unit: str, title: str) -> Any:
+    """A tqdm bar; it writes rarely where it ends up in a log file."""
+    return tqdm(total=total, unit=unit, desc=title, file=sys.stderr, mininterval=0.2 if sys.stderr.isatty() else 10.0)

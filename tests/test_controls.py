@@ -1,0 +1,152 @@
+"""The controls show what they say, and nothing else changes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flamingo_eval.engine.controls import CONTROLS, ControlPlan, applies, deranged, majority_answer
+from flamingo_eval.engine.plan import TrialPlan, plan_trial, read_source
+from flamingo_eval.nouns import NO_PICTURE
+from tests.helpers import Cli, read_lines
+from tests.test_plan import plan_of, source_of
+
+
+def control(plan: TrialPlan, name: str) -> ControlPlan:
+    return ControlPlan(**{f.name: getattr(plan, f.name) for f in fields(TrialPlan)}, control=name)
+
+
+@given(st.integers(2, 40), st.text(max_size=5))
+def test_nothing_keeps_its_place(count: int, seed: str) -> None:
+    order = deranged(count, seed)
+    assert sorted(order) == list(range(count))
+    assert all(i != j for i, j in enumerate(order))
+    assert order == deranged(count, seed)
+
+
+def test_what_each_control_shows() -> None:
+    plan = plan_of(source_of(9, 3), 3)
+    for position in range(len(plan)):
+        plain = plan.query(position)
+        texts = plain.prompt.text.split("\n")
+        shown = {name: control(plan, name).query(position) for name in CONTROLS if name != "majority"}
+        assert all(query.demonstration_ids == plain.demonstration_ids for query in shown.values())
+        bare = shown["text-only"].prompt
+        assert bare.images == plain.prompt.images[-1:]
+        assert bare.text == "\n".join([*(text.removeprefix("<image>") for text in texts[:-1]), texts[-1]])
+        images = shown["images-shuffled"].prompt
+        assert images.text == plain.prompt.text
+        assert sorted(images.images[:-1]) == sorted(plain.prompt.images[:-1])
+        assert all(a != b for a, b in zip(images.images[:-1], plain.prompt.images[:-1], strict=True))
+        text = shown["text-shuffled"].prompt
+        assert text.images == plain.prompt.images
+        assert sorted(text.text.split("\n")) == sorted(texts)
+        assert all(a != b for a, b in zip(text.text.split("\n")[:-1], texts[:-1], strict=True))
+        blind = shown["blind"].prompt
+        assert blind.text == plain.prompt.text
+        assert blind.images == (*plain.prompt.images[:-1], NO_PICTURE)
+
+
+def test_a_control_is_left_out_where_it_changes_nothing() -> None:
+    for shots, expected in ((0, {"majority", "blind"}), (1, {"majority", "blind", "text-only"}), (2, set(CONTROLS))):
+        plan = plan_of(source_of(9, 2), shots)
+        assert {name for name in CONTROLS if applies(name, plan)} == expected
+
+
+def test_the_majority_and_the_nearest_of_equals() -> None:
+    plan = plan_of(source_of(9, 2), 4)
+    rows = plan.demonstrations[0][0]
+    train = plan.source.data.train
+    assert majority_answer(plan, 0) == train[rows[-1]].fields["caption"], "all differ: the one next to the query"
+    for row, text in zip(rows, ("a", "b", "b", "a"), strict=True):
+        train[row].fields["caption"] = text  # type: ignore[index]
+    assert majority_answer(plan, 0) == "a"
+    train[rows[-1]].fields["caption"] = "c"  # type: ignore[index]
+    assert majority_answer(plan, 0) == "b"
+
+
+def test_the_majority_where_names_are_ranked(golden: Path) -> None:
+    """More demonstrations that say a name, a higher score; the nearest one decides among equals."""
+    del golden
+    from flamingo_eval.demo.data import demo_data_root
+
+    source = read_source("hateful_memes", demo_data_root())
+    plan = plan_trial(source, shots=4, seed=42, selector="random", num_samples=None, query_set_size=2048)
+    shares = {}
+    for position in range(len(plan)):
+        labels = [source.data.train[i].fields["label"] for i in plan.demonstrations[position][0]]
+        scores = majority_answer(plan, position)
+        assert not isinstance(scores, str)
+        shares[labels.count("yes"), labels[-1] == "yes"] = scores["yes"] - scores["no"]
+    ordered = [shares[key] for key in sorted(shares)]
+    assert ordered == sorted(ordered)
+    assert len(ordered) > 4
+
+
+def test_controls_of_a_run(root: Path, cli: Cli) -> None:
+    """The scripted model repeats the last demonstration: its pictures don't matter, its text does."""
+    assert cli("coco", "--shots", "0,3", "--seeds", "42,43", "--checkpoint", "scripted", "--data-root", root,
+               "--out", "run").returncode == 0  # fmt: skip
+    result = cli("controls", "run", "--format", "json")
+    assert result.returncode == 0, result.stderr
+    rows = {name: {c["shots"]: c for c in cells} for name, cells in json.loads(result.stdout)["controls"].items()}
+    assert list(rows) == ["as run", *CONTROLS]
+    assert rows["text-only"].keys() == {3}
+    assert rows["blind"].keys() == {0, 3}
+    for name in ("text-only", "images-shuffled", "blind"):
+        assert rows[name][3]["mean"] == pytest.approx(rows["as run"][3]["mean"])
+    assert rows["majority"][3]["mean"] == pytest.approx(rows["as run"][3]["mean"]), "captions differ: the nearest one"
+    texts = [{row["query_id"]: row["raw"] for row in read_lines(file) if (row["shots"], row["seed"]) == (3, 42)}
+             for file in (Path("run/journal.jsonl"), Path("run/controls/text-shuffled.jsonl"))]  # fmt: skip
+    assert all(texts[0][id] != texts[1][id] for id in texts[0])
+    journals = {path.stem: len(read_lines(path)) for path in Path("run/controls").glob("*.jsonl")}
+    assert journals == {"text-only": 10, "images-shuffled": 10, "text-shuffled": 10, "blind": 20}
+    again = cli("controls", "run", "--shots", "3", "--only", "blind,majority")
+    assert again.returncode == 0
+    assert "query/s" not in again.stderr, "nothing is asked twice"
+    table = again.stdout
+    assert "blind: the query without its picture" in table
+    assert "text-only" not in table
+    assert cli("report", "run").returncode == 0, "the run itself is untouched"
+
+
+def test_mistakes(root: Path, cli: Cli) -> None:
+    cli("coco", "--shots", "2", "--seeds", "42", "--checkpoint", "scripted", "--data-root", root, "--out", "run")
+    for arguments, message in (
+        (("--only", "upside-down"), "unknown control 'upside-down'; known controls: majority, text-only"),
+        (("--shots", "5"), "no trial at these numbers of shots: 5"),
+        (("--format", "pdf"), "known formats: table, markdown, json"),
+    ):
+        result = cli("controls", "run", *arguments)
+        assert result.returncode == 2
+        assert message in result.stderr
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_a_withheld_picture_is_seen_by_no_one(goldens: Path) -> None:
+    """Blind, the answer does not depend on which picture is withheld, and differs from the one with the picture."""
+    from flamingo_eval import registry
+    from flamingo_eval.nouns import Decoding, Prompt
+
+    source = registry.model_source(str(goldens / "model" / "model.toml"))
+    model = source.load(data_root=goldens / "data", device="cpu", precision="fp32")
+    task = Decoding(max_new_tokens=20)
+    pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())[:4]
+    text = "<image>Output:a cat<|endofchunk|>\n<image>Output:"
+
+    def said(*images: str) -> str:
+        return str(model.answer([model.prepare(Prompt(text, images), task)], task)[0])
+
+    seen = {said(pictures[0], picture) for picture in pictures}
+    assert len(seen) > 1, "the last picture matters"
+    assert said(pictures[0], NO_PICTURE) not in seen
+    batch = [model.prepare(Prompt(text, (pictures[0], p)), task) for p in (pictures[1], NO_PICTURE, pictures[2])]
+    together = model.answer(batch, task)
+    assert together == [said(pictures[0], pictures[1]), said(pictures[0], NO_PICTURE), said(pictures[0], pictures[2])]
+    model.answer([model.prepare(Prompt("<image>Output:", (NO_PICTURE,)), task)], task)

@@ -1,0 +1,266 @@
+"""The feature store, and that every picture is encoded once, whatever happens."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from flamingo_eval.engine.plan import Source, read_source
+from flamingo_eval.engine.retrieval import BATCH, encode_pictures, store_of
+from flamingo_eval.errors import QueryError
+from flamingo_eval.features.store import FeatureStore
+from flamingo_eval.models.scripted import ThumbnailEncoder, ThumbnailSource
+from flamingo_eval.ports import ModelInfo
+from tests.helpers import write_coco_root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLAMINGO_EVAL_CACHE", str(tmp_path / "cache"))
+
+
+def vectors_of(count: int, width: int = 3, start: int = 0) -> NDArray[np.float32]:
+    return np.arange(start, start + count * width, dtype=np.float32).reshape(count, width)
+
+
+def filled(folder: Path, encoder: str = "e1") -> FeatureStore:
+    store = FeatureStore(folder, encoder)
+    with store.building():
+        store.append(["a", "b"], vectors_of(2), {"name": "test"})
+        store.append(["c"], vectors_of(1, start=6), {"name": "test"})
+    return store
+
+
+def test_what_was_added_is_read_back_in_any_order(tmp_path: Path) -> None:
+    filled(tmp_path)
+    store = FeatureStore(tmp_path, "e1")
+    assert len(store) == 3
+    assert "d" not in store
+    assert store.read(["c", "a"]).tolist() == [[6, 7, 8], [0, 1, 2]]
+    assert store.read([]).shape[0] == 0
+
+
+@pytest.mark.parametrize("cut", range(1, 40))
+def test_whatever_a_kill_leaves_behind_is_overwritten(tmp_path: Path, cut: int) -> None:
+    """The index cut anywhere behind its head, and vectors without lines: what is whole is kept, the rest added again."""
+    filled(tmp_path)
+    index = tmp_path / "index.txt"
+    data = index.read_bytes()
+    index.write_bytes(data[:-cut])
+    with (tmp_path / "vectors.f32").open("ab") as file:
+        file.write(b"torn")
+    store = FeatureStore(tmp_path, "e1")
+    kept = [key for key in "abc" if key in store]
+    assert kept == ["a", "b", "c"][: len(kept)]
+    assert len(kept) < 3
+    with store.building():
+        lacking = [key for key in "abc" if key not in store]
+        store.append(lacking, np.stack([vectors_of(3)["abc".index(key)] for key in lacking]), {})
+    assert FeatureStore(tmp_path, "e1").read(["a", "b", "c"]).tolist() == vectors_of(3).tolist()
+
+
+def test_vectors_lost_while_the_index_is_whole(tmp_path: Path) -> None:
+    filled(tmp_path)
+    (tmp_path / "vectors.f32").write_bytes((tmp_path / "vectors.f32").read_bytes()[:-5])
+    store = FeatureStore(tmp_path, "e1")
+    assert [key for key in "abc" if key in store] == ["a", "b"]
+
+
+def test_a_damaged_vector_is_noticed(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    data = bytearray((tmp_path / "vectors.f32").read_bytes())
+    data[13] ^= 1
+    (tmp_path / "vectors.f32").write_bytes(data)
+    with pytest.raises(KeyError, match="b"):
+        store.read(["a", "b", "c"])
+
+
+def test_features_of_another_encoder_are_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    filled(tmp_path, "e1")
+    store = FeatureStore(tmp_path, "e2")
+    assert "a" not in store
+    assert "not used" in capsys.readouterr().err
+    with store.building():
+        store.append(["a"], vectors_of(1, width=5), {})
+    assert FeatureStore(tmp_path, "e2").read(["a"]).shape == (1, 5)
+
+
+class CountingSource(ThumbnailSource):
+    """Thumbnails, with a count of how often each file was read and each batch encoded."""
+
+    def __init__(self, digest: str = "counting") -> None:
+        self.reads: Counter[str] = Counter()
+        self.encoded = self.loads = 0
+        self.digest = digest
+
+    def info(self) -> ModelInfo:
+        return ModelInfo("counting", self.digest, {})
+
+    def load(self, device: str) -> ThumbnailEncoder:
+        outer = self
+        self.loads += 1
+
+        class Encoder(ThumbnailEncoder):
+            def prepare(self, path: Path, rgb: bool) -> NDArray[np.float32]:
+                outer.reads[path.name] += 1
+                return super().prepare(path, rgb)
+
+            def encode(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+                outer.encoded += len(prepared)
+                return super().encode(prepared)
+
+        return Encoder()
+
+
+def images_of(source: Source) -> list[str]:
+    return [example.image for example in (*source.data.train, *source.data.test)]
+
+
+@pytest.mark.torch
+def test_each_distinct_picture_is_read_and_encoded_once(tmp_path: Path) -> None:
+    """Also where it lies under two names, is asked for twice, or belongs to another benchmark."""
+    root = write_coco_root(tmp_path / "data", train=100, test=5)
+    folder = root / "coco" / "train2014"
+    pictures = sorted(folder.iterdir())
+    pictures[3].write_bytes(pictures[2].read_bytes())
+    source, encoder = read_source("coco", root), CountingSource()
+    encoding = encode_pictures(source, [*images_of(source), *images_of(source)], encoder, "cpu")
+    assert encoder.encoded == 104 == len(encoding.vectors)
+    assert max(encoder.reads.values()) == 1
+    assert encoding.number[source.data.train[2].image] == encoding.number[source.data.train[3].image]
+    np.testing.assert_allclose(np.linalg.norm(encoding.vectors, axis=1), 1, rtol=1e-6)
+    elsewhere = write_coco_root(tmp_path / "other", train=50, test=5)
+    (elsewhere / "coco").rename(elsewhere / "flickr30k_pictures")
+    again = encode_pictures(source, images_of(source), encoder, "cpu")
+    assert encoder.loads == 1, "with nothing missing the encoder is not even loaded"
+    assert (again.vectors == encoding.vectors).all()
+    other = encode_pictures(source, images_of(source)[:3], CountingSource("another encoder"), "cpu")
+    assert len(other.vectors) == 3
+
+
+@pytest.mark.torch
+def test_a_changed_picture_gets_features_of_its_own(tmp_path: Path) -> None:
+    root = write_coco_root(tmp_path / "data", train=4, test=1)
+    source, encoder = read_source("coco", root), CountingSource()
+    first = encode_pictures(source, images_of(source), encoder, "cpu")
+    pictures = sorted((root / "coco" / "train2014").iterdir())
+    pictures[0].write_bytes(sorted((root / "coco" / "val2014").iterdir())[0].read_bytes())
+    second = encode_pictures(source, images_of(source), encoder, "cpu")
+    image = source.data.train[0].image
+    assert (second.vectors[second.number[image]] != first.vectors[first.number[image]]).any()
+
+
+@pytest.mark.torch
+def test_damaged_features_are_computed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_coco_root(tmp_path / "data", train=4, test=1)
+    source, encoder = read_source("coco", root), CountingSource()
+    first = encode_pictures(source, images_of(source), encoder, "cpu")
+    file = store_of(encoder).folder / "vectors.f32"
+    data = bytearray(file.read_bytes())
+    data[4 * 192 * 2] ^= 1
+    file.write_bytes(data)
+    for loads in (2, 2):
+        again = encode_pictures(source, images_of(source), encoder, "cpu")
+        assert (again.vectors == first.vectors).all()
+        assert encoder.loads == loads, "once"
+    assert encoder.encoded == 6
+    assert "damaged; computed again" in capsys.readouterr().err
+
+
+@pytest.mark.torch
+def test_unreadable_pictures_are_named_and_the_others_encoded(tmp_path: Path) -> None:
+    root = write_coco_root(tmp_path / "data", train=4, test=2)
+    pictures = sorted((root / "coco" / "train2014").iterdir())
+    pictures[0].unlink()
+    pictures[1].write_bytes(b"no picture")
+    source = read_source("coco", root)
+    encoding = encode_pictures(source, images_of(source), CountingSource(), "cpu")
+    assert len(encoding.vectors) == 4
+    reasons = [encoding.failed[source.data.train[i].image] for i in (0, 1)]
+    assert "does not exist" in reasons[0]
+    assert "can't be read" in reasons[1]
+
+
+_SLOW = """
+import sys, time
+from pathlib import Path
+from flamingo_eval.engine.plan import read_source
+from flamingo_eval.engine.retrieval import encode_pictures
+from tests.test_features import CountingSource, images_of
+
+class Slow(CountingSource):
+    def load(self, device):
+        encoder, outer = super().load(device), self
+        plain = encoder.encode
+        def encode(prepared):
+            time.sleep(0.2)
+            print(outer.encoded + len(prepared), flush=True)
+            return plain(prepared)
+        encoder.encode = encode
+        return encoder
+
+source = read_source("coco", Path(sys.argv[1]))
+encode_pictures(source, images_of(source), Slow(), "cpu")
+"""
+
+
+def build(root: Path) -> subprocess.Popen[str]:
+    checkout = Path(__file__).parents[1]
+    return subprocess.Popen(
+        [sys.executable, "-c", _SLOW, str(root)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        cwd=checkout,
+    )  # fmt: skip
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_killed_half_way_nothing_but_the_batch_in_flight_is_encoded_twice(tmp_path: Path) -> None:
+    root = write_coco_root(tmp_path / "data", train=6 * BATCH - 5, test=5)
+    make_distinct(root)
+    first = build(root)
+    assert first.stdout is not None
+    for _ in range(3):  # the third batch is being encoded, two are saved
+        first.stdout.readline()
+    first.kill()
+    first.communicate()
+    saved = len(store_of(CountingSource()))
+    assert saved in (2 * BATCH, 3 * BATCH)
+    second = build(root)
+    output = second.communicate()[0].split()
+    assert second.returncode == 0
+    assert int(output[-1]) == 6 * BATCH - saved, "what was saved is not encoded again"
+    assert len(store_of(CountingSource())) == 6 * BATCH
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_two_that_build_at_once_share_the_work(tmp_path: Path) -> None:
+    root = write_coco_root(tmp_path / "data", train=4 * BATCH - 5, test=5)
+    make_distinct(root)
+    both = [build(root), build(root)]
+    outputs = [process.communicate()[0].split() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    encoded = [int(output[-1]) if output else 0 for output in outputs]
+    assert sorted(encoded) == [0, 4 * BATCH], "the second waits, and finds everything done"
+    store = store_of(CountingSource())
+    assert len(store.read(sorted(store._rows))) == 4 * BATCH
+
+
+def make_distinct(root: Path) -> None:
+    """The test pictures have one of 256 colours; a size of its own makes every one different."""
+    from PIL import Image
+
+    for i, path in enumerate(sorted((root / "coco").rglob("*.png"))):
+        Image.new("RGB", (8, 8 + i), (i % 256, 80, i // 256)).save(path)
+
+
+def test_a_picture_error_is_a_query_error(tmp_path: Path) -> None:
+    with pytest.raises(QueryError):
+        ThumbnailEncoder().prepare(tmp_path / "none.png", rgb=False)

@@ -1,0 +1,263 @@
+"""RICES picks what an obviously right implementation picks, and what the reference picked."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flamingo_eval.engine.plan import plan_trial, read_source
+from flamingo_eval.engine.retrieval import find_nearest
+from flamingo_eval.errors import DataError, UserError
+from flamingo_eval.runspec import RicesSpec
+from tests.helpers import Cli, LazyModule, read_lines, run_cli, write_coco_root
+from tests.test_goldens import linked_data
+
+ranking: Any = LazyModule("flamingo_eval.features.ranking")
+RICES = ("--select", "rices", "--rices-model", "scripted", "--checkpoint", "scripted")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLAMINGO_EVAL_CACHE", str(tmp_path / "cache"))
+
+
+def plainly(rows: list[int], vectors: Any, query: Any, k: int, own: int | None) -> list[int]:
+    """One query at a time, exact sums, every row sorted: most similar first, ties by lower row.
+
+    Args:
+        rows: row -> picture.
+    """
+    scored = []
+    for row, picture in enumerate(rows):
+        if picture != own:
+            products = [float(a) * float(b) for a, b in zip(vectors[picture], query, strict=True)]
+            scored.append((-math.fsum(products), row))
+    return [row for _, row in sorted(scored)[:k]]
+
+
+def members(rows: list[int], pictures: int) -> list[list[int]]:
+    return [[row for row, p in enumerate(rows) if p == picture] for picture in range(pictures)]
+
+
+@pytest.mark.torch
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_ranking_against_a_plain_implementation_with_many_ties(data: Any) -> None:
+    """Small whole numbers: sums are exact, and equal similarities abound."""
+    pictures, queries, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
+    generator = np.random.RandomState(data.draw(st.integers(0, 10_000)))
+    vectors = generator.randint(-2, 3, (pictures, width)).astype(np.float32)
+    asked = generator.randint(-2, 3, (queries, width)).astype(np.float32)
+    rows = [*range(pictures), *generator.randint(0, pictures, data.draw(st.integers(0, 30))).tolist()]
+    generator.shuffle(rows)
+    k = data.draw(st.integers(1, len(rows) + 2))
+    own = [int(o) if o >= 0 else None for o in generator.randint(-1, pictures, queries)]
+    pool = ranking.Pool(vectors, members(rows, pictures))
+    found = ranking.nearest_rows(pool, asked, k, excluded=own)
+    assert found == [plainly(rows, vectors, q, k, o) for q, o in zip(asked, own, strict=True)]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(("train_tile", "query_tile", "gathered"), [(1 << 17, 512, 1 << 23), (37, 5, 1000)])
+def test_ranking_of_real_valued_features_does_not_depend_on_how_work_is_cut(
+    monkeypatch: pytest.MonkeyPatch, train_tile: int, query_tile: int, gathered: int
+) -> None:
+    """Half of the pictures are copies of others under another number: exact ties wherever they are computed."""
+    monkeypatch.setattr(ranking, "TRAIN_TILE", train_tile, raising=False)
+    module = __import__("flamingo_eval.features.ranking", fromlist=["x"])
+    for name, value in (("TRAIN_TILE", train_tile), ("QUERY_TILE", query_tile), ("_GATHERED", gathered)):
+        monkeypatch.setattr(module, name, value)
+    generator = np.random.RandomState(7)
+    vectors = generator.randn(400, 96).astype(np.float32)
+    vectors[200:] = vectors[generator.randint(0, 200, 200)]
+    vectors[50:120] = vectors[3]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    asked = np.concatenate([vectors[generator.randint(0, 400, 20)], vectors[3:4]])
+    rows = list(range(400))
+    generator.shuffle(rows)
+    pool = ranking.Pool(vectors, members(rows, 400))
+    expected = [plainly(rows, vectors, query, 32, None) for query in asked]
+    assert ranking.nearest_rows(pool, asked, 32) == expected
+    assert [r[:4] for r in ranking.nearest_rows(pool, asked, 4)] == [r[:4] for r in expected], "reused for smaller k"
+
+
+@pytest.mark.torch
+@pytest.mark.goldens
+def test_plans_equal_the_references(goldens: Path, tmp_path: Path) -> None:
+    """Demonstrations' pictures in order; rows too where a picture occurs once (among rows of one picture the reference
+    leaves the order to rounding)."""
+    from flamingo_eval import registry
+
+    encoder = registry.image_encoder(str(goldens / "model" / "model.toml"), None)
+    data = linked_data(goldens, tmp_path / "data")
+    files = sorted((goldens / "plans").glob("*_rices_*.json"))
+    assert len(files) >= 7
+    compared = 0
+    for file in files:
+        expected = json.loads(file.read_text())
+        source = read_source(expected["benchmark"], data)
+        shots, seed = expected["shots"], expected["seed"]
+        nearest = find_nearest(source, source.data.test, shots, encoder, RicesSpec(), "cpu")
+        plan = plan_trial(source, shots=shots, seed=seed, selector="rices", num_samples=None, query_set_size=48,
+                          nearest=nearest)  # fmt: skip
+        counts: dict[str, int] = {}
+        for example in source.data.train:
+            counts[example.image] = counts.get(example.image, 0) + 1
+        assert [query.id for query in plan] == [query["query_id"] for query in expected["queries"]]
+        for query, theirs in zip(plan, expected["queries"], strict=True):
+            assert list(query.prompt.images) == theirs["model_images"], file.name
+            for ours, id, image in zip(
+                query.demonstration_ids, theirs["demonstration_ids"], theirs["demonstration_images"], strict=True
+            ):
+                if counts[image] == 1:
+                    assert ours == id
+                    compared += 1
+    assert compared > 100
+
+
+def rices_plan(root: Path, count: int, rules: RicesSpec | None = None) -> dict[str, list[str]]:
+    """Picture of a query -> pictures of its demonstrations, nearest first, by thumbnails."""
+    from flamingo_eval.models.scripted import ThumbnailSource
+
+    source = read_source("coco", root)
+    nearest = find_nearest(source, source.data.test, count, ThumbnailSource(), rules or RicesSpec(), "cpu")
+    return {image: [source.data.train[row].image for row in rows] for image, rows in nearest.items()}
+
+
+@pytest.mark.torch
+def test_the_variants(tmp_path: Path) -> None:
+    """Grey pictures, so that all cosines are near 1 and copies tie: 1 and 2 are one picture, which is also a query's."""
+    from PIL import Image
+
+    root = write_coco_root(tmp_path / "data", train=5, test=1)
+    train = sorted((root / "coco" / "train2014").glob("*"))
+    colours = [(250, 10, 10), (10, 250, 10), (10, 250, 10), (10, 240, 30), (10, 10, 250)]
+    for path, colour in zip(train[:5], colours, strict=True):
+        Image.new("RGB", (8, 8), colour).save(path)
+    query = next((root / "coco" / "val2014").glob("*"))
+    Image.new("RGB", (8, 8), (10, 250, 10)).save(query)
+    files = [f"coco/train2014/{path.name}" for path in train]
+    key = f"coco/val2014/{query.name}"
+    assert rices_plan(root, 3)[key] == [files[1], files[2], files[3]]
+    assert rices_plan(root, 3, RicesSpec(unique_images=True))[key][:2] == [files[1], files[3]]
+    assert rices_plan(root, 3, RicesSpec(exclude_same_image=True))[key][0] == files[3]
+    with pytest.raises(UserError, match="4 demonstrations asked for, but RICES has only 3"):
+        rices_plan(root, 4, RicesSpec(exclude_same_image=True))
+
+
+@pytest.mark.torch
+def test_pictures_that_cant_be_read(root: Path, cli: Cli) -> None:
+    """A training picture stops the run before it begins; a query's stops that query, after the others."""
+    query = sorted((root / "coco" / "val2014").iterdir())[1]
+    query.unlink()
+    result = cli("coco", "--shots", "2", *RICES, "--data-root", root, "--out", "run")
+    assert result.returncode == 2
+    assert str(query) in result.stderr
+    assert len(read_lines(Path("run/journal.jsonl"))) == 4
+    picture = sorted((root / "coco" / "train2014").iterdir())[3]
+    picture.write_bytes(picture.read_bytes()[:20])
+    with pytest.raises(DataError, match=picture.name):
+        rices_plan(root, 2)
+
+
+@pytest.mark.torch
+def test_a_run_shows_one_trial_and_says_why(root: Path, cli: Cli) -> None:
+    result = cli("coco", "--shots", "0,2", *RICES, "--data-root", root, "--out", "run")
+    assert result.returncode == 0, result.stderr
+    assert "one trial, seed 42" in result.stdout
+    assert "the same with every seed: one trial, so no standard deviation" in result.stdout
+    assert "(0" not in result.stdout.splitlines()[2], "no standard deviation"
+    rows = [json.loads(line) for line in cli("samples", "run").stdout.splitlines()]
+    assert len(rows) == 10
+    nearest = rices_plan(root, 2)
+    for row in rows:
+        shown = row["images"][:-1] if row["shots"] else nearest[row["images"][-1]][::-1]
+        assert shown == nearest[row["images"][-1]][::-1], "most similar last"
+    longer = cli("coco", "--shots", "4", *RICES, "--data-root", root, "--out", "run")
+    assert longer.returncode == 0, longer.stderr
+    assert cli("coco", "--shots", "0,2", *RICES, "--data-root", root, "--out", "run").returncode == 0
+    report = json.loads(cli("report", "run", "--format", "json").stdout)
+    assert [cell["shots"] for cell in report["cells"]] == [0, 2, 4], "fewer shots later don't shorten the ranking"
+
+
+@pytest.mark.torch
+def test_subsampled_queries_keep_their_trials(root: Path, cli: Cli) -> None:
+    result = cli("coco", "--shots", "2", *RICES, "--num-samples", "3", "--data-root", root, "--out", "run")
+    assert "over 3 trials, seeds 42, 43, 44" in result.stdout, result.stderr
+    assert "every seed" not in result.stdout
+
+
+@pytest.mark.torch
+def test_scoring_again_needs_neither_features_nor_pictures(root: Path, cli: Cli, tmp_path: Path) -> None:
+    import shutil
+
+    first = cli("coco", "--shots", "2", *RICES, "--data-root", root, "--out", "run")
+    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(root / "coco" / "train2014")
+    again = cli("score", "run")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[2] == first.stdout.splitlines()[2]
+
+
+@pytest.mark.torch
+def test_another_encoder_or_rule_is_another_run(root: Path, cli: Cli) -> None:
+    assert cli("coco", "--shots", "2", *RICES, "--data-root", root, "--out", "run").returncode == 0
+    for change in (["--rices-unique-images"], ["--exclude-same-image"], ["--select", "random"]):
+        options = [*RICES, *change] if change[0] != "--select" else [*change, "--checkpoint", "scripted"]
+        result = cli("coco", "--shots", "2", *options, "--data-root", root, "--out", "run")
+        assert result.returncode == 2, change
+        assert "holds a run with other settings" in result.stderr
+
+
+def test_mistakes(root: Path, cli: Cli) -> None:
+    options = ("coco", "--shots", "2", "--checkpoint", "scripted", "--data-root", root)
+    result = cli(*options, "--exclude-same-image")
+    assert result.returncode == 2
+    assert "go with --select rices" in result.stderr
+    result = cli(*options, "--select", "nearest")
+    assert "known selectors: random, rices" in result.stderr
+    result = cli(*options, "--select", "rices", "--rices-model", "demo", "--rices-pretrained", "openai")
+    assert "--rices-pretrained goes with an open_clip name" in result.stderr
+    result = cli(*options, "--select", "rices", "--rices-model", "none.toml")
+    assert "can't read checkpoint file none.toml" in result.stderr
+
+
+def test_older_protocols_know_no_rices(golden: Path, cli: Cli) -> None:
+    result = cli("plan", "coco", "--shots", "2", "--select", "rices", "--rices-model", "scripted", "--protocol",
+                 "openflamingo-2023-06", "--data-root", golden)  # fmt: skip
+    assert result.returncode == 2
+    assert "has no rices demonstrations, only random" in result.stderr
+
+
+@pytest.mark.torch
+def test_unknown_models_and_weights_are_refused_with_known_ones(root: Path) -> None:
+    result = run_cli(
+        "plan", "coco", "--shots", "2", "--select", "rices", "--rices-model", "ViT-L-15", "--data-root", root
+    )
+    assert result.returncode == 2
+    assert "does not know the vision model 'ViT-L-15'" in result.stderr
+    assert "ViT-L-14" in result.stderr
+    result = run_cli("plan", "coco", "--shots", "2", "--select", "rices", "--rices-model", "ViT-L-14",
+                     "--rices-pretrained", "nobody", "--data-root", root)  # fmt: skip
+    assert result.returncode == 2
+    assert "has no weights 'nobody' for ViT-L-14; it has: openai" in result.stderr
+
+
+@pytest.mark.torch
+def test_features_ahead_of_a_run(root: Path, cli: Cli) -> None:
+    options = ("--rices-model", "scripted", "--data-root", root)
+    result = cli("features", "coco", "--split", "train", *options)
+    assert result.returncode == 0, result.stderr
+    assert "coco train: 12 examples, 12 distinct pictures" in result.stdout
+    result = cli("features", "coco", *options)
+    assert "coco test: 5 examples, 5 distinct pictures" in result.stdout
+    assert "5/5" in result.stderr, "only what was missing"
+    assert cli("plan", "coco", "--shots", "2", "--select", "rices", *options).stderr.count("picture/s") == 0
+    assert "has no split 'dev'" in cli("features", "coco", "--split", "dev", *options).stderr

@@ -166,6 +166,23 @@ def test_the_curve_rises_with_shots_because_of_the_demonstrations() -> None:
 
 @pytest.mark.torch
 @pytest.mark.slow
+def test_rices_beats_random_by_as_much_as_the_readme_says() -> None:
+    result = run_cli("coco", "--shots", "4", "--select", "rices", "--out", "run", "--format", "json")
+    assert result.returncode == 0, result.stderr
+    cell = json.loads(result.stdout)["cells"][0]
+    assert len(cell["trials"]) == 1
+    assert cell["std"] is None
+    lines = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
+    shown = {
+        line.split("|")[1].strip(): line.split("|")[3] for line in lines if line.startswith(("| random", "| rices"))
+    }
+    assert float(shown["rices, one trial"]) == pytest.approx(cell["mean"], abs=1)
+    mean, std = shown["random"].replace("(", "").replace(")", "").split()
+    assert cell["mean"] > float(mean) + 3 * float(std)
+
+
+@pytest.mark.torch
+@pytest.mark.slow
 def test_the_wheel_carries_everything_and_runs_elsewhere(tmp_path: Path) -> None:
     """Built, unpacked into an empty folder and run from there, with nothing of the checkout in sight."""
     import os

@@ -1,0 +1,153 @@
+"""What a run's record says: what determines its answers, and where everything came from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from flamingo_eval import __version__, registry
+from flamingo_eval.engine.folder import FORMAT, RunFolder
+from flamingo_eval.engine.plan import Source
+from flamingo_eval.engine.retrieval import encoder_of
+from flamingo_eval.engine.score import CellKey
+from flamingo_eval.files import changed_fields, digest
+from flamingo_eval.nouns import Decoding, Task
+from flamingo_eval.ports import ModelInfo
+from flamingo_eval.runspec import RunSpec
+
+RUNS = Path("results/runs")
+_VERSIONS_OF = ("torch", "transformers", "open_clip_torch", "pycocoevalcap", "numpy", "pillow")
+_DEMO_NOTE = {
+    ("checkpoint", "data"): "demo: generated pictures and the tiny demo checkpoint; no real benchmark, no real model",
+    ("checkpoint",): "demo checkpoint: tiny and trained on generated pictures only; no real model",
+    ("data",): "demo data: generated pictures; no real benchmark",
+}
+
+
+def demo_note(spec: RunSpec) -> str | None:
+    """What has to be said wherever numbers from the demo appear; None for a run without demo parts."""
+    return _DEMO_NOTE.get(spec.demo_parts)
+
+
+def run_identity(
+    spec: RunSpec,
+    sources: Mapping[str, Source],
+    checkpoint: str,
+    precision: str,
+    retrieval: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Everything that determines answers, but for shots and seeds, which extend a run.
+
+    Numbers are those in effect: asking for all queries by their number is asking for all queries.
+    """
+    counts = {len(source.data.test) for source in sources.values()}
+    return {
+        "checkpoint": checkpoint,
+        "precision": precision,
+        "selector": spec.selector,
+        "num_samples": None if counts == {spec.num_samples} else spec.num_samples,
+        "query_set_size": None if retrieval else spec.query_set_size,
+        "ensemble": spec.ensemble,
+        **({"rices": dict(retrieval)} if retrieval else {}),
+        "benchmarks": {name: _benchmark_identity(source) for name, source in sources.items()},
+    }
+
+
+def retrieval_identity(spec: RunSpec) -> dict[str, Any] | None:
+    """What decides which demonstrations are nearest; None where that is not asked."""
+    if not registry.selector(spec.selector).needs_features:
+        return None
+    info = encoder_of(spec).info()
+    rules = {"unique_images": spec.rices.unique_images, "exclude_same_image": spec.rices.exclude_same_image}
+    return {"encoder": info.name, "encoder_digest": info.digest, **rules}
+
+
+def _benchmark_identity(source: Source) -> dict[str, Any]:
+    benchmark = source.benchmark
+    rules = (benchmark.prompt, source.task, benchmark.plan)
+    options = {key: value for key, value in benchmark.data.options.items() if key not in ("references", "counts")}
+    return {
+        "protocol": benchmark.protocol,
+        "split": benchmark.split,
+        "rules": digest([changed_fields(part) for part in rules]),
+        "reading": digest([benchmark.data.loader, benchmark.data.folder, benchmark.data.train, options]),
+        "data": source.digest,
+    }
+
+
+def default_folder(spec: RunSpec, identity: Mapping[str, Any]) -> Path:
+    """``results/runs/<benchmark>-<digest>``; ``all-<digest>`` for several benchmarks."""
+    name = "all" if len(spec.benchmarks) > 1 else spec.benchmarks[0]
+    return RUNS / f"{name}-{digest(identity)[:10]}"
+
+
+def new_record(
+    folder: RunFolder,
+    spec: RunSpec,
+    asked: Sequence[CellKey],
+    identity: dict[str, Any],
+    info: ModelInfo,
+    root: Path,
+    sources: Mapping[str, Source],
+) -> dict[str, Any]:
+    """``run.json`` as it will be written: what was there, extended by this command's cells."""
+    old = folder.read_run() if folder.run_file.exists() else None
+    cells = [*(tuple(c) for c in old["cells"])] if old else []
+    cells += [cell for cell in asked if cell not in cells]
+    own = {name: _settings(spec, source, root) for name, source in sources.items()}
+    merged = {**identity, "benchmarks": {**(old["identity"]["benchmarks"] if old else {}), **identity["benchmarks"]}}
+    return {
+        "format": FORMAT,
+        "demo": demo_note(spec),
+        "identity": merged,
+        "checkpoint": {"name": info.name, "digest": info.digest, "parts": dict(info.parts), "notes": list(info.notes)},
+        "settings": {
+            "checkpoint": spec.checkpoint,
+            "benchmarks": {**(old["settings"]["benchmarks"] if old else {}), **own},
+        },
+        "cells": [list(cell) for cell in cells],
+        "sessions": old["sessions"] if old else [],
+    }
+
+
+def _settings(spec: RunSpec, source: Source, root: Path) -> dict[str, Any]:
+    """How one benchmark of a run was read and asked, as ``run.json`` has it."""
+    return {
+        "data_root": spec.data_root if "data" in spec.demo_parts else str(root.absolute()),
+        "data_overrides": dict(spec.data_overrides.get(source.benchmark.name, {})),
+        "pool": min(spec.query_set_size, len(source.data.train)),
+        "task": describe_task(source.task),
+    }
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """Decoding settings, or how many names are ranked, as ``run.json`` has them."""
+    return asdict(task) if isinstance(task, Decoding) else {"ranked_names": len(task.names)}
+
+
+def provenance() -> dict[str, Any]:
+    versions = {"flamingo-eval": __version__, "python": sys.version.split()[0]}
+    for package in _VERSIONS_OF:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {"versions": versions, "git_commit": _git_commit()}
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout this package runs from; None for an installed package."""
+    folder = Path(__file__).parent.parent.parent
+    if not (folder / ".git").exists():
+        return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return result.stdout.strip() or None

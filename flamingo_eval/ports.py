@@ -163,8 +163,18 @@ class ModelSource(Protocol):
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
         """What ``auto`` stands for on this machine: (device, precision). Raises UserError for what it doesn't have."""
 
-    def load(self, *, data_root: Path, device: str, precision: str) -> Model:
-        """Loads the model; device and precision are resolved ones. Raises CheckpointError."""
+    def load(
+        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None
+    ) -> Model:
+        """Loads the model. Raises CheckpointError.
+
+        Args:
+            data_root: what pictures' paths are relative to.
+            device: a resolved one.
+            precision: a resolved one.
+            plain: without any shortcut, however slow; for the doubtful.
+            cache: bytes of memory for what is computed once per picture; None for the default.
+        """
 
 
 class ImageEncoder(Protocol):

@@ -74,3 +74,10 @@ class LazyModule:
         if attribute.startswith(("_", "pytest")):  # pytest looks at every name of a test module
             raise AttributeError(attribute)
         return getattr(importlib.import_module(self._name), attribute)
+
+
+def pixels_of(model: Any, prepared: Any) -> Any:
+    """The pictures of a prepared prompt as the vision tower gets them, (images, 3, height, width)."""
+    import torch
+
+    return torch.stack([model.pictures[False].pixels(image) for image in prepared.images])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import LazyModule
+from tests.helpers import LazyModule, pixels_of
 
 torch: Any = LazyModule("torch")
 pytestmark = [pytest.mark.torch, pytest.mark.goldens]
@@ -53,7 +53,8 @@ def test_tokens_and_pixels(model: Any, expected: dict[str, Any]) -> None:
     for number in given(expected):
         item, single = prepared(model, expected, number), expected["single"][number]
         assert item.ids == single["input_ids"][0].tolist()
-        assert torch.equal(item.pixels, single["pixels"].reshape(item.pixels.shape))
+        pixels = pixels_of(model, item)
+        assert torch.equal(pixels, single["pixels"].reshape(pixels.shape))
 
 
 def test_vision_tokens_latents_and_logits(model: Any, expected: dict[str, Any]) -> None:
@@ -64,7 +65,7 @@ def test_vision_tokens_latents_and_logits(model: Any, expected: dict[str, Any]) 
         item, single = prepared(model, expected, number), expected["single"][number]
         ids = torch.tensor([item.ids])
         with torch.inference_mode():
-            tokens = model.model.vision(item.pixels)
+            tokens = model.model.vision(pixels_of(model, item))
             latents = model.model.perceiver(tokens)
             media = Media.of(latents[None], ids, model.tokenizer.image_id)
             logits = model.model(ids, torch.ones_like(ids), media)
@@ -79,18 +80,20 @@ def test_vision_tokens_latents_and_logits(model: Any, expected: dict[str, Any]) 
 )
 def test_generated_ids(model: Any, expected: dict[str, Any], beams: int, tokens: int, name: str) -> None:
     from flamingo_eval.models.flamingo.cross_attention import Media
+    from flamingo_eval.models.flamingo.decoding import decode
     from flamingo_eval.nouns import Decoding
 
     for number in given(expected):
         item, single = prepared(model, expected, number), expected["single"][number]
         ids = torch.tensor([item.ids])
         with torch.inference_mode():
-            media = Media.of(model.model.encode(item.pixels)[None], ids, model.tokenizer.image_id)
-            new = model.model.generate(
-                ids, torch.ones_like(ids), media, Decoding(tokens, beams),
-                end_id=model.tokenizer.end_of_chunk_id, pad_id=model.tokenizer.pad_id,
-            )  # fmt: skip
-        assert [*item.ids, *new[0].tolist()] == single[name][0].tolist()
+            media = Media.of(model.model.encode(pixels_of(model, item))[None], ids, model.tokenizer.image_id)
+            special = {"end_id": model.tokenizer.end_of_chunk_id, "pad_id": model.tokenizer.pad_id}
+            plain = model.model.generate_plainly(ids, torch.ones_like(ids), media, Decoding(tokens, beams), **special)
+            fast = decode(model._prefix([item], Decoding(tokens, beams), 60), Decoding(tokens, beams), **special)
+        expected_ids = single[name][0].tolist()
+        assert [*item.ids, *plain[0].tolist()] == expected_ids
+        assert [*item.ids, *fast[0].tolist()][: len(expected_ids)] == expected_ids
 
 
 @pytest.mark.parametrize("tokens", [5, 20])
@@ -100,7 +103,7 @@ def test_texts_alone_and_in_one_left_padded_batch(model: Any, expected: dict[str
 
     decoding = Decoding(max_new_tokens=tokens)
     items = [prepared(model, expected, number) for number in range(len(expected["prompts"]))]
-    assert len({len(item.ids) for item in items}) == len({len(item.pixels) for item in items}) + 1 == 4
+    assert len({len(item.ids) for item in items}) == len({len(item.images) for item in items}) + 1 == 4
     alone = [model.answer([item], decoding)[0] for item in items]
     assert model.answer(items, decoding) == alone
     for number in given(expected):
@@ -109,15 +112,16 @@ def test_texts_alone_and_in_one_left_padded_batch(model: Any, expected: dict[str
 
 
 def test_batched_logits(model: Any, expected: dict[str, Any]) -> None:
-    from flamingo_eval.models.flamingo.cross_attention import Media
+    from flamingo_eval.models.flamingo.cross_attention import Spans
+    from flamingo_eval.nouns import Decoding
 
     items = [prepared(model, expected, number) for number in range(len(expected["prompts"]))]
     ids, mask = model._pad(items)
     assert torch.equal(mask.bool(), expected["batched"]["attention_mask"])
     assert torch.equal(ids, expected["batched"]["input_ids"])
     with torch.inference_mode():
-        latents = model._by_row(model.model.encode(torch.cat([item.pixels for item in items])), items)
-        logits = model.model(ids, mask, Media.of(latents, ids, model.tokenizer.image_id))
+        latents, numbers = model._latents(items, Decoding(5))
+        logits = model.model(ids, mask, Spans.of(latents, numbers, ids, model.tokenizer.image_id))
     theirs = expected["batched"]["logits"]
     for number in given(expected):
         real = mask[number].bool()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flamingo_eval.engine.plan import TrialPlan, plan_trial, read_source
-from tests.helpers import read_lines, run_cli
+from tests.helpers import pixels_of, read_lines, run_cli
 
 pytestmark = pytest.mark.goldens
 
@@ -151,7 +151,7 @@ def test_ranking_names_of_several_tokens(goldens: Path, monkeypatch: pytest.Monk
     batched = model.answer(items, task)
     assert len({len(item.ids) for item in items}) > 1, "the batch has padding"
     for item, answers in zip(items, batched, strict=True):
-        latents = model.model.encode(item.pixels)[None]
+        latents = model.model.encode(pixels_of(model, item))[None]
         for name in task.names:
             ids = model.tokenizer.inner(name, add_special_tokens=False)["input_ids"]
             assert len(ids) >= 1

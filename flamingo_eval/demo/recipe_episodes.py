@@ -57,9 +57,7 @@ def build_flamingo(vision: torch.nn.Module, vocabulary: int) -> Flamingo:
     for block in blocks.values():
         torch.nn.init.constant_(block.attn_gate, 0.5)
         torch.nn.init.constant_(block.ff_gate, 0.5)
-    return Flamingo(
-        vision=vision, perceiver=perceiver, blocks=blocks, language=language, decoder_path=HOST.decoder_path
-    )
+    return Flamingo(vision=vision, perceiver=perceiver, blocks=blocks, language=language, host=HOST)
 
 
 def _init_for_small_width(language: torch.nn.Module) -> None:

@@ -55,7 +55,9 @@ class ScriptedSource:
         """It computes nothing, so it runs anywhere."""
         return "cpu", "fp32"
 
-    def load(self, *, data_root: Path, device: str, precision: str) -> ScriptedModel:
+    def load(
+        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None
+    ) -> ScriptedModel:
         """The model over a data root."""
         return ScriptedModel(data_root)
 

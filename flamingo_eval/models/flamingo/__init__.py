@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamingo_eval.errors import CheckpointError, UserError
-from flamingo_eval.files import digest, file_digest
+from flamingo_eval.files import cache_folder, digest, file_digest
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, LanguageSpec, VisionSpec, read_spec
 from flamingo_eval.ports import ModelInfo
 
@@ -71,11 +71,19 @@ class FlamingoSource:
             raise UserError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
         return device, precision
 
-    def load(self, *, data_root: Path, device: str, precision: str) -> FlamingoModel:
+    def load(
+        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None
+    ) -> FlamingoModel:
         """Builds the model and loads its weights. Raises CheckpointError."""
-        from flamingo_eval.models.flamingo.adapter import load_model
+        from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel, load_model
+        from flamingo_eval.models.flamingo.plain import PlainFlamingoModel
 
-        return load_model(self.spec, data_root=data_root, device=device, precision=precision)
+        memory = Caching.memory if cache is None else cache
+        caching = Caching(memory, cache_folder() / "latents", digest([self.info().digest, precision, device]))
+        kind = PlainFlamingoModel if plain else FlamingoModel
+        return load_model(
+            self.spec, data_root=data_root, device=device, precision=precision, kind=kind, caching=caching
+        )
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,30 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from flamingo_eval.errors import QueryError
+from flamingo_eval.errors import CheckpointError, QueryError
+from flamingo_eval.features.store import FeatureStore
+from flamingo_eval.files import digest
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
-from flamingo_eval.models.flamingo.cross_attention import Media
+from flamingo_eval.models.flamingo.cross_attention import Spans
+from flamingo_eval.models.flamingo.decoding import decode
+from flamingo_eval.models.flamingo.decoding import room_needed as decoding_room
+from flamingo_eval.models.flamingo.hosts import max_positions
 from flamingo_eval.models.flamingo.hub import fetch
+from flamingo_eval.models.flamingo.latents import LatentStore, Picture
 from flamingo_eval.models.flamingo.model import Flamingo, assemble, load_language
+from flamingo_eval.models.flamingo.prefix import Prefix
+from flamingo_eval.models.flamingo.ranking import room_needed as ranking_room
 from flamingo_eval.models.flamingo.ranking import score_names
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
-from flamingo_eval.models.flamingo.vision import PatchTokens, Transform, load_clip, read_picture
+from flamingo_eval.models.flamingo.vision import PatchTokens, Transform, load_clip
 from flamingo_eval.nouns import NO_PICTURE, Answer, Decoding, Prompt, Ranking, Task
 
 MAX_PROMPT_TOKENS = 2000
@@ -31,10 +40,32 @@ _WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """One prompt as tensors on the CPU: token ids, and pictures of (3, height, width), None for a withheld one."""
+    """One prompt: token ids, and its pictures in order, None for a withheld one."""
 
     ids: list[int]
-    pixels: list[Tensor | None]
+    images: list[Picture | None]
+
+
+@dataclass(frozen=True)
+class Caching:
+    """Where latents are kept.
+
+    Attributes:
+        memory: bytes of them in memory.
+        folder: where the others go; None to drop them.
+        digest: of everything that determines them, but for the picture.
+    """
+
+    memory: int = 8 << 30
+    folder: Path | None = None
+    digest: str = ""
+
+    def disk(self, autocast: bool) -> FeatureStore | None:
+        """The disk behind the memory, if any."""
+        if self.folder is None:
+            return None
+        key = digest([self.digest, autocast])
+        return FeatureStore(self.folder / key, key)
 
 
 class FlamingoModel:
@@ -46,14 +77,31 @@ class FlamingoModel:
         transform: open_clip's inference transform.
         data_root: what picture paths are relative to.
         precision: ``fp32``, ``bf16``, ``fp16`` (weights in that type) or ``amp_bf16`` (float32 weights, autocast).
+        caching: where latents are kept.
     """
 
     def __init__(
-        self, model: Flamingo, tokenizer: FlamingoTokenizer, transform: Transform, *, data_root: Path, precision: str
+        self,
+        model: Flamingo,
+        tokenizer: FlamingoTokenizer,
+        transform: Transform,
+        *,
+        data_root: Path,
+        precision: str,
+        caching: Caching | None = None,
     ) -> None:
+        caching = caching or Caching()
         self.model, self.tokenizer, self._transform = model, tokenizer, transform
         self._data_root, self._precision = data_root, precision
         self._names: dict[Ranking, list[list[int]]] = {}
+        like = model.perceiver.latents
+        # generation encodes pictures within autocast, ranking without, as the reference does (eval/models)
+        self.pictures = {
+            autocast: LatentStore(
+                transform, partial(self._encode, autocast), like, budget=caching.memory, disk=caching.disk(autocast)
+            )
+            for autocast in ((False, True) if precision == "amp_bf16" else (False,))
+        }  # fmt: skip
 
     @property
     def device(self) -> torch.device:
@@ -67,14 +115,36 @@ class FlamingoModel:
             QueryError: a picture can't be read, or the prompt is too long.
         """
         ids = self.tokenizer.encode(prompt.text)
-        limit = min(MAX_PROMPT_TOKENS, self.model.language.config.max_position_embeddings - self._room(task))
+        limit = min(MAX_PROMPT_TOKENS, max_positions(self.model.language.config) - self._room(task))
         if len(ids) > limit:
             raise QueryError(f"a prompt has {len(ids)} tokens, the limit is {limit}: use fewer shots")
-        pixels = [
-            None if image == NO_PICTURE else read_picture(self._data_root / image, self._transform, rgb=prompt.rgb)
-            for image in prompt.images
+        store = self._store(task)
+        images = [
+            None if image == NO_PICTURE else store.find(self._data_root / image, prompt.rgb) for image in prompt.images
         ]
-        return PreparedPrompt(ids, pixels)
+        self._read(store, [image for image in images if image is not None])
+        return PreparedPrompt(ids, images)
+
+    def _autocasts_pictures(self, task: Task) -> bool:
+        return self._precision == "amp_bf16" and isinstance(task, Decoding)
+
+    def _store(self, task: Task) -> LatentStore:
+        """The latents that a task goes by."""
+        return self.pictures[self._autocasts_pictures(task)]
+
+    def _read(self, store: LatentStore, images: Sequence[Picture]) -> None:
+        store.read(images)
+
+    def _encode(self, autocast: bool, pixels: Tensor) -> Tensor:
+        pixels = self._to_device(pixels).to(self.model.perceiver.latents.dtype)
+        with self._autocast() if autocast else contextlib.nullcontext():
+            return self.model.encode(pixels)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        """A copy on the device; on a GPU without waiting for it."""
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
     def _room(self, task: Task) -> int:
         """Tokens that must fit behind the prompt."""
@@ -97,43 +167,47 @@ class FlamingoModel:
 
     def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str]:
         """Raw text of each prompt, spaces tidied as transformers 4.28 did."""
-        ids, mask = self._pad(prepared)
+        prefix = self._prefix(prepared, decoding, decoding_room(decoding))
         with self._autocast():
-            media = Media.of(self._latents(prepared), ids, self.tokenizer.image_id)
-            generated = self.model.generate(
-                ids, mask, media, decoding, end_id=self.tokenizer.end_of_chunk_id, pad_id=self.tokenizer.pad_id
-            )
+            generated = decode(
+                prefix, decoding, end_id=self.tokenizer.end_of_chunk_id, pad_id=self.tokenizer.pad_id
+            )  # fmt: skip
         return [self.tokenizer.decode(row) for row in generated.tolist()]
 
     def _rank(self, prepared: Sequence[PreparedPrompt], ranking: Ranking) -> list[dict[str, float]]:
-        """Mean log-likelihood of each name's tokens; pictures are encoded outside autocast, as in the reference."""
-        ids, mask = self._pad(prepared)
-        media = Media.of(self._latents(prepared), ids, self.tokenizer.image_id)
+        """Mean log-likelihood of each name's tokens."""
+        names = self._name_ids(ranking)
+        prefix = self._prefix(prepared, ranking, ranking_room(names))
         with self._autocast():
-            scores = score_names(self.model, ids, mask, media, self._name_ids(ranking))
+            scores = score_names(prefix, names)
         return [dict(zip(ranking.names, row, strict=True)) for row in scores.tolist()]
 
+    def _prefix(self, prepared: Sequence[PreparedPrompt], task: Task, room: int) -> Prefix:
+        """Reads the prompts of a batch, with their pictures."""
+        ids, mask = self._pad(prepared)
+        spans = Spans.of(*self._latents(prepared, task), ids, self.tokenizer.image_id)
+        with self._autocast():
+            return Prefix(self.model, self._to_device(ids), self._to_device(mask), spans, room)
+
     def _pad(self, prepared: Sequence[PreparedPrompt]) -> tuple[Tensor, Tensor]:
-        """Ids and attention mask, (rows, longest prompt), padded on the left."""
+        """Ids and attention mask, (rows, longest prompt), padded on the left, on the CPU."""
         longest = max(len(p.ids) for p in prepared)
         ids = torch.tensor([[self.tokenizer.pad_id] * (longest - len(p.ids)) + p.ids for p in prepared])
         mask = torch.tensor([[0] * (longest - len(p.ids)) + [1] * len(p.ids) for p in prepared])
-        return ids.to(self.device), mask.to(self.device)
+        return ids, mask
 
-    def _latents(self, prepared: Sequence[PreparedPrompt]) -> Tensor:
-        """(rows, most images of a row, n, width); zeros where a row has fewer, and for withheld pictures.
+    def _latents(self, prepared: Sequence[PreparedPrompt], task: Task) -> tuple[Tensor, list[list[int]]]:
+        """Latents of the batch's distinct pictures on the device, and which of them each prompt's pictures are.
 
-        Attending to zeros adds nothing: keys and values have no biases.
+        A withheld picture's are zeros: attending to them adds nothing, since keys and values have no biases.
         """
-        shape = (len(prepared), max(len(p.pixels) for p in prepared), *self.model.perceiver.latents.shape)
-        latents = torch.zeros(shape, dtype=self.model.perceiver.latents.dtype, device=self.device)
-        places = [(i, j) for i, p in enumerate(prepared) for j, one in enumerate(p.pixels) if one is not None]
-        pixels = [one for p in prepared for one in p.pixels if one is not None]
-        if pixels:
-            rows, columns = torch.tensor(places, device=self.device).T
-            encoded = self.model.encode(torch.stack(pixels).to(self.device, latents.dtype))
-            latents[rows, columns] = encoded.to(latents.dtype)
-        return latents
+        distinct = {image.key: image for p in prepared for image in p.images if image is not None}
+        place = {key: i for i, key in enumerate(distinct)}
+        latents = self.model.perceiver.latents
+        nothing = torch.zeros(1, *latents.shape, dtype=latents.dtype)
+        known = [self._store(task).latents([*distinct.values()])] if distinct else []
+        numbers = [[len(distinct) if image is None else place[image.key] for image in p.images] for p in prepared]
+        return self._to_device(torch.cat([*known, nothing])), numbers
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self._precision == "amp_bf16":
@@ -141,7 +215,15 @@ class FlamingoModel:
         return contextlib.nullcontext()
 
 
-def load_model(spec: FlamingoSpec, *, data_root: Path, device: str, precision: str) -> FlamingoModel:
+def load_model(
+    spec: FlamingoSpec,
+    *,
+    data_root: Path,
+    device: str,
+    precision: str,
+    kind: type[FlamingoModel] = FlamingoModel,
+    caching: Caching | None = None,
+) -> FlamingoModel:
     """Builds a Flamingo from its parts and loads its weights.
 
     Raises:
@@ -151,7 +233,7 @@ def load_model(spec: FlamingoSpec, *, data_root: Path, device: str, precision: s
     transformers_logging.disable_progress_bar()
     dtype = _WEIGHTS[precision]
     clip, transform = load_clip(spec.vision)
-    language, host = load_language(spec.language.model, dtype)
+    language, host = load_language(spec.language.model, dtype, spec.language.decoder_layers)
     tokenizer = FlamingoTokenizer(spec.language.tokenizer, tidies_spaces=host.tidies_spaces)
     path = fetch(spec.checkpoint) if isinstance(spec.checkpoint, HubFile) else spec.checkpoint
     layers = len(language.get_submodule(host.decoder_path))  # type: ignore[arg-type]  # a ModuleList
@@ -164,5 +246,25 @@ def load_model(spec: FlamingoSpec, *, data_root: Path, device: str, precision: s
         vocabulary=len(tokenizer),
         head_width=spec.head_width,
     )
+    _check_counts(model, spec)
     model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
-    return FlamingoModel(model, tokenizer, transform, data_root=data_root, precision=precision)
+    return kind(model, tokenizer, transform, data_root=data_root, precision=precision, caching=caching)
+
+
+PERCEIVER_PARAMETERS = 63_019_008
+"""Of every released checkpoint (6 layers, 64 latents, width 1,024)."""
+
+
+def _check_counts(model: Flamingo, spec: FlamingoSpec) -> None:
+    """A released checkpoint has as many parameters as published. Raises CheckpointError."""
+    if spec.block_parameters is None:
+        return
+    counted = {f"block {i}": (_count(block), spec.block_parameters) for i, block in model.blocks.items()}
+    counted["perceiver"] = (_count(model.perceiver), PERCEIVER_PARAMETERS)
+    for name, (found, published) in counted.items():
+        if found != published:
+            raise CheckpointError(f"{spec.name}: {name} has {found:,} parameters, published are {published:,}")
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

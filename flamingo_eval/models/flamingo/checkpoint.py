@@ -2,7 +2,8 @@
 
 Layout v2, as the OpenFlamingo checkpoints have it: ``perceiver.*``,
 ``lang_encoder.<decoder path>.<i>.gated_cross_attn_layer.*`` and the embeddings; wrapped in ``model_state_dict`` or not,
-with a ``module.`` prefix or not, with buffers of old decoder layers to be ignored.
+with a ``module.`` prefix or not, with buffers of old decoder layers to be ignored. Layout v1 (the deprecated 9B) also
+holds the same blocks as ``lang_encoder.gated_cross_attn_layers.<i>.*``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 StateDict = dict[str, Tensor]
 
 # buffers that transformers 4.28 kept in its decoder layers and that carry no weights
-_OLD_BUFFER = re.compile(r"\.decoder_layer\..*(attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq)$")
+_OLD_BUFFER = re.compile(
+    r"\.(decoder_layer|old_decoder_blocks)\..*(attention\.bias|attention\.masked_bias|rotary_emb\.inv_freq)$"
+)
+_V1_BLOCK = re.compile(r"lang_encoder\.gated_cross_attn_layers\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -87,16 +91,29 @@ def sort_keys(state: Mapping[str, Tensor], host: Host, layers: int, every: int, 
     blocks: dict[int, StateDict] = {i: {} for i in range(layers) if (i + 1) % every == 0}
     embeddings: StateDict = {}
     unexpected: list[str] = []
+    copies: dict[str, Tensor] = {}
+    known = {**host.embeddings, **host.optional}
     for key, tensor in state.items():
         match = block_key.fullmatch(key)
         if key.startswith("perceiver."):
             perceiver[key.removeprefix("perceiver.")] = tensor
         elif match and int(match[1]) in blocks:
             blocks[int(match[1])][match[2]] = tensor
-        elif key.removeprefix("lang_encoder.") in host.embeddings and key.startswith("lang_encoder."):
-            embeddings[host.embeddings[key.removeprefix("lang_encoder.")]] = tensor
+        elif key.removeprefix("lang_encoder.") in known and key.startswith("lang_encoder."):
+            name = known[key.removeprefix("lang_encoder.")]
+            _check_copy(embeddings.get(name), tensor, key)
+            embeddings[name] = tensor
+        elif _V1_BLOCK.fullmatch(key):
+            copies[key] = tensor
         elif not _OLD_BUFFER.search(key):
             unexpected.append(key)
+    for key, tensor in copies.items():
+        layer, name = _V1_BLOCK.fullmatch(key).groups()  # type: ignore[union-attr]  # it matched above
+        if int(layer) not in blocks:
+            unexpected.append(key)
+            continue
+        _check_copy(blocks[int(layer)].get(name), tensor, key)
+        blocks[int(layer)][name] = tensor
     missing = [f"lang_encoder.{key}" for key, name in host.embeddings.items() if name not in embeddings]
     missing += [f"lang_encoder.{host.decoder_path}.{i}.gated_cross_attn_layer.*" for i, b in blocks.items() if not b]
     missing += ["perceiver.*"] if not perceiver else []
@@ -106,6 +123,12 @@ def sort_keys(state: Mapping[str, Tensor], host: Host, layers: int, every: int, 
             + describe_keys(missing, unexpected)
         )
     return TrainedPart(perceiver, blocks, embeddings)
+
+
+def _check_copy(known: Tensor | None, tensor: Tensor, key: str) -> None:
+    """A tensor that occurs twice must be the same both times. Raises CheckpointError."""
+    if known is not None and not torch.equal(known, tensor):
+        raise CheckpointError(f"the checkpoint holds a tensor twice, and not the same: {key}")
 
 
 def describe_keys(missing: Iterable[str], unexpected: Iterable[str], at_most: int = 6) -> str:

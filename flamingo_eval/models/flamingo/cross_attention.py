@@ -3,11 +3,17 @@
 Source: Flamingo (arXiv 2204.14198, section 3.1.2) with OpenFlamingo's choices: each text token sees only the
 latest image before it, tokens before any image get zeros, tanh gates that start at zero.
 Parameter names are those of the released checkpoints (``gated_cross_attn_layer.*``).
+
+What tokens look at is one of three things, which give the same numbers: :class:`Media`, plain and dense, as the
+formula reads; :class:`Spans`, for a prompt, each text span beside its own latents only; :class:`LastImages`, for what
+comes after a prompt, with keys and values that the prompt's pass left behind.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +22,16 @@ from torch.nn import functional as F
 from flamingo_eval.models.flamingo.perceiver import feed_forward, join_heads, split_heads
 
 
+class Sight(Protocol):
+    """What the cross-attention blocks may look at during a forward pass."""
+
+    def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
+        """x (rows, length, width) -> what its tokens see, (rows, length, width)."""
+
+
 @dataclass(frozen=True)
 class Media:
-    """What the cross-attention blocks may look at during one forward pass or one generation.
+    """Plain and dense: every token is scored against all images of its row, and all but its own are masked.
 
     Attributes:
         latents: (rows, images, n_latents, width).
@@ -43,10 +56,106 @@ class Media:
         return Media(self.latents.repeat_interleave(times, dim=0), self.image_index.repeat_interleave(times, dim=0))
 
     def after_prompt(self) -> Media:
-        """The same for one generated token a row: only the prompt's last image is left, if there is one."""
+        """The same for generated tokens: only the prompt's last image is left, if there is one."""
         last = self.image_index[:, -1]
         rows = torch.arange(last.shape[0], device=last.device)
         return Media(self.latents[rows, (last - 1).clamp(min=0)].unsqueeze(1), last.clamp(max=1).unsqueeze(1))
+
+    def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
+        """See :class:`Sight`. The prompt is read in one piece; any other length is what comes after it."""
+        if x.shape[1] != self.image_index.shape[1] != 1:
+            return self.after_prompt().attend(attention, x)
+        images, n_latents = self.latents.shape[1:3]
+        q, (k, v) = attention.queries(x), attention.keys_and_values(self.latents.flatten(1, 2))
+        owner = torch.arange(1, images + 1, device=x.device).repeat_interleave(n_latents)  # (images * n_latents,)
+        index = self.image_index.unsqueeze(-1)  # (rows, length, 1)
+        # a token without an image would have an empty row, hence NaN: let it see all, then zero its result
+        visible = (index == owner) | (index == 0)
+        out = join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=visible.unsqueeze(1)))
+        out = torch.where(index == 0, torch.zeros((), dtype=out.dtype, device=out.device), out)
+        return attention.project(out)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Prompts cut into spans, one for each ``<image>`` and the text up to the next: memory linear in the prompt.
+
+    Attributes:
+        latents: (pictures, n_latents, width), each distinct picture of the batch once.
+        picture: (spans,), which of them each span sees.
+        tokens: (spans, longest span), numbers of its tokens among all (rows * length); anything behind its end.
+        filled: numbers of the places in ``tokens``, flattened, that hold tokens.
+        last: (rows,), each row's last span; -1 for a row without images.
+        remembered: keys and values of the last image of every row, by block, once the prompt has been read.
+    """
+
+    latents: Tensor
+    picture: Tensor
+    tokens: Tensor
+    filled: Tensor
+    last: Tensor
+    remembered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(latents: Tensor, pictures: Sequence[Sequence[int]], ids: Tensor, image_token_id: int) -> Spans:
+        """Spans of left-padded prompts.
+
+        Args:
+            latents: (pictures, n_latents, width), on the device.
+            pictures: for each row which of them its i-th ``<image>`` stands for.
+            ids: (rows, length), on the CPU.
+            image_token_id: of ``<image>``.
+        """
+        index = (ids == image_token_id).cumsum(dim=-1)  # (rows, length)
+        counts = index[:, -1]
+        offset = counts.cumsum(0) - counts  # spans of the rows before
+        token = index.flatten().nonzero().squeeze(1)  # tokens that see an image, in order, so span by span
+        span = (index - 1 + offset[:, None]).flatten()[token]
+        lengths = torch.bincount(span, minlength=int(counts.sum()))
+        place = torch.arange(len(token)) - (lengths.cumsum(0) - lengths)[span]
+        longest = int(lengths.max()) if len(lengths) else 0
+        tokens = torch.zeros(len(lengths), longest, dtype=torch.long)
+        tokens[span, place] = token
+        picture = torch.tensor([n for row, count in zip(pictures, counts.tolist(), strict=True) for n in row[:count]])
+        last = torch.where(counts > 0, offset + counts - 1, -1)
+        places = span * longest + place
+        picture, tokens, places, last = (
+            part.to(latents.device, non_blocking=True) for part in (picture.long(), tokens, places, last)
+        )
+        return Spans(latents, picture, tokens, places, last)
+
+    def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
+        """See :class:`Sight`; remembers the last images' keys and values."""
+        k, v = attention.keys_and_values(self.latents)  # (pictures, heads, n_latents, head width)
+        if not len(self.picture):
+            self.remembered[id(attention)] = (nothing := k.new_zeros(len(self.last), *k.shape[1:]), nothing)
+            return torch.zeros_like(x)
+        seen = self.picture[self.last.clamp(min=0)]
+        self.remembered[id(attention)] = (k[seen], v[seen])
+        q = attention.queries(x.flatten(0, 1)[self.tokens])  # (spans, heads, longest, head width)
+        seen_by_span = F.scaled_dot_product_attention(q, k[self.picture], v[self.picture])
+        out = seen_by_span.new_zeros(x.shape[0] * x.shape[1], q.shape[1] * q.shape[3])
+        places = join_heads(seen_by_span).flatten(0, 1)
+        out[self.tokens.flatten()[self.filled]] = places[self.filled]
+        return attention.project(out.unflatten(0, x.shape[:2]))
+
+    def after_prompt(self) -> LastImages:
+        """What comes after the prompts; only once these have been read."""
+        return LastImages(self.remembered, (self.last >= 0)[:, None, None])
+
+
+@dataclass(frozen=True)
+class LastImages:
+    """For tokens after a prompt, any number of them: its last image, or nothing."""
+
+    remembered: dict[int, tuple[Tensor, Tensor]]
+    any_image: Tensor
+
+    def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
+        """See :class:`Sight`."""
+        k, v = self.remembered[id(attention)]
+        out = join_heads(F.scaled_dot_product_attention(attention.queries(x), k, v))
+        return attention.project(torch.where(self.any_image, out, torch.zeros((), dtype=out.dtype, device=out.device)))
 
 
 class MaskedCrossAttention(nn.Module):
@@ -60,17 +169,17 @@ class MaskedCrossAttention(nn.Module):
         self.to_kv = nn.Linear(media_width, 2 * inner, bias=False)
         self.to_out = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x: Tensor, media: Media) -> Tensor:
-        """x (rows, length, width) -> (rows, length, width)."""
-        images, n_latents = media.latents.shape[1:3]
-        keys, values = self.to_kv(media.latents.flatten(1, 2)).chunk(2, dim=-1)
-        q, k, v = (split_heads(t, self.head_width) for t in (self.to_q(self.norm(x)), keys, values))
-        owner = torch.arange(1, images + 1, device=x.device).repeat_interleave(n_latents)  # (images * n_latents,)
-        index = media.image_index.unsqueeze(-1)  # (rows, length, 1)
-        # a token without an image would have an empty row, hence NaN: let it see all, then zero its result
-        visible = (index == owner) | (index == 0)
-        out = join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=visible.unsqueeze(1)))
-        out = torch.where(index == 0, torch.zeros((), dtype=out.dtype, device=out.device), out)
+    def queries(self, x: Tensor) -> Tensor:
+        """(..., length, width) -> (..., heads, length, head width)."""
+        return split_heads(self.to_q(self.norm(x)), self.head_width)
+
+    def keys_and_values(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., latents, media width) -> twice (..., heads, latents, head width)."""
+        keys, values = self.to_kv(latents).chunk(2, dim=-1)
+        return split_heads(keys, self.head_width), split_heads(values, self.head_width)
+
+    def project(self, out: Tensor) -> Tensor:
+        """What was seen, (..., heads * head width) -> (..., width)."""
         projected: Tensor = self.to_out(out)
         return projected
 
@@ -85,7 +194,7 @@ class GatedCrossAttentionBlock(nn.Module):
         self.ff = feed_forward(width, hidden)
         self.ff_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, media: Media) -> Tensor:
-        x = self.attn(x, media) * self.attn_gate.tanh() + x
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        x = sight.attend(self.attn, x) * self.attn_gate.tanh() + x
         out: Tensor = self.ff(x) * self.ff_gate.tanh() + x
         return out

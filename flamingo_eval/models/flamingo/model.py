@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
 from flamingo_eval.errors import CheckpointError
 from flamingo_eval.models.flamingo.checkpoint import TrainedPart, describe_keys, load_exactly
-from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, Media
-from flamingo_eval.models.flamingo.hosts import Host, host_for
+from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, Media, Sight
+from flamingo_eval.models.flamingo.hosts import HOSTS, Host, generic_host, host_for
 from flamingo_eval.models.flamingo.perceiver import PerceiverResampler
 from flamingo_eval.nouns import Decoding
 
@@ -28,7 +28,7 @@ class Flamingo(nn.Module):
         perceiver: patch tokens -> latents (n, n_latents, vision width).
         blocks: decoder layer number, as text -> the block that runs before that layer.
         language: a Hugging Face causal language model; its own code and weights stay as they are.
-        decoder_path: where its decoder layers are, such as ``gpt_neox.layers``.
+        host: its family.
     """
 
     def __init__(
@@ -38,15 +38,18 @@ class Flamingo(nn.Module):
         perceiver: PerceiverResampler,
         blocks: Mapping[int, GatedCrossAttentionBlock],
         language: nn.Module,
-        decoder_path: str,
+        host: Host,
     ) -> None:
         super().__init__()
         self.vision = vision
         self.perceiver = perceiver
         self.blocks = nn.ModuleDict({str(i): block for i, block in blocks.items()})
         self.language: Any = language
-        self._media: Media | None = None
-        for i, layer in enumerate(language.get_submodule(decoder_path).children()):
+        self.host = host
+        self._sight: Sight | None = None
+        layers = list(language.get_submodule(host.decoder_path).children())
+        self.decoder_layers = len(layers)
+        for i, layer in enumerate(layers):
             if str(i) in self.blocks:
                 layer.register_forward_pre_hook(self._hook(self.blocks[str(i)]), with_kwargs=True)
 
@@ -54,42 +57,52 @@ class Flamingo(nn.Module):
         """A forward pre-hook that lets a block rewrite the hidden states its decoder layer receives."""
 
         def run_block(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            if self._media is None:
+            if self._sight is None:
                 raise RuntimeError("the language model ran outside Flamingo.looking_at(...)")
-            media = self._media
             if args:
-                return (block(args[0], _for_chunk(media, args[0])), *args[1:]), kwargs
-            hidden = kwargs["hidden_states"]
-            return args, {**kwargs, "hidden_states": block(hidden, _for_chunk(media, hidden))}
+                return (block(args[0], self._sight), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": block(kwargs["hidden_states"], self._sight)}
 
         return run_block
 
     @contextmanager
-    def looking_at(self, media: Media) -> Iterator[None]:
+    def looking_at(self, sight: Sight) -> Iterator[None]:
         """Within this context the language model's tokens see these latents."""
-        self._media = media
+        self._sight = sight
         try:
             yield
         finally:
-            self._media = None
+            self._sight = None
+
+    @contextmanager
+    def keys_at(self, depths: Tensor) -> Iterator[None]:
+        """Within this context the keys of the cache stand that deep in their sequences, (keys,)."""
+        if self.host.place_keys is None:
+            yield
+            return
+        self.host.place_keys(self.language, depths)
+        try:
+            yield
+        finally:
+            self.host.place_keys(self.language, None)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Images (n, 3, height, width) -> latents (n, n_latents, width)."""
         latents: Tensor = self.perceiver(self.vision(pixels))
         return latents
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, media: Media) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, media: Sight) -> Tensor:
         """Logits (rows, length, vocabulary) of left-padded prompts."""
         with self.looking_at(media):
             logits: Tensor = self.language(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits
 
-    def generate(
+    def generate_plainly(
         self, input_ids: Tensor, attention_mask: Tensor, media: Media, decoding: Decoding, *, end_id: int, pad_id: int
     ) -> Tensor:
         """Ids generated after left-padded prompts, (rows, at most ``max_new_tokens``), padded on the right.
 
-        Beam search is transformers' own; it ends at ``<|endofchunk|>`` only.
+        Decoding is transformers' own, beams are copies; it ends at ``<|endofchunk|>`` only.
         """
         config = GenerationConfig(
             num_beams=decoding.num_beams,
@@ -108,25 +121,32 @@ class Flamingo(nn.Module):
         return ids[:, input_ids.shape[1] :]
 
 
-def _for_chunk(media: Media, hidden: Tensor) -> Media:
-    """The prompt is read in one piece; what comes after it one token at a time."""
-    return media if hidden.shape[1] == media.image_index.shape[1] else media.after_prompt()
-
-
-def load_language(source: str | Path, dtype: torch.dtype) -> tuple[nn.Module, Host]:
+def load_language(source: str | Path, dtype: torch.dtype, decoder_layers: str | None = None) -> tuple[nn.Module, Host]:
     """The language model, on the CPU in ``dtype``, and its host; never runs code from the hub.
+
+    Args:
+        source: hub name or folder.
+        dtype: of its weights.
+        decoder_layers: where its decoder layers are, for a family that is not known.
 
     Raises:
         CheckpointError: not found, not readable, or of a family that is not supported.
     """
     try:
-        config = AutoConfig.from_pretrained(str(source), trust_remote_code=False)
-        host = host_for(config.model_type)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            str(source), dtype=dtype, trust_remote_code=False, output_loading_info=True
+        table, _ = PreTrainedConfig.get_config_dict(str(source))
+        model_type = str(table.get("model_type"))
+        host = HOSTS.get(model_type) if decoder_layers else host_for(model_type)
+        own = host.model_class if host else None
+        config = (own.config_class if own else AutoConfig).from_pretrained(str(source))
+        if host and host.check:
+            host.check(config)
+        model, report = (own or AutoModelForCausalLM).from_pretrained(
+            str(source), config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"no language model could be loaded from {source}: {error}") from error
+    if decoder_layers and (host is None or host.decoder_path != decoder_layers):
+        host = generic_host(model, model_type, decoder_layers)
     tied = set(model.all_tied_weights_keys)
     missing = sorted(set(report["missing_keys"]) - tied)
     unexpected = sorted({*report["unexpected_keys"], *(key[0] for key in report["mismatched_keys"])})
@@ -134,6 +154,8 @@ def load_language(source: str | Path, dtype: torch.dtype) -> tuple[nn.Module, Ho
         raise CheckpointError(f"the language model {source} is not whole: {describe_keys(missing, unexpected)}")
     # whatever the repository suggests about sampling must not leak into the protocol's decoding
     model.generation_config = GenerationConfig()
+    if host is None:
+        raise AssertionError("a model was loaded without a host")
     return model.eval(), host
 
 
@@ -155,14 +177,14 @@ def assemble(
     load_exactly(perceiver, trained.perceiver, "perceiver.")
     for i, block in blocks.items():
         load_exactly(block, trained.blocks[i], f"lang_encoder.{host.decoder_path}.{i}.gated_cross_attn_layer.")
-    return Flamingo(
-        vision=vision, perceiver=perceiver, blocks=blocks, language=language, decoder_path=host.decoder_path
-    )
+    return Flamingo(vision=vision, perceiver=perceiver, blocks=blocks, language=language, host=host)
 
 
 def resize_embeddings(language: Any, trained: TrainedPart, vocabulary: int) -> None:
     """Gives the language model's embeddings ``vocabulary`` rows (it can shrink them) and the trained values."""
+    before = language.get_input_embeddings().weight.shape[0]
     language.resize_token_embeddings(vocabulary, mean_resizing=False)
+    _silence_new_outputs(language, before)
     parameters = dict(language.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, tensor in trained.embeddings.items():
@@ -172,6 +194,19 @@ def resize_embeddings(language: Any, trained: TrainedPart, vocabulary: int) -> N
                     f"this tokenizer {tuple(parameters[name].shape)}: wrong tokenizer or wrong language model"
                 )
             parameters[name].copy_(tensor)
+
+
+def _silence_new_outputs(language: Any, before: int) -> None:
+    """Zeroes the added rows of an output layer of its own: LLaMA's is not in the checkpoint.
+
+    (The reference leaves them random, anew at each start; transformers 5 would take the old rows' mean.)
+    """
+    output = language.get_output_embeddings()
+    if output is not None and output.weight is not language.get_input_embeddings().weight:
+        with torch.no_grad():
+            output.weight[before:] = 0
+            if output.bias is not None:
+                output.bias[before:] = 0
 
 
 def _perceiver_like(state: Mapping[str, Tensor], head_width: int) -> PerceiverResampler:

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from flamingo_eval.models.flamingo.cross_attention import Media
-from flamingo_eval.models.flamingo.model import Flamingo
+from flamingo_eval.models.flamingo.prefix import Prefix
 
 CHUNK_TOKENS = 512
 """Tokens of names scored in one pass; bounds memory, does not change results."""
@@ -42,38 +40,35 @@ class Chunk:
         return same & (self.offsets[:, None] >= self.offsets[None, :])
 
 
-def score_names(model: Flamingo, ids: Tensor, mask: Tensor, media: Media, names: Sequence[Sequence[int]]) -> Tensor:
+def score_names(prefix: Prefix, names: Sequence[Sequence[int]]) -> Tensor:
     """Mean log-likelihood of each name's tokens after each prompt.
 
     Args:
-        ids: (rows, length), left-padded prompts.
-        mask: (rows, length), 0 where padding is.
-        media: what the prompts' tokens look at.
+        prefix: the prompts, with room for ``room_needed(names)`` tokens.
         names: token ids of each name, without leading space, special tokens or ``<|endofchunk|>``.
 
     Returns:
         (rows, names), float32.
     """
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.language.config)
-    with model.looking_at(media):
-        first = model.language(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]  # fmt: skip
-    first_logprobs = first.float().log_softmax(-1)  # (rows, vocabulary)
+    first_logprobs = prefix.logits.float().log_softmax(-1)  # (rows, vocabulary)
     totals = first_logprobs[:, [name[0] for name in names]]
     start = 0
     for count in _chunk_sizes(names):
         chunk_names = names[start : start + count]
-        chunk = _layout(chunk_names, ids.device)
+        chunk = _layout(chunk_names, totals.device)
         if len(chunk.ids):
-            logits = _forward(model, chunk, mask, positions[:, -1], media, cache)
-            cache.crop(-len(chunk.ids))  # back to the prompt
+            rows = totals.shape[0]
+            logits = prefix.extend(chunk.ids.expand(rows, -1), chunk.offsets, chunk.sees().expand(rows, -1, -1))
+            prefix.forget()
             totals[:, start : start + count] += _sum_of_rest(logits, chunk, chunk_names)
         start += count
     means: Tensor = totals / torch.tensor([len(name) for name in names], device=totals.device)
     return means
+
+
+def room_needed(names: Sequence[Sequence[int]]) -> int:
+    """Tokens that ranking lays out behind a prompt at the same time, at most."""
+    return max(CHUNK_TOKENS, max(len(name) for name in names))
 
 
 def _chunk_sizes(names: Sequence[Sequence[int]]) -> Iterator[int]:
@@ -92,27 +87,6 @@ def _layout(names: Sequence[Sequence[int]], device: torch.device) -> Chunk:
     rows = [(id, k, i) for i, name in enumerate(names) for k, id in enumerate(name[:-1])]
     table = torch.tensor(rows, dtype=torch.long, device=device).reshape(-1, 3)
     return Chunk(table[:, 0], table[:, 1], table[:, 2])
-
-
-def _forward(
-    model: Flamingo, chunk: Chunk, mask: Tensor, last_position: Tensor, media: Media, cache: DynamicCache
-) -> Tensor:
-    """Logits (rows, tokens, vocabulary) of a chunk's tokens after every prompt."""
-    rows, tokens = mask.shape[0], len(chunk.ids)
-    visible = torch.cat(
-        (mask.bool()[:, None, :].expand(-1, tokens, -1), chunk.sees()[None].expand(rows, -1, -1)), dim=-1
-    )
-    dtype = next(model.language.parameters()).dtype
-    bias = torch.zeros(visible.shape, dtype=dtype, device=mask.device).masked_fill(~visible, torch.finfo(dtype).min)
-    with model.looking_at(media.after_prompt()):
-        logits: Tensor = model.language(
-            input_ids=chunk.ids.expand(rows, -1),
-            attention_mask=bias.unsqueeze(1),
-            position_ids=last_position[:, None] + 1 + chunk.offsets,
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-    return logits
 
 
 def _sum_of_rest(logits: Tensor, chunk: Chunk, names: Sequence[Sequence[int]]) -> Tensor:

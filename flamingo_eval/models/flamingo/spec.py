@@ -16,6 +16,7 @@ The file names its parts by paths relative to itself, by open_clip tags or by hu
     [language]
     model = "togethercomputer/RedPajama-INCITE-Base-3B-v1"   # a hub name or a folder
     tokenizer = "tokenizer"               # optional; default: the language model's own
+    decoder_layers = "model.layers"       # optional; for families that are not known: where the decoder layers are
 """
 
 from __future__ import annotations
@@ -58,11 +59,17 @@ class LanguageSpec:
 
     model: str | Path
     tokenizer: str | Path
+    decoder_layers: str | None = None
 
 
 @dataclass(frozen=True)
 class FlamingoSpec:
-    """Everything needed to build a Flamingo; ``head_width`` is 64 in all released models."""
+    """Everything needed to build a Flamingo.
+
+    Attributes:
+        head_width: of resampler and cross-attention, 64 in all released models.
+        block_parameters: how many one gated cross-attention block must have, where that is published.
+    """
 
     name: str
     checkpoint: Path | HubFile
@@ -70,6 +77,7 @@ class FlamingoSpec:
     vision: VisionSpec
     language: LanguageSpec
     head_width: int = 64
+    block_parameters: int | None = None
 
     def local_files(self) -> list[Path]:
         """The files on this disk that determine what the model answers, sorted within each part."""
@@ -98,7 +106,7 @@ _MODEL_FILES = {".json", ".safetensors", ".bin", ".model", ".txt"}
 _KEYS: dict[str, dict[str, type]] = {
     "": {"name": str, "checkpoint": str, "cross_attn_every_n_layers": int, "head_width": int},
     "vision": {"model": str, "pretrained": str, "configs": str, "quick_gelu": bool},
-    "language": {"model": str, "tokenizer": str},
+    "language": {"model": str, "tokenizer": str, "decoder_layers": str},
 }
 _REQUIRED = {"": ("checkpoint", "cross_attn_every_n_layers"), "vision": ("model", "pretrained"), "language": ("model",)}
 
@@ -136,6 +144,7 @@ def read_spec(path: Path) -> FlamingoSpec:
             tokenizer=_folder_or_hub_name(
                 path, folder, language.get("tokenizer", language["model"]), "language.tokenizer"
             ),
+            decoder_layers=language.get("decoder_layers"),
         ),
         head_width=top.get("head_width", 64),
     )

@@ -1,0 +1,162 @@
+"""Latents of pictures: each distinct picture is read, transformed and encoded once.
+
+They are kept in memory up to a budget; what does not fit is on the disk, keyed by the picture's content and by
+everything that determines its latents, so that later runs of the same checkpoint find it there.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flamingo_eval.errors import QueryError
+from flamingo_eval.features.store import FeatureStore
+from flamingo_eval.files import file_digest
+from flamingo_eval.models.flamingo.vision import Transform, read_picture
+from flamingo_eval.workers import WORKERS
+
+ENCODED_AT_ONCE = 32
+"""Pictures in one pass of vision tower and resampler; bounds memory."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that a prompt shows.
+
+    Attributes:
+        key: its content and how it is read.
+        path: where it is.
+        rgb: whether it is converted before the transform.
+    """
+
+    key: str
+    path: Path
+    rgb: bool
+
+
+class LatentStore:
+    """Pictures in, latents out.
+
+    Args:
+        transform: the vision model's.
+        encode: pixels (pictures, 3, height, width), on the CPU -> latents (pictures, n_latents, width), on any device.
+        like: what one picture's latents look like: (n_latents, width), of their type.
+        budget: bytes of latents kept in memory.
+        disk: where those go that do not fit; None to drop them.
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        encode: Callable[[Tensor], Tensor],
+        like: Tensor,
+        *,
+        budget: int,
+        disk: FeatureStore | None,
+    ) -> None:
+        self._transform, self._encode, self._budget, self._disk = transform, encode, budget, disk
+        self._shape, self._dtype = like.shape, like.dtype
+        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._bytes = 0
+        self._keys: dict[tuple[Path, bool], str] = {}
+        self._pixels: dict[str, Tensor] = {}
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(WORKERS)
+        self.encoded = 0
+        """How many pictures were encoded."""
+
+    def find(self, path: Path, rgb: bool) -> Picture:
+        """The picture at a path. Raises QueryError if there is none."""
+        with self._lock:
+            key = self._keys.get((path, rgb))
+        if key is None:
+            try:
+                key = file_digest(path) + ("-rgb" if rgb else "")
+            except FileNotFoundError as error:
+                raise QueryError(f"{path} does not exist") from error
+            except OSError as error:
+                raise QueryError(f"{path} can't be read: {error}") from error
+            with self._lock:
+                self._keys[path, rgb] = key
+        return Picture(key, path, rgb)
+
+    def read(self, pictures: Sequence[Picture]) -> None:
+        """Reads and transforms the pictures whose latents are not known, in threads; may be called ahead, in one.
+
+        Raises:
+            QueryError: one can't be read.
+        """
+        with self._lock:
+            missing = {p.key: p for p in pictures if p.key not in self._pixels and not self._has(p.key)}
+        for key, pixels in zip(missing, self._pool.map(self.pixels, missing.values()), strict=True):
+            with self._lock:
+                self._pixels[key] = pixels
+
+    def pixels(self, picture: Picture) -> Tensor:
+        """(3, height, width), read anew. Raises QueryError."""
+        return read_picture(picture.path, self._transform, rgb=picture.rgb)
+
+    def latents(self, pictures: Sequence[Picture]) -> Tensor:
+        """(pictures, n_latents, width), on the CPU, of distinct pictures; unknown ones are encoded together."""
+        found = {p.key: self._recall(p.key) for p in pictures}
+        missing = [p for p in pictures if found[p.key] is None]
+        for start in range(0, len(missing), ENCODED_AT_ONCE):
+            part = missing[start : start + ENCODED_AT_ONCE]
+            encoded = self._encode(torch.stack([self._take_pixels(p) for p in part])).to(self._dtype).cpu()
+            self.encoded += len(part)
+            found |= {p.key: row for p, row in zip(part, encoded, strict=True)}
+        whole = {key: row for key, row in found.items() if row is not None}
+        stacked = torch.stack([whole[p.key] for p in pictures])
+        self._remember(whole)
+        return stacked
+
+    def _recall(self, key: str) -> Tensor | None:
+        """From memory, else from the disk; what is damaged there is as good as missing."""
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key]
+        if self._disk is None or key not in self._disk:
+            return None
+        try:
+            return torch.from_numpy(self._disk.read([key])).reshape(self._shape).to(self._dtype)
+        except KeyError:
+            self._disk.forget([key])
+            return None
+
+    def _remember(self, latents: Mapping[str, Tensor]) -> None:
+        """Keeps latents in memory; the ones not used for longest make room."""
+        gone: dict[str, Tensor] = {}
+        with self._lock:
+            for key, row in latents.items():
+                if key not in self._known:
+                    self._known[key] = row.clone()  # a row of a batch would keep the whole batch
+                    self._bytes += row.nbytes
+            if self._bytes > self._budget:
+                while self._bytes > 0.9 * self._budget and self._known:
+                    key, row = self._known.popitem(last=False)
+                    self._bytes -= row.nbytes
+                    gone[key] = row
+        if gone and self._disk is not None:
+            self._save(self._disk, gone)
+
+    def _save(self, disk: FeatureStore, latents: Mapping[str, Tensor]) -> None:
+        with disk.building():
+            fresh = {key: row for key, row in latents.items() if key not in disk}
+            if fresh:
+                rows = torch.stack([*fresh.values()]).flatten(1).float().numpy()
+                disk.append([*fresh], rows, {"latents": list(self._shape)})
+
+    def _has(self, key: str) -> bool:
+        return key in self._known or (self._disk is not None and key in self._disk)
+
+    def _take_pixels(self, picture: Picture) -> Tensor:
+        with self._lock:
+            pixels = self._pixels.pop(picture.key, None)
+        return self.pixels(picture) if pixels is None else pixels

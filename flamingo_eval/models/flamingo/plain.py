@@ -1,0 +1,64 @@
+"""The plain path: every picture encoded for every prompt, beams copied, dense attention, one name at a time.
+
+It is what the fast paths are compared with, and what ``--plain`` runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flamingo_eval.models.flamingo.adapter import FlamingoModel, PreparedPrompt
+from flamingo_eval.models.flamingo.cross_attention import Media
+from flamingo_eval.models.flamingo.latents import LatentStore, Picture
+from flamingo_eval.nouns import Decoding, Ranking, Task
+
+
+class PlainFlamingoModel(FlamingoModel):
+    """The same answers, slowly."""
+
+    def _read(self, store: LatentStore, images: Sequence[Picture]) -> None:
+        """Nothing is kept; a picture that can't be read is found out all the same."""
+        for image in images:
+            store.pixels(image)
+
+    def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str]:
+        ids, mask = (self._to_device(tensor) for tensor in self._pad(prepared))
+        media = Media.of(self._dense_latents(prepared, decoding), ids, self.tokenizer.image_id)
+        with self._autocast():
+            generated = self.model.generate_plainly(
+                ids, mask, media, decoding, end_id=self.tokenizer.end_of_chunk_id, pad_id=self.tokenizer.pad_id
+            )
+        return [self.tokenizer.decode(row) for row in generated.tolist()]
+
+    def _rank(self, prepared: Sequence[PreparedPrompt], ranking: Ranking) -> list[dict[str, float]]:
+        names = self._name_ids(ranking)
+        rows = []
+        for one in prepared:
+            latents = self._dense_latents([one], ranking)
+            values = [self._mean_logprob(one.ids, name, latents) for name in names]
+            rows.append(dict(zip(ranking.names, values, strict=True)))
+        return rows
+
+    def _mean_logprob(self, prompt: Sequence[int], name: Sequence[int], latents: Tensor) -> float:
+        """Prompt and name as one sequence."""
+        sequence = torch.tensor([[*prompt, *name]], device=self.device)
+        media = Media.of(latents, sequence, self.tokenizer.image_id)
+        with self._autocast():
+            logits = self.model(sequence, torch.ones_like(sequence), media)
+        logprobs = logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        return float(logprobs.gather(-1, sequence[0, len(prompt) :, None]).mean())
+
+    def _dense_latents(self, prepared: Sequence[PreparedPrompt], task: Task) -> Tensor:
+        """(rows, most images of a row, n, width); zeros where a row has fewer, and for withheld pictures."""
+        like, store = self.model.perceiver.latents, self._store(task)
+        most = max(1, *(len(p.images) for p in prepared))
+        latents = torch.zeros(len(prepared), most, *like.shape, dtype=like.dtype, device=self.device)
+        for i, one in enumerate(prepared):
+            for j, picture in enumerate(one.images):
+                if picture is not None:
+                    encoded = self._encode(self._autocasts_pictures(task), store.pixels(picture)[None])
+                    latents[i, j] = encoded[0].to(latents.dtype)
+        return latents

@@ -1,0 +1,109 @@
+"""One prompt, many continuations: its keys and values are computed once and never copied.
+
+Beams, and class names, are laid out side by side behind their prompt as one sequence of tokens, in which each token
+sees the prompt and its own ancestors only, at the position it would have if it stood there alone. Choosing beams then
+changes a mask, not the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from flamingo_eval.models.flamingo.cross_attention import LastImages, Media, Spans
+from flamingo_eval.models.flamingo.model import Flamingo
+
+
+class _Layer(CacheLayerMixin):  # type: ignore[misc]
+    """Keys and values of one decoder layer, with room for all that comes after the prompt."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room, self.length = room, 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Makes room."""
+        size = key_states.shape[2] + self.room
+        self.keys = key_states.new_empty(*key_states.shape[:2], size, key_states.shape[3])
+        self.values = value_states.new_empty(*value_states.shape[:2], size, value_states.shape[3])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Appends in place; returns all so far, without copying."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.length = self.length, self.length + key_states.shape[2]
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def get_seq_length(self) -> int:
+        """Tokens so far."""
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(tokens with the next ones, offset)."""
+        return self.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No bound of its own."""
+        return -1
+
+
+class Prefix:
+    """Prompts that have been read.
+
+    Args:
+        model: the Flamingo.
+        ids: (rows, length), left-padded.
+        mask: (rows, length), 0 where padding is.
+        sight: what the prompts' tokens look at.
+        room: tokens that will be laid out behind each prompt at the same time, at most.
+    """
+
+    def __init__(self, model: Flamingo, ids: Tensor, mask: Tensor, sight: Media | Spans, room: int) -> None:
+        self._model, self._mask = model, mask
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        self._cache = Cache(layers=[_Layer(room) for _ in range(model.decoder_layers)])
+        with model.looking_at(sight):
+            output = model.language(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self._cache,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+        self.logits: Tensor = output.logits[:, -1]
+        """(rows, vocabulary): what comes next."""
+        self._next = positions[:, -1] + 1
+        self._after: Media | LastImages = sight.after_prompt()
+        self._depths = torch.empty(0, dtype=torch.long, device=ids.device)
+
+    def extend(self, ids: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
+        """Logits (rows, tokens, vocabulary) of more tokens.
+
+        Args:
+            ids: (rows, tokens).
+            depths: (tokens,), how far behind the prompt each stands in its own continuation, from 0.
+            visible: (rows, tokens, all tokens behind the prompt so far, these included), what each may attend to.
+        """
+        model = self._model
+        whole = torch.cat((self._mask.bool()[:, None, :].expand(-1, ids.shape[1], -1), visible), dim=-1)
+        dtype = next(model.language.parameters()).dtype
+        bias = torch.zeros(whole.shape, dtype=dtype, device=ids.device).masked_fill(~whole, torch.finfo(dtype).min)
+        self._depths = torch.cat((self._depths, depths))
+        length = self._mask.shape[1]
+        keys = torch.cat((torch.arange(length, device=ids.device), length + self._depths))
+        with model.looking_at(self._after), model.keys_at(keys):
+            logits: Tensor = model.language(
+                input_ids=ids, attention_mask=bias.unsqueeze(1), position_ids=self._next[:, None] + depths,
+                past_key_values=self._cache, use_cache=True,
+            ).logits  # fmt: skip
+        return logits
+
+    def forget(self) -> None:
+        """Back to the prompts alone."""
+        for layer in self._cache.layers:
+            layer.length = self._mask.shape[1]
+        self._depths = self._depths[:0]

@@ -1,0 +1,124 @@
+"""Every fast path gives what the plain path gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flamingo_eval import registry
+from flamingo_eval.nouns import NO_PICTURE, Decoding, Prompt, Ranking
+from tests.helpers import LazyModule
+
+pytestmark = [pytest.mark.torch, pytest.mark.goldens]
+torch: Any = LazyModule("torch")
+
+TEXTS = (
+    "<image>Output:",
+    "<image>Output:a giraffe and a green wall<|endofchunk|>\n<image>Output:",
+    "Output:two dogs<|endofchunk|>\nOutput:a cat<|endofchunk|>\n<image>Output:",
+    "<image>Output:a<|endofchunk|>\n<image>Output:a long caption of many words, so that lengths differ"
+    "<|endofchunk|>\n<image>Question: what is <image>?<|endofchunk|>\n<image>Output:",
+    "Output:",
+)
+
+
+@pytest.fixture(scope="module")
+def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """The fast and the plain model of the goldens."""
+    goldens: Path = request.getfixturevalue("goldens")
+    source = registry.model_source(str(goldens / "model" / "model.toml"))
+    return tuple(
+        source.load(data_root=goldens / "data", device="cpu", precision="fp32", plain=plain) for plain in (False, True)
+    )  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def prompts(request: pytest.FixtureRequest) -> list[Prompt]:
+    goldens: Path = request.getfixturevalue("goldens")
+    pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())
+    made = []
+    for i, text in enumerate(TEXTS):
+        count = text.count("<image>")
+        made += [Prompt(text, tuple(pictures[(i + j + k) % 9] for j in range(count))) for k in range(3)]
+    return [*made, Prompt(TEXTS[1], (NO_PICTURE, pictures[0])), Prompt(TEXTS[1], (pictures[0], NO_PICTURE))]
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [Decoding(20), Decoding(5, num_beams=1), Decoding(12, num_beams=5, length_penalty=-2.0), Decoding(9, min_new_tokens=6),
+     Decoding(1), Decoding(7, num_beams=2, length_penalty=1.0)],
+)  # fmt: skip
+def test_texts(models: tuple[Any, Any], prompts: list[Prompt], decoding: Decoding) -> None:
+    fast, plain = models
+    items = [fast.prepare(prompt, decoding) for prompt in prompts]
+    expected = [plain.answer([plain.prepare(prompt, decoding)], decoding)[0] for prompt in prompts]
+    assert fast.answer(items, decoding) == expected, "all in one batch"
+    assert [fast.answer([item], decoding)[0] for item in items] == expected, "alone"
+    assert plain.answer([plain.prepare(p, decoding) for p in prompts], decoding) == expected, "the plain path too"
+
+
+def test_class_log_likelihoods(models: tuple[Any, Any], prompts: list[Prompt]) -> None:
+    fast, plain = models
+    task = Ranking(("yes", "no way, never", "a grey wolf in the snow", "x"))
+    together = fast.answer([fast.prepare(prompt, task) for prompt in prompts], task)
+    for prompt, ours in zip(prompts, together, strict=True):
+        theirs = plain.answer([plain.prepare(prompt, task)], task)[0]
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_logits_of_prompt_and_continuation(models: tuple[Any, Any], prompts: list[Prompt]) -> None:
+    """Beams side by side behind their prompt see what each would see alone."""
+    from flamingo_eval.models.flamingo.cross_attention import Media
+    from flamingo_eval.models.flamingo.prefix import Prefix
+
+    fast, plain = models
+    task = Decoding(20)
+    items = [fast.prepare(prompt, task) for prompt in prompts]
+    with torch.inference_mode():
+        prefix: Prefix = fast._prefix(items, task, 12)
+        paths = [[5, 6, 7], [5, 9, 8], [11, 3, 2]]
+        token = torch.tensor([[path[0] for path in paths]] * len(items))
+        visible = torch.eye(3, dtype=torch.bool).expand(len(items), -1, -1)
+        prefix.extend(token, torch.tensor([0, 0, 0]), visible)
+        # the second step continues beams 1, 0, 2 in this order
+        order = [1, 0, 2]
+        token = torch.tensor([[paths[b][1] for b in order]] * len(items))
+        visible = torch.zeros(3, 6, dtype=torch.bool)
+        for i, b in enumerate(order):
+            visible[i, [b, 3 + i]] = True
+        logits = prefix.extend(token, torch.tensor([1, 1, 1]), visible.expand(len(items), -1, -1))
+        for row, item in enumerate(items):
+            latents = plain._dense_latents([item], task)
+            for i, b in enumerate(order):
+                ids = torch.tensor([item.ids + paths[b][:2]])
+                media = Media.of(latents, torch.tensor([item.ids]), plain.tokenizer.image_id)
+                # a picture of their own is what plain attention would give generated image tags; none are generated here
+                index = torch.cat([media.image_index, media.image_index[:, -1:].expand(-1, 2)], dim=1)
+                alone = plain.model(ids, torch.ones_like(ids), Media(latents, index))[0, -1]
+                assert (logits[row, i] - alone).abs().max() < 1e-4
+
+
+def test_each_picture_is_encoded_once(models: tuple[Any, Any], goldens: Path, tmp_path: Path) -> None:
+    """Whatever the budget: what memory does not hold is on the disk, also for a later run."""
+    from flamingo_eval.models.flamingo.adapter import Caching, load_model
+    from flamingo_eval.models.flamingo.spec import read_spec
+
+    pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())[:10]
+    task = Decoding(5)
+    prompts = [Prompt(TEXTS[1], (pictures[i], pictures[(i + 3) % 10])) for i in range(10)] * 2
+    expected = [models[1].answer([models[1].prepare(p, task)], task)[0] for p in prompts]
+    one = models[0].model.perceiver.latents.nbytes
+    for budget, encoded in ((1 << 30, 10), (3 * one, 10), (3 * one, 0)):
+        caching = Caching(budget, tmp_path / "latents" if budget < 1 << 30 else None, "checkpoint")
+        model = load_model(read_spec(goldens / "model" / "model.toml"), data_root=goldens / "data", device="cpu",
+                           precision="fp32", caching=caching)  # fmt: skip
+        said = [model.answer([model.prepare(p, task)], task)[0] for p in prompts]
+        assert said == expected
+        store = model.pictures[False]
+        assert store._bytes <= budget
+        if encoded:
+            assert store.encoded == encoded
+        else:
+            assert store.encoded <= 3, "only what the run before still had in memory"

@@ -63,6 +63,19 @@ class Loader(Protocol):
 
 
 @dataclass(frozen=True)
+class Nearest:
+    """What the pictures of queries are most similar to.
+
+    Attributes:
+        rows: picture -> numbers of the training examples most similar to it, the most similar first.
+        failed: picture that can't be read -> why; it has no rows.
+    """
+
+    rows: Mapping[str, Sequence[int]]
+    failed: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Selection:
     """What a selector may use to pick the demonstrations of one trial.
 
@@ -87,10 +100,6 @@ class Selection:
     seed: int
     ensemble: int = 1
     nearest: Nearest | None = None
-
-
-Nearest = Mapping[str, Sequence[int]]
-"""Picture of a query -> numbers of the training examples most similar to it, the most similar first."""
 
 
 class Selector(Protocol):
@@ -206,8 +215,16 @@ class ModelFamily(Protocol):
     def known(self) -> Mapping[str, str]:
         """Names of its known checkpoints -> one line about each."""
 
-    def find(self, checkpoint: str) -> ModelSource | None:
-        """The model a name or file stands for, or None if that is not of this family. Raises CheckpointError."""
+    def find(self, checkpoint: str, weights: Path | None = None) -> ModelSource | None:
+        """The model a name or file stands for, or None if that is not of this family. Raises CheckpointError.
+
+        Args:
+            checkpoint: what the user named.
+            weights: a folder of copies to take a known checkpoint's files from, instead of downloading them.
+        """
+
+    def find_live(self, model: Any, tokenizer: Any, transform: Any, name: str) -> ModelSource | None:
+        """A model that is in memory already, or None if it is not of this family."""
 
     def find_encoder(self, model: str, pretrained: str | None) -> EncoderSource | None:
         """The image encoder that a name or file stands for, or None if that is not of this family.

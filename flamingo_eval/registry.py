@@ -52,20 +52,34 @@ def known_checkpoints() -> dict[str, str]:
     return {name: about for family in _model_families() for name, about in family.known().items()}
 
 
-def model_source(checkpoint: str) -> ModelSource:
+def model_source(checkpoint: str, weights: Path | None = None) -> ModelSource:
     """The model that ``--checkpoint`` names: a known name or a TOML file.
+
+    Args:
+        checkpoint: what the user named.
+        weights: a folder of copies to take a known checkpoint's files from.
 
     Raises:
         UserError: neither; the message lists the known names.
         CheckpointError: the file does not describe a checkpoint.
     """
-    for family in _model_families():
-        source = family.find(checkpoint)
+    families = sorted(_model_families(), key=lambda family: checkpoint not in family.known())
+    for family in families:
+        source = family.find(checkpoint, weights)
         if source is not None:
             return source
     raise UserError(
         f"unknown checkpoint {checkpoint!r}; known: {', '.join(known_checkpoints())}, or the path of a TOML file"
     )
+
+
+def live_source(model: Any, tokenizer: Any, transform: Any, name: str) -> ModelSource:
+    """A model that is in memory already. Raises UserError if no family takes it."""
+    for family in _model_families():
+        source = family.find_live(model, tokenizer, transform, name)
+        if source is not None:
+            return source
+    raise UserError(f"{type(model).__name__} is no model that can be evaluated")
 
 
 def image_encoder(model: str, pretrained: str | None) -> EncoderSource:

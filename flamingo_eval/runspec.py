@@ -48,6 +48,9 @@ class RunSpec:
         precision: ``fp32``, ``bf16``, ``fp16``, ``amp_bf16``, or ``auto``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         batch_size: queries per batch; does not change answers.
+        weights: folder of copies to take a known checkpoint's files from.
+        plain: answer without any shortcut; does not change answers.
+        feature_cache: bytes of memory for what is computed once per picture; None for the default.
     """
 
     benchmarks: tuple[str, ...]
@@ -66,6 +69,9 @@ class RunSpec:
     precision: str = "auto"
     device: str = "auto"
     batch_size: int = 8
+    weights: str | None = None
+    plain: bool = False
+    feature_cache: int | None = None
 
     @property
     def demo_parts(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flamingo_eval.engine.controls import CONTROLS, ControlPlan, applies, deranged, majority_answer
+from flamingo_eval.engine.controls import CONTROLS, ControlPlan, changed, deranged, majority_answer
 from flamingo_eval.engine.plan import TrialPlan, plan_trial, read_source
 from flamingo_eval.nouns import NO_PICTURE
 from tests.helpers import Cli, read_lines
@@ -53,9 +53,10 @@ def test_what_each_control_shows() -> None:
 
 
 def test_a_control_is_left_out_where_it_changes_nothing() -> None:
-    for shots, expected in ((0, {"majority", "blind"}), (1, {"majority", "blind", "text-only"}), (2, set(CONTROLS))):
+    expected = {0: {"majority", "blind", "text-shuffled"}, 1: {"majority", "blind", "text-only"}, 2: set(CONTROLS)}
+    for shots, names in expected.items():
         plan = plan_of(source_of(9, 2), shots)
-        assert {name for name in CONTROLS if applies(name, plan)} == expected
+        assert {name for name in CONTROLS if changed(name, plan)} == names, shots
 
 
 def test_the_majority_and_the_nearest_of_equals() -> None:
@@ -105,7 +106,7 @@ def test_controls_of_a_run(root: Path, cli: Cli) -> None:
              for file in (Path("run/journal.jsonl"), Path("run/controls/text-shuffled.jsonl"))]  # fmt: skip
     assert all(texts[0][id] != texts[1][id] for id in texts[0])
     journals = {path.stem: len(read_lines(path)) for path in Path("run/controls").glob("*.jsonl")}
-    assert journals == {"text-only": 10, "images-shuffled": 10, "text-shuffled": 10, "blind": 20}
+    assert journals == {"text-only": 10, "images-shuffled": 10, "text-shuffled": 20, "blind": 20}
     again = cli("controls", "run", "--shots", "3", "--only", "blind,majority")
     assert again.returncode == 0
     assert "query/s" not in again.stderr, "nothing is asked twice"
@@ -150,3 +151,27 @@ def test_a_withheld_picture_is_seen_by_no_one(goldens: Path) -> None:
     together = model.answer(batch, task)
     assert together == [said(pictures[0], pictures[1]), said(pictures[0], NO_PICTURE), said(pictures[0], pictures[2])]
     model.answer([model.prepare(Prompt("<image>Output:", (NO_PICTURE,)), task)], task)
+
+
+def test_controls_with_nothing_to_do_and_without_answers(root: Path, cli: Cli) -> None:
+    cli("coco", "--shots", "0", "--seeds", "42", "--checkpoint", "scripted", "--data-root", root, "--out", "run")
+    result = cli("controls", "run", "--only", "text-only,blind")
+    assert result.returncode == 0, result.stderr
+    assert "blind" in result.stdout
+
+
+def test_benchmarks_under_roots_of_their_own(root: Path, cli: Cli, tmp_path: Path) -> None:
+    """One folder, two benchmarks, two data roots; and a checkpoint named from another folder."""
+    from flamingo_eval.demo.data import demo_data_root
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "flickr30k").symlink_to(demo_data_root() / "flickr30k")
+    for name, data in (("coco", root), ("flickr30k", other)):
+        done = cli(
+            name, "--shots", "2", "--seeds", "42", "--checkpoint", "scripted", "--data-root", data, "--out", "run"
+        )
+        assert done.returncode == 0, done.stderr
+    result = cli("controls", "run", "--only", "blind")
+    assert result.returncode == 0, result.stderr
+    assert sum("blind" in line for line in result.stdout.splitlines() if line.startswith(("coco", "flickr"))) == 2

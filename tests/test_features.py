@@ -264,3 +264,29 @@ def make_distinct(root: Path) -> None:
 def test_a_picture_error_is_a_query_error(tmp_path: Path) -> None:
     with pytest.raises(QueryError):
         ThumbnailEncoder().prepare(tmp_path / "none.png", rgb=False)
+
+
+def test_part_of_a_vector_behind_the_last_whole_one(tmp_path: Path) -> None:
+    """A disk that filled up, or a kill within a write: what is whole is read, and the next one overwrites the rest."""
+    store = filled(tmp_path)
+    with (tmp_path / "vectors.f32").open("ab") as file:
+        file.write(b"abc")
+    store = FeatureStore(tmp_path, "e1")
+    assert store.read(["c"]).tolist() == [[6, 7, 8]]
+    with store.building():
+        store.append(["d"], vectors_of(1, start=9), {})
+    assert FeatureStore(tmp_path, "e1").read(["d", "a"]).tolist() == [[9, 10, 11], [0, 1, 2]]
+
+
+def test_a_byte_of_the_index_flipped(tmp_path: Path) -> None:
+    """Whatever it becomes, the other lines still stand for the rows they stood for."""
+    for value in (0x0B, 0x0C, 0x85, 0xFF, 0x20):
+        folder = tmp_path / str(value)
+        filled(folder)
+        data = bytearray((folder / "index.txt").read_bytes())
+        data[data.index(b"\na ") + 1] = value
+        (folder / "index.txt").write_bytes(data)
+        store = FeatureStore(folder, "e1")
+        with store.building():
+            store.append(["a"], vectors_of(1), {})
+        assert FeatureStore(folder, "e1").read(["a", "b", "c"]).tolist() == vectors_of(3).tolist()

@@ -128,7 +128,7 @@ def rices_plan(root: Path, count: int, rules: RicesSpec | None = None) -> dict[s
 
     source = read_source("coco", root)
     nearest = find_nearest(source, source.data.test, count, ThumbnailSource(), rules or RicesSpec(), "cpu")
-    return {image: [source.data.train[row].image for row in rows] for image, rows in nearest.items()}
+    return {image: [source.data.train[row].image for row in rows] for image, rows in nearest.rows.items()}
 
 
 @pytest.mark.torch
@@ -161,6 +161,9 @@ def test_pictures_that_cant_be_read(root: Path, cli: Cli) -> None:
     assert result.returncode == 2
     assert str(query) in result.stderr
     assert len(read_lines(Path("run/journal.jsonl"))) == 4
+    result = cli("plan", "coco", "--shots", "2", "--select", "rices", "--rices-model", "scripted", "--data-root", root)
+    assert result.returncode == 2
+    assert "nothing is near them" in result.stderr
     picture = sorted((root / "coco" / "train2014").iterdir())[3]
     picture.write_bytes(picture.read_bytes()[:20])
     with pytest.raises(DataError, match=picture.name):
@@ -207,6 +210,88 @@ def test_scoring_again_needs_neither_features_nor_pictures(root: Path, cli: Cli,
 
 
 @pytest.mark.torch
+def test_the_ranking_a_run_keeps(root: Path, cli: Cli, tmp_path: Path) -> None:
+    """Given again with pictures and features gone it is still whole; damaged, it is not trusted but made anew."""
+    import shutil
+
+    command = ("coco", "--shots", "2", *RICES, "--data-root", root, "--out", "run")
+    first = cli(*command)
+    file = Path("run/rices-coco.json")
+    whole = json.loads(file.read_text())
+    short = {**whole, "nearest": {image: rows[:1] for image, rows in whole["nearest"].items()}}
+    for damaged in (short, {**whole, "nearest": {}}, {**whole, "nearest": {k: [99, 1] for k in whole["nearest"]}}, [1]):
+        file.write_text(json.dumps(damaged))
+        for reader in ("score", "samples"):
+            result = cli(reader, "run")
+            assert result.returncode == 2, damaged
+            assert "rices-coco.json is damaged; the command that made the run writes it anew" in result.stderr
+        assert cli(*command).returncode == 0
+        assert json.loads(file.read_text()) == whole
+    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(root / "coco" / "train2014")
+    again = cli(*command)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[2] == first.stdout.splitlines()[2]
+
+
+@pytest.mark.torch
+def test_another_seed_is_not_another_trial(root: Path, cli: Cli) -> None:
+    for seeds in ("42", "43", "7,8"):
+        result = cli("coco", "--shots", "2", "--seeds", seeds, *RICES, "--data-root", root, "--out", "run")
+        assert "one trial, seed 42" in result.stdout, result.stderr
+    assert len(read_lines(Path("run/journal.jsonl"))) == 5
+    assert "so no standard deviation" in cli("report", "run").stdout
+
+
+@pytest.mark.torch
+def test_refusals_come_before_features_are_computed(root: Path, cli: Cli, tmp_path: Path) -> None:
+    cli("coco", "--shots", "2", "--checkpoint", "scripted", "--data-root", root, "--out", "run")
+    result = cli("coco", "--shots", "2", *RICES, "--data-root", root, "--out", "run")
+    assert "holds a run with other settings" in result.stderr
+    assert not (tmp_path / "cache" / "features").exists()
+
+
+@pytest.mark.torch
+def test_plan_and_features_go_by_the_encoder_that_a_run_goes_by(root: Path, cli: Cli) -> None:
+    """On the user's own pictures that is never the demo's."""
+    for command in (("plan", "coco", "--select", "rices", "--shots", "1"), ("features", "coco")):
+        result = cli(*command, "--data-root", root, "--rices-pretrained", "nobody")
+        assert "has no weights 'nobody' for ViT-L-14" in result.stderr
+    Path("flamingo-eval.toml").write_text(f'[coco]\ndata-root = "{root}"\nrices-model = "scripted"\n')
+    result = cli("features", "coco")
+    assert result.returncode == 0, result.stderr
+    assert "coco train: 12 examples" in result.stdout
+    assert "features of thumbnails" in result.stdout
+
+
+def test_what_the_file_and_the_environment_say_of_rices(root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It means nothing to a random run, and switches are true or false."""
+    options = ("plan", "coco", "--shots", "1", "--data-root", root)
+    Path("flamingo-eval.toml").write_text('select = "rices"\nrices-unique-images = true\nrices-model = "scripted"\n')
+    assert cli(*options, "--select", "random").returncode == 0
+    monkeypatch.setenv("FLAMINGO_EVAL_EXCLUDE_SAME_IMAGE", "1")
+    assert cli(*options, "--select", "random").returncode == 0
+    Path("flamingo-eval.toml").write_text('[coco]\nrices-unique-images = "false"\n')
+    assert "rices-unique-images in [coco] must be true or false, not 'false'" in cli(*options).stderr
+
+
+@pytest.mark.torch
+def test_devices_and_weights_that_wont_do(root: Path, cli: Cli, goldens: Path) -> None:
+    options = ("plan", "coco", "--select", "rices", "--shots", "1", "--data-root", root)
+    for device, message in (
+        ("nonsense", "device 'nonsense' can't be used; known devices"),
+        ("cuda:99", "can't be used"),
+    ):
+        result = cli(*options, "--rices-model", "scripted", "--device", device)
+        assert result.returncode == 2
+        assert message in result.stderr
+    weights = goldens / "model" / "clip.pt"
+    result = cli(*options, "--rices-model", "ViT-B-32", "--rices-pretrained", weights)
+    assert result.returncode == 2
+    assert "do not load into ViT-B-32" in result.stderr
+
+
+@pytest.mark.torch
 def test_another_encoder_or_rule_is_another_run(root: Path, cli: Cli) -> None:
     assert cli("coco", "--shots", "2", *RICES, "--data-root", root, "--out", "run").returncode == 0
     for change in (["--rices-unique-images"], ["--exclude-same-image"], ["--select", "random"]):
@@ -220,7 +305,7 @@ def test_mistakes(root: Path, cli: Cli) -> None:
     options = ("coco", "--shots", "2", "--checkpoint", "scripted", "--data-root", root)
     result = cli(*options, "--exclude-same-image")
     assert result.returncode == 2
-    assert "go with --select rices" in result.stderr
+    assert "--exclude-same-image goes with --select rices" in result.stderr
     result = cli(*options, "--select", "nearest")
     assert "known selectors: random, rices" in result.stderr
     result = cli(*options, "--select", "rices", "--rices-model", "demo", "--rices-pretrained", "openai")

@@ -29,8 +29,13 @@ FILE = Path("flamingo-eval.toml")
 _OPTIONS = (
     "shots", "seeds", "trials", "checkpoint", "data_root", "num_samples", "query_set_size", "batch_size", "precision",
     "device", "out", "format", "protocol", "split", "ensemble", "select", "rices_model", "rices_pretrained",
-    "rices_unique_images", "exclude_same_image",
+    "rices_unique_images", "exclude_same_image", "weights", "feature_cache",
 )  # fmt: skip
+
+
+_SWITCHES = ("rices_unique_images", "exclude_same_image")
+_TEXTS = ("select", "rices_model", "rices_pretrained", "checkpoint", "data_root", "protocol", "split", "device",
+          "weights", "feature_cache")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,5 +90,10 @@ def _options(path: Path, section: dict[str, Any], where: str) -> dict[str, Any]:
         if option not in _OPTIONS:
             known = ", ".join(name.replace("_", "-") for name in _OPTIONS)
             raise UserError(f"{path}: unknown key {key!r} in {where}; known keys: {known}")
-        found[option] = ",".join(map(str, value)) if isinstance(value, list) else value
+        if isinstance(value, bool) != (option in _SWITCHES):
+            kind = "true or false" if option in _SWITCHES else "a text, a number or a list"
+            raise UserError(f"{path}: {key} in {where} must be {kind}, not {value!r}")
+        if isinstance(value, list):
+            value = ",".join(map(str, value))
+        found[option] = str(value) if option in _TEXTS else value
     return found

@@ -36,17 +36,19 @@ def features(
     They are kept in the cache folder (FLAMINGO_EVAL_CACHE), one vector per distinct picture and encoder, and shared by
     all runs. A run computes what is missing by itself.
     """
-    from flamingo_eval.cli.runs import data_folder, make_spec
+    from flamingo_eval.cli.runs import data_folder, make_spec, with_section
     from flamingo_eval.engine.plan import read_source
     from flamingo_eval.engine.retrieval import encode_pictures, encoder_of, store_of
 
     name = canonical_name(benchmark)
+    given = {"data_root": data_root, "protocol": protocol, "rices_model": rices_model,
+             "rices_pretrained": rices_pretrained, "device": device}  # fmt: skip
+    options = with_section(context, benchmark, given)
     spec = make_spec(
-        context.obj, benchmarks=[name], shots="1", seeds=None, trials=None, checkpoint="demo" if data_root else None,
-        data_root=data_root or context.obj.defaults(name).get("data_root"), protocol=protocol, split=None,
-        select="rices", rices_model=rices_model, rices_pretrained=rices_pretrained, rices_unique_images=False,
-        exclude_same_image=False, device=device,
+        context.obj, benchmarks=[name], shots="1", seeds=None, trials=None, checkpoint="demo", split=None,
+        select="rices", rices_unique_images=False, exclude_same_image=False, **options,
     )  # fmt: skip
+    protocol, device = spec.protocol, spec.device
     root = data_folder(spec.data_root)
     overrides = spec.data_overrides.get(name)
     queried = None if split == "train" else split

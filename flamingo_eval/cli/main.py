@@ -11,13 +11,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flamingo_eval import __version__
 from flamingo_eval.benchmark import benchmark_names, load_benchmark
 from flamingo_eval.cli import demonstrations, runs, tools
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.config import read_config
 from flamingo_eval.cli.output import finish
 from flamingo_eval.errors import FlamingoEvalError
+from flamingo_eval.version import __version__
 
 _INTERRUPTED = 130
 # typer raises its own copies of click's exceptions; their base is where BadParameter comes from
@@ -83,9 +83,13 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         rices_pretrained: opt.RicesPretrained = None,
         rices_unique_images: opt.UniqueImages = False,
         exclude_same_image: opt.ExcludeSame = False,
+        weights: opt.Weights = None,
+        offline: opt.Offline = False,
         precision: opt.Precision = "auto",
         device: opt.Device = "auto",
         batch_size: opt.BatchSize = 8,
+        feature_cache: opt.FeatureCache = None,
+        plain: opt.Plain = False,
         out: opt.Out = None,
         format: opt.Format = "table",
     ) -> None:
@@ -93,8 +97,9 @@ def _benchmark_command(name: str) -> Callable[..., None]:
             context, [name], shots=shots, seeds=seeds, trials=trials, checkpoint=checkpoint, data_root=data_root,
             protocol=protocol, split=split, num_samples=num_samples, query_set_size=query_set_size,
             ensemble=ensemble, select=select, rices_model=rices_model, rices_pretrained=rices_pretrained,
-            rices_unique_images=rices_unique_images, exclude_same_image=exclude_same_image, precision=precision,
-            device=device, batch_size=batch_size, out=out, format=format,
+            rices_unique_images=rices_unique_images, exclude_same_image=exclude_same_image, weights=weights,
+            offline=offline, precision=precision, device=device, batch_size=batch_size, feature_cache=feature_cache,
+            plain=plain, out=out, format=format,
         )  # fmt: skip
 
     command.__doc__ = (

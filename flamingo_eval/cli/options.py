@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flamingo_eval.errors import UserError
-from flamingo_eval.runspec import RicesSpec
 
 _DATA = "Data and demonstrations"
 _RICES = "Retrieval (--select rices)"
@@ -97,13 +97,15 @@ RicesPretrained = Annotated[
 ]  # fmt: skip
 UniqueImages = Annotated[
     bool,
-    typer.Option("--rices-unique-images", envvar=_env("RICES_UNIQUE_IMAGES"), rich_help_panel=_RICES,
+    typer.Option("--rices-unique-images/--no-rices-unique-images", envvar=_env("RICES_UNIQUE_IMAGES"),
+                 rich_help_panel=_RICES,
                  help="Show no picture twice among a query's demonstrations. (VQA training sets have many questions a "
                  "picture; the protocol shows them all.)"),
 ]  # fmt: skip
 ExcludeSame = Annotated[
     bool,
-    typer.Option("--exclude-same-image", envvar=_env("EXCLUDE_SAME_IMAGE"), rich_help_panel=_RICES,
+    typer.Option("--exclude-same-image/--no-exclude-same-image", envvar=_env("EXCLUDE_SAME_IMAGE"),
+                 rich_help_panel=_RICES,
                  help="Never show the query's own picture, a leak where training and test sets share pictures."),
 ]  # fmt: skip
 Ensemble = Annotated[
@@ -117,6 +119,17 @@ Checkpoint = Annotated[
                  help="A known name ('flamingo-eval list checkpoints'), 'demo', or a TOML file naming vision model, "
                  "language model and checkpoint file. The demo is used if neither this nor a data root is named."),
 ]  # fmt: skip
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", metavar="DIR", envvar=_env("WEIGHTS"), rich_help_panel=_MODEL,
+                 help="Take a known checkpoint's files from a folder of copies instead of the hub: "
+                 "DIR/<repository>/checkpoint.pt, DIR/<language model>/config.json, ..."),
+]  # fmt: skip
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", rich_help_panel=_MODEL,
+                 help="Ask no hub, use what is downloaded already (like HF_HUB_OFFLINE=1)."),
+]  # fmt: skip
 Precision = Annotated[
     str,
     typer.Option("--precision", metavar="fp32|bf16|fp16|amp_bf16", envvar=_env("PRECISION"), rich_help_panel=_MODEL,
@@ -126,6 +139,17 @@ Device = Annotated[
     str,
     typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", envvar=_env("DEVICE"), rich_help_panel=_HOW,
                  help="Where the model runs. auto: CUDA if there is one."),
+]  # fmt: skip
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", rich_help_panel=_HOW,
+                 help="Answer without any shortcut, for those who doubt them; several times slower, same answers."),
+]  # fmt: skip
+FeatureCache = Annotated[
+    str | None,
+    typer.Option("--feature-cache", metavar="SIZE", envvar=_env("FEATURE_CACHE"), rich_help_panel=_HOW,
+                 help="Memory for what is computed once per picture, such as 8GB (the default); what does not fit goes "
+                 "to the cache folder."),
 ]  # fmt: skip
 BatchSize = Annotated[
     int,
@@ -156,14 +180,17 @@ def check_format(format: str) -> None:
         raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
 
 
-def retrieval(select: str, model: str | None, pretrained: str | None, unique: bool, exclude: bool) -> RicesSpec:
-    """How RICES picks. Raises UserError for its options without it."""
-    spec = RicesSpec(model, pretrained, unique, exclude)
-    if select != "rices" and spec != RicesSpec():
-        raise UserError(
-            "--rices-model, --rices-pretrained, --rices-unique-images and --exclude-same-image go with --select rices"
-        )
-    return spec
+_UNITS = {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+
+
+def parse_size(text: str | None, option: str) -> int | None:
+    """``"8GB"`` -> bytes. Raises UserError, naming the option."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", text.strip().upper())
+    if match is None:
+        raise UserError(f"{option} {text!r}: give a size such as 8GB or 500MB")
+    return int(float(match[1]) * _UNITS[f"{match[2]}B" if match[2] else ""])
 
 
 def parse_seeds(seeds: str | None, trials: int | None, default: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.config import Config
 from flamingo_eval.cli.output import emit, note
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.runspec import DEMO, RunSpec
+from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
 
 _PANEL = "Runs"
 
@@ -51,7 +52,9 @@ def make_spec(
     With neither checkpoint nor data named, both are the demo's, and the run says so. With one of them named, the other
     must be named too: nothing falls back to the demo in silence. ``--checkpoint demo`` names both.
     """
-    for option, value in (("--checkpoint", checkpoint), ("--data-root", data_root)):
+    named = {"--checkpoint": checkpoint, "--data-root": data_root, "--rices-model": rices_model,
+             "--rices-pretrained": rices_pretrained}  # fmt: skip
+    for option, value in named.items():
         if value is not None and not value.strip():
             raise UserError(f"{option} is empty")
     if checkpoint is None and data_root not in (None, DEMO):
@@ -69,7 +72,7 @@ def make_spec(
         protocol=protocol,
         split=split,
         selector=select,
-        rices=opt.retrieval(select, rices_model, rices_pretrained, rices_unique_images, exclude_same_image),
+        rices=RicesSpec(rices_model, rices_pretrained, rices_unique_images, exclude_same_image),
         data_overrides={name: config.data[name] for name in names if name in config.data},
         **others,
     )
@@ -85,9 +88,19 @@ def data_folder(data_root: str) -> Path:
 
 
 def run_benchmarks(
-    context: typer.Context, benchmarks: Sequence[str], *, out: Path | None, format: str, **options: Any
+    context: typer.Context,
+    benchmarks: Sequence[str],
+    *,
+    out: Path | None,
+    format: str,
+    offline: bool,
+    feature_cache: str | None,
+    **options: Any,
 ) -> None:
     """Runs benchmarks and prints one table."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which has not happened yet
+    options["feature_cache"] = opt.parse_size(feature_cache, "--feature-cache")
     from flamingo_eval.engine.run import execute
     from flamingo_eval.engine.score import read_scores
     from flamingo_eval.report.table import render
@@ -106,14 +119,27 @@ def run_benchmarks(
 
 
 def _flags_win(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
-    """``--trials`` on the command line beats ``seeds`` from the environment or a file, and from there the file."""
+    """What is said more directly wins over what stands in the environment or a file.
+
+    ``--trials`` beats ``seeds`` from there; without RICES its options from there mean nothing.
+
+    Raises:
+        UserError: options of RICES on the command line, without it.
+    """
     strength = {"COMMANDLINE": 3, "ENVIRONMENT": 2, "DEFAULT_MAP": 1}
 
     def given(name: str) -> int:
         source = context.get_parameter_source(name)
         return strength.get(source.name if source else "", 0)
 
-    return {**options, "seeds": None} if given("trials") > given("seeds") else options
+    options = {**options, "seeds": None} if given("trials") > given("seeds") else options
+    if options["select"] == "rices":
+        return options
+    off = {"rices_model": None, "rices_pretrained": None, "rices_unique_images": False, "exclude_same_image": False}
+    for name in off:
+        if given(name) == strength["COMMANDLINE"]:
+            raise UserError(f"--{name.replace('_', '-')} goes with --select rices")
+    return {**options, **off}
 
 
 def run(
@@ -132,9 +158,13 @@ def run(
     rices_pretrained: opt.RicesPretrained = None,
     rices_unique_images: opt.UniqueImages = False,
     exclude_same_image: opt.ExcludeSame = False,
+    weights: opt.Weights = None,
+    offline: opt.Offline = False,
     precision: opt.Precision = "auto",
     device: opt.Device = "auto",
     batch_size: opt.BatchSize = 8,
+    feature_cache: opt.FeatureCache = None,
+    plain: opt.Plain = False,
     out: opt.Out = None,
     format: opt.Format = "table",
 ) -> None:
@@ -144,9 +174,17 @@ def run(
         context, names, shots=shots, seeds=seeds, trials=trials, checkpoint=checkpoint, data_root=data_root,
         protocol=protocol, split=None, num_samples=num_samples, query_set_size=query_set_size, select=select,
         rices_model=rices_model, rices_pretrained=rices_pretrained, rices_unique_images=rices_unique_images,
-        exclude_same_image=exclude_same_image, precision=precision, device=device, batch_size=batch_size, out=out,
-        format=format,
+        exclude_same_image=exclude_same_image, weights=weights, offline=offline, precision=precision, device=device,
+        batch_size=batch_size, feature_cache=feature_cache, plain=plain, out=out, format=format,
     )  # fmt: skip
+
+
+def with_section(context: typer.Context, benchmark: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a command that takes a benchmark's name, with those of its section in the configuration file."""
+    own = context.obj.defaults(canonical_name(benchmark))
+    sources = {name: context.get_parameter_source(name) for name in options if name in own}
+    weak = {name for name, source in sources.items() if source and source.name in ("DEFAULT", "DEFAULT_MAP")}
+    return {**options, **{name: own[name] for name in weak}}
 
 
 def _all_under(protocol: str) -> list[str]:
@@ -191,23 +229,23 @@ def plan(
         "select": select, "rices_model": rices_model, "rices_pretrained": rices_pretrained,
         "rices_unique_images": rices_unique_images, "exclude_same_image": exclude_same_image, "device": device,
     }  # fmt: skip
-    own = context.obj.defaults(canonical_name(benchmark))
-    for name in options:  # a benchmark's section of the configuration file is for its plan, too
-        source = context.get_parameter_source(name)
-        if name in own and source is not None and source.name in ("DEFAULT", "DEFAULT_MAP"):
-            options[name] = own[name]
+    options = with_section(context, benchmark, options)
     spec = make_spec(context.obj, benchmarks=[benchmark], checkpoint=DEMO, **_flags_win(context, options))
     sources = read_sources(spec, data_folder(spec.data_root))
     for line in [*(["demo data: generated pictures"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
         note(line)
     cells = cells_of(spec, sources)
-    for trial in plan_all(spec, sources, cells, rank_all(spec, sources, cells)):
+    planned = plan_all(spec, sources, cells, rank_all(spec, sources, cells))
+    for trial in planned:
         if as_json:
             for query in trial:
                 emit(json.dumps(query_row(query), ensure_ascii=False))
         else:
             images = len({image for query in trial for image in query.prompt.images})
             emit(f"{trial.cell[0]}  {trial.shots} shots  seed {trial.seed}: {len(trial)} queries, {images} pictures")
+    reasons = list(dict.fromkeys(reason for trial in planned for reason in trial.failed.values()))
+    if reasons:
+        raise DataError(f"{len(reasons)} pictures of queries can't be read, so nothing is near them: {reasons[0]}")
 
 
 def score(

@@ -126,6 +126,9 @@ def answer(
             ready, prepared = [], []
             for item in batch:
                 query = item.query
+                if item.position in item.trial.failed:
+                    failures.append(Failure(query, item.trial.failed[item.position]))
+                    continue
                 try:
                     orders = (query.prompt, *query.more_orders)
                     prepared.append([model.prepare(prompt, task) for prompt in orders])

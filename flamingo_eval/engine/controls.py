@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from flamingo_eval import registry
@@ -85,11 +86,16 @@ def deranged(count: int, seed: str) -> list[int]:
     return order
 
 
-def applies(control: str, trial: TrialPlan) -> bool:
-    """Whether a control changes anything: text-only demonstrations have no pictures, and one can't be shuffled."""
-    if control in ("majority", "blind"):
-        return True
-    return trial.shots > (0 if control == "text-only" else 1)
+def changed(control: str, trial: TrialPlan) -> TrialPlan | None:
+    """The trial as a control shows it; None if it shows the same (one demonstration can't be shuffled).
+
+    For the majority, which shows nothing to anyone, the trial as it is.
+    """
+    if control == "majority":
+        return trial
+    plan = ControlPlan(**{f.name: getattr(trial, f.name) for f in dataclasses.fields(TrialPlan)}, control=control)
+    some = range(min(len(trial), 20))
+    return plan if any(plan.query(i).prompt != trial.query(i).prompt for i in some) else None
 
 
 def majority_answer(trial: TrialPlan, position: int) -> Answer:
@@ -146,27 +152,20 @@ def run_controls(
     trials = [trial for trial in plans if shots is None or trial.shots in shots]
     if not trials:
         raise UserError(f"{folder.path} has no trial at these numbers of shots: {', '.join(map(str, shots or ()))}")
-    planned = {name: list(_plans(name, trials)) for name in controls}
+    unscored = [trial.cell[0] for trial in trials if not trial.source.references.by_id]
+    if unscored:
+        raise UserError(f"{unscored[0]} has no public answers for this split: there is nothing to compare")
+    planned = {name: [plan for trial in trials if (plan := changed(name, trial))] for name in controls}
     with folder.lock():
         results: dict[str, list[Cell]] = {}
         journals = {name: Journal(folder.path / "controls" / f"{name}.jsonl") for name in controls}
         failures = _answer(folder, record, planned, journals, device, batch_size)
         for name in controls:
             scored = _majority(trials) if name == "majority" else score_trials(planned[name], journals[name])
-            results[name] = build_cells(planned[name] or trials, scored, record["identity"]["selector"])
+            results[name] = build_cells(planned[name], scored, record["identity"]["selector"])
     if failures:
         raise describe_failures(failures)
     return ControlResult(results, record)
-
-
-def _plans(control: str, trials: Sequence[TrialPlan]) -> Iterator[TrialPlan]:
-    """The trials that a control changes, changed; for the majority they are as they are."""
-    for trial in trials:
-        if control == "majority":
-            yield trial
-        elif applies(control, trial):
-            fields = {f.name: getattr(trial, f.name) for f in dataclasses.fields(TrialPlan)}
-            yield ControlPlan(**fields, control=control)
 
 
 def _answer(
@@ -185,21 +184,22 @@ def _answer(
     }
     if not any(pending.values()):
         return []
-    source = registry.model_source(record["settings"]["checkpoint"])
+    weights = record["settings"].get("weights")
+    source = registry.model_source(record["settings"]["checkpoint"], None if weights is None else Path(weights))
     if source.info().digest != identity["checkpoint"]:
         raise UserError(f"checkpoint {record['settings']['checkpoint']} is not the one {folder.path} was made with")
     device, precision = source.resolve(device, identity["precision"])
-    root = next(iter(planned.values()))[0].source.root
-    model = source.load(data_root=root, device=device, precision=precision)
     extra = {"demo": record["demo"]} if record["demo"] else {}
     failures = []
-    for name, items in pending.items():
-        if items:
-            tasks = {item.trial.cell[0]: item.trial.source.task for item in items}
-            failures += answer(
-                items, tasks, model, journals[name], batch_size=batch_size, extra={"control": name, **extra},
-                title=name,
-            )  # fmt: skip
+    roots = dict.fromkeys(item.trial.source.root for items in pending.values() for item in items)
+    for root in roots:  # benchmarks of a run may lie under roots of their own
+        model = source.load(data_root=root, device=device, precision=precision)
+        for name, items in pending.items():
+            own = [item for item in items if item.trial.source.root == root]
+            if own:
+                tasks = {item.trial.cell[0]: item.trial.source.task for item in own}
+                told = {"control": name, **extra}
+                failures += answer(own, tasks, model, journals[name], batch_size=batch_size, extra=told, title=name)
     return failures
 
 
@@ -210,8 +210,6 @@ def _majority(trials: Sequence[TrialPlan]) -> dict[tuple[str, int, int], ScoredT
         by_benchmark.setdefault(trial.cell[0], []).append(trial)
     for members in by_benchmark.values():
         source = members[0].source
-        if not source.references.by_id:
-            continue
         answers: list[Mapping[Id, Answer]] = [
             {id: majority_answer(trial, i) for i, (id, _) in enumerate(trial.slots)} for trial in members
         ]

@@ -7,7 +7,7 @@ not depend on batch size, number of processes, or where a run was resumed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,7 @@ class TrialPlan:
         queries: numbers of the queried examples in ``source.data.test``, in the order visited.
         demonstrations: for each of them, and each order it is asked in, the numbers of its demonstrations in
             ``source.data.train``.
+        failed: position of a query that can't be asked, since its demonstrations can't be found -> why.
     """
 
     source: Source
@@ -95,6 +96,7 @@ class TrialPlan:
     seed: int
     queries: tuple[int, ...]
     demonstrations: tuple[tuple[tuple[int, ...], ...], ...]
+    failed: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -173,7 +175,10 @@ def plan_trial(
             nearest=nearest,
         )
     )
-    return TrialPlan(source, shots, seed, tuple(queries), tuple(tuple(map(tuple, orders)) for orders in picked))
+    unreadable = nearest.failed if nearest else {}
+    failed = {i: unreadable[image] for i, n in enumerate(queries) if (image := source.data.test[n].image) in unreadable}
+    shown = tuple(tuple(map(tuple, orders)) for orders in picked)
+    return TrialPlan(source, shots, seed, tuple(queries), shown, failed)
 
 
 def check_selector(source: Source, selector: str) -> None:
@@ -186,10 +191,12 @@ def check_selector(source: Source, selector: str) -> None:
         )
 
 
-def asked_examples(source: Source, seed: int, num_samples: int | None) -> list[Example]:
+def asked_examples(source: Source, seed: int, num_samples: int | None, query_set_size: int = 0) -> list[Example]:
     """The examples that a trial queries, whatever its demonstrations."""
-    wanted = num_samples or source.benchmark.plan.num_samples
-    return [source.data.test[i] for i in _draw_queries(source, numpy_generator(seed), wanted, 0)[0]]
+    rules = source.benchmark.plan
+    draw = _draw_from_one_set if rules.one_set else _draw_queries
+    queries, _ = draw(source, numpy_generator(seed), num_samples or rules.num_samples, query_set_size)
+    return [source.data.test[i] for i in queries]
 
 
 def is_deterministic(source: Source, selector: str, num_samples: int | None, ensemble: int) -> bool:

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flamingo_eval import __version__, registry
+from flamingo_eval import registry
 from flamingo_eval.engine.folder import FORMAT, RunFolder
 from flamingo_eval.engine.plan import Source
 from flamingo_eval.engine.retrieval import encoder_of
@@ -19,6 +19,7 @@ from flamingo_eval.files import changed_fields, digest
 from flamingo_eval.nouns import Decoding, Task
 from flamingo_eval.ports import ModelInfo
 from flamingo_eval.runspec import RunSpec
+from flamingo_eval.version import __version__
 
 RUNS = Path("results/runs")
 _VERSIONS_OF = ("torch", "transformers", "open_clip_torch", "pycocoevalcap", "numpy", "pillow")
@@ -107,12 +108,19 @@ def new_record(
         "identity": merged,
         "checkpoint": {"name": info.name, "digest": info.digest, "parts": dict(info.parts), "notes": list(info.notes)},
         "settings": {
-            "checkpoint": spec.checkpoint,
+            "checkpoint": _findable(spec.checkpoint),
+            "weights": None if spec.weights is None else str(Path(spec.weights).expanduser().absolute()),
             "benchmarks": {**(old["settings"]["benchmarks"] if old else {}), **own},
         },
         "cells": [list(cell) for cell in cells],
         "sessions": old["sessions"] if old else [],
     }
+
+
+def _findable(checkpoint: str) -> str:
+    """The same checkpoint, also from another folder."""
+    file = Path(checkpoint).expanduser()
+    return str(file.absolute()) if file.suffix == ".toml" else checkpoint
 
 
 def _settings(spec: RunSpec, source: Source, root: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,15 +16,15 @@ from flamingo_eval import registry
 from flamingo_eval.engine.plan import Source
 from flamingo_eval.errors import DataError, QueryError, UserError
 from flamingo_eval.features.store import FeatureStore, Vectors
-from flamingo_eval.files import cache_folder, file_digest, fits, read_json, write_atomic
+from flamingo_eval.files import cache_folder, digest, file_digest, fits, read_json, write_atomic
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import EncoderSource, ImageEncoder, Nearest
 from flamingo_eval.progress import progress_bar
 from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
+from flamingo_eval.workers import WORKERS
 
 BATCH = 64
 """Pictures encoded at once."""
-_WORKERS = min(16, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Encoding:
 
 
 def default_encoder(spec: RunSpec) -> str:
-    """The encoder that RICES goes by if none is named: the reference's, for the demo its own."""
-    return DEMO if spec.demo_parts else "ViT-L-14"
+    """The encoder that RICES goes by if none is named: the reference's, for the demo's pictures the demo's."""
+    return DEMO if spec.data_root == DEMO else "ViT-L-14"
 
 
 def encoder_of(spec: RunSpec) -> EncoderSource:
@@ -55,8 +54,8 @@ def encoder_of(spec: RunSpec) -> EncoderSource:
 
 def store_of(encoder: EncoderSource) -> FeatureStore:
     """Where the features of an encoder are kept, shared by all runs."""
-    digest = encoder.info().digest
-    return FeatureStore(cache_folder() / "features" / digest, digest)
+    key = encoder.info().digest
+    return FeatureStore(cache_folder() / "features" / key, key)
 
 
 def find_nearest(source: Source, queries: Sequence[Example], count: int, encoder: EncoderSource, rules: RicesSpec,
@@ -70,10 +69,6 @@ def find_nearest(source: Source, queries: Sequence[Example], count: int, encoder
         encoder: whose features decide.
         rules: which rows may be shown.
         device: where pictures are encoded and similarities computed.
-
-    Returns:
-        Picture -> rows, most similar first; none for a query's picture that can't be read (its query fails later, by
-        name, when everything else is answered).
 
     Raises:
         UserError: fewer training examples than asked for.
@@ -89,6 +84,7 @@ def find_nearest(source: Source, queries: Sequence[Example], count: int, encoder
     asked = [image for image in dict.fromkeys(query.image for query in queries) if image not in encoding.failed]
     ranked = _rank(encoding, train, asked, count, rules, device)
     found: dict[str, Sequence[int]] = {query.image: () for query in queries}
+    failed = {query.image: encoding.failed[query.image] for query in queries if query.image in encoding.failed}
     for image, rows in zip(asked, ranked, strict=True):
         if len(rows) < count:
             raise UserError(
@@ -96,7 +92,7 @@ def find_nearest(source: Source, queries: Sequence[Example], count: int, encoder
                 f"for {image} (training examples: {len(train)})"
             )
         found[image] = tuple(rows)
-    return found
+    return Nearest(found, failed)
 
 
 def _rank(
@@ -140,7 +136,7 @@ def _keys(paths: Mapping[str, Path], rgb: bool) -> tuple[dict[str, str], dict[st
         except OSError as error:
             return error
 
-    with ThreadPoolExecutor(_WORKERS) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         found = dict(zip(paths, pool.map(key, paths.values()), strict=True))
     failed = {
         image: f"{paths[image]} does not exist" if isinstance(key, FileNotFoundError) else f"{paths[image]}: {key}"
@@ -198,7 +194,7 @@ def _read_ahead(encoder: ImageEncoder, paths: Mapping[str, Path], rgb: bool) -> 
 
     keys = list(paths)
     batches = [keys[i : i + BATCH] for i in range(0, len(keys), BATCH)]
-    with ThreadPoolExecutor(_WORKERS) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         reading: list[list[Future[Any]]] = []
         try:
             for i, batch in enumerate(batches):
@@ -220,15 +216,39 @@ def _normalised(vectors: Vectors, paths: Sequence[Path]) -> Vectors:
     return unit
 
 
-def write_nearest(path: Path, nearest: Nearest) -> None:
-    """Keeps the ranking beside a run, so that it can be scored and shown without pictures or encoder."""
-    write_atomic(path, json.dumps({"format": 1, "nearest": {image: [*rows] for image, rows in nearest.items()}}))
+def write_nearest(path: Path, nearest: Nearest, pictures: str) -> None:
+    """Keeps the ranking beside a run, so that it can be scored and shown without pictures or encoder.
+
+    Args:
+        pictures: digest of the pictures it was made from.
+    """
+    rows = {image: [*rows] for image, rows in nearest.rows.items()}
+    table = {"format": 1, "pictures": pictures, "nearest": rows, "failed": dict(nearest.failed)}
+    write_atomic(path, json.dumps(table))
 
 
-def read_nearest(path: Path) -> Nearest:
-    """The ranking of a run. Raises DataError if it is not one."""
+def read_nearest(path: Path, source: Source, asked: Iterable[Example], count: int) -> tuple[Nearest, str]:
+    """The ranking of a run, and the digest of the pictures it was made from.
+
+    Raises:
+        DataError: it is not one, or does not reach as far as the run does.
+    """
     table = read_json(path)
-    if not fits(table, {"format": int, "nearest": dict}) or not fits([*table["nearest"].values()], [[int]]):
-        raise DataError(f"{path} is damaged; the command that made the run writes it anew")
-    nearest: Nearest = table["nearest"]
-    return nearest
+    damaged = DataError(f"{path} is damaged; the command that made the run writes it anew")
+    if not fits(table, {"format": int, "pictures": str, "nearest": dict, "failed": dict}):
+        raise damaged
+    if not fits([*table["nearest"].values()], [[int]]) or not fits([*table["failed"].values()], [str]):
+        raise damaged
+    nearest, last = Nearest(table["nearest"], table["failed"]), len(source.data.train) - 1
+    for image in {example.image for example in asked} - nearest.failed.keys():
+        rows = nearest.rows.get(image, ())
+        if len(rows) < count or not 0 <= min(rows) <= max(rows) <= last:
+            raise damaged
+    return nearest, table["pictures"]
+
+
+def pictures_digest(source: Source, asked: Sequence[Example]) -> tuple[str, bool]:
+    """Digest of all pictures that a ranking goes by, and whether all of them are there."""
+    images = [example.image for example in (*source.data.train, *asked)]
+    keys, failed = _keys({i: source.root / i for i in dict.fromkeys(images)}, source.benchmark.prompt.rgb)
+    return digest([keys, sorted(failed)]), not failed

@@ -31,12 +31,12 @@ from flamingo_eval.engine.record import (
     retrieval_identity,
     run_identity,
 )
-from flamingo_eval.engine.retrieval import encoder_of, find_nearest, read_nearest, write_nearest
+from flamingo_eval.engine.retrieval import encoder_of, find_nearest, pictures_digest, read_nearest, write_nearest
 from flamingo_eval.engine.score import CellKey, check_complete, write_scores
-from flamingo_eval.errors import UserError
+from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import digest
-from flamingo_eval.nouns import Cell
-from flamingo_eval.ports import Nearest
+from flamingo_eval.nouns import Cell, Example
+from flamingo_eval.ports import ModelSource, Nearest
 from flamingo_eval.runspec import RunSpec
 
 RootOf = Callable[[str], Path]
@@ -57,7 +57,9 @@ def cells_of(spec: RunSpec, sources: Mapping[str, Source]) -> list[CellKey]:
         name: is_deterministic(source, spec.selector, spec.num_samples, spec.ensemble)
         for name, source in sources.items()
     }
-    return [cell for cell in spec.cells if not fixed[cell[0]] or cell[2] == spec.seeds[0]]
+    return list(
+        dict.fromkeys((b, k, sources[b].benchmark.plan.seeds[0] if fixed[b] else seed) for b, k, seed in spec.cells)
+    )
 
 
 def plan_all(
@@ -75,8 +77,14 @@ def plan_all(
     ]  # fmt: skip
 
 
-def rank_all(spec: RunSpec, sources: Mapping[str, Source], cells: Sequence[CellKey]) -> dict[str, Nearest]:
+def rank_all(
+    spec: RunSpec, sources: Mapping[str, Source], cells: Sequence[CellKey], folder: RunFolder | None = None
+) -> dict[str, Nearest]:
     """For every benchmark what its queries are nearest to, once for all numbers of shots; empty without retrieval.
+
+    Args:
+        folder: a run that keeps its ranking: one made from the same pictures that reaches far enough is used, also
+            where the pictures have gone since.
 
     Raises:
         UserError, DataError, CheckpointError: see :func:`flamingo_eval.engine.retrieval.find_nearest`.
@@ -86,11 +94,28 @@ def rank_all(spec: RunSpec, sources: Mapping[str, Source], cells: Sequence[CellK
     encoder, nearest = encoder_of(spec), {}
     for name, source in sources.items():
         check_selector(source, spec.selector)
-        wanted = max(demonstrations_needed(source, shots) for benchmark, shots, _ in cells if benchmark == name)
-        seeds = {seed for benchmark, _, seed in cells if benchmark == name}
-        asked = [example for seed in sorted(seeds) for example in asked_examples(source, seed, spec.num_samples)]
-        nearest[name] = find_nearest(source, asked, wanted, encoder, spec.rices, spec.device)
+        asked, count = _reach(spec, source, cells)
+        pictures, whole = pictures_digest(source, asked)
+        if folder is not None and folder.nearest_file(name).is_file():
+            try:
+                saved, made_from = read_nearest(folder.nearest_file(name), source, asked, count)
+            except DataError:  # too short, or damaged: made anew
+                made_from = None
+            if made_from == pictures or (made_from is not None and not whole):
+                nearest[name] = saved
+                continue
+        nearest[name] = find_nearest(source, asked, count, encoder, spec.rices, spec.device)
+        if folder is not None:
+            write_nearest(folder.nearest_file(name), nearest[name], pictures)
     return nearest
+
+
+def _reach(spec: RunSpec, source: Source, cells: Sequence[CellKey]) -> tuple[list[Example], int]:
+    """Which examples the cells of a benchmark query, and how many demonstrations they need at most."""
+    own = [cell for cell in cells if cell[0] == source.benchmark.name]
+    seeds = sorted({seed for _, _, seed in own})
+    asked = [example for seed in seeds for example in asked_examples(source, seed, spec.num_samples)]
+    return asked, max(demonstrations_needed(source, shots) for _, shots, _ in own)
 
 
 def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
@@ -104,7 +129,7 @@ def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
     ]
     chosen = [f"{source.benchmark.name}: {note}" for source in sources.values() for note in source.data.notes]
     fixed = [
-        f"{name}: RICES over all queries is the same with every seed: one trial, seed {spec.seeds[0]}"
+        f"{name}: RICES over all queries is the same with every seed: one trial, seed {source.benchmark.plan.seeds[0]}"
         for name, source in sources.items()
         if len(spec.seeds) > 1 and is_deterministic(source, spec.selector, spec.num_samples, spec.ensemble)
     ]
@@ -119,13 +144,14 @@ def read_sources(spec: RunSpec, root: Path) -> dict[str, Source]:
     }
 
 
-def execute(spec: RunSpec, root_of: RootOf, out: Path | None) -> RunResult:
+def execute(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: ModelSource | None = None) -> RunResult:
     """Carries out a run, or continues it; a finished one answers nothing again.
 
     Args:
         spec: what to run.
         root_of: from a data root as users name it to the folder.
         out: the run folder; by default one named after everything that determines answers.
+        model_source: the model, where it is not one that ``spec.checkpoint`` names.
 
     Raises:
         UserError, DataError, CheckpointError: before anything is answered, or, for queries that can't be answered,
@@ -134,7 +160,9 @@ def execute(spec: RunSpec, root_of: RootOf, out: Path | None) -> RunResult:
     """
     started = now()
     root = root_of(spec.data_root)
-    model_source = registry.model_source(spec.checkpoint)
+    model_source = model_source or registry.model_source(
+        spec.checkpoint, None if spec.weights is None else Path(spec.weights).expanduser()
+    )
     sources = read_sources(spec, root)
     info = model_source.info()
     device, precision = model_source.resolve(spec.device, spec.precision)
@@ -144,14 +172,12 @@ def execute(spec: RunSpec, root_of: RootOf, out: Path | None) -> RunResult:
     for line in [*([note] if note else []), *notices(spec, sources)]:
         print(f"note: {line}", file=sys.stderr)
     cells_asked = cells_of(spec, sources)
-    nearest = rank_all(spec, sources, [*cells_asked, *_cells_there(folder, sources)])
-    trials = plan_all(spec, sources, cells_asked, nearest)
     for source in sources.values():
-        _check_scorable(source, [trial for trial in trials if trial.source is source])
+        _check_scorable(source, spec, cells_asked)
     with folder.lock():
         folder.check_identity(identity)
-        for name, ranked in nearest.items():
-            write_nearest(folder.nearest_file(name), ranked)
+        nearest = rank_all(spec, sources, [*cells_asked, *_cells_there(folder, sources)], folder)
+        trials = plan_all(spec, sources, cells_asked, nearest)
         journal = Journal(folder.journal_file)
         if journal.torn:
             print(f"note: {folder.journal_file} ended in the middle of a line; that answer is dropped", file=sys.stderr)
@@ -162,7 +188,9 @@ def execute(spec: RunSpec, root_of: RootOf, out: Path | None) -> RunResult:
         if pending:
             session = {"start": started, "device": device, "precision": precision, "batch_size": spec.batch_size}
             with _recorded(folder, record, session, journal):
-                model = model_source.load(data_root=root, device=device, precision=precision)
+                model = model_source.load(
+                    data_root=root, device=device, precision=precision, plain=spec.plain, cache=spec.feature_cache
+                )
                 tasks = {name: source.task for name, source in sources.items()}
                 extra = {"demo": record["demo"]} if record["demo"] else {}
                 failures = answer(pending, tasks, model, journal, batch_size=spec.batch_size, extra=extra)
@@ -206,10 +234,12 @@ def _cells_there(folder: RunFolder, sources: Mapping[str, Source]) -> list[CellK
     return [(row[0], row[1], row[2]) for row in folder.read_run()["cells"] if row[0] in sources]
 
 
-def _check_scorable(source: Source, trials: Sequence[TrialPlan]) -> None:
+def _check_scorable(source: Source, spec: RunSpec, cells: Sequence[CellKey]) -> None:
     """Finds out now, not after a day of answering, that references are malformed or leave the metric undefined."""
-    references = source.references.by_id
-    asked = [[references[id] for id, _ in trial.slots if id in references] for trial in trials]
+    references, asked = source.references.by_id, []
+    for seed in sorted({seed for name, _, seed in cells if name == source.benchmark.name}):
+        examples = asked_examples(source, seed, spec.num_samples, spec.query_set_size)
+        asked.append([references[example.id] for example in examples if example.id in references])
     registry.metric(source.benchmark.metric).check(asked)
 
 
@@ -262,8 +292,12 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
         run_identity(spec, sources, identity["checkpoint"], identity["precision"], identity.get("rices"))
     )
     retrieved = sources if "rices" in identity else {}
-    nearest = {name: read_nearest(folder.nearest_file(name)) for name in retrieved}
-    return record, plan_all(spec, sources, [(row[0], row[1], row[2]) for row in record["cells"]], nearest)
+    cells = [(row[0], row[1], row[2]) for row in record["cells"]]
+    nearest = {
+        name: read_nearest(folder.nearest_file(name), source, *_reach(spec, source, cells))[0]
+        for name, source in retrieved.items()
+    }
+    return record, plan_all(spec, sources, cells, nearest)
 
 
 def rescore(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> list[Cell]:

@@ -16,11 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flamingo_eval.errors import UserError
 from flamingo_eval.features.store import Vectors
 
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 TRAIN_TILE, QUERY_TILE = 1 << 17, 512
 """Similarities in memory at once: at most this many training pictures by this many queries, 256 MiB."""
 _SPARE = 16
+_KEPT = 1 << 23
+"""Candidates of all queries in memory at once, 96 MiB."""
 _GATHERED = 1 << 23
 """Numbers of candidates' vectors in memory at once when they are compared in float64, 64 MiB."""
 
@@ -59,24 +63,36 @@ def nearest_rows(
     margin = 4 * queries.shape[1] * 2.0**-24  # twice the worst rounding error of a float32 dot product, on both sides
     while len(todo):
         wanted = min(wanted, len(pool.vectors))
-        with _full_float32():
-            values, pictures = _best(pool.vectors, queries[todo], wanted, device)
         complete = np.ones(len(todo), bool)
-        for part in _parts(len(todo), wanted * queries.shape[1]):
-            exact = _similarities(pool.vectors, queries[todo[part]], pictures[part])
-            for i, number in zip(range(part.start, part.stop), todo[part], strict=True):
-                rows, last = _first_rows(pool.rows, exact[i - part.start], pictures[i], k, excluded[number])
-                complete[i] = wanted == len(pool.vectors) or last > values[i, -1] + margin
-                found[number] = rows
+        for some in _tiles(len(todo), max(1, _KEPT // wanted)):
+            numbers = todo[some]
+            with full_float32():
+                values, pictures = _best(pool.vectors, queries[numbers], wanted, device)
+            for part in _parts(len(numbers), wanted * queries.shape[1]):
+                exact = _similarities(pool.vectors, queries[numbers[part]], pictures[part])
+                for i in range(part.start, part.stop):
+                    rows, last = _first_rows(pool.rows, exact[i - part.start], pictures[i], k, excluded[numbers[i]])
+                    complete[some.start + i] = wanted == len(pool.vectors) or last > values[i, -1] + margin
+                    found[numbers[i]] = rows
         todo, wanted = todo[~complete], 4 * wanted
     return found
 
 
 def pick_device(device: str) -> str:
-    """The device that ``auto`` stands for: CUDA if there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device that ``auto`` stands for: CUDA if there is one.
+
+    Raises:
+        UserError: a device this machine doesn't have.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.partition(":")[0] not in DEVICES:
+        raise UserError(f"device {device!r} can't be used; known devices: auto, {', '.join(DEVICES)}")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def free_memory() -> None:
@@ -87,12 +103,13 @@ def free_memory() -> None:
 
 
 @contextmanager
-def _full_float32() -> Iterator[None]:
+def full_float32() -> Iterator[None]:
     """TensorFloat-32 and the like, where someone has switched them on, would round more than the margin allows."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        yield
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            yield
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -51,17 +51,17 @@ class FeatureStore:
         except FileNotFoundError:
             return
         whole = data[: data.rfind(b"\n") + 1]
-        head, *lines = whole.decode("utf-8", "replace").splitlines() or [""]
+        head, *lines = whole.split(b"\n")[:-1] or [b""]
         width = _width_of(head, self.encoder)
         if width == 0:
             print(f"note: {self.folder} holds no features of this encoder; it is not used", file=sys.stderr)
             return
         stored = self._vectors_file.stat().st_size // (4 * width) if self._vectors_file.exists() else 0
-        rows, length = {}, len(head.encode()) + 1
+        rows, length = {}, len(head) + 1
         for number, line in enumerate(lines[:stored]):
-            key, _, check = line.partition(" ")
+            key, _, check = line.decode("ascii", "replace").partition(" ")
             rows[key] = (number, check)
-            length += len(line.encode()) + 1
+            length += len(line) + 1
         self._rows, self._width, self._whole_bytes = rows, width, length
 
     def __contains__(self, key: str) -> bool:
@@ -73,8 +73,12 @@ class FeatureStore:
     def read(self, keys: Sequence[str]) -> Vectors:
         """The vectors of pictures, (keys, width). Every one is checked; KeyError lists those that are damaged."""
         found = [self._rows[key] for key in keys]
-        stored = np.memmap(self._vectors_file, np.float32, "r").reshape(-1, self._width) if keys else _NOTHING
-        vectors = np.asarray(stored[[row for row, _ in found]]) if keys else np.empty((0, self._width), np.float32)
+        if not keys:
+            return np.empty((0, self._width), np.float32)
+        rows = [row for row, _ in found]
+        # no further than needed: behind the last whole vector there may be part of one
+        stored = np.memmap(self._vectors_file, np.float32, "r", shape=(max(rows) + 1, self._width))
+        vectors: Vectors = np.asarray(stored[rows])
         damaged = [k for k, (_, check), v in zip(keys, found, vectors, strict=True) if _check_sum(v) != check]
         if damaged:
             raise KeyError(*damaged)
@@ -143,10 +147,7 @@ class FeatureStore:
         return self._index_file.read_bytes()[: self._whole_bytes].count(b"\n") - 1
 
 
-_NOTHING = np.empty((0, 0), np.float32)
-
-
-def _width_of(head: str, encoder: str) -> int:
+def _width_of(head: bytes, encoder: str) -> int:
     """Width of the vectors; 0 if the head is not one of ours or of another encoder."""
     try:
         table = json.loads(head)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,9 +99,12 @@ class ScriptedFamily:
         """Its name and a line about it."""
         return {NAME: "repeats the last demonstration; no weights, for trying out data and job scripts"}
 
-    def find(self, checkpoint: str) -> ScriptedSource | None:
+    def find(self, checkpoint: str, weights: Path | None = None) -> ScriptedSource | None:
         """The source, for its own name."""
         return ScriptedSource() if checkpoint == NAME else None
+
+    def find_live(self, model: Any, tokenizer: Any, transform: Any, name: str) -> None:
+        """None: it has nothing in memory."""
 
     def find_encoder(self, model: str, pretrained: str | None) -> ThumbnailSource | None:
         """Thumbnails, for its own name."""

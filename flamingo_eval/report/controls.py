@@ -32,7 +32,7 @@ def _grid(rows: Rows) -> tuple[list[str], list[list[str]]]:
 
 def _legend(rows: Rows, run: Run, notes: Sequence[str]) -> list[str]:
     lines = [f"{name}: {CONTROLS[name]}" for name in rows if name in CONTROLS]
-    lines.append("-: the control changes nothing there, or the trial is not answered")
+    lines.append("-: the control shows the same there, or the trial is not answered")
     return [*lines, *caption_lines(next(cells for cells in rows.values() if cells), run, notes)]
 
 

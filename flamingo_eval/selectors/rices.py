@@ -29,7 +29,7 @@ class RicesSelector:
         generator = random.Random(selection.seed)
         picked = []
         for query in selection.queries:
-            order = [*selection.nearest[query.image][: selection.count]][::-1]
+            order = [*selection.nearest.rows[query.image][: selection.count]][::-1]
             if orders == 1:
                 picked.append([order])
                 continue

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from flamingo_eval.errors import CheckpointError, UserError
 from flamingo_eval.files import cache_folder, digest, file_digest
-from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, LanguageSpec, VisionSpec, read_spec
-from flamingo_eval.ports import ModelInfo
+from flamingo_eval.models.flamingo.released import find_released, released
+from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, VisionSpec, read_spec
+from flamingo_eval.ports import ModelInfo, ModelSource
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel
@@ -22,7 +23,6 @@ DEMO_SPEC = Path(__file__).parents[2] / "demo" / "bundle" / "model.toml"
 PRECISIONS = ("fp32", "bf16", "fp16", "amp_bf16")
 DEMO = "demo"
 DEFAULT_PRETRAINED = "openai"
-DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,22 @@ class FlamingoSource:
             self.spec.cross_attn_every_n_layers,
             self.spec.head_width,
         ]
-        return ModelInfo(self.spec.name, digest([settings, list(parts.values())]), parts)
+        return ModelInfo(self.spec.name, digest([settings, list(parts.values())]), parts, tuple(self._notes()))
+
+    def _notes(self) -> Iterator[str]:
+        """What a reader of its numbers should know."""
+        folder = self.spec.language.model
+        if not isinstance(folder, Path) or not (folder / "config.json").is_file():
+            return
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except ValueError:  # loading it will say so
+            return
+        if config.get("model_type") == "llama" and not config.get("tie_word_embeddings", False):
+            yield (
+                "the output layer's rows of the added tokens are zero: LLaMA's output layer is not in the checkpoint "
+                "(the reference starts these rows at random, anew each time)"
+            )
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
         """Device and precision that ``auto`` stands for: CUDA if there is one; float32 on a CPU, amp_bf16 on CUDA.
@@ -55,20 +70,13 @@ class FlamingoSource:
         Raises:
             UserError: unknown precision, or a device this machine doesn't have.
         """
-        import torch
+        from flamingo_eval.features.ranking import pick_device
 
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = pick_device(device)
         if precision == "auto":
             precision = "amp_bf16" if device.startswith("cuda") else "fp32"
-        if device.partition(":")[0] not in DEVICES:
-            raise UserError(f"device {device!r} can't be used; known devices: auto, {', '.join(DEVICES)}")
         if precision not in PRECISIONS:
             raise UserError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
-        try:
-            torch.empty(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device {device!r} can't be used: {str(error).splitlines()[0]}") from error
         return device, precision
 
     def load(
@@ -130,16 +138,18 @@ class FlamingoFamily:
         """Names and a line about each."""
         return {
             DEMO: "the embedded tiny Flamingo; for trying things out",
-            **{n: r["about"] for n, r in _released().items()},
+            **{name: one.about() for name, one in released().items()},
         }
 
-    def find(self, checkpoint: str) -> FlamingoSource | None:
-        """The demo, a released checkpoint by name (with or without ``openflamingo/``), or a TOML file."""
+    def find(self, checkpoint: str, weights: Path | None = None) -> FlamingoSource | None:
+        """The demo, a released checkpoint by name or alias, or a TOML file."""
+        known = find_released(checkpoint)
+        if known is not None:
+            return FlamingoSource(known.spec(weights))
+        if weights is not None:
+            raise UserError(f"--weights goes with the name of a released checkpoint, not with {checkpoint}")
         if checkpoint == DEMO:
             return FlamingoSource(read_spec(DEMO_SPEC))
-        name = checkpoint if checkpoint in _released() else f"openflamingo/{checkpoint}"
-        if name in _released():
-            return FlamingoSource(_released_spec(name, _released()[name]))
         if checkpoint.endswith(".toml"):
             return FlamingoSource(read_spec(Path(checkpoint).expanduser()))
         if Path(checkpoint).exists():
@@ -148,6 +158,17 @@ class FlamingoFamily:
                 "(README, 'Your own checkpoint')"
             )
         return None
+
+    def find_live(self, model: Any, tokenizer: Any, transform: Any, name: str) -> ModelSource | None:
+        """A loaded Flamingo, or a module in the released layout."""
+        from torch import nn
+
+        from flamingo_eval.models.flamingo.adapter import FlamingoModel
+        from flamingo_eval.models.flamingo.live import LiveSource
+
+        if not isinstance(model, (nn.Module, FlamingoModel)):
+            return None
+        return LiveSource(model, tokenizer, transform, name)
 
     def find_encoder(self, model: str, pretrained: str | None) -> ClipSource:
         """The demo's CLIP, the CLIP of a checkpoint's TOML file, or an open_clip model by name."""
@@ -158,21 +179,6 @@ class FlamingoFamily:
         weights = DEFAULT_PRETRAINED if pretrained is None else pretrained
         file = Path(weights).expanduser()
         return ClipSource(VisionSpec(model, file if file.is_file() else weights))
-
-
-def _released() -> dict[str, dict[str, Any]]:
-    table = tomllib.loads(Path(__file__).with_name("released.toml").read_text(encoding="utf-8"))
-    return {row["name"]: row for row in table["checkpoint"]}
-
-
-def _released_spec(name: str, row: Mapping[str, Any]) -> FlamingoSpec:
-    return FlamingoSpec(
-        name=name,
-        checkpoint=HubFile(name, "checkpoint.pt"),
-        cross_attn_every_n_layers=row["cross_attn_every_n_layers"],
-        vision=VisionSpec(model="ViT-L-14", pretrained="openai"),
-        language=LanguageSpec(model=row["language_model"], tokenizer=row["language_model"]),
-    )
 
 
 MODEL = FlamingoFamily()

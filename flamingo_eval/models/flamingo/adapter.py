@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from flamingo_eval.errors import CheckpointError, QueryError
+from flamingo_eval.errors import CheckpointError, QueryError, UserError
 from flamingo_eval.features.store import FeatureStore
 from flamingo_eval.files import digest
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
@@ -27,7 +28,7 @@ from flamingo_eval.models.flamingo.prefix import Prefix
 from flamingo_eval.models.flamingo.ranking import room_needed as ranking_room
 from flamingo_eval.models.flamingo.ranking import score_names
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
-from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
+from flamingo_eval.models.flamingo.tokenizer import IMAGE, FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import PatchTokens, Transform, load_clip
 from flamingo_eval.nouns import NO_PICTURE, Answer, Decoding, Prompt, Ranking, Task
 
@@ -91,8 +92,8 @@ class FlamingoModel:
         caching: Caching | None = None,
     ) -> None:
         caching = caching or Caching()
-        self.model, self.tokenizer, self._transform = model, tokenizer, transform
-        self._data_root, self._precision = data_root, precision
+        self.model, self.tokenizer, self.transform = model, tokenizer, transform
+        self.precision, self._data_root = precision, data_root
         self._names: dict[Ranking, list[list[int]]] = {}
         like = model.perceiver.latents
         # generation encodes pictures within autocast, ranking without, as the reference does (eval/models)
@@ -114,10 +115,7 @@ class FlamingoModel:
         Raises:
             QueryError: a picture can't be read, or the prompt is too long.
         """
-        ids = self.tokenizer.encode(prompt.text)
-        limit = min(MAX_PROMPT_TOKENS, max_positions(self.model.language.config) - self._room(task))
-        if len(ids) > limit:
-            raise QueryError(f"a prompt has {len(ids)} tokens, the limit is {limit}: use fewer shots")
+        ids = self._encode_prompt(prompt.text, task)
         store = self._store(task)
         images = [
             None if image == NO_PICTURE else store.find(self._data_root / image, prompt.rgb) for image in prompt.images
@@ -125,8 +123,16 @@ class FlamingoModel:
         self._read(store, [image for image in images if image is not None])
         return PreparedPrompt(ids, images)
 
+    def _encode_prompt(self, text: str, task: Task) -> list[int]:
+        """Token ids; raises QueryError if there are too many."""
+        ids = self.tokenizer.encode(text)
+        limit = min(MAX_PROMPT_TOKENS, max_positions(self.model.language.config) - self._room(task))
+        if len(ids) > limit:
+            raise QueryError(f"a prompt has {len(ids)} tokens, the limit is {limit}: use fewer shots")
+        return ids
+
     def _autocasts_pictures(self, task: Task) -> bool:
-        return self._precision == "amp_bf16" and isinstance(task, Decoding)
+        return self.precision == "amp_bf16" and isinstance(task, Decoding)
 
     def _store(self, task: Task) -> LatentStore:
         """The latents that a task goes by."""
@@ -182,6 +188,41 @@ class FlamingoModel:
             scores = score_names(prefix, names)
         return [dict(zip(ranking.names, row, strict=True)) for row in scores.tolist()]
 
+    def generate(
+        self,
+        prompt: str,
+        images: Sequence[Image.Image | str | Path] = (),
+        *,
+        max_new_tokens: int = 20,
+        num_beams: int = 3,
+        length_penalty: float = 0.0,
+        min_new_tokens: int = 0,
+    ) -> str:
+        """Text that continues a prompt with pictures in it.
+
+        Args:
+            prompt: with an ``<image>`` where a picture is, and ``<|endofchunk|>`` behind each demonstration.
+            images: Pillow pictures or paths, one for each ``<image>``.
+            max_new_tokens: at most.
+            num_beams: 1 is greedy.
+            length_penalty: as in transformers 4.28.
+            min_new_tokens: at least.
+
+        Raises:
+            UserError: not as many pictures as ``<image>`` tags; a picture can't be read; the prompt is too long.
+        """
+        if prompt.count(IMAGE) != len(images):
+            raise UserError(f"the prompt has {prompt.count(IMAGE)} {IMAGE} tags, and there are {len(images)} pictures")
+        task = Decoding(max_new_tokens, num_beams, min_new_tokens, length_penalty)
+        store = self._store(task)
+        ids = self._encode_prompt(prompt, task)
+        pictures = [
+            store.adopt(image) if isinstance(image, Image.Image) else store.find(self._data_root / image, rgb=False)
+            for image in images
+        ]
+        said = self.answer([PreparedPrompt(ids, [*pictures])], task)[0]
+        return str(said)
+
     def _prefix(self, prepared: Sequence[PreparedPrompt], task: Task, room: int) -> Prefix:
         """Reads the prompts of a batch, with their pictures."""
         ids, mask = self._pad(prepared)
@@ -210,7 +251,7 @@ class FlamingoModel:
         return self._to_device(torch.cat([*known, nothing])), numbers
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self._precision == "amp_bf16":
+        if self.precision == "amp_bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 

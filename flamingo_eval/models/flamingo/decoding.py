@@ -1,7 +1,10 @@
-"""Greedy decoding and beam search over a :class:`Prefix`.
+"""Greedy decoding and beam search over prompts that have been read.
 
-The rules of beam search are those of transformers (``GenerationMixin._beam_search`` with ``early_stopping=False``),
-whose texts equal the reference's; rows never influence each other.
+The rules of beam search are those of transformers 4.28 (generation/beam_search.py, ``early_stopping=False``), which the
+reference runs on: a sequence's score is its log-likelihood divided by the length of the *whole* sequence, prompt
+included, to the power of the length penalty. (transformers 5 divides by the generated length. With length penalty 0, as
+in the reference's last commit, that is the same; with -2.0, as in its older harnesses, it is not.) The prompt counts
+without padding, as it does there in a batch of one: rows never influence each other.
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flamingo_eval.models.flamingo.prefix import Prefix
+from flamingo_eval.models.flamingo.prefix import Prompts
 from flamingo_eval.nouns import Decoding
 
 _OUT = -1e9
-"""Added to the score of what must not be chosen; transformers' number."""
+"""Added to the score of what must not be chosen."""
 
 
 def room_needed(decoding: Decoding) -> int:
@@ -23,7 +26,7 @@ def room_needed(decoding: Decoding) -> int:
     return decoding.num_beams * decoding.max_new_tokens
 
 
-def decode(prefix: Prefix, decoding: Decoding, *, end_id: int, pad_id: int) -> Tensor:
+def decode(prefix: Prompts, decoding: Decoding, *, end_id: int, pad_id: int) -> Tensor:
     """Generated ids, (rows, max_new_tokens), ``pad_id`` behind each one's end."""
     if decoding.num_beams == 1:
         return _greedy(prefix, decoding, end_id, pad_id)
@@ -37,7 +40,7 @@ def _log_probabilities(logits: Tensor, step: int, decoding: Decoding, end_id: in
     return scores
 
 
-def _greedy(prefix: Prefix, decoding: Decoding, end_id: int, pad_id: int) -> Tensor:
+def _greedy(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) -> Tensor:
     logits = prefix.logits
     rows, steps, device = logits.shape[0], decoding.max_new_tokens, logits.device
     ids = torch.full((rows, steps), pad_id, device=device)
@@ -58,7 +61,7 @@ class _Beams:
     """Sequences of every row: those running, or the best finished ones.
 
     Attributes:
-        scores: (rows, beams), summed log-likelihoods; of finished ones divided by length ** length_penalty.
+        scores: (rows, beams), summed log-likelihoods; of finished ones divided by length ** length_penalty, best first.
         ids: (rows, beams, max_new_tokens).
         paths: (rows, beams, max_new_tokens), for running ones where each token stands behind the prompt.
     """
@@ -72,37 +75,39 @@ class _Beams:
         wide = which[..., None].expand(-1, -1, self.ids.shape[-1])
         return _Beams(self.scores.gather(1, which), self.ids.gather(1, wide), self.paths.gather(1, wide))
 
-    def with_also(self, other: _Beams) -> _Beams:
-        """Both, side by side."""
-        pairs = ((self.scores, other.scores), (self.ids, other.ids), (self.paths, other.paths))
-        return _Beams(*(torch.cat(pair, dim=1) for pair in pairs))
+    def best_with(self, other: _Beams, counts: Tensor, divisor: Tensor) -> _Beams:
+        """As many as before: the best of these and of those others that count, their scores divided, best first."""
+        scores = torch.where(counts, other.scores.to(self.scores.dtype) / divisor, -torch.inf)
+        both = _Beams(
+            torch.cat((self.scores, scores), dim=1),
+            torch.cat((self.ids, other.ids), dim=1),
+            torch.cat((self.paths, other.paths), dim=1),
+        )
+        return both.pick(both.scores.topk(self.scores.shape[1]).indices)
 
 
-def _beam_search(prefix: Prefix, decoding: Decoding, end_id: int, pad_id: int) -> Tensor:
+def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) -> Tensor:
     logits, beams, steps = prefix.logits[:, None], decoding.num_beams, decoding.max_new_tokens
     rows, device = logits.shape[0], logits.device
+    exact = torch.float32 if device.type == "mps" else torch.float64  # what the device has; 4.28 scores in Python
+    lengths = prefix.lengths[:, None].to(exact)
     blank = torch.full((rows, beams, steps), pad_id, device=device)
     running = _Beams(torch.zeros(rows, 1, device=device), blank[:, :1], torch.zeros_like(blank[:, :1]))
-    finished = _Beams(torch.full((rows, beams), _OUT, device=device), blank, torch.zeros_like(blank))
-    is_finished = torch.zeros(rows, beams, dtype=torch.bool, device=device)
-    improvable = torch.ones(rows, 1, dtype=torch.bool, device=device)
-    among_first = torch.arange(2 * beams, device=device) < beams
+    finished = _Beams(torch.full((rows, beams), -torch.inf, dtype=exact, device=device), blank, torch.zeros_like(blank))
+    done = torch.zeros(rows, 1, dtype=torch.bool, device=device)
     side_by_side = torch.arange(beams, device=device)
     for step in range(steps):
         candidates = _continuations(running, _log_probabilities(logits, step, decoding, end_id), step, 2 * beams)
         ends = candidates.ids[..., step] == end_id
-        if step + 1 == steps:
-            ends = torch.ones_like(ends)
         running = candidates.pick((candidates.scores + ends * _OUT).topk(beams).indices)
-        done = ends & among_first
-        candidates.scores = candidates.scores / (step + 1) ** decoding.length_penalty + (~improvable | ~done) * _OUT
-        merged = finished.with_also(candidates)
-        best = merged.scores.topk(beams).indices
-        finished, is_finished = merged.pick(best), torch.cat((is_finished, done), dim=1).gather(1, best)
-        attainable = running.scores[:, :1] / (step + 1) ** decoding.length_penalty
-        worst = torch.where(is_finished, finished.scores.min(dim=1, keepdim=True).values, _OUT)
-        improvable &= (attainable > worst).any(dim=-1, keepdim=True)
-        if step + 1 == steps or not bool(improvable.any()):
+        counts = ends & (torch.arange(2 * beams, device=device) < beams) & ~done
+        finished = finished.best_with(candidates, counts, (lengths + step) ** decoding.length_penalty)
+        attainable = candidates.scores[:, :1].to(exact) / (lengths + step + 1) ** decoding.length_penalty
+        done |= finished.scores[:, -1:] >= attainable  # -inf there as long as fewer than ``beams`` have finished
+        if step + 1 == steps:
+            whole = (lengths + steps) ** decoding.length_penalty
+            finished = finished.best_with(running, (~done).expand(-1, beams), whole)
+        if step + 1 == steps or bool(done.all()):
             break
         running.paths[..., step] = step * beams + side_by_side
         visible = torch.zeros(rows, beams, (step + 1) * beams, dtype=torch.bool, device=device)

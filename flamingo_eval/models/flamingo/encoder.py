@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flamingo_eval.features.ranking import full_float32
 from flamingo_eval.models.flamingo.spec import VisionSpec
 from flamingo_eval.models.flamingo.vision import load_clip, read_picture
 
@@ -35,6 +36,7 @@ class ClipEncoder:
     def encode(self, prepared: Sequence[Tensor]) -> NDArray[np.float32]:
         """(pictures, width), not normalised."""
         pixels = torch.stack([p.to(self._device, non_blocking=True) for p in prepared])
-        features: Tensor = self._clip.encode_image(pixels)
+        with full_float32():
+            features: Tensor = self._clip.encode_image(pixels)
         vectors: NDArray[np.float32] = features.float().cpu().numpy()
         return vectors

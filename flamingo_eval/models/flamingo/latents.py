@@ -6,6 +6,7 @@ everything that determines its latents, so that later runs of the same checkpoin
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flamingo_eval.errors import QueryError
@@ -86,6 +88,14 @@ class LatentStore:
             with self._lock:
                 self._keys[path, rgb] = key
         return Picture(key, path, rgb)
+
+    def adopt(self, image: Image.Image) -> Picture:
+        """A picture that is in memory already."""
+        pixels = self._transform(image)
+        key = "pixels-" + hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
+        with self._lock:
+            self._pixels[key] = pixels
+        return Picture(key, Path(), rgb=False)
 
     def read(self, pictures: Sequence[Picture]) -> None:
         """Reads and transforms the pictures whose latents are not known, in threads; may be called ahead, in one.

@@ -14,10 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from flamingo_eval.errors import CheckpointError
 from flamingo_eval.models.flamingo.checkpoint import TrainedPart, describe_keys, load_exactly
-from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, Media, Sight
+from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, Sight
 from flamingo_eval.models.flamingo.hosts import HOSTS, Host, generic_host, host_for
 from flamingo_eval.models.flamingo.perceiver import PerceiverResampler
-from flamingo_eval.nouns import Decoding
 
 
 class Flamingo(nn.Module):
@@ -97,29 +96,6 @@ class Flamingo(nn.Module):
             logits: Tensor = self.language(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits
 
-    def generate_plainly(
-        self, input_ids: Tensor, attention_mask: Tensor, media: Media, decoding: Decoding, *, end_id: int, pad_id: int
-    ) -> Tensor:
-        """Ids generated after left-padded prompts, (rows, at most ``max_new_tokens``), padded on the right.
-
-        Decoding is transformers' own, beams are copies; it ends at ``<|endofchunk|>`` only.
-        """
-        config = GenerationConfig(
-            num_beams=decoding.num_beams,
-            min_new_tokens=decoding.min_new_tokens,
-            max_new_tokens=decoding.max_new_tokens,
-            length_penalty=decoding.length_penalty,
-            do_sample=False,
-            eos_token_id=end_id,
-            pad_token_id=pad_id,
-            use_cache=True,
-        )
-        with self.looking_at(media.repeat(decoding.num_beams)):
-            ids: Tensor = self.language.generate(
-                input_ids=input_ids, attention_mask=attention_mask, generation_config=config
-            )
-        return ids[:, input_ids.shape[1] :]
-
 
 def load_language(source: str | Path, dtype: torch.dtype, decoder_layers: str | None = None) -> tuple[nn.Module, Host]:
     """The language model, on the CPU in ``dtype``, and its host; never runs code from the hub.
@@ -171,6 +147,13 @@ def assemble(
         CheckpointError: tensors that don't fit, with their names.
     """
     resize_embeddings(language, trained, vocabulary)
+    return assemble_parts(vision=vision, language=language, host=host, trained=trained, head_width=head_width)
+
+
+def assemble_parts(
+    *, vision: nn.Module, language: nn.Module, host: Host, trained: TrainedPart, head_width: int
+) -> Flamingo:
+    """The same around a language model whose embeddings are in place already; the tensors are used as they are."""
     with torch.device("meta"):
         perceiver = _perceiver_like(trained.perceiver, head_width)
         blocks = {i: _block_like(state, head_width) for i, state in trained.blocks.items()}
@@ -186,6 +169,7 @@ def resize_embeddings(language: Any, trained: TrainedPart, vocabulary: int) -> N
     language.resize_token_embeddings(vocabulary, mean_resizing=False)
     _silence_new_outputs(language, before)
     parameters = dict(language.named_parameters(remove_duplicate=False))
+    filled: dict[int, Tensor] = {}
     with torch.no_grad():
         for name, tensor in trained.embeddings.items():
             if tensor.shape != parameters[name].shape:
@@ -193,6 +177,9 @@ def resize_embeddings(language: Any, trained: TrainedPart, vocabulary: int) -> N
                     f"the checkpoint's embeddings ({name}) have shape {tuple(tensor.shape)}, the language model with "
                     f"this tokenizer {tuple(parameters[name].shape)}: wrong tokenizer or wrong language model"
                 )
+            before_it = filled.setdefault(id(parameters[name]), tensor)
+            if before_it is not tensor and not torch.equal(before_it, tensor):
+                raise CheckpointError(f"the checkpoint holds a tied tensor twice, and not the same: {name}")
             parameters[name].copy_(tensor)
 
 

@@ -9,11 +9,48 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from flamingo_eval.models.flamingo.adapter import FlamingoModel, PreparedPrompt
 from flamingo_eval.models.flamingo.cross_attention import Media
+from flamingo_eval.models.flamingo.decoding import decode
 from flamingo_eval.models.flamingo.latents import LatentStore, Picture
+from flamingo_eval.models.flamingo.model import Flamingo
 from flamingo_eval.nouns import Decoding, Ranking, Task
+
+
+class Copies:
+    """Prompts read once for every beam, whose caches are copied to and fro, by transformers' own code."""
+
+    def __init__(self, model: Flamingo, ids: Tensor, mask: Tensor, media: Media, beams: int) -> None:
+        self._model, self._beams = model, beams
+        self._media = media.repeat(beams)
+        self._mask = mask.repeat_interleave(beams, dim=0)
+        self._cache = DynamicCache(config=model.language.config)
+        logits = self._read(ids.repeat_interleave(beams, dim=0))
+        self.logits = logits[::beams]
+        self.lengths = mask.sum(-1)
+
+    def extend(self, ids: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
+        """One token more for each beam, (rows, beams); ``visible`` says which beam each continues."""
+        rows, beams = ids.shape
+        if int(depths[0]) > 0:
+            before = visible[..., -2 * beams : -beams].int().argmax(-1)  # (rows, beams): its place a step ago
+            self._cache.reorder_cache((before + torch.arange(rows, device=ids.device)[:, None] * beams).flatten())
+        self._mask = torch.cat((self._mask, torch.ones_like(self._mask[:, :1])), dim=1)
+        logits: Tensor = self._read(ids.flatten()[:, None]).unflatten(0, (rows, beams))
+        return logits
+
+    def _read(self, ids: Tensor) -> Tensor:
+        """Logits (rows * beams, vocabulary) of the last of these tokens."""
+        positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        with self._model.looking_at(self._media):
+            logits: Tensor = self._model.language(
+                input_ids=ids, attention_mask=self._mask, position_ids=positions, past_key_values=self._cache,
+                use_cache=True,
+            ).logits  # fmt: skip
+        last: Tensor = logits[:, -1]
+        return last
 
 
 class PlainFlamingoModel(FlamingoModel):
@@ -28,9 +65,8 @@ class PlainFlamingoModel(FlamingoModel):
         ids, mask = (self._to_device(tensor) for tensor in self._pad(prepared))
         media = Media.of(self._dense_latents(prepared, decoding), ids, self.tokenizer.image_id)
         with self._autocast():
-            generated = self.model.generate_plainly(
-                ids, mask, media, decoding, end_id=self.tokenizer.end_of_chunk_id, pad_id=self.tokenizer.pad_id
-            )
+            copies = Copies(self.model, ids, mask, media, decoding.num_beams)
+            generated = decode(copies, decoding, end_id=self.tokenizer.end_of_chunk_id, pad_id=self.tokenizer.pad_id)
         return [self.tokenizer.decode(row) for row in generated.tolist()]
 
     def _rank(self, prepared: Sequence[PreparedPrompt], ranking: Ranking) -> list[dict[str, float]]:

@@ -7,7 +7,7 @@ changes a mask, not the cache.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -54,8 +54,23 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
+class Prompts(Protocol):
+    """Prompts that have been read, to be continued.
+
+    Attributes:
+        logits: (rows, vocabulary), what comes next.
+        lengths: (rows,), tokens of each prompt, padding not counted.
+    """
+
+    logits: Tensor
+    lengths: Tensor
+
+    def extend(self, ids: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
+        """Logits of more tokens, see :meth:`Prefix.extend`."""
+
+
 class Prefix:
-    """Prompts that have been read.
+    """Prompts that have been read, once each.
 
     Args:
         model: the Flamingo.
@@ -75,7 +90,7 @@ class Prefix:
                 use_cache=True, logits_to_keep=1,
             )  # fmt: skip
         self.logits: Tensor = output.logits[:, -1]
-        """(rows, vocabulary): what comes next."""
+        self.lengths: Tensor = mask.sum(-1)
         self._next = positions[:, -1] + 1
         self._after: Media | LastImages = sight.after_prompt()
         self._depths = torch.empty(0, dtype=torch.long, device=ids.device)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from flamingo_eval.errors import CheckpointError
@@ -54,19 +54,32 @@ class FlamingoTokenizer:
     """
 
     def __init__(self, source: str | Path, *, tidies_spaces: bool = True) -> None:
-        try:
-            self.inner = PreTrainedTokenizerFast.from_pretrained(str(source))
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"no tokenizer could be loaded from {source}: {error}") from error
-        self.inner.add_special_tokens(
-            {"extra_special_tokens": [END_OF_CHUNK, IMAGE]}, replace_extra_special_tokens=False
-        )
+        inner = _load(source)
+        inner.add_special_tokens({"extra_special_tokens": [END_OF_CHUNK, IMAGE]}, replace_extra_special_tokens=False)
         if _configured_pad_token(source) is None:
-            self.inner.add_special_tokens({"pad_token": PAD})
-        self.inner.padding_side = "left"
+            inner.add_special_tokens({"pad_token": PAD})
+        self._take(inner, tidies_spaces)
+
+    @classmethod
+    def around(cls, inner: Any, *, tidies_spaces: bool) -> FlamingoTokenizer:
+        """One of transformers that has the special tokens already.
+
+        Raises:
+            CheckpointError: it has not.
+        """
+        lacking = {END_OF_CHUNK, IMAGE} - inner.get_vocab().keys()
+        if lacking or inner.pad_token is None:
+            raise CheckpointError(f"the tokenizer lacks {', '.join(sorted(lacking)) or 'a pad token'}")
+        self = cls.__new__(cls)
+        self._take(inner, tidies_spaces)
+        return self
+
+    def _take(self, inner: Any, tidies_spaces: bool) -> None:
+        self.inner = inner
         self._tidies_spaces = tidies_spaces
-        self.image_id, self.end_of_chunk_id = self.inner.convert_tokens_to_ids([IMAGE, END_OF_CHUNK])
-        self.pad_id: int = self.inner.convert_tokens_to_ids(self.inner.pad_token)
+        self._special = {id for id, token in inner.added_tokens_decoder.items() if token.special}
+        self.image_id, self.end_of_chunk_id = inner.convert_tokens_to_ids([IMAGE, END_OF_CHUNK])
+        self.pad_id: int = inner.convert_tokens_to_ids(inner.pad_token)
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -83,8 +96,31 @@ class FlamingoTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids without special tokens."""
-        text: str = self.inner.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # dropped here: tokenizers leaves special tokens in that are marked as normalised, as LLaMA's are
+        plain = [id for id in ids if id not in self._special]
+        text: str = self.inner.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return tidy_spaces(text) if self._tidies_spaces else text
+
+
+def _load(source: str | Path) -> Any:
+    """The tokenizer as its ``tokenizer.json`` says; where there is none (OPT), as its class builds it.
+
+    Raises:
+        CheckpointError: neither can be had.
+    """
+    try:
+        whole = cached_file(str(source), "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+        if whole is not None:
+            return PreTrainedTokenizerFast.from_pretrained(str(source))
+        if cached_file(str(source), "vocab.json", _raise_exceptions_for_missing_entries=False) is None:
+            raise CheckpointError(
+                f"the tokenizer {source} has no tokenizer.json (nor vocab.json and merges.txt). One that comes as "
+                "tokenizer.model only must be converted once: open it with transformers' AutoTokenizer, with "
+                "sentencepiece installed, and save it with save_pretrained"
+            )
+        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"no tokenizer could be loaded from {source}: {error}") from error
 
 
 def _configured_pad_token(source: str | Path) -> str | None:

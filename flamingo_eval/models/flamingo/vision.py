@@ -21,6 +21,11 @@ Transform = Callable[[Any], Tensor]
 """open_clip's inference transform: a Pillow image, *as opened*, to a (3, height, width) float tensor."""
 
 
+_LOADING_ERRORS = (RuntimeError, OSError, UserWarning, EOFError, pickle.UnpicklingError, SafetensorError,
+                   AssertionError, KeyError, ValueError, TypeError, AttributeError)  # fmt: skip
+"""What open_clip raises for weights that are none, or another model's."""
+
+
 def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
     """Builds the open_clip model a checkpoint names, in float32 on the CPU, and its inference transform.
 
@@ -45,7 +50,7 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
             model, _, transform = open_clip.create_model_and_transforms(
                 spec.model, pretrained=pretrained, precision="fp32", force_quick_gelu=quick_gelu
             )
-        except (RuntimeError, OSError, UserWarning, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        except _LOADING_ERRORS as error:
             raise CheckpointError(f"vision weights {pretrained!r} do not load into {spec.model}: {error}") from error
     return model.eval(), transform
 

@@ -1,0 +1,136 @@
+"""The Python API: load a checkpoint, let it speak, evaluate it or a model of your own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flamingo_eval import registry
+from flamingo_eval.benchmark import canonical_name, load_benchmark
+from flamingo_eval.errors import UserError
+from flamingo_eval.nouns import Cell
+from flamingo_eval.ports import ModelSource
+from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
+
+if TYPE_CHECKING:
+    from flamingo_eval.models.flamingo.adapter import FlamingoModel
+
+
+def load_model(
+    checkpoint: str,
+    *,
+    weights: str | Path | None = None,
+    data_root: str | Path = ".",
+    device: str = "auto",
+    precision: str = "auto",
+) -> FlamingoModel:
+    """Loads a checkpoint.
+
+    Args:
+        checkpoint: a known name, ``demo``, or the path of a TOML file.
+        weights: a folder of copies to take a known checkpoint's files from.
+        data_root: what paths of pictures are relative to.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        precision: ``auto``, ``fp32``, ``bf16``, ``fp16``, ``amp_bf16``.
+
+    Raises:
+        UserError, CheckpointError: unknown, or not what it must be.
+    """
+    source: Any = registry.model_source(checkpoint, None if weights is None else Path(weights))
+    device, precision = source.resolve(device, precision)
+    loaded: FlamingoModel = source.load(data_root=Path(data_root), device=device, precision=precision)
+    return loaded
+
+
+def evaluate(
+    model: Any,
+    benchmarks: str | Sequence[str],
+    *,
+    shots: Sequence[int] = (0, 4, 8, 16, 32),
+    seeds: Sequence[int] | None = None,
+    tokenizer: Any = None,
+    transform: Callable[[Any], Any] | None = None,
+    data_root: str | Path = DEMO,
+    protocol: str = "openflamingo",
+    split: str | None = None,
+    selector: str = "random",
+    rices: RicesSpec | None = None,
+    num_samples: int | None = None,
+    query_set_size: int = 2048,
+    batch_size: int = 8,
+    out: str | Path | None = None,
+    name: str = "live model",
+) -> list[Cell]:
+    """Evaluates a model in this process, and returns the cells of its table.
+
+    Args:
+        model: what :func:`load_model` returns; or a live module in the released layout (``perceiver``,
+            ``vision_encoder``, ``lang_encoder`` with its ``gated_cross_attn_layer``), as it stands, in training or
+            not: its tensors are shared, and it is left as it was; or the name of a checkpoint.
+        benchmarks: one or several.
+        shots: numbers of demonstrations.
+        seeds: one trial each; None for the protocol's.
+        tokenizer: of a live module, with its special tokens.
+        transform: of a live module: from a Pillow picture to a tensor.
+        data_root: folder with one folder a benchmark, or ``demo``.
+        protocol: whose rules.
+        split: which split to query.
+        selector: ``random`` or ``rices``.
+        rices: how RICES picks.
+        num_samples: queries a trial; None for all.
+        query_set_size: size of the pool of random demonstrations.
+        batch_size: queries a batch.
+        out: run folder, to keep the answers and to resume; None to keep nothing.
+        name: what to call a live module.
+
+    Raises:
+        UserError, DataError, CheckpointError: as on the command line.
+    """
+    from flamingo_eval.demo.data import demo_data_root
+    from flamingo_eval.engine.run import execute
+
+    names = tuple(canonical_name(one) for one in ([benchmarks] if isinstance(benchmarks, str) else benchmarks))
+    if not names:
+        raise UserError("no benchmark is named")
+    spec = RunSpec(
+        benchmarks=names,
+        shots=tuple(shots),
+        seeds=tuple(seeds) if seeds is not None else load_benchmark(names[0], protocol=protocol).plan.seeds,
+        checkpoint=model if isinstance(model, str) else name,
+        data_root=str(data_root),
+        protocol=protocol,
+        split=split,
+        selector=selector,
+        rices=rices or RicesSpec(),
+        num_samples=num_samples,
+        query_set_size=query_set_size,
+        batch_size=batch_size,
+    )
+
+    def root_of(data: str) -> Path:
+        return demo_data_root() if data == DEMO else Path(data).expanduser()
+
+    with tempfile.TemporaryDirectory(prefix="flamingo-eval-") as scratch:
+        folder = Path(scratch) / "run" if out is None else Path(out)
+        with _left_as_it_was(model):
+            return execute(spec, root_of, folder, model_source=_source(model, tokenizer, transform, name)).cells
+
+
+@contextmanager
+def _left_as_it_was(model: Any) -> Iterator[None]:
+    """A module in training goes on training afterwards; evaluation shares its parts and switches them."""
+    before = {part: part.training for part in model.modules()} if hasattr(model, "modules") else {}
+    try:
+        yield
+    finally:
+        for part, training in before.items():
+            part.training = training
+
+
+def _source(model: Any, tokenizer: Any, transform: Any, name: str) -> ModelSource:
+    if isinstance(model, str):
+        return registry.model_source(model)
+    return registry.live_source(model, tokenizer, transform, name)

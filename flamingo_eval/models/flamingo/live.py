@@ -1,0 +1,171 @@
+"""A Flamingo that is already in memory, perhaps in training: evaluated as it stands, its tensors shared, not copied."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from flamingo_eval.errors import CheckpointError
+from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
+from flamingo_eval.models.flamingo.checkpoint import sort_keys
+from flamingo_eval.models.flamingo.hosts import host_for
+from flamingo_eval.models.flamingo.model import Flamingo, assemble_parts
+from flamingo_eval.models.flamingo.plain import PlainFlamingoModel
+from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
+from flamingo_eval.models.flamingo.vision import PatchTokens, Transform
+from flamingo_eval.ports import ModelInfo
+
+_WRAPPER = ".decoder_layer."
+
+
+@dataclass(frozen=True)
+class LiveSource:
+    """A live model as the engine sees it.
+
+    Attributes:
+        model: a loaded one of ours, or a module in the released layout: ``perceiver``, ``vision_encoder`` (open_clip's
+            visual tower), and ``lang_encoder``, a transformers model whose decoder layers are wrapped with a
+            ``gated_cross_attn_layer`` each.
+        tokenizer: its tokenizer, with the special tokens added; not for a loaded model.
+        transform: its image transform; not for a loaded model.
+        name: what to call it.
+    """
+
+    model: Any
+    tokenizer: Any = None
+    transform: Transform | None = None
+    name: str = "live model"
+
+    def info(self) -> ModelInfo:
+        """Name, and a digest of all weights as they are now."""
+        module = self.model.model if isinstance(self.model, FlamingoModel) else self.model
+        return ModelInfo(self.name, _weights_digest(module), {})
+
+    def resolve(self, device: str, precision: str) -> tuple[str, str]:
+        """Those that the model has; what the options say is not asked."""
+        if isinstance(self.model, FlamingoModel):
+            return str(self.model.device), self.model.precision
+        parameter = next(self.model.parameters())
+        return str(parameter.device), _PRECISIONS.get(parameter.dtype, "fp32")
+
+    def load(
+        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None
+    ) -> FlamingoModel:
+        """The model over a data root; only this process's memory keeps what is computed once per picture."""
+        kind = PlainFlamingoModel if plain else FlamingoModel
+        caching = Caching(Caching.memory if cache is None else cache)
+        if isinstance(self.model, FlamingoModel):
+            loaded = self.model
+            return kind(loaded.model, loaded.tokenizer, loaded.transform, data_root=data_root, precision=precision,
+                        caching=caching)  # fmt: skip
+        if self.tokenizer is None or self.transform is None:
+            raise CheckpointError("a live model needs its tokenizer and its image transform beside it")
+        model, tidies = share(self.model, len(self.tokenizer))
+        tokenizer = FlamingoTokenizer.around(self.tokenizer, tidies_spaces=tidies)
+        return kind(model, tokenizer, self.transform, data_root=data_root, precision=precision, caching=caching)
+
+
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def share(module: nn.Module, vocabulary: int) -> tuple[Flamingo, bool]:
+    """A Flamingo of the same tensors as a module in the released layout, and whether its host tidies spaces.
+
+    Args:
+        module: in the released layout; unwrapped (``model.module``) where it is wrapped for many devices.
+        vocabulary: tokens of its tokenizer.
+
+    Raises:
+        CheckpointError: the layout is another one; the message names parts or keys.
+    """
+    for part in ("perceiver", "vision_encoder", "lang_encoder"):
+        if not hasattr(module, part):
+            raise CheckpointError(f"a live model must be in the released layout; {type(module).__name__} has no {part}")
+    theirs: Any = module
+    host = host_for(theirs.lang_encoder.config.model_type)
+    state = {key.removeprefix("module."): value for key, value in module.state_dict().items()}
+    with torch.device("meta"):
+        kind = host.model_class
+        config = theirs.lang_encoder.config
+        language = kind(config) if kind else AutoModelForCausalLM.from_config(config)
+        language.resize_token_embeddings(vocabulary, mean_resizing=False)
+    language = language.eval()
+    own = _plain_language(state, host.decoder_path)
+    renamed = {parameter: own.pop(key) for key, parameter in host.embeddings.items() if key in own}
+    expected = language.state_dict()
+    tensors = {key: value for key, value in {**own, **renamed}.items() if key in expected}
+    missing = sorted(set(expected) - tensors.keys() - set(language.all_tied_weights_keys))
+    if missing:
+        raise CheckpointError(f"the live model's language model lacks {', '.join(missing[:6])}")
+    language.load_state_dict(tensors, strict=False, assign=True)
+    language.tie_weights()
+    _real_buffers(language, theirs.lang_encoder)
+    layers = len(list(language.get_submodule(host.decoder_path).children()))
+    trained = {key: value for key, value in state.items() if key.startswith("perceiver.") or "gated_cross_attn" in key}
+    trained |= {f"lang_encoder.{key}": renamed[parameter] for key, parameter in host.embeddings.items()}
+    blocks = [i for i in range(layers) if any(f".{i}.gated_cross_attn_layer." in key for key in trained)]
+    sorted_part = sort_keys(trained, host, layers, _interval(blocks), type(module).__name__)
+    flamingo = assemble_parts(
+        vision=PatchTokens(theirs.vision_encoder),
+        language=language,
+        host=host,
+        trained=sorted_part,
+        head_width=_head_width(theirs),
+    )
+    return flamingo.eval(), host.tidies_spaces
+
+
+def _plain_language(state: Mapping[str, Tensor], decoder_path: str) -> dict[str, Tensor]:
+    """The language model's own tensors, under the names they have without Flamingo's wrappers."""
+    prefix, layers = "lang_encoder.", f"{decoder_path}."
+    found = {}
+    for key, value in state.items():
+        name = key.removeprefix(prefix)
+        if (
+            key.startswith(prefix)
+            and "gated_cross_attn_layer" not in name
+            and not name.startswith("old_decoder_blocks")
+        ):
+            found[name.replace(_WRAPPER, ".", 1) if name.startswith(layers) else name] = value
+    return found
+
+
+def _real_buffers(language: nn.Module, theirs: nn.Module) -> None:
+    """Buffers that no state dict holds (rotary frequencies) were made on the meta device: they are computed anew."""
+    device = next(theirs.parameters()).device
+    for module in language.modules():
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            kind: Any = type(module)
+            fresh = kind(language.config)
+            for name, buffer in fresh.named_buffers(recurse=False):
+                module.register_buffer(name, buffer.to(device), persistent=False)
+
+
+def _interval(blocks: list[int]) -> int:
+    """Cross-attention every n-th layer, from the layers that have it."""
+    if not blocks:
+        raise CheckpointError("the live model has no gated_cross_attn_layer in any decoder layer")
+    return blocks[0] + 1
+
+
+def _head_width(theirs: Any) -> int:
+    """Width of an attention head: 64, unless the resampler says how many heads share its width."""
+    attention = theirs.perceiver.layers[0][0]
+    heads = getattr(attention, "heads", None)
+    return attention.to_q.weight.shape[0] // heads if isinstance(heads, int) else getattr(attention, "head_width", 64)
+
+
+def _weights_digest(module: nn.Module) -> str:
+    """Digest of all tensors, names included."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

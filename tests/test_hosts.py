@@ -1,0 +1,259 @@
+"""Every language host: loads, and answers the same fast and plain, cached and uncached, alone and in a batch."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flamingo_eval import registry
+from flamingo_eval.errors import CheckpointError
+from flamingo_eval.nouns import Decoding, Prompt, Ranking
+from tests.helpers import LazyModule
+from tests.small_flamingos import WIDTH, make_language, write_flamingo
+from tests.test_fast_paths import TEXTS
+
+pytestmark = [pytest.mark.torch, pytest.mark.goldens]
+torch: Any = LazyModule("torch")
+HOSTS = ("gpt_neox", "llama", "mosaic_gpt", "mpt", "opt")
+
+
+def load(toml: Path, goldens: Path, plain: bool = False) -> Any:
+    return registry.model_source(str(toml)).load(
+        data_root=goldens / "data", device="cpu", precision="fp32", plain=plain
+    )
+
+
+def prompts_of(goldens: Path) -> list[Prompt]:
+    pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())
+    return [Prompt(t, tuple(pictures[(3 * i + j) % 9] for j in range(t.count("<image>")))) for i, t in enumerate(TEXTS)]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_answers(goldens: Path, tmp_path: Path, host: str) -> None:
+    toml = write_flamingo(tmp_path / host, host, goldens)
+    fast, plain, prompts = load(toml, goldens), load(toml, goldens, plain=True), prompts_of(goldens)
+    for task in (Decoding(12), Decoding(8, num_beams=1), Decoding(10, length_penalty=-2.0)):
+        expected = [plain.answer([plain.prepare(p, task)], task)[0] for p in prompts]
+        assert len(set(expected)) > 2, "the texts differ, so that equality means something"
+        assert fast.answer([fast.prepare(p, task) for p in prompts], task) == expected
+        assert [fast.answer([fast.prepare(p, task)], task)[0] for p in prompts] == expected
+    names = Ranking(("yes", "no way, never", "a grey wolf in the snow"))
+    together = fast.answer([fast.prepare(p, names) for p in prompts], names)
+    for prompt, ours in zip(prompts, together, strict=True):
+        theirs = plain.answer([plain.prepare(prompt, names)], names)[0]
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_embeddings_are_resized_and_outputs_of_added_tokens(goldens: Path, tmp_path: Path, host: str) -> None:
+    """The base model has more rows than tokens, or fewer; LLaMA's added output rows are zero, and that is said."""
+    for padded in (24, -2):
+        toml = write_flamingo(tmp_path / f"{host}{padded}", host, goldens, padded=padded)
+        model = load(toml, goldens)
+        tokens = len(model.tokenizer)
+        assert model.model.language.get_input_embeddings().weight.shape == (tokens, WIDTH)
+        output = model.model.language.get_output_embeddings()
+        assert output is None or output.weight.shape == (tokens, WIDTH)
+        if host == "llama" and padded < 0:
+            assert output.weight[padded:].abs().max() == 0
+            assert output.weight[:padded].abs().max() > 0
+        notes = registry.model_source(str(toml)).info().notes
+        assert any("output layer's rows of the added tokens are zero" in note for note in notes) == (host == "llama")
+
+
+def rewrite(toml: Path, change: Any) -> None:
+    state = torch.load(toml.parent / "checkpoint.pt", weights_only=True)
+    torch.save(change(state), toml.parent / "checkpoint.pt")
+
+
+def with_old_things(host: str, state: dict[str, Any]) -> dict[str, Any]:
+    """What files of that family hold besides: buffers, tied copies, OPT's positions, v1's second copies of blocks."""
+    from flamingo_eval.models.flamingo.hosts import HOSTS as KNOWN
+
+    path = KNOWN[host].decoder_path
+    extra = {f"lang_encoder.{path}.1.decoder_layer.attention.bias": torch.ones(1),
+             f"lang_encoder.{path}.0.decoder_layer.self_attn.rotary_emb.inv_freq": torch.ones(2)}  # fmt: skip
+    for key, value in state.items():
+        if ".gated_cross_attn_layer." in key:
+            _, _, rest = key.partition(path + ".")
+            number, _, name = rest.partition(".gated_cross_attn_layer.")
+            extra[f"lang_encoder.gated_cross_attn_layers.{number}.{name}"] = value.clone()
+    if host == "opt":
+        extra["lang_encoder.model.decoder.embed_positions.weight"] = torch.zeros(514, WIDTH)
+        extra["lang_encoder.lm_head.weight"] = state["lang_encoder.model.decoder.embed_tokens.weight"].clone()
+    if host in ("mpt", "mosaic_gpt"):
+        extra["lang_encoder.lm_head.weight"] = state["lang_encoder.transformer.wte.weight"].clone()
+    return {"model_state_dict": {f"module.{key}": value for key, value in {**state, **extra}.items()}}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_layout_v1_and_all_that_old_files_hold(goldens: Path, tmp_path: Path, host: str) -> None:
+    toml = write_flamingo(tmp_path / host, host, goldens)
+    task, prompt = Decoding(8), prompts_of(goldens)[1]
+    plain_file = load(toml, goldens)
+    before = plain_file.answer([plain_file.prepare(prompt, task)], task)
+    rewrite(toml, lambda state: with_old_things(host, state))
+    model = load(toml, goldens)
+    if host != "opt":  # the zeroed positions are another model
+        assert model.answer([model.prepare(prompt, task)], task) == before
+    else:
+        assert model.model.language.model.decoder.embed_positions.weight.abs().max() == 0
+
+
+def test_copies_that_contradict_each_other_are_refused(goldens: Path, tmp_path: Path) -> None:
+    toml = write_flamingo(tmp_path / "m", "mpt", goldens)
+
+    def contradict(state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, "lang_encoder.lm_head.weight": state["lang_encoder.transformer.wte.weight"] + 1}
+
+    rewrite(toml, contradict)
+    with pytest.raises(CheckpointError, match=r"twice, and not the same: lm_head\.weight"):
+        load(toml, goldens)
+
+
+def test_blocks_of_layout_v1_alone(goldens: Path, tmp_path: Path) -> None:
+    """Blocks that are there under their v1 name only are as good, and one of a layer without block is refused."""
+    toml = write_flamingo(tmp_path / "m", "llama", goldens)
+    prefix = "lang_encoder.model.layers."
+
+    def rename(state: dict[str, Any]) -> dict[str, Any]:
+        return {
+            key.replace(prefix, "lang_encoder.gated_cross_attn_layers.").replace(".gated_cross_attn_layer.", "."): value
+            for key, value in state.items()
+        }
+
+    rewrite(toml, rename)
+    load(toml, goldens)
+    rewrite(toml, lambda state: {**state, "lang_encoder.gated_cross_attn_layers.0.attn_gate": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"1 unexpected \(lang_encoder.gated_cross_attn_layers.0.attn_gate\)"):
+        load(toml, goldens)
+
+
+def plain_mosaic(state: dict[str, Any], ids: list[int], heads: int) -> Any:
+    """The architecture as protocol.md describes it, one sequence, no cache, written another way: loops and einsum."""
+    x = state["transformer.wte.weight"][ids].double()
+
+    def norm(t: Any, name: str) -> Any:
+        mean, var = t.mean(-1, keepdim=True), t.var(-1, unbiased=False, keepdim=True)
+        return (t - mean) / torch.sqrt(var + 1e-5) * state[name].double()
+
+    for layer in range(sum(key.endswith("ln_1.weight") for key in state)):
+        p = f"transformer.blocks.{layer}."
+        qkv = norm(x, p + "ln_1.weight") @ state[p + "attn.Wqkv.weight"].double().T
+        q, k, v = qkv.split(x.shape[-1], dim=-1)
+        q, k = norm(q, p + "attn.q_ln.weight"), norm(k, p + "attn.k_ln.weight")
+        size = x.shape[-1] // heads
+        out = torch.zeros_like(x)
+        for h in range(heads):
+            part = slice(h * size, (h + 1) * size)
+            slope = 2.0 ** (-8 * (h + 1) / heads)
+            for i in range(len(ids)):
+                scores = torch.stack(
+                    [q[i, part] @ k[j, part] / math.sqrt(size) - slope * (i - j) for j in range(i + 1)]
+                ).softmax(0)
+                out[i, part] = sum(scores[j] * v[j, part] for j in range(i + 1))
+        x = x + out @ state[p + "attn.out_proj.weight"].double().T
+        hidden = norm(x, p + "ln_2.weight") @ state[p + "mlp.mlp_up.weight"].double().T
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+        x = x + hidden @ state[p + "mlp.mlp_down.weight"].double().T
+    return norm(x, "transformer.ln_f.weight") @ state["transformer.wte.weight"].double().T
+
+
+def test_mosaic_gpt_against_a_plain_implementation() -> None:
+    torch.manual_seed(3)
+    language = make_language("mosaic_gpt", 50)
+    with torch.no_grad():
+        for name, parameter in language.named_parameters():
+            if "ln_" in name or "_ln" in name:
+                parameter.uniform_(0.5, 1.5)
+    state = language.state_dict()
+    assert set(state) == {
+        "transformer.wte.weight",
+        "transformer.ln_f.weight",
+        *(
+            f"transformer.blocks.{i}.{name}.weight"
+            for i in range(4)
+            for name in (
+                "ln_1",
+                "ln_2",
+                "attn.Wqkv",
+                "attn.q_ln",
+                "attn.k_ln",
+                "attn.out_proj",
+                "mlp.mlp_up",
+                "mlp.mlp_down",
+            )
+        ),
+    }, "the published tensors, no more and no less"
+    ids = [3, 14, 15, 9, 2, 6, 5, 35, 8, 9]
+    expected = plain_mosaic(state, ids, 4)
+    with torch.inference_mode():
+        uncached = language(torch.tensor([ids])).logits[0]
+        padded = language(torch.tensor([[0, 0, *ids]]), attention_mask=torch.tensor([[0, 0] + [1] * len(ids)])).logits
+        first = language(torch.tensor([ids[:4]]), use_cache=True)
+        rows, cache = [first.logits[0]], first.past_key_values
+        for id in ids[4:]:
+            output = language(torch.tensor([[id]]), past_key_values=cache, use_cache=True)
+            rows.append(output.logits[0])
+    assert (uncached - expected).abs().max() < 1e-4
+    assert (padded[0, 2:] - expected).abs().max() < 1e-4
+    assert (torch.cat(rows) - expected).abs().max() < 1e-4
+
+
+def test_alibi_slopes() -> None:
+    """By hand for eight heads; for a number that is no power of two as the ALiBi paper's code interleaves them."""
+    from flamingo_eval.models.flamingo.hosts.mosaic_gpt import alibi_slopes
+
+    assert alibi_slopes(8, 8).tolist() == [2.0**-i for i in range(1, 9)]
+    assert alibi_slopes(16, 8)[:2].tolist() == pytest.approx([2**-0.5, 2**-1.0])
+    assert alibi_slopes(3, 8).tolist() == pytest.approx([2**-4, 2**-8, 2**-2])
+
+
+def test_settings_that_a_host_would_ignore_are_refused(goldens: Path, tmp_path: Path) -> None:
+    for host, change in (("mosaic_gpt", {"alibi": False}), ("mosaic_gpt", {"attn_qk_ln": False}),
+                         ("mpt", {"attn_config": {"qk_ln": True}}), ("mpt", {"attn_config": {"alibi": False}})):  # fmt: skip
+        folder = tmp_path / f"{host}{len(list(tmp_path.iterdir()))}"
+        toml = write_flamingo(folder, host, goldens)
+        config = json.loads((folder / "lm" / "config.json").read_text())
+        (folder / "lm" / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(CheckpointError, match="MPT-"):
+            load(toml, goldens)
+
+
+def test_a_family_that_is_not_known(goldens: Path, tmp_path: Path) -> None:
+    """Refused by name with the list of known ones; with its layers' path it works, and a wrong path is refused."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    toml = write_flamingo(tmp_path / "m", "gpt_neox", goldens)
+    state = torch.load(toml.parent / "checkpoint.pt", weights_only=True)
+    rows = state["lang_encoder.embed_out.weight"].shape[0]
+    torch.manual_seed(1)
+    GPT2LMHeadModel(GPT2Config(vocab_size=rows + 3, n_embd=WIDTH, n_layer=4, n_head=4)).save_pretrained(
+        toml.parent / "lm"
+    )
+    with pytest.raises(
+        CheckpointError, match="type 'gpt2' is not supported; supported types: gpt_neox, llama, mosaic_gpt"
+    ):
+        load(toml, goldens)
+    described = toml.read_text()
+    toml.write_text(described + 'decoder_layers = "transformer.layers"\n')
+    with pytest.raises(CheckpointError, match=r"GPT2LMHeadModel has no list of layers there; it has: transformer.h"):
+        load(toml, goldens)
+    toml.write_text(described + 'decoder_layers = "transformer.h"\n')
+    torch.save(
+        {
+            **{k.replace("gpt_neox.layers", "transformer.h"): v for k, v in state.items() if "gated" in k},
+            **{k: v for k, v in state.items() if k.startswith("perceiver.")},
+            "lang_encoder.transformer.wte.weight": torch.randn(rows, WIDTH) * 0.1,
+        },
+        toml.parent / "checkpoint.pt",
+    )
+    fast, plain, task = load(toml, goldens), load(toml, goldens, plain=True), Decoding(8)
+    prompts = prompts_of(goldens)
+    assert fast.answer([fast.prepare(p, task) for p in prompts], task) == [
+        plain.answer([plain.prepare(p, task)], task)[0] for p in prompts
+    ]

@@ -98,7 +98,8 @@ def share(module: nn.Module, vocabulary: int) -> tuple[Flamingo, bool]:
         language.resize_token_embeddings(vocabulary, mean_resizing=False)
     language = language.eval()
     own = _plain_language(state, host.decoder_path)
-    renamed = {parameter: own.pop(key) for key, parameter in host.embeddings.items() if key in own}
+    # under transformers' present name, or under that of the released files
+    renamed = {p: own.pop(key) for key, p in host.embeddings.items() if key in own and p not in own}
     expected = language.state_dict()
     tensors = {key: value for key, value in {**own, **renamed}.items() if key in expected}
     missing = sorted(set(expected) - tensors.keys() - set(language.all_tied_weights_keys))
@@ -109,7 +110,7 @@ def share(module: nn.Module, vocabulary: int) -> tuple[Flamingo, bool]:
     _real_buffers(language, theirs.lang_encoder)
     layers = len(list(language.get_submodule(host.decoder_path).children()))
     trained = {key: value for key, value in state.items() if key.startswith("perceiver.") or "gated_cross_attn" in key}
-    trained |= {f"lang_encoder.{key}": renamed[parameter] for key, parameter in host.embeddings.items()}
+    trained |= {f"lang_encoder.{key}": tensors[parameter] for key, parameter in host.embeddings.items()}
     blocks = [i for i in range(layers) if any(f".{i}.gated_cross_attn_layer." in key for key in trained)]
     sorted_part = sort_keys(trained, host, layers, _interval(blocks), type(module).__name__)
     flamingo = assemble_parts(

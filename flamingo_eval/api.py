@@ -60,7 +60,7 @@ def evaluate(
     rices: RicesSpec | None = None,
     num_samples: int | None = None,
     query_set_size: int = 2048,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     out: str | Path | None = None,
     name: str = "live model",
 ) -> list[Cell]:
@@ -82,7 +82,7 @@ def evaluate(
         rices: how RICES picks.
         num_samples: queries a trial; None for all.
         query_set_size: size of the pool of random demonstrations.
-        batch_size: queries a batch.
+        batch_size: queries a batch; None for what the model suggests.
         out: run folder, to keep the answers and to resume; None to keep nothing.
         name: what to call a live module.
 

@@ -28,6 +28,10 @@ class QueryError(UserError):
     """One query can't be answered (unreadable image, prompt too long); the other queries can."""
 
 
+class DeviceMemoryError(FlamingoEvalError):
+    """A batch does not fit into the device's memory (exit code 2)."""
+
+
 class StorageError(FlamingoEvalError):
     """Results can't be written: disk full or read-only (exit code 3)."""
 

@@ -157,10 +157,19 @@ class Model(Protocol):
     """A loaded model."""
 
     def prepare(self, prompt: Prompt, task: Task) -> Any:
-        """Reads pictures and tokens of one prompt. Raises QueryError if that can't be done."""
+        """Reads pictures and tokens of one prompt. Raises QueryError if that can't be done.
+
+        Called in a thread of its own, while the batch before is being answered.
+        """
 
     def answer(self, prepared: Sequence[Any], task: Task) -> list[Answer]:
-        """For each prepared prompt of a batch generated text, or log-likelihoods of class names."""
+        """For each prepared prompt of a batch generated text, or log-likelihoods of class names.
+
+        Raises DeviceMemoryError if the batch is too large.
+        """
+
+    def suggested_batch(self, task: Task) -> int:
+        """Prompts a batch, if the user names no number."""
 
 
 class ModelSource(Protocol):

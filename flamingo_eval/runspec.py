@@ -47,7 +47,7 @@ class RunSpec:
         data_overrides: benchmark -> its ``[data]`` settings that differ.
         precision: ``fp32``, ``bf16``, ``fp16``, ``amp_bf16``, or ``auto``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-        batch_size: queries per batch; does not change answers.
+        batch_size: queries per batch, None for what the model suggests; does not change answers.
         weights: folder of copies to take a known checkpoint's files from.
         plain: answer without any shortcut; does not change answers.
         feature_cache: bytes of memory for what is computed once per picture; None for the default.
@@ -68,7 +68,7 @@ class RunSpec:
     data_overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     precision: str = "auto"
     device: str = "auto"
-    batch_size: int = 8
+    batch_size: int | None = None
     weights: str | None = None
     plain: bool = False
     feature_cache: int | None = None

@@ -84,11 +84,11 @@ def test_a_plan_depends_on_neither_batches_nor_repetition(
     assert queries == list(plan_of(source, shots, seed)), "made again it is the same"
     assert sorted(plan.queries) == list(range(test)), "every query once"
     assert all(len(set(q.demonstration_ids)) == (shots or 2) for q in queries), "no demonstration twice in a prompt"
-    batches = list(
-        _batches([Pending(plan, i, "", "") for i in range(len(plan))], {"coco": source.benchmark.task}, batch_size)
-    )
-    assert [item.query for _, batch in batches for item in batch] == queries, "batches only cut it into pieces"
-    assert all(len(batch) <= batch_size for _, batch in batches)
+    batches = list(_batches([Pending(plan, i, "", "") for i in range(len(plan))], batch_size))
+    asked = [(item.position, query) for batch in batches for item, query in batch]
+    assert sorted(position for position, _ in asked) == list(range(len(plan))), "batches only cut it into pieces"
+    assert all(query == queries[position] for position, query in asked)
+    assert all(len(batch) <= batch_size for batch in batches)
 
 
 def test_too_few_demonstrations() -> None:

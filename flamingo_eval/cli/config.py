@@ -35,7 +35,7 @@ _OPTIONS = (
 
 _SWITCHES = ("rices_unique_images", "exclude_same_image")
 _TEXTS = ("select", "rices_model", "rices_pretrained", "checkpoint", "data_root", "protocol", "split", "device",
-          "weights", "feature_cache")  # fmt: skip
+          "weights", "feature_cache", "batch_size")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def controls(
     ] = None,
     data_root: opt.MovedData = None,
     device: opt.Device = "auto",
-    batch_size: opt.BatchSize = 8,
+    batch_size: opt.BatchSize = "auto",
     format: Annotated[
         str, typer.Option("--format", metavar="table|markdown|json", help="How the table is printed.")
     ] = "table",
@@ -106,7 +106,13 @@ def controls(
     folder = RunFolder(Path(run))
     own, notes = read_scores(folder)
     result = run_controls(
-        folder, data_folder, controls=names, shots=wanted, data_root=data_root, device=device, batch_size=batch_size
+        folder,
+        data_folder,
+        controls=names,
+        shots=wanted,
+        data_root=data_root,
+        device=device,
+        batch_size=opt.parse_batch_size(batch_size),
     )
     as_run = [cell for cell in own if wanted is None or cell.shots in wanted]
     emit(FORMATS[format]({AS_RUN: as_run, **result.cells}, result.record, notes), end="")

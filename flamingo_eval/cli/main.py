@@ -87,7 +87,7 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         offline: opt.Offline = False,
         precision: opt.Precision = "auto",
         device: opt.Device = "auto",
-        batch_size: opt.BatchSize = 8,
+        batch_size: opt.BatchSize = "auto",
         feature_cache: opt.FeatureCache = None,
         plain: opt.Plain = False,
         out: opt.Out = None,

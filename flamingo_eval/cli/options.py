@@ -152,9 +152,9 @@ FeatureCache = Annotated[
                  "to the cache folder."),
 ]  # fmt: skip
 BatchSize = Annotated[
-    int,
-    typer.Option("--batch-size", min=1, envvar=_env("BATCH_SIZE"), rich_help_panel=_HOW,
-                 help="Queries a batch; does not change answers."),
+    str,
+    typer.Option("--batch-size", metavar="auto|N", envvar=_env("BATCH_SIZE"), rich_help_panel=_HOW,
+                 help="Queries a batch; does not change answers. What does not fit into memory is halved."),
 ]  # fmt: skip
 Out = Annotated[
     Path | None,
@@ -178,6 +178,15 @@ def check_format(format: str) -> None:
 
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+
+
+def parse_batch_size(text: str) -> int | None:
+    """None for ``auto``. Raises UserError for anything but that and a number from 1 on."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--batch-size {text!r}: give auto or a number from 1 on")
+    return int(text)
 
 
 _UNITS = {"": 1, "KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}

@@ -100,6 +100,7 @@ def run_benchmarks(
     """Runs benchmarks and prints one table."""
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which has not happened yet
+    options["batch_size"] = opt.parse_batch_size(str(options["batch_size"]))
     options["feature_cache"] = opt.parse_size(feature_cache, "--feature-cache")
     from flamingo_eval.engine.run import execute
     from flamingo_eval.engine.score import read_scores
@@ -162,7 +163,7 @@ def run(
     offline: opt.Offline = False,
     precision: opt.Precision = "auto",
     device: opt.Device = "auto",
-    batch_size: opt.BatchSize = 8,
+    batch_size: opt.BatchSize = "auto",
     feature_cache: opt.FeatureCache = None,
     plain: opt.Plain = False,
     out: opt.Out = None,

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from flamingo_eval.engine.journal import Entry, Journal, Slot, slot_of
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.errors import DataError, QueryError
+from flamingo_eval.errors import DataError, DeviceMemoryError, QueryError
 from flamingo_eval.files import changed_fields, digest, file_digest
 from flamingo_eval.nouns import NO_PICTURE, Answer, Prediction, Query, Task
 from flamingo_eval.ports import Model
 from flamingo_eval.progress import progress_bar
+from flamingo_eval.workers import ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +108,7 @@ def answer(
     model: Model,
     journal: Journal,
     *,
-    batch_size: int,
+    batch_size: int | None,
     extra: Mapping[str, Any],
     title: str = "answering",
 ) -> list[Failure]:
@@ -113,6 +116,7 @@ def answer(
 
     Args:
         pending: what to answer.
+        batch_size: queries a batch; None for what the model suggests.
         tasks: benchmark -> what the model is asked to do.
         extra: fields added to every journal line.
         title: what the progress bar says.
@@ -121,29 +125,78 @@ def answer(
         The queries that can't be answered (unreadable pictures, prompts too long); all others are.
     """
     failures: list[Failure] = []
+    runner = _Runner(model, batch_size)
     with progress_bar(len(pending), "query", title) as bar:
-        for task, batch in _batches(pending, tasks, batch_size):
-            ready, prepared = [], []
-            for item in batch:
-                query = item.query
-                if item.position in item.trial.failed:
-                    failures.append(Failure(query, item.trial.failed[item.position]))
-                    continue
-                try:
-                    orders = (query.prompt, *query.more_orders)
-                    prepared.append([model.prepare(prompt, task) for prompt in orders])
-                    ready.append(item)
-                except QueryError as error:
-                    failures.append(Failure(query, str(error)))
-            if ready:
-                answers = ensembled(model, prepared, task)
-                entries = [
-                    Entry(item.slot, Prediction(item.key, said, item.pictures))
-                    for item, said in zip(ready, answers, strict=True)
-                ]
-                journal.append(entries, extra)
-            bar.update(len(batch))
+        for task, kind in _kinds(pending, tasks):
+            size = runner.size(task)
+            for batch, ready in ahead(partial(_prepare, model, task), _batches(kind, size)):
+                failures += ready.failures
+                if ready.items:
+                    answers = runner.answer(ready.prepared, task)
+                    entries = [
+                        Entry(item.slot, Prediction(item.key, said, item.pictures))
+                        for item, said in zip(ready.items, answers, strict=True)
+                    ]
+                    journal.append(entries, extra)
+                bar.update(len(batch))
     return failures
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A batch whose pictures are read: what can be asked, each in all its orders, and what can't."""
+
+    items: list[Pending]
+    prepared: list[list[Any]]
+    failures: list[Failure]
+
+
+def _prepare(model: Model, task: Task, batch: Sequence[tuple[Pending, Query]]) -> _Ready:
+    ready = _Ready([], [], [])
+    for item, query in batch:
+        if item.position in item.trial.failed:
+            ready.failures.append(Failure(query, item.trial.failed[item.position]))
+            continue
+        try:
+            prepared = [model.prepare(prompt, task) for prompt in (query.prompt, *query.more_orders)]
+        except QueryError as error:
+            ready.failures.append(Failure(query, str(error)))
+            continue
+        ready.items.append(item)
+        ready.prepared.append(prepared)
+    return ready
+
+
+class _Runner:
+    """Answers batches, in halves where the device's memory does not hold them; what did not fit is not tried again.
+
+    Args:
+        model: the model.
+        batch_size: queries a batch; None for what the model suggests.
+    """
+
+    def __init__(self, model: Model, batch_size: int | None) -> None:
+        self._model, self._wanted = model, batch_size
+        self._fits: dict[Task, int] = {}
+
+    def size(self, task: Task) -> int:
+        """Queries a batch."""
+        return self._wanted or self._model.suggested_batch(task)
+
+    def answer(self, prepared: Sequence[Sequence[Any]], task: Task) -> list[Answer]:
+        """One answer per query. Raises DeviceMemoryError if not even one query fits."""
+        size = min(len(prepared), self._fits.get(task, len(prepared)))
+        answers: list[Answer] = []
+        while len(answers) < len(prepared):
+            part = prepared[len(answers) : len(answers) + size]
+            try:
+                answers += ensembled(self._model, part, task)
+            except DeviceMemoryError:
+                if len(part) == 1:
+                    raise
+                size = self._fits[task] = max(1, len(part) // 2)
+                print(f"note: {len(part)} queries at once do not fit into memory; on with {size}", file=sys.stderr)
+        return answers
 
 
 def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> list[Answer]:
@@ -157,20 +210,23 @@ def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> li
     return means
 
 
-def _batches(pending: Sequence[Pending], tasks: Mapping[str, Task], size: int) -> Iterator[tuple[Task, list[Pending]]]:
-    """Batches of at most ``size`` queries of one benchmark and one number of shots (so of like length)."""
-    batch: list[Pending] = []
-    for item in pending:
-        if batch and (len(batch) == size or _kind(item) != _kind(batch[0])):
-            yield tasks[batch[0].trial.cell[0]], batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield tasks[batch[0].trial.cell[0]], batch
+def _kinds(pending: Sequence[Pending], tasks: Mapping[str, Task]) -> Iterator[tuple[Task, list[Pending]]]:
+    """Runs of queries of one benchmark and one number of shots."""
+    for (benchmark, _), items in groupby(pending, key=lambda item: item.trial.cell[:2]):
+        yield tasks[benchmark], list(items)
 
 
-def _kind(item: Pending) -> tuple[str, int]:
-    return item.trial.cell[:2]
+WINDOW = 32
+"""Batches whose queries are put in order of length, so that there is little padding."""
+
+
+def _batches(pending: Sequence[Pending], size: int) -> Iterator[list[tuple[Pending, Query]]]:
+    """Batches of at most ``size`` queries of like length, longest first, with their prompts."""
+    for start in range(0, len(pending), WINDOW * size):
+        some = [(item, item.query) for item in pending[start : start + WINDOW * size]]
+        some.sort(key=lambda pair: -len(pair[1].prompt.text))
+        for i in range(0, len(some), size):
+            yield some[i : i + size]
 
 
 def describe_failures(failures: Sequence[Failure], at_most: int = 10) -> DataError:

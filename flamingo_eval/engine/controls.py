@@ -128,7 +128,7 @@ def run_controls(
     shots: Sequence[int] | None,
     data_root: str | None,
     device: str,
-    batch_size: int,
+    batch_size: int | None,
 ) -> ControlResult:
     """Answers and scores a run's controls; answers are kept in its folder ``controls``, and never asked for again.
 
@@ -174,7 +174,7 @@ def _answer(
     planned: Mapping[str, list[TrialPlan]],
     journals: Mapping[str, Journal],
     device: str,
-    batch_size: int,
+    batch_size: int | None,
 ) -> list[Failure]:
     """Asks the model for what the journals lack."""
     identity = record["identity"]

@@ -37,6 +37,10 @@ class ScriptedModel:
                 raise QueryError(f"{self.data_root / image} does not exist")
         return prompt
 
+    def suggested_batch(self, task: Task) -> int:
+        """Any number would do."""
+        return 8
+
     def answer(self, prepared: Sequence[Prompt], task: Task) -> list[Answer]:
         """The last demonstration's answer, for each prompt; when ranking, that name is the likely one."""
         said = [(_LAST_ANSWER.findall(prompt.text) or [""])[-1] for prompt in prepared]

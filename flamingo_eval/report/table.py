@@ -51,6 +51,7 @@ def caption_lines(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> list
         f"protocol {_join(cell.protocol for cell in cells)}; {_join(cell.selector for cell in cells)} demonstrations"
         f"{_pools(run)}{_orders(run)}; checkpoint {run['checkpoint']['name']} ({run['checkpoint']['digest'][:10]})",
         *_retrieval(cells, run),
+        *run["checkpoint"].get("notes", ()),
         *notes,
     ]
     lines += _other_scores(cells)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from flamingo_eval.errors import CheckpointError, QueryError, UserError
+from flamingo_eval.errors import CheckpointError, DeviceMemoryError, QueryError, UserError
 from flamingo_eval.features.store import FeatureStore
 from flamingo_eval.files import digest
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
@@ -35,6 +35,9 @@ from flamingo_eval.nouns import NO_PICTURE, Answer, Decoding, Prompt, Ranking, T
 MAX_PROMPT_TOKENS = 2000
 """Longer prompts are refused. The reference cuts them on the right (open_flamingo/eval/models/open_flamingo.py,
 ``max_length=2000``), which cuts off the query itself."""
+
+_FEW_NAMES = 100
+_LITTLE_MEMORY = 1 << 30
 
 _WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp_bf16": torch.float32}
 
@@ -167,9 +170,20 @@ class FlamingoModel:
     @torch.inference_mode()
     def answer(self, prepared: Sequence[PreparedPrompt], task: Task) -> list[Answer]:
         """Text, or log-likelihoods of class names, for each prompt."""
-        if isinstance(task, Decoding):
-            return [*self._generate(prepared, task)]
-        return [*self._rank(prepared, task)]
+        try:
+            return [*(self._generate(prepared, task) if isinstance(task, Decoding) else self._rank(prepared, task))]
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"{len(prepared)} prompts at once do not fit into {self.device}'s memory"
+            ) from error
+        finally:
+            if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < _LITTLE_MEMORY:
+                torch.cuda.empty_cache()
+
+    def suggested_batch(self, task: Task) -> int:
+        """Prompts a batch: enough to keep the device busy; less where many names are ranked at once."""
+        small, large = (4, 16) if isinstance(task, Ranking) and len(task.names) > _FEW_NAMES else (16, 64)
+        return small if self.device.type == "cpu" else large
 
     def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str]:
         """Raw text of each prompt, spaces tidied as transformers 4.28 did."""

@@ -1,0 +1,103 @@
+"""Answering: batches that do not fit are halved, nothing is lost, and work is done ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from flamingo_eval.engine.answer import answer, find_pending
+from flamingo_eval.engine.journal import Journal
+from flamingo_eval.errors import DeviceMemoryError, QueryError
+from flamingo_eval.nouns import Answer, Prompt, Task
+from tests.helpers import Cli, read_lines
+from tests.test_plan import plan_of, source_of
+
+
+class Small:
+    """A model that holds so many prompts at once, and can't read one of the pictures."""
+
+    def __init__(self, fits: int, broken: str = "") -> None:
+        self.fits, self.broken = fits, broken
+        self.sizes: list[int] = []
+
+    def prepare(self, prompt: Prompt, task: Task) -> str:
+        if prompt.images[-1] == self.broken:
+            raise QueryError(f"{self.broken} can't be read")
+        return prompt.images[-1]
+
+    def answer(self, prepared: Sequence[str], task: Task) -> list[Answer]:
+        if len(prepared) > self.fits:
+            raise DeviceMemoryError("too many")
+        self.sizes.append(len(prepared))
+        return [f"said of {image}" for image in prepared]
+
+    def suggested_batch(self, task: Task) -> int:
+        return 16
+
+
+@pytest.mark.parametrize("fits", [1, 2, 5, 16])
+def test_batches_that_do_not_fit_are_halved(tmp_path: Path, fits: int, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, model, journal = plan_of(source_of(9, 40), 2), Small(fits), Journal(tmp_path / "journal.jsonl")
+    failures = answer(list(find_pending([plan], journal, "m")), {"coco": plan.source.benchmark.task}, model, journal,
+                      batch_size=None, extra={})  # fmt: skip
+    assert failures == []
+    assert sum(model.sizes) == 40
+    assert max(model.sizes) <= fits
+    if fits < 16:
+        assert "do not fit into memory" in capsys.readouterr().err
+        assert model.sizes.count(max(model.sizes)) > 1, "what did not fit is not tried again and again"
+    rows = {row["query_id"]: row["raw"] for row in read_lines(tmp_path / "journal.jsonl")}
+    assert rows == {query.id: f"said of {query.prompt.images[-1]}" for query in plan}
+
+
+def test_what_fits_nowhere_is_an_error_and_the_rest_is_kept(tmp_path: Path) -> None:
+    plan, journal = plan_of(source_of(9, 4), 2), Journal(tmp_path / "journal.jsonl")
+    with pytest.raises(DeviceMemoryError):
+        answer(list(find_pending([plan], journal, "m")), {"coco": plan.source.benchmark.task}, Small(0), journal,
+               batch_size=2, extra={})  # fmt: skip
+
+
+def test_a_picture_that_cant_be_read_costs_its_own_query(tmp_path: Path) -> None:
+    plan, journal = plan_of(source_of(9, 6), 2), Journal(tmp_path / "journal.jsonl")
+    broken = next(iter(plan)).prompt.images[-1]
+    failures = answer(list(find_pending([plan], journal, "m")), {"coco": plan.source.benchmark.task},
+                      Small(9, broken), journal, batch_size=2, extra={})  # fmt: skip
+    assert [failure.reason for failure in failures] == [f"{broken} can't be read"]
+    assert len(read_lines(tmp_path / "journal.jsonl")) == 5
+
+
+def test_batches_are_of_like_length(tmp_path: Path) -> None:
+    from flamingo_eval.engine.answer import _batches
+
+    source = source_of(60, 64)
+    for i, example in enumerate(source.data.train):
+        example.fields["caption"] = "word " * (i % 13)  # type: ignore[index]
+    plan = plan_of(source, 2)
+    batches = list(_batches(list(find_pending([plan], Journal(tmp_path / "j"), "m")), 8))
+    spread = [max(sizes) - min(sizes) for batch in batches if (sizes := [len(q.prompt.text) for _, q in batch])]
+    assert sum(spread) / len(spread) < 25, "sorted; as they come a batch's lengths differ by about 100"
+
+
+def test_mistakes(root: Path, cli: Cli) -> None:
+    for size in ("0", "-1", "many", "1.5"):
+        result = cli("coco", "--shots", "1", "--checkpoint", "scripted", "--data-root", root, "--batch-size", size)
+        assert result.returncode == 2
+        assert "give auto or a number from 1 on" in result.stderr
+    for size in ("8X", "", "GB"):
+        result = cli("coco", "--shots", "1", "--checkpoint", "scripted", "--data-root", root, "--feature-cache", size)
+        assert result.returncode == 2
+        assert "give a size such as 8GB" in result.stderr
+
+
+def test_sizes() -> None:
+    from flamingo_eval.cli.options import parse_size
+
+    assert [parse_size(t, "x") for t in ("8GB", "500 mb", "1.5GiB", "7", "2k")] == [
+        8 << 30,
+        500 << 20,
+        3 << 29,
+        7,
+        2048,
+    ]

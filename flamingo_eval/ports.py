@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,6 +170,35 @@ class Model(Protocol):
 
     def suggested_batch(self, task: Task) -> int:
         """Prompts a batch, if the user names no number."""
+
+    def seconds(self) -> Mapping[str, float]:
+        """Where its time has gone so far: section -> seconds; ``pictures`` are read while others are being answered.
+
+        ``encoded`` is no time, but the number of pictures encoded.
+        """
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a batch needs, and what the machine could do.
+
+    Attributes:
+        flops: section -> floating-point operations of the batch (of one picture for ``vision``).
+        peak: floating-point operations a second of a large matrix product on this machine.
+        memory: bytes used at most so far.
+    """
+
+    flops: Mapping[str, float]
+    peak: float
+    memory: int
+
+
+@runtime_checkable
+class Measurable(Protocol):
+    """A model that can say what its arithmetic amounts to."""
+
+    def work(self, prepared: Sequence[Any], task: Task) -> Work:
+        """Counted by carrying a batch out."""
 
 
 class ModelSource(Protocol):

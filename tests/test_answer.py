@@ -33,6 +33,9 @@ class Small:
         self.sizes.append(len(prepared))
         return [f"said of {image}" for image in prepared]
 
+    def seconds(self) -> dict[str, float]:
+        return {}
+
     def suggested_batch(self, task: Task) -> int:
         return 16
 

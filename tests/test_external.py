@@ -295,6 +295,9 @@ class Ranker:
     def answer(self, prepared: Sequence[str], task: Task) -> list[Answer]:
         return [{"a": -float(text.index("1")), "b": -float(text.index("2"))} for text in prepared]
 
+    def seconds(self) -> dict[str, float]:
+        return {}
+
     def suggested_batch(self, task: Task) -> int:
         return 2
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from flamingo_eval.benchmark import benchmark_names, load_benchmark
-from flamingo_eval.cli import demonstrations, runs, tools
+from flamingo_eval.cli import bench, demonstrations, runs, tools
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.config import read_config
 from flamingo_eval.cli.output import finish
@@ -58,7 +58,7 @@ def root(
     context.obj = read_config(config)
     general = context.obj.defaults(None)
     context.default_map = {
-        **{name: general for name in ("plan", "run", "features")},  # noqa: C420  # ruff would share one dict
+        **{name: general for name in ("plan", "run", "features", "bench")},  # noqa: C420  # ruff would share one dict
         "data": {"where": general},
         **{name.replace("_", "-"): context.obj.defaults(name) for name in benchmark_names()},
         **{name: context.obj.defaults(name) for name in benchmark_names()},
@@ -118,6 +118,7 @@ def _command() -> Callable[..., object]:
             app.command(name, hidden=True)(_benchmark_command(name))
     runs.register(app)
     demonstrations.register(app)
+    bench.register(app)
     tools.register(app)
     return typer.main.get_command(app)
 

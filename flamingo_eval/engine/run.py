@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,34 +186,53 @@ def execute(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: Mode
         record = new_record(folder, spec, cells_asked, identity, info, root, sources)
         folder.write_run(record)
         failures: list[Failure] = []
+        seconds: dict[str, float] = {}
         if pending:
-            session = {"start": started, "device": device, "precision": precision, "batch_size": spec.batch_size}
+            session: dict[str, Any] = {"start": started, "device": device, "precision": precision,
+                                       "batch_size": spec.batch_size}  # fmt: skip
             with _recorded(folder, record, session, journal):
                 model = model_source.load(
                     data_root=root, device=device, precision=precision, plain=spec.plain, cache=spec.feature_cache
                 )
                 tasks = {name: source.task for name, source in sources.items()}
                 extra = {"demo": record["demo"]} if record["demo"] else {}
+                began = time.perf_counter()
                 failures = answer(pending, tasks, model, journal, batch_size=spec.batch_size, extra=extra)
+                seconds = {"answering": time.perf_counter() - began, **model.seconds()}
+                session["seconds"] = seconds
         wanted = set(cells_asked)
+        began = time.perf_counter()
         cells = write_scores(folder, [*trials, *_earlier(folder, root_of, wanted)], journal, record)
+        if pending:
+            _tell_speed({**seconds, "scoring": time.perf_counter() - began}, len(pending))
         if failures:
             raise describe_failures(failures)
         check_complete(trials, journal, wanted, folder)
     return RunResult(folder, select_cells(cells, wanted))
 
 
+def _tell_speed(seconds: Mapping[str, float], queries: int) -> None:
+    """Queries a second, and shares of the time."""
+    whole = seconds["answering"] + seconds["scoring"]
+    parts = {name: seconds[name] for name in ("vision", "prefill", "decode") if name in seconds}
+    if parts:
+        parts["idle"] = seconds["answering"] - sum(parts.values())
+    parts["scoring"] = seconds["scoring"]
+    told = ", ".join(f"{name} {100 * value / whole:.0f}%" for name, value in parts.items())
+    print(f"note: {queries / seconds['answering']:.2f} queries/s; {told}", file=sys.stderr)
+
+
 @contextmanager
 def _recorded(folder: RunFolder, record: dict[str, Any], session: dict[str, Any], journal: Journal) -> Iterator[None]:
     """Keeps ``run.json`` telling what is going on, and, however it ends, how many answers it brought."""
-    entry = {**session, "end": None, "answered": 0, **provenance()}
+    entry = session | {"end": None, "answered": 0, **provenance()}
     record["sessions"].append(entry)
     folder.write_run(record)
     before = len(journal)
     try:
         yield
     finally:
-        entry |= {"end": now(), "answered": len(journal) - before}
+        entry |= session | {"end": now(), "answered": len(journal) - before}
         folder.write_run(record)
 
 

@@ -37,6 +37,10 @@ class ScriptedModel:
                 raise QueryError(f"{self.data_root / image} does not exist")
         return prompt
 
+    def seconds(self) -> Mapping[str, float]:
+        """It takes none."""
+        return {}
+
     def suggested_batch(self, task: Task) -> int:
         """Any number would do."""
         return 8

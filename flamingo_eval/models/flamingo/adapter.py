@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,14 +24,16 @@ from flamingo_eval.models.flamingo.decoding import room_needed as decoding_room
 from flamingo_eval.models.flamingo.hosts import max_positions
 from flamingo_eval.models.flamingo.hub import fetch
 from flamingo_eval.models.flamingo.latents import LatentStore, Picture
+from flamingo_eval.models.flamingo.measure import Clock, counted, matrix_peak, peak_memory
 from flamingo_eval.models.flamingo.model import Flamingo, assemble, load_language
-from flamingo_eval.models.flamingo.prefix import Prefix
+from flamingo_eval.models.flamingo.prefix import Prefix, Prompts
 from flamingo_eval.models.flamingo.ranking import room_needed as ranking_room
 from flamingo_eval.models.flamingo.ranking import score_names
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
 from flamingo_eval.models.flamingo.tokenizer import IMAGE, FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import PatchTokens, Transform, load_clip
 from flamingo_eval.nouns import NO_PICTURE, Answer, Decoding, Prompt, Ranking, Task
+from flamingo_eval.ports import Work
 
 MAX_PROMPT_TOKENS = 2000
 """Longer prompts are refused. The reference cuts them on the right (open_flamingo/eval/models/open_flamingo.py,
@@ -98,6 +101,7 @@ class FlamingoModel:
         self.model, self.tokenizer, self.transform = model, tokenizer, transform
         self.precision, self._data_root = precision, data_root
         self._names: dict[Ranking, list[list[int]]] = {}
+        self._clock, self._reading = Clock(self.device), 0.0
         like = model.perceiver.latents
         # generation encodes pictures within autocast, ranking without, as the reference does (eval/models)
         self.pictures = {
@@ -123,7 +127,9 @@ class FlamingoModel:
         images = [
             None if image == NO_PICTURE else store.find(self._data_root / image, prompt.rgb) for image in prompt.images
         ]
+        began = time.perf_counter()
         self._read(store, [image for image in images if image is not None])
+        self._reading += time.perf_counter() - began
         return PreparedPrompt(ids, images)
 
     def _encode_prompt(self, text: str, task: Task) -> list[int]:
@@ -145,9 +151,8 @@ class FlamingoModel:
         store.read(images)
 
     def _encode(self, autocast: bool, pixels: Tensor) -> Tensor:
-        pixels = self._to_device(pixels).to(self.model.perceiver.latents.dtype)
-        with self._autocast() if autocast else contextlib.nullcontext():
-            return self.model.encode(pixels)
+        with self._clock.section("vision"), self._autocast() if autocast else contextlib.nullcontext():
+            return self.model.encode(self._to_device(pixels).to(self.model.perceiver.latents.dtype))
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         """A copy on the device; on a GPU without waiting for it."""
@@ -180,6 +185,32 @@ class FlamingoModel:
             if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < _LITTLE_MEMORY:
                 torch.cuda.empty_cache()
 
+    def seconds(self) -> dict[str, float]:
+        """Where time has gone: ``vision``, ``prefill``, ``decode`` (or ranking), and ``pictures``, read meanwhile."""
+        encoded = sum(store.encoded for store in self.pictures.values())
+        return {**self._clock.seconds(), "pictures": self._reading, "encoded": encoded}
+
+    @torch.inference_mode()
+    def work(self, prepared: Sequence[PreparedPrompt], task: Task) -> Work:
+        """See :class:`flamingo_eval.ports.Measurable`."""
+        flops: dict[str, float] = {}
+        picture = next((image for p in prepared for image in p.images if image is not None), None)
+        if picture is not None:
+            pixels = self._store(task).pixels(picture)[None]
+            with counted(flops, "vision"):
+                self._encode(self._autocasts_pictures(task), pixels)
+        self._latents(prepared, task)  # so that pictures are not counted twice
+        room = decoding_room(task) if isinstance(task, Decoding) else ranking_room(self._name_ids(task))
+        with counted(flops, "prefill"):
+            prefix = self._prefix(prepared, task, room)
+        with counted(flops, "decode"), self._autocast():
+            if isinstance(task, Decoding):
+                self._decode(prefix, task)
+            else:
+                score_names(prefix, self._name_ids(task))
+        arithmetic = torch.bfloat16 if self.precision == "amp_bf16" else self.model.perceiver.latents.dtype
+        return Work(flops, matrix_peak(self.device, arithmetic), peak_memory(self.device))
+
     def suggested_batch(self, task: Task) -> int:
         """Prompts a batch: enough to keep the device busy; less where many names are ranked at once."""
         small, large = (4, 16) if isinstance(task, Ranking) and len(task.names) > _FEW_NAMES else (16, 64)
@@ -188,17 +219,19 @@ class FlamingoModel:
     def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str]:
         """Raw text of each prompt, spaces tidied as transformers 4.28 did."""
         prefix = self._prefix(prepared, decoding, decoding_room(decoding))
+        with self._clock.section("decode"):
+            generated = self._decode(prefix, decoding).tolist()
+        return [self.tokenizer.decode(row) for row in generated]
+
+    def _decode(self, prefix: Prompts, decoding: Decoding) -> Tensor:
         with self._autocast():
-            generated = decode(
-                prefix, decoding, end_id=self.tokenizer.end_of_chunk_id, pad_id=self.tokenizer.pad_id
-            )  # fmt: skip
-        return [self.tokenizer.decode(row) for row in generated.tolist()]
+            return decode(prefix, decoding, end_id=self.tokenizer.end_of_chunk_id, pad_id=self.tokenizer.pad_id)
 
     def _rank(self, prepared: Sequence[PreparedPrompt], ranking: Ranking) -> list[dict[str, float]]:
         """Mean log-likelihood of each name's tokens."""
         names = self._name_ids(ranking)
         prefix = self._prefix(prepared, ranking, ranking_room(names))
-        with self._autocast():
+        with self._clock.section("decode"), self._autocast():
             scores = score_names(prefix, names)
         return [dict(zip(ranking.names, row, strict=True)) for row in scores.tolist()]
 
@@ -241,7 +274,7 @@ class FlamingoModel:
         """Reads the prompts of a batch, with their pictures."""
         ids, mask = self._pad(prepared)
         spans = Spans.of(*self._latents(prepared, task), ids, self.tokenizer.image_id)
-        with self._autocast():
+        with self._clock.section("prefill"), self._autocast():
             return Prefix(self.model, self._to_device(ids), self._to_device(mask), spans, room)
 
     def _pad(self, prepared: Sequence[PreparedPrompt]) -> tuple[Tensor, Tensor]:

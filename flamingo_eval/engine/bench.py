@@ -1,0 +1,166 @@
+"""Bench: a small measured sample of a configuration, and what it says about the whole of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from flamingo_eval import registry
+from flamingo_eval.engine.answer import Pending, answer, describe_failures
+from flamingo_eval.engine.journal import Journal
+from flamingo_eval.engine.plan import Source, TrialPlan
+from flamingo_eval.engine.run import RootOf, cells_of, plan_all, rank_all, read_sources
+from flamingo_eval.engine.score import score_trials
+from flamingo_eval.nouns import NO_PICTURE
+from flamingo_eval.ports import Measurable, Model, Work
+from flamingo_eval.runspec import RunSpec
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of shots.
+
+    Attributes:
+        shots: number of demonstrations.
+        queries: how many were asked.
+        wall: seconds they took.
+        parts: section -> seconds; pictures read meanwhile are not among them.
+        batch: queries a batch.
+        flops: section -> floating-point operations a query.
+    """
+
+    shots: int
+    queries: int
+    wall: float
+    parts: Mapping[str, float]
+    batch: int
+    flops: Mapping[str, float]
+
+    @property
+    def language(self) -> float:
+        """Seconds a query without its pictures, which the whole run encodes once."""
+        return (self.wall - self.parts.get("vision", 0.0)) / self.queries
+
+    @property
+    def idle(self) -> float:
+        """Seconds in which the model computed nothing."""
+        return self.wall - sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A configuration, measured.
+
+    Attributes:
+        rows: by number of shots.
+        metric: seconds that scoring one of the sample's answers takes.
+        picture: seconds to encode one picture; None if the model has none.
+        read: seconds to read and transform one picture, in all threads together.
+        pictures: distinct pictures of the whole run.
+        whole: queries of the whole run, by number of shots.
+        work: of the last batch: what it needs and what the machine could do; None if the model can't say.
+        device: where it ran.
+        precision: how.
+    """
+
+    rows: Sequence[Measured]
+    metric: float
+    picture: float | None
+    read: float
+    pictures: int
+    whole: Mapping[int, int]
+    work: Work | None
+    device: str
+    precision: str
+
+    @property
+    def estimate(self) -> float:
+        """Seconds of the whole run."""
+        language = sum(row.language * self.whole[row.shots] for row in self.rows)
+        scoring = self.metric * sum(self.whole.values())
+        return language + scoring + (self.picture or 0.0) * self.pictures
+
+
+def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
+    """Measures a sample; nothing is kept.
+
+    Args:
+        spec: one benchmark; all its numbers of shots are measured.
+        root_of: from a data root as users name it to the folder.
+        queries: how many to ask at each number of shots, at most.
+
+    Raises:
+        UserError, DataError, CheckpointError: as a run would.
+    """
+    root = root_of(spec.data_root)
+    weights = None if spec.weights is None else Path(spec.weights).expanduser()
+    model_source = registry.model_source(spec.checkpoint, weights)
+    sources = read_sources(spec, root)
+    cells = cells_of(spec, sources)
+    trials = plan_all(spec, sources, cells, rank_all(spec, sources, cells))
+    source = next(iter(sources.values()))
+    device, precision = model_source.resolve(spec.device, spec.precision)
+    model = model_source.load(data_root=root, device=device, precision=precision, plain=spec.plain,
+                              cache=spec.feature_cache)  # fmt: skip
+    first = {trial.shots: trial for trial in reversed(trials)}
+    _ask(model, source, first[min(first)], 1, spec.batch_size)  # warm up
+    rows, metric, seen, work = [], 0.0, 0.0, None
+    for shots in spec.shots:
+        row, scored, work = _measure(model, source, first[shots], queries, spec.batch_size)
+        rows.append(row)
+        metric, seen = metric + scored, seen + row.queries
+    images = {image for trial in trials for query in trial for image in query.prompt.images if image != NO_PICTURE}
+    whole = {shots: sum(len(trial) for trial in trials if trial.shots == shots) for shots in spec.shots}
+    seconds, encoded = model.seconds(), _encoded(model)
+    return Bench(
+        rows=rows,
+        metric=metric / seen,
+        picture=seconds.get("vision", 0.0) / encoded if encoded else None,
+        read=seconds.get("pictures", 0.0) / max(encoded, 1),
+        pictures=len(images),
+        whole=whole,
+        work=work,
+        device=device,
+        precision=precision,
+    )
+
+
+def _encoded(model: Model) -> int:
+    return int(model.seconds().get("encoded", 0))
+
+
+def _measure(
+    model: Model, source: Source, trial: TrialPlan, queries: int, batch_size: int | None
+) -> tuple[Measured, float, Work | None]:
+    """Asks a sample of a trial; also the seconds that scoring it took, and what one batch needs."""
+    before, start = dict(model.seconds()), time.perf_counter()
+    asked, scoring = _ask(model, source, trial, queries, batch_size)
+    wall = time.perf_counter() - start - scoring
+    after = model.seconds()
+    parts = {key: after[key] - before.get(key, 0.0) for key in ("vision", "prefill", "decode") if key in after}
+    size = min(asked, batch_size or model.suggested_batch(source.task))
+    work, flops = None, {}
+    if isinstance(model, Measurable):
+        prepared = [model.prepare(trial.query(i).prompt, source.task) for i in range(size)]
+        work = model.work(prepared, source.task)
+        flops = {key: value / (1 if key == "vision" else size) for key, value in work.flops.items()}
+    return Measured(trial.shots, asked, wall, parts, size, flops), scoring, work
+
+
+def _ask(model: Model, source: Source, trial: TrialPlan, queries: int, batch_size: int | None) -> tuple[int, float]:
+    """How many were asked, and the seconds that scoring took."""
+    wanted = min(queries, len(trial))
+    pending = [Pending(trial, i, str(i), "") for i in range(wanted)]
+    with TemporaryDirectory(prefix="flamingo-eval-bench-") as folder:
+        journal = Journal(Path(folder) / "journal.jsonl")
+        tasks = {source.benchmark.name: source.task}
+        failures = answer(pending, tasks, model, journal, batch_size=batch_size, extra={}, title=f"{trial.shots} shots")
+        if failures:
+            raise describe_failures(failures)
+        start = time.perf_counter()
+        part = TrialPlan(source, trial.shots, trial.seed, trial.queries[:wanted], trial.demonstrations[:wanted])
+        score_trials([part], journal)
+        return wanted, time.perf_counter() - start

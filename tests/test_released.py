@@ -179,6 +179,7 @@ def fetch(repo: str, **environment: str) -> str:
     return result.stdout.strip()
 
 
+@pytest.mark.slow
 def test_downloads(hub: type[Hub], tmp_path: Path) -> None:
     """Once; then without asking the hub for the content again, and offline without asking at all."""
     (tmp_path / "hub" / "repo").mkdir(parents=True)
@@ -195,6 +196,7 @@ def test_downloads(hub: type[Hub], tmp_path: Path) -> None:
     assert hub.asked == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hub")
 def test_refusals_are_explained(tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     context: typer.Context,
-    benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")] = "coco",
+    benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],
     queries: Annotated[int, typer.Option("--queries", min=1, help="How many to ask at each number of shots.")] = 32,
     shots: opt.Shots = "0,4,8,16,32",
     seeds: opt.Seeds = None,

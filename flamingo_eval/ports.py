@@ -168,8 +168,8 @@ class Model(Protocol):
         Raises DeviceMemoryError if the batch is too large.
         """
 
-    def suggested_batch(self, task: Task) -> int:
-        """Prompts a batch, if the user names no number."""
+    def suggested_batch(self, prompt: Prompt, task: Task) -> int:
+        """Prompts like this one a batch, if the user names no number."""
 
     def seconds(self) -> Mapping[str, float]:
         """Where its time has gone so far: section -> seconds; ``pictures`` are read while others are being answered.

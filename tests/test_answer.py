@@ -36,7 +36,7 @@ class Small:
     def seconds(self) -> dict[str, float]:
         return {}
 
-    def suggested_batch(self, task: Task) -> int:
+    def suggested_batch(self, prompt: Prompt, task: Task) -> int:
         return 16
 
 

@@ -298,7 +298,7 @@ class Ranker:
     def seconds(self) -> dict[str, float]:
         return {}
 
-    def suggested_batch(self, task: Task) -> int:
+    def suggested_batch(self, prompt: Prompt, task: Task) -> int:
         return 2
 
 

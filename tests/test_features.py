@@ -47,7 +47,7 @@ def test_what_was_added_is_read_back_in_any_order(tmp_path: Path) -> None:
     assert store.read([]).shape[0] == 0
 
 
-@pytest.mark.parametrize("cut", range(1, 40))
+@pytest.mark.parametrize("cut", [1, 2, 9, 18, 19, 20, 25, 39])
 def test_whatever_a_kill_leaves_behind_is_overwritten(tmp_path: Path, cut: int) -> None:
     """The index cut anywhere behind its head, and vectors without lines: what is whole is kept, the rest added again."""
     filled(tmp_path)

@@ -14,7 +14,7 @@ from flamingo_eval.engine.journal import Entry, Journal, Slot, slot_of
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.errors import DataError, DeviceMemoryError, QueryError
 from flamingo_eval.files import changed_fields, digest, file_digest
-from flamingo_eval.nouns import NO_PICTURE, Answer, Prediction, Query, Task
+from flamingo_eval.nouns import NO_PICTURE, Answer, Prediction, Prompt, Query, Task
 from flamingo_eval.ports import Model
 from flamingo_eval.progress import progress_bar
 from flamingo_eval.workers import ahead
@@ -128,7 +128,7 @@ def answer(
     runner = _Runner(model, batch_size)
     with progress_bar(len(pending), "query", title) as bar:
         for task, kind in _kinds(pending, tasks):
-            size = runner.size(task)
+            size = runner.size(kind[0].query.prompt, task)
             for batch, ready in ahead(partial(_prepare, model, task), _batches(kind, size)):
                 failures += ready.failures
                 if ready.items:
@@ -179,9 +179,9 @@ class _Runner:
         self._model, self._wanted = model, batch_size
         self._fits: dict[Task, int] = {}
 
-    def size(self, task: Task) -> int:
-        """Queries a batch."""
-        return self._wanted or self._model.suggested_batch(task)
+    def size(self, prompt: Prompt, task: Task) -> int:
+        """Queries a batch, whose prompts are like this one."""
+        return self._wanted or self._model.suggested_batch(prompt, task)
 
     def answer(self, prepared: Sequence[Sequence[Any]], task: Task) -> list[Answer]:
         """One answer per query. Raises DeviceMemoryError if not even one query fits."""

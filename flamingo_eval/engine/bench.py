@@ -141,7 +141,7 @@ def _measure(
     wall = time.perf_counter() - start - scoring
     after = model.seconds()
     parts = {key: after[key] - before.get(key, 0.0) for key in ("vision", "prefill", "decode") if key in after}
-    size = min(asked, batch_size or model.suggested_batch(source.task))
+    size = min(asked, batch_size or model.suggested_batch(trial.query(0).prompt, source.task))
     work, flops = None, {}
     if isinstance(model, Measurable):
         prepared = [model.prepare(trial.query(i).prompt, source.task) for i in range(size)]

@@ -41,7 +41,7 @@ class ScriptedModel:
         """It takes none."""
         return {}
 
-    def suggested_batch(self, task: Task) -> int:
+    def suggested_batch(self, prompt: Prompt, task: Task) -> int:
         """Any number would do."""
         return 8
 

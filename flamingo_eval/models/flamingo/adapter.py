@@ -27,8 +27,8 @@ from flamingo_eval.models.flamingo.latents import LatentStore, Picture
 from flamingo_eval.models.flamingo.measure import Clock, counted, matrix_peak, peak_memory
 from flamingo_eval.models.flamingo.model import Flamingo, assemble, load_language
 from flamingo_eval.models.flamingo.prefix import Prefix, Prompts
+from flamingo_eval.models.flamingo.ranking import CHUNK_TOKENS, score_names
 from flamingo_eval.models.flamingo.ranking import room_needed as ranking_room
-from flamingo_eval.models.flamingo.ranking import score_names
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
 from flamingo_eval.models.flamingo.tokenizer import IMAGE, FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import PatchTokens, Transform, load_clip
@@ -40,6 +40,8 @@ MAX_PROMPT_TOKENS = 2000
 ``max_length=2000``), which cuts off the query itself."""
 
 _FEW_NAMES = 100
+_BATCH = {"cpu": (8192, 4, 64), "gpu": (65536, 16, 256)}
+"""Tokens of prompts a batch, and the fewest and most prompts."""
 _LITTLE_MEMORY = 1 << 30
 
 _WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp_bf16": torch.float32}
@@ -211,10 +213,13 @@ class FlamingoModel:
         arithmetic = torch.bfloat16 if self.precision == "amp_bf16" else self.model.perceiver.latents.dtype
         return Work(flops, matrix_peak(self.device, arithmetic), peak_memory(self.device))
 
-    def suggested_batch(self, task: Task) -> int:
-        """Prompts a batch: enough to keep the device busy; less where many names are ranked at once."""
-        small, large = (4, 16) if isinstance(task, Ranking) and len(task.names) > _FEW_NAMES else (16, 64)
-        return small if self.device.type == "cpu" else large
+    def suggested_batch(self, prompt: Prompt, task: Task) -> int:
+        """As many prompts as keep the device busy: few long ones, many short ones."""
+        tokens = len(self.tokenizer.encode(prompt.text)) + self._room(task)
+        if isinstance(task, Ranking) and len(task.names) > _FEW_NAMES:
+            tokens += CHUNK_TOKENS  # whose logits are all computed at once
+        budget, least, most = _BATCH["cpu" if self.device.type == "cpu" else "gpu"]
+        return max(least, min(most, budget // tokens))
 
     def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str]:
         """Raw text of each prompt, spaces tidied as transformers 4.28 did."""
@@ -275,7 +280,8 @@ class FlamingoModel:
         ids, mask = self._pad(prepared)
         spans = Spans.of(*self._latents(prepared, task), ids, self.tokenizer.image_id)
         with self._clock.section("prefill"), self._autocast():
-            return Prefix(self.model, self._to_device(ids), self._to_device(mask), spans, room)
+            padded = not bool(mask.all())  # known here, on the CPU
+            return Prefix(self.model, self._to_device(ids), self._to_device(mask), spans, room, padded=padded)
 
     def _pad(self, prepared: Sequence[PreparedPrompt]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask, (rows, longest prompt), padded on the left, on the CPU."""

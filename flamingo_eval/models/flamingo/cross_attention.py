@@ -86,6 +86,7 @@ class Spans:
         tokens: (spans, longest span), numbers of its tokens among all (rows * length); anything behind its end.
         filled: numbers of the places in ``tokens``, flattened, that hold tokens.
         last: (rows,), each row's last span; -1 for a row without images.
+        in_order: whether the i-th span sees the i-th picture, so that nothing has to be gathered.
         remembered: keys and values of the last image of every row, by block, once the prompt has been read.
     """
 
@@ -94,6 +95,7 @@ class Spans:
     tokens: Tensor
     filled: Tensor
     last: Tensor
+    in_order: bool
     remembered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @staticmethod
@@ -118,11 +120,12 @@ class Spans:
         tokens[span, place] = token
         picture = torch.tensor([n for row, count in zip(pictures, counts.tolist(), strict=True) for n in row[:count]])
         last = torch.where(counts > 0, offset + counts - 1, -1)
+        in_order = picture.tolist() == list(range(len(picture)))
         places = span * longest + place
         picture, tokens, places, last = (
             part.to(latents.device, non_blocking=True) for part in (picture.long(), tokens, places, last)
         )
-        return Spans(latents, picture, tokens, places, last)
+        return Spans(latents, picture, tokens, places, last, in_order)
 
     def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
         """See :class:`Sight`; remembers the last images' keys and values."""
@@ -133,7 +136,9 @@ class Spans:
         seen = self.picture[self.last.clamp(min=0)]
         self.remembered[id(attention)] = (k[seen], v[seen])
         q = attention.queries(x.flatten(0, 1)[self.tokens])  # (spans, heads, longest, head width)
-        seen_by_span = F.scaled_dot_product_attention(q, k[self.picture], v[self.picture])
+        spans = len(self.picture)
+        k, v = (k[:spans], v[:spans]) if self.in_order else (k[self.picture], v[self.picture])
+        seen_by_span = F.scaled_dot_product_attention(q, k, v)
         out = seen_by_span.new_zeros(x.shape[0] * x.shape[1], q.shape[1] * q.shape[3])
         places = join_heads(seen_by_span).flatten(0, 1)
         out[self.tokens.flatten()[self.filled]] = places[self.filled]

@@ -33,11 +33,13 @@ def decode(prefix: Prompts, decoding: Decoding, *, end_id: int, pad_id: int) -> 
     return _beam_search(prefix, decoding, end_id, pad_id)
 
 
-def _log_probabilities(logits: Tensor, step: int, decoding: Decoding, end_id: int) -> Tensor:
-    scores = logits.float().log_softmax(-1)
+def _barred(logits: Tensor, step: int, decoding: Decoding, end_id: int) -> Tensor:
+    """float32 logits; the end is barred as long as the text is too short (after the softmax, as in transformers)."""
+    logits = logits.float()
     if step < decoding.min_new_tokens:
-        scores[..., end_id] = -torch.inf
-    return scores
+        logits = logits.clone()
+        logits[..., end_id] = -torch.inf
+    return logits
 
 
 def _greedy(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) -> Tensor:
@@ -46,7 +48,7 @@ def _greedy(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) -> Te
     ids = torch.full((rows, steps), pad_id, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
     for step in range(steps):
-        chosen = _log_probabilities(logits, step, decoding, end_id).argmax(-1)
+        chosen = _barred(logits, step, decoding, end_id).argmax(-1)
         ids[:, step] = torch.where(ended, pad_id, chosen)
         ended |= chosen == end_id
         if step + 1 == steps or bool(ended.all()):
@@ -97,7 +99,8 @@ def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) 
     done = torch.zeros(rows, 1, dtype=torch.bool, device=device)
     side_by_side = torch.arange(beams, device=device)
     for step in range(steps):
-        candidates = _continuations(running, _log_probabilities(logits, step, decoding, end_id), step, 2 * beams)
+        likely = _likeliest(logits, _barred(logits, step, decoding, end_id), 2 * beams)
+        candidates = _continuations(running, *likely, step)
         ends = candidates.ids[..., step] == end_id
         running = candidates.pick((candidates.scores + ends * _OUT).topk(beams).indices)
         counts = ends & (torch.arange(2 * beams, device=device) < beams) & ~done
@@ -117,11 +120,17 @@ def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) 
     return finished.ids[:, 0]
 
 
-def _continuations(running: _Beams, scores: Tensor, step: int, count: int) -> _Beams:
-    """The ``count`` best sequences that are one token longer."""
-    vocabulary = scores.shape[-1]
+def _likeliest(logits: Tensor, barred: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Log-likelihoods and ids of the ``count`` likeliest tokens, (rows, beams, count): no beam can need more."""
+    top = barred.topk(count)
+    return top.values - logits.float().logsumexp(-1, keepdim=True), top.indices
+
+
+def _continuations(running: _Beams, scores: Tensor, ids: Tensor, step: int) -> _Beams:
+    """The best sequences that are one token longer, out of each beam's likeliest tokens (rows, beams, count)."""
+    count = scores.shape[-1]
     best = (scores + running.scores[..., None]).flatten(1).topk(count)
-    longer = running.pick(best.indices // vocabulary)
+    longer = running.pick(best.indices // count)
     longer.scores = best.values
-    longer.ids[..., step] = best.indices % vocabulary
+    longer.ids[..., step] = ids.flatten(1).gather(1, best.indices)
     return longer

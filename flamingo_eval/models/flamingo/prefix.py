@@ -78,16 +78,19 @@ class Prefix:
         mask: (rows, length), 0 where padding is.
         sight: what the prompts' tokens look at.
         room: tokens that will be laid out behind each prompt at the same time, at most.
+        padded: whether there is padding; without it attention needs no mask.
     """
 
-    def __init__(self, model: Flamingo, ids: Tensor, mask: Tensor, sight: Media | Spans, room: int) -> None:
+    def __init__(
+        self, model: Flamingo, ids: Tensor, mask: Tensor, sight: Media | Spans, room: int, *, padded: bool = True
+    ) -> None:
         self._model, self._mask = model, mask
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         self._cache = Cache(layers=[_Layer(room) for _ in range(model.decoder_layers)])
         with model.looking_at(sight):
             output = model.language(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self._cache,
-                use_cache=True, logits_to_keep=1,
+                input_ids=ids, attention_mask=mask if padded else None, position_ids=positions,
+                past_key_values=self._cache, use_cache=True, logits_to_keep=1,
             )  # fmt: skip
         self.logits: Tensor = output.logits[:, -1]
         self.lengths: Tensor = mask.sum(-1)

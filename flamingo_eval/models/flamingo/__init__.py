@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ class FlamingoSource:
             CheckpointError: a hub file can't be had.
         """
         files = self.spec.local_files()
-        parts: dict[str, Any] = {str(path): file_digest(path) for path in files}
+        parts: dict[str, Any] = {str(path): _digest_once(path) for path in files}
         for name in self.spec.remote_parts():
             parts[name] = _hub_commit(name) if name.startswith("hub:") else name
         settings = [
@@ -119,6 +120,17 @@ class ClipSource:
         from flamingo_eval.models.flamingo.encoder import ClipEncoder
 
         return ClipEncoder(self.spec, device)
+
+
+def _digest_once(path: Path) -> str:
+    """Digest of a file's content, worked out once in a process as long as the file stays as it is."""
+    state = path.stat()
+    return _digest_of(path, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _digest_of(path: Path, size: int, changed: int) -> str:  # noqa: ARG001  # they tell one content from another
+    return file_digest(path)
 
 
 def _hub_commit(name: str) -> str:

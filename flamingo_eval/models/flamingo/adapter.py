@@ -327,13 +327,15 @@ def load_model(
     transformers_logging.disable_progress_bar()
     dtype = _WEIGHTS[precision]
     clip, transform = load_clip(spec.vision)
+    vision = PatchTokens(clip.get_submodule("visual"))
+    del clip  # its text half is not needed
     language, host = load_language(spec.language.model, dtype, spec.language.decoder_layers)
     tokenizer = FlamingoTokenizer(spec.language.tokenizer, tidies_spaces=host.tidies_spaces)
     path = fetch(spec.checkpoint) if isinstance(spec.checkpoint, HubFile) else spec.checkpoint
     layers = len(language.get_submodule(host.decoder_path))  # type: ignore[arg-type]  # a ModuleList
     trained = sort_keys(read_state_dict(path), host, layers, spec.cross_attn_every_n_layers, str(path))
     model = assemble(
-        vision=PatchTokens(clip.get_submodule("visual")),
+        vision=vision,
         language=language,
         host=host,
         trained=trained,

@@ -156,6 +156,12 @@ class ModelInfo:
 class Model(Protocol):
     """A loaded model."""
 
+    def look_at(self, prompts: Sequence[Prompt], task: Task) -> None:
+        """Told which prompts will be prepared next, so that their pictures can be read at once; raises nothing."""
+
+    def close(self) -> None:
+        """Lets go of memory and threads; it is not asked anything any more."""
+
     def prepare(self, prompt: Prompt, task: Task) -> Any:
         """Reads pictures and tokens of one prompt. Raises QueryError if that can't be done.
 

@@ -33,6 +33,12 @@ class Small:
         self.sizes.append(len(prepared))
         return [f"said of {image}" for image in prepared]
 
+    def look_at(self, prompts: Sequence[Prompt], task: Task) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
     def seconds(self) -> dict[str, float]:
         return {}
 

@@ -295,6 +295,12 @@ class Ranker:
     def answer(self, prepared: Sequence[str], task: Task) -> list[Answer]:
         return [{"a": -float(text.index("1")), "b": -float(text.index("2"))} for text in prepared]
 
+    def look_at(self, prompts: Sequence[Prompt], task: Task) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
     def seconds(self) -> dict[str, float]:
         return {}
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flamingo_eval import registry
+from flamingo_eval.errors import QueryError
 from flamingo_eval.nouns import NO_PICTURE, Decoding, Prompt, Ranking
 from tests.helpers import LazyModule
 
@@ -122,3 +123,53 @@ def test_each_picture_is_encoded_once(models: tuple[Any, Any], goldens: Path, tm
             assert store.encoded == encoded
         else:
             assert store.encoded <= 3, "only what the run before still had in memory"
+
+
+def test_reading_ahead_while_the_same_pictures_are_being_encoded(goldens: Path, tmp_path: Path) -> None:
+    """Nothing is left over, and nothing is encoded twice."""
+    import threading
+
+    from flamingo_eval.models.flamingo.latents import LatentStore
+
+    paths = sorted((goldens / "data/coco/val2014").iterdir())[:6]
+    started, go_on = threading.Event(), threading.Event()
+
+    def encode(pixels: Any) -> Any:
+        started.set()
+        assert go_on.wait(10)
+        return pixels.mean(dim=(2, 3))[:, None, :]
+
+    def transform(picture: Any) -> Any:
+        del picture
+        return torch.rand(3, 4, 4)
+
+    store = LatentStore(transform, encode, torch.zeros(1, 3), budget=1 << 20, disk=None)
+    pictures = [store.find(path, rgb=False) for path in paths]
+    store.read(pictures[:4])
+    worker = threading.Thread(target=store.latents, args=(pictures[:4],))
+    worker.start()
+    assert started.wait(10)
+    store.read(pictures)  # four of them are being encoded
+    go_on.set()
+    worker.join(10)
+    assert set(store._pixels) == {picture.key for picture in pictures[4:]}
+    store.latents(pictures)
+    assert store._pixels == {}
+    assert store.encoded == 6
+    with pytest.raises(QueryError, match="does not exist"):
+        store.find(tmp_path / "none.png", rgb=False)
+
+
+def test_a_cache_disk_that_fails_costs_nothing_but_time(
+    goldens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flamingo_eval.features.store import FeatureStore
+    from flamingo_eval.models.flamingo.latents import LatentStore
+
+    (tmp_path / "file").write_text("not a folder")
+    store = LatentStore(lambda _: torch.rand(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],
+                        torch.zeros(1, 3), budget=12, disk=FeatureStore(tmp_path / "file" / "x", "d"))  # fmt: skip
+    pictures = [store.find(path, rgb=False) for path in sorted((goldens / "data/coco/val2014").iterdir())[:6]]
+    store.read(pictures)
+    assert store.latents(pictures).shape == (6, 1, 3)
+    assert "not kept on the disk any more" in capsys.readouterr().err

@@ -257,3 +257,56 @@ def test_a_family_that_is_not_known(goldens: Path, tmp_path: Path) -> None:
     assert fast.answer([fast.prepare(p, task) for p in prompts], task) == [
         plain.answer([plain.prepare(p, task)], task)[0] for p in prompts
     ]
+
+
+def test_a_family_whose_attention_goes_by_the_place_in_the_cache(goldens: Path, tmp_path: Path) -> None:
+    """ALiBi by key index, or a sliding window: refused by name, whatever path is given."""
+    from transformers import BloomConfig, BloomForCausalLM, MistralConfig, MistralForCausalLM
+
+    toml = write_flamingo(tmp_path / "m", "gpt_neox", goldens)
+    state = torch.load(toml.parent / "checkpoint.pt", weights_only=True)
+    rows = state["lang_encoder.embed_out.weight"].shape[0]
+    described = toml.read_text()
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=rows, hidden_size=WIDTH, n_layer=4, n_head=4))
+    mistral = MistralForCausalLM(
+        MistralConfig(vocab_size=rows, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=4,
+                      num_attention_heads=4, num_key_value_heads=2, sliding_window=64)
+    )  # fmt: skip
+    for language, path, name in (
+        (bloom, "transformer.h", "transformer.word_embeddings"),
+        (mistral, "model.layers", "model.embed_tokens"),
+    ):
+        language.save_pretrained(toml.parent / "lm")
+        toml.write_text(f'{described}decoder_layers = "{path}"\n')
+        trained = {k.replace("gpt_neox.layers", path): v for k, v in state.items() if "gated" in k or "perceiver" in k}
+        torch.save({**trained, f"lang_encoder.{name}.weight": torch.randn(rows, WIDTH)}, toml.parent / "checkpoint.pt")
+        with pytest.raises(CheckpointError, match=r"(Bloom|Mistral)ForCausalLM (can't be used|sees only a window)"):
+            load(toml, goldens)
+
+
+@pytest.mark.parametrize("host", ["gpt_neox", "llama", "mosaic_gpt", "mpt"])
+@pytest.mark.parametrize("precision", ["bf16", "amp_bf16"])
+def test_long_prompts_in_bfloat16(goldens: Path, tmp_path: Path, host: str, precision: str) -> None:
+    """Positions are not rounded: behind 400 tokens log-likelihoods differ from float32 no more than behind few."""
+    toml = write_flamingo(tmp_path / host, host, goldens)
+    source: Any = registry.model_source(str(toml))
+    task = Ranking(("yes", "a grey wolf in the snow"))
+    off = {}
+    for words in (4, 380):
+        prompt = Prompt("a " * words + "<image>Output:", (prompts_of(goldens)[0].images[0],))
+        said = []
+        for kind in ("fp32", precision):
+            model = source.load(data_root=goldens / "data", device="cpu", precision=kind)
+            said.append(model.answer([model.prepare(prompt, task)], task)[0])
+        off[words] = max(abs(said[0][name] - said[1][name]) for name in task.names)
+    assert off[380] < max(0.3, 3 * off[4]), off
+
+
+def test_rotary_frequencies_stay_float32(goldens: Path, tmp_path: Path) -> None:
+    toml = write_flamingo(tmp_path / "m", "gpt_neox", goldens)
+    for precision in ("bf16", "fp16", "amp_bf16"):
+        source: Any = registry.model_source(str(toml))
+        model = source.load(data_root=goldens / "data", device="cpu", precision=precision)
+        buffers = dict(model.model.language.named_buffers())
+        assert any("inv_freq" in name for name in buffers)
+        assert all(value.dtype == torch.float32 for name, value in buffers.items() if "inv_freq" in name)

@@ -32,6 +32,7 @@ def bench(
     rices_model: opt.RicesModel = None,
     rices_pretrained: opt.RicesPretrained = None,
     weights: opt.Weights = None,
+    offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
     precision: opt.Precision = "auto",
     device: opt.Device = "auto",
     batch_size: opt.BatchSize = "auto",

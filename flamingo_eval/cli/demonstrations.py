@@ -30,6 +30,7 @@ def features(
     rices_model: opt.RicesModel = None,
     rices_pretrained: opt.RicesPretrained = None,
     device: opt.Device = "auto",
+    offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
 ) -> None:
     """Compute image features for --select rices ahead of a run; what is there already is not computed again.
 
@@ -80,6 +81,7 @@ def controls(
     ] = None,
     data_root: opt.MovedData = None,
     device: opt.Device = "auto",
+    offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
     batch_size: opt.BatchSize = "auto",
     format: Annotated[
         str, typer.Option("--format", metavar="table|markdown|json", help="How the table is printed.")

@@ -84,7 +84,7 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         rices_unique_images: opt.UniqueImages = False,
         exclude_same_image: opt.ExcludeSame = False,
         weights: opt.Weights = None,
-        offline: opt.Offline = False,
+        offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
         precision: opt.Precision = "auto",
         device: opt.Device = "auto",
         batch_size: opt.BatchSize = "auto",
@@ -98,7 +98,7 @@ def _benchmark_command(name: str) -> Callable[..., None]:
             protocol=protocol, split=split, num_samples=num_samples, query_set_size=query_set_size,
             ensemble=ensemble, select=select, rices_model=rices_model, rices_pretrained=rices_pretrained,
             rices_unique_images=rices_unique_images, exclude_same_image=exclude_same_image, weights=weights,
-            offline=offline, precision=precision, device=device, batch_size=batch_size, feature_cache=feature_cache,
+            precision=precision, device=device, batch_size=batch_size, feature_cache=feature_cache,
             plain=plain, out=out, format=format,
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -34,6 +35,13 @@ def parse_numbers(text: str, option: str, *, most: int) -> tuple[int, ...]:
     if not numbers or min(numbers) < 0 or max(numbers) > most:
         raise UserError(f"{option} {text!r}: give whole numbers from 0 to {most}, separated by commas, such as 0,4,8")
     return numbers
+
+
+def _ask_no_hub(value: bool) -> bool:
+    """huggingface_hub reads this when it is imported, which has not happened yet."""
+    if value:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return value
 
 
 Shots = Annotated[
@@ -127,7 +135,7 @@ Weights = Annotated[
 ]  # fmt: skip
 Offline = Annotated[
     bool,
-    typer.Option("--offline", rich_help_panel=_MODEL,
+    typer.Option("--offline", envvar=_env("OFFLINE"), callback=_ask_no_hub, rich_help_panel=_MODEL,
                  help="Ask no hub, use what is downloaded already (like HF_HUB_OFFLINE=1)."),
 ]  # fmt: skip
 Precision = Annotated[
@@ -142,7 +150,7 @@ Device = Annotated[
 ]  # fmt: skip
 Plain = Annotated[
     bool,
-    typer.Option("--plain", rich_help_panel=_HOW,
+    typer.Option("--plain", envvar=_env("PLAIN"), rich_help_panel=_HOW,
                  help="Answer without any shortcut, for those who doubt them; several times slower, same answers."),
 ]  # fmt: skip
 FeatureCache = Annotated[

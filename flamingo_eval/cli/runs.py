@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -93,13 +92,10 @@ def run_benchmarks(
     *,
     out: Path | None,
     format: str,
-    offline: bool,
     feature_cache: str | None,
     **options: Any,
 ) -> None:
     """Runs benchmarks and prints one table."""
-    if offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which has not happened yet
     options["batch_size"] = opt.parse_batch_size(str(options["batch_size"]))
     options["feature_cache"] = opt.parse_size(feature_cache, "--feature-cache")
     from flamingo_eval.engine.run import execute
@@ -160,7 +156,7 @@ def run(
     rices_unique_images: opt.UniqueImages = False,
     exclude_same_image: opt.ExcludeSame = False,
     weights: opt.Weights = None,
-    offline: opt.Offline = False,
+    offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
     precision: opt.Precision = "auto",
     device: opt.Device = "auto",
     batch_size: opt.BatchSize = "auto",
@@ -175,7 +171,7 @@ def run(
         context, names, shots=shots, seeds=seeds, trials=trials, checkpoint=checkpoint, data_root=data_root,
         protocol=protocol, split=None, num_samples=num_samples, query_set_size=query_set_size, select=select,
         rices_model=rices_model, rices_pretrained=rices_pretrained, rices_unique_images=rices_unique_images,
-        exclude_same_image=exclude_same_image, weights=weights, offline=offline, precision=precision, device=device,
+        exclude_same_image=exclude_same_image, weights=weights, precision=precision, device=device,
         batch_size=batch_size, feature_cache=feature_cache, plain=plain, out=out, format=format,
     )  # fmt: skip
 
@@ -218,6 +214,7 @@ def plan(
     rices_unique_images: opt.UniqueImages = False,
     exclude_same_image: opt.ExcludeSame = False,
     device: opt.Device = "auto",
+    offline: opt.Offline = False,  # noqa: ARG001
     as_json: Annotated[bool, typer.Option("--json", help="Print every query as a line of JSON.")] = False,
 ) -> None:
     """Show which queries and demonstrations a run would have, without loading a model."""

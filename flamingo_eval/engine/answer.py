@@ -131,13 +131,15 @@ def answer(
             size = runner.size(kind[0].query.prompt, task)
             for batch, ready in ahead(partial(_prepare, model, task), _batches(kind, size)):
                 failures += ready.failures
-                if ready.items:
-                    answers = runner.answer(ready.prepared, task)
+                done = 0
+                for answers in runner.answer(ready.prepared, task):
+                    items = ready.items[done : done + len(answers)]
                     entries = [
                         Entry(item.slot, Prediction(item.key, said, item.pictures))
-                        for item, said in zip(ready.items, answers, strict=True)
+                        for item, said in zip(items, answers, strict=True)
                     ]
                     journal.append(entries, extra)
+                    done += len(answers)
                 bar.update(len(batch))
     return failures
 
@@ -153,6 +155,7 @@ class _Ready:
 
 def _prepare(model: Model, task: Task, batch: Sequence[tuple[Pending, Query]]) -> _Ready:
     ready = _Ready([], [], [])
+    model.look_at([p for item, q in batch if not item.trial.failed for p in (q.prompt, *q.more_orders)], task)
     for item, query in batch:
         if item.position in item.trial.failed:
             ready.failures.append(Failure(query, item.trial.failed[item.position]))
@@ -183,20 +186,21 @@ class _Runner:
         """Queries a batch, whose prompts are like this one."""
         return self._wanted or self._model.suggested_batch(prompt, task)
 
-    def answer(self, prepared: Sequence[Sequence[Any]], task: Task) -> list[Answer]:
-        """One answer per query. Raises DeviceMemoryError if not even one query fits."""
-        size = min(len(prepared), self._fits.get(task, len(prepared)))
-        answers: list[Answer] = []
-        while len(answers) < len(prepared):
-            part = prepared[len(answers) : len(answers) + size]
+    def answer(self, prepared: Sequence[Sequence[Any]], task: Task) -> Iterator[list[Answer]]:
+        """One answer per query, in parts as they fit. Raises DeviceMemoryError if not even one query does."""
+        size, done = min(len(prepared), self._fits.get(task, len(prepared))), 0
+        while done < len(prepared):
+            part = prepared[done : done + size]
             try:
-                answers += ensembled(self._model, part, task)
+                answers = ensembled(self._model, part, task)
             except DeviceMemoryError:
                 if len(part) == 1:
                     raise
                 size = self._fits[task] = max(1, len(part) // 2)
                 print(f"note: {len(part)} queries at once do not fit into memory; on with {size}", file=sys.stderr)
-        return answers
+                continue
+            done += len(part)
+            yield answers
 
 
 def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> list[Answer]:
@@ -205,9 +209,20 @@ def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> li
         return model.answer([prompts[0] for prompts in prepared], task)
     means: list[Answer] = []
     for prompts in prepared:
-        ranked = [said for said in model.answer(prompts, task) if not isinstance(said, str)]
+        ranked = [said for said in _in_halves(model, prompts, task) if not isinstance(said, str)]
         means.append({name: sum(said[name] for said in ranked) / len(ranked) for name in ranked[0]})
     return means
+
+
+def _in_halves(model: Model, prompts: Sequence[Any], task: Task) -> list[Answer]:
+    """A query's orders, which may not fit into memory together."""
+    try:
+        return model.answer(prompts, task)
+    except DeviceMemoryError:
+        if len(prompts) == 1:
+            raise
+    middle = len(prompts) // 2
+    return _in_halves(model, prompts[:middle], task) + _in_halves(model, prompts[middle:], task)
 
 
 def _kinds(pending: Sequence[Pending], tasks: Mapping[str, Task]) -> Iterator[tuple[Task, list[Pending]]]:

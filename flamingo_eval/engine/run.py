@@ -200,6 +200,7 @@ def execute(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: Mode
                 failures = answer(pending, tasks, model, journal, batch_size=spec.batch_size, extra=extra)
                 seconds = {"answering": time.perf_counter() - began, **model.seconds()}
                 session["seconds"] = seconds
+                model.close()
         wanted = set(cells_asked)
         began = time.perf_counter()
         cells = write_scores(folder, [*trials, *_earlier(folder, root_of, wanted)], journal, record)

@@ -48,7 +48,7 @@ class FeatureStore:
         self._rows, self._width, self._whole_bytes = {}, 0, 0
         try:
             data = self._index_file.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         whole = data[: data.rfind(b"\n") + 1]
         head, *lines = whole.split(b"\n")[:-1] or [b""]

@@ -30,6 +30,12 @@ class ScriptedModel:
 
     data_root: Path
 
+    def look_at(self, prompts: Sequence[Prompt], task: Task) -> None:
+        """It reads nothing."""
+
+    def close(self) -> None:
+        """It holds nothing."""
+
     def prepare(self, prompt: Prompt, task: Task) -> Prompt:
         """Raises QueryError if a picture is missing."""
         for image in prompt.images:

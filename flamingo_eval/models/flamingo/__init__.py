@@ -88,7 +88,7 @@ class FlamingoSource:
         from flamingo_eval.models.flamingo.plain import PlainFlamingoModel
 
         memory = Caching.memory if cache is None else cache
-        caching = Caching(memory, cache_folder() / "latents", digest([self.info().digest, precision, device]))
+        caching = Caching(memory, cache_folder() / "latents", _latents_digest(self.info().digest, precision, device))
         kind = PlainFlamingoModel if plain else FlamingoModel
         return load_model(
             self.spec, data_root=data_root, device=device, precision=precision, kind=kind, caching=caching
@@ -120,6 +120,16 @@ class ClipSource:
         from flamingo_eval.models.flamingo.encoder import ClipEncoder
 
         return ClipEncoder(self.spec, device)
+
+
+LATENTS_FORMAT = 1
+"""Counted up when a change of this package's code changes latents."""
+
+
+def _latents_digest(model: str, precision: str, device: str) -> str:
+    """What determines latents, but for the picture: also the libraries that make them, which may round otherwise."""
+    versions = [metadata.version(package) for package in ("torch", "open_clip_torch", "torchvision", "pillow")]
+    return digest([LATENTS_FORMAT, model, precision, device, versions])
 
 
 def _digest_once(path: Path) -> str:

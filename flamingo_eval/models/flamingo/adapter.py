@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from flamingo_eval.errors import CheckpointError, DeviceMemoryError, QueryError, UserError
+from flamingo_eval.errors import DeviceMemoryError, QueryError, UserError
+from flamingo_eval.features.ranking import free_memory
 from flamingo_eval.features.store import FeatureStore
 from flamingo_eval.files import digest
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
@@ -25,8 +27,8 @@ from flamingo_eval.models.flamingo.hosts import max_positions
 from flamingo_eval.models.flamingo.hub import fetch
 from flamingo_eval.models.flamingo.latents import LatentStore, Picture
 from flamingo_eval.models.flamingo.measure import Clock, counted, matrix_peak, peak_memory
-from flamingo_eval.models.flamingo.model import Flamingo, assemble, load_language
-from flamingo_eval.models.flamingo.prefix import Prefix, Prompts
+from flamingo_eval.models.flamingo.model import Flamingo, assemble, check_counts, load_language
+from flamingo_eval.models.flamingo.prefix import Prefix, Prompts, check_side_by_side
 from flamingo_eval.models.flamingo.ranking import CHUNK_TOKENS, score_names
 from flamingo_eval.models.flamingo.ranking import room_needed as ranking_room
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
@@ -42,7 +44,7 @@ MAX_PROMPT_TOKENS = 2000
 _FEW_NAMES = 100
 _BATCH = {"cpu": (8192, 4, 64), "gpu": (65536, 16, 256)}
 """Tokens of prompts a batch, and the fewest and most prompts."""
-_LITTLE_MEMORY = 1 << 30
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 
 _WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp_bf16": torch.float32}
 
@@ -134,6 +136,24 @@ class FlamingoModel:
         self._reading += time.perf_counter() - began
         return PreparedPrompt(ids, images)
 
+    def look_at(self, prompts: Sequence[Prompt], task: Task) -> None:
+        """Reads the pictures of several prompts at once; what can't be read is found out by :meth:`prepare`."""
+        store, pictures = self._store(task), []
+        for prompt in prompts:
+            for image in prompt.images:
+                with contextlib.suppress(QueryError):
+                    if image != NO_PICTURE:
+                        pictures.append(store.find(self._data_root / image, prompt.rgb))
+        began = time.perf_counter()
+        with contextlib.suppress(QueryError):
+            self._read(store, pictures)
+        self._reading += time.perf_counter() - began
+
+    def close(self) -> None:
+        """Lets go of what was computed once per picture, and of the threads that read them."""
+        for store in self.pictures.values():
+            store.close()
+
     def _encode_prompt(self, text: str, task: Task) -> list[int]:
         """Token ids; raises QueryError if there are too many."""
         ids = self.tokenizer.encode(text)
@@ -179,13 +199,13 @@ class FlamingoModel:
         """Text, or log-likelihoods of class names, for each prompt."""
         try:
             return [*(self._generate(prepared, task) if isinstance(task, Decoding) else self._rank(prepared, task))]
-        except torch.OutOfMemoryError as error:
-            raise DeviceMemoryError(
-                f"{len(prepared)} prompts at once do not fit into {self.device}'s memory"
-            ) from error
+        except RuntimeError as error:  # torch.OutOfMemoryError is one, other devices say it in words
+            if not isinstance(error, torch.OutOfMemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+                raise
         finally:
-            if self.device.type == "cuda" and torch.cuda.mem_get_info(self.device)[0] < _LITTLE_MEMORY:
-                torch.cuda.empty_cache()
+            self._clock.settle()
+        free_memory()  # here, where nothing holds on to what did not fit
+        raise DeviceMemoryError(f"{len(prepared)} prompts do not fit into the memory of {self.device}")
 
     def seconds(self) -> dict[str, float]:
         """Where time has gone: ``vision``, ``prefill``, ``decode`` (or ranking), and ``pictures``, read meanwhile."""
@@ -199,8 +219,8 @@ class FlamingoModel:
         picture = next((image for p in prepared for image in p.images if image is not None), None)
         if picture is not None:
             pixels = self._store(task).pixels(picture)[None]
-            with counted(flops, "vision"):
-                self._encode(self._autocasts_pictures(task), pixels)
+            with counted(flops, "vision"):  # not by the clock's count
+                self.model.encode(self._to_device(pixels).to(self.model.perceiver.latents.dtype))
         self._latents(prepared, task)  # so that pictures are not counted twice
         room = decoding_room(task) if isinstance(task, Decoding) else ranking_room(self._name_ids(task))
         with counted(flops, "prefill"):
@@ -342,25 +362,15 @@ def load_model(
         vocabulary=len(tokenizer),
         head_width=spec.head_width,
     )
-    _check_counts(model, spec)
-    model = model.eval().requires_grad_(False).to(device=device, dtype=dtype)
+    check_counts(model, spec)
+    if spec.language.decoder_layers is not None:
+        check_side_by_side(model)
+    model = in_precision(model.eval().requires_grad_(False).to(device), dtype)
     return kind(model, tokenizer, transform, data_root=data_root, precision=precision, caching=caching)
 
 
-PERCEIVER_PARAMETERS = 63_019_008
-"""Of every released checkpoint (6 layers, 64 latents, width 1,024)."""
-
-
-def _check_counts(model: Flamingo, spec: FlamingoSpec) -> None:
-    """A released checkpoint has as many parameters as published. Raises CheckpointError."""
-    if spec.block_parameters is None:
-        return
-    counted = {f"block {i}": (_count(block), spec.block_parameters) for i, block in model.blocks.items()}
-    counted["perceiver"] = (_count(model.perceiver), PERCEIVER_PARAMETERS)
-    for name, (found, published) in counted.items():
-        if found != published:
-            raise CheckpointError(f"{spec.name}: {name} has {found:,} parameters, published are {published:,}")
-
-
-def _count(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def in_precision(model: Flamingo, dtype: torch.dtype) -> Flamingo:
+    """The same with its weights of another type; buffers stay as they are: rotary frequencies must stay float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model

@@ -61,11 +61,11 @@ def read_state_dict(path: Path) -> StateDict:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"checkpoint {path} holds more than tensors, or is no checkpoint; it was not loaded: "
-            f"{str(error).splitlines()[0]}"
+            f"{str(error).partition(chr(10))[0]}"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError, AttributeError) as error:
         raise CheckpointError(
-            f"checkpoint {path} is truncated or not a checkpoint: {str(error).splitlines()[0]}"
+            f"checkpoint {path} is truncated or not a checkpoint: {str(error).partition(chr(10))[0]}"
         ) from error
     state = loaded.get("model_state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()) or not state:

@@ -31,5 +31,11 @@ def fetch(file: HubFile) -> Path:
             f"{where} is not in the local cache and the hub can't be reached. Download it where there is a network, "
             "or name local files in a TOML file (README, 'Your own checkpoint')"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{where} can't be downloaded: {error}") from error
+    except Exception as error:
+        if "httpx" not in type(error).__module__:  # the hub's client raises its own errors for a lost connection
+            raise
+        raise CheckpointError(
+            f"{where} can't be downloaded: {error}; given again, it goes on where it stopped"
+        ) from error

@@ -7,6 +7,7 @@ everything that determines its latents, so that later runs of the same checkpoin
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flamingo_eval.errors import QueryError
+from flamingo_eval.errors import QueryError, StorageError
 from flamingo_eval.features.store import FeatureStore
 from flamingo_eval.files import file_digest
 from flamingo_eval.models.flamingo.vision import Transform, read_picture
@@ -69,6 +70,8 @@ class LatentStore:
         self._bytes = 0
         self._keys: dict[tuple[Path, bool], str] = {}
         self._pixels: dict[str, Tensor] = {}
+        self._encoding: set[str] = set()
+        self._damaged: set[str] = set()
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(WORKERS)
         self.encoded = 0
@@ -91,10 +94,14 @@ class LatentStore:
 
     def adopt(self, image: Image.Image) -> Picture:
         """A picture that is in memory already."""
-        pixels = self._transform(image)
+        try:
+            pixels = self._transform(image)
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise QueryError(f"a picture can't be read: {error}") from error
         key = "pixels-" + hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
         with self._lock:
-            self._pixels[key] = pixels
+            if not self._has(key):
+                self._pixels[key] = pixels
         return Picture(key, Path(), rgb=False)
 
     def read(self, pictures: Sequence[Picture]) -> None:
@@ -105,9 +112,30 @@ class LatentStore:
         """
         with self._lock:
             missing = {p.key: p for p in pictures if p.key not in self._pixels and not self._has(p.key)}
-        for key, pixels in zip(missing, self._pool.map(self.pixels, missing.values()), strict=True):
+        problems: list[QueryError] = []
+        for key, read in zip(missing, self._pool.map(self._try, missing.values()), strict=True):
+            if isinstance(read, QueryError):
+                problems.append(read)
+                continue
             with self._lock:
-                self._pixels[key] = pixels
+                if not self._has(key):  # encoded meanwhile, from another prompt
+                    self._pixels[key] = read
+        if problems:
+            raise problems[0]
+
+    def _try(self, picture: Picture) -> Tensor | QueryError:
+        try:
+            return self.pixels(picture)
+        except QueryError as error:
+            return error
+
+    def close(self) -> None:
+        """Lets go of everything."""
+        self._pool.shutdown(cancel_futures=True)
+        with self._lock:
+            self._known.clear()
+            self._pixels.clear()
+            self._bytes = 0
 
     def pixels(self, picture: Picture) -> Tensor:
         """(3, height, width), read anew. Raises QueryError."""
@@ -115,6 +143,8 @@ class LatentStore:
 
     def latents(self, pictures: Sequence[Picture]) -> Tensor:
         """(pictures, n_latents, width), on the CPU, of distinct pictures; unknown ones are encoded together."""
+        with self._lock:
+            self._encoding = {p.key for p in pictures}
         found = {p.key: self._recall(p.key) for p in pictures}
         missing = [p for p in pictures if found[p.key] is None]
         for start in range(0, len(missing), ENCODED_AT_ONCE):
@@ -125,6 +155,10 @@ class LatentStore:
         whole = {key: row for key, row in found.items() if row is not None}
         stacked = torch.stack([whole[p.key] for p in pictures])
         self._remember(whole)
+        with self._lock:
+            self._encoding = set()
+            for key in whole:  # read a second time meanwhile
+                self._pixels.pop(key, None)
         return stacked
 
     def _recall(self, key: str) -> Tensor | None:
@@ -132,12 +166,12 @@ class LatentStore:
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key]
-        if self._disk is None or key not in self._disk:
+        if self._disk is None or key not in self._disk or key in self._damaged:
             return None
         try:
             return torch.from_numpy(self._disk.read([key])).reshape(self._shape).to(self._dtype)
         except KeyError:
-            self._disk.forget([key])
+            self._damaged.add(key)
             return None
 
     def _remember(self, latents: Mapping[str, Tensor]) -> None:
@@ -157,14 +191,19 @@ class LatentStore:
             self._save(self._disk, gone)
 
     def _save(self, disk: FeatureStore, latents: Mapping[str, Tensor]) -> None:
-        with disk.building():
-            fresh = {key: row for key, row in latents.items() if key not in disk}
-            if fresh:
-                rows = torch.stack([*fresh.values()]).flatten(1).float().numpy()
-                disk.append([*fresh], rows, {"latents": list(self._shape)})
+        try:
+            with disk.building():
+                fresh = {key: row for key, row in latents.items() if key not in disk or key in self._damaged}
+                if fresh:
+                    rows = torch.stack([*fresh.values()]).flatten(1).float().numpy()
+                    disk.append([*fresh], rows, {"latents": list(self._shape)})
+                    self._damaged -= fresh.keys()
+        except StorageError as error:  # what is kept here only saves time
+            print(f"note: encoded pictures are not kept on the disk any more: {error}", file=sys.stderr)
+            self._disk = None
 
     def _has(self, key: str) -> bool:
-        return key in self._known or (self._disk is not None and key in self._disk)
+        return key in self._known or key in self._encoding or (self._disk is not None and key in self._disk)
 
     def _take_pixels(self, picture: Picture) -> Tensor:
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,8 +53,10 @@ class LiveSource:
         """Those that the model has; what the options say is not asked."""
         if isinstance(self.model, FlamingoModel):
             return str(self.model.device), self.model.precision
-        parameter = next(self.model.parameters())
-        return str(parameter.device), _PRECISIONS.get(parameter.dtype, "fp32")
+        kinds = {parameter.dtype for parameter in self.model.parameters()}
+        if len(kinds) > 1 or not kinds <= _PRECISIONS.keys():
+            raise CheckpointError(f"a live model's weights must be of one type; these are {sorted(map(str, kinds))}")
+        return str(next(self.model.parameters()).device), _PRECISIONS[kinds.pop()]
 
     def load(
         self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None
@@ -93,8 +96,8 @@ def share(module: nn.Module, vocabulary: int) -> tuple[Flamingo, bool]:
     state = {key.removeprefix("module."): value for key, value in module.state_dict().items()}
     with torch.device("meta"):
         kind = host.model_class
-        config = theirs.lang_encoder.config
-        language = kind(config) if kind else AutoModelForCausalLM.from_config(config)
+        config = copy.deepcopy(theirs.lang_encoder.config)  # theirs stays as it is
+        language = kind(config) if kind else AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         language.resize_token_embeddings(vocabulary, mean_resizing=False)
     language = language.eval()
     own = _plain_language(state, host.decoder_path)
@@ -105,6 +108,11 @@ def share(module: nn.Module, vocabulary: int) -> tuple[Flamingo, bool]:
     missing = sorted(set(expected) - tensors.keys() - set(language.all_tied_weights_keys))
     if missing:
         raise CheckpointError(f"the live model's language model lacks {', '.join(missing[:6])}")
+    wrong = sorted(key for key, value in tensors.items() if value.shape != expected[key].shape)
+    if wrong:
+        raise CheckpointError(
+            f"the live model's tensors don't fit its configuration and tokenizer: {', '.join(wrong[:6])}"
+        )
     language.load_state_dict(tensors, strict=False, assign=True)
     language.tie_weights()
     _real_buffers(language, theirs.lang_encoder)
@@ -168,5 +176,5 @@ def _weights_digest(module: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for key, value in sorted(module.state_dict().items()):
         digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

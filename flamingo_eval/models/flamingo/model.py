@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from flamingo_eval.models.flamingo.checkpoint import TrainedPart, describe_keys,
 from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, Sight
 from flamingo_eval.models.flamingo.hosts import HOSTS, Host, generic_host, host_for
 from flamingo_eval.models.flamingo.perceiver import PerceiverResampler
+from flamingo_eval.models.flamingo.spec import FlamingoSpec
 
 
 class Flamingo(nn.Module):
@@ -97,6 +99,10 @@ class Flamingo(nn.Module):
         return logits
 
 
+_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, EOFError,
+                   pickle.UnpicklingError, SafetensorError)  # fmt: skip
+
+
 def load_language(source: str | Path, dtype: torch.dtype, decoder_layers: str | None = None) -> tuple[nn.Module, Host]:
     """The language model, on the CPU in ``dtype``, and its host; never runs code from the hub.
 
@@ -113,13 +119,14 @@ def load_language(source: str | Path, dtype: torch.dtype, decoder_layers: str | 
         model_type = str(table.get("model_type"))
         host = HOSTS.get(model_type) if decoder_layers else host_for(model_type)
         own = host.model_class if host else None
-        config = (own.config_class if own else AutoConfig).from_pretrained(str(source))
+        settings = {} if own else {"trust_remote_code": False}
+        config = (own.config_class if own else AutoConfig).from_pretrained(str(source), **settings)
         if host and host.check:
             host.check(config)
         model, report = (own or AutoModelForCausalLM).from_pretrained(
             str(source), config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except _LOADING_ERRORS as error:
         raise CheckpointError(f"no language model could be loaded from {source}: {error}") from error
     if decoder_layers and (host is None or host.decoder_path != decoder_layers):
         host = generic_host(model, model_type, decoder_layers)
@@ -232,3 +239,30 @@ def _block_like(state: Mapping[str, Tensor], head_width: int) -> GatedCrossAtten
 def _check_heads(inner: int, head_width: int, where: str) -> None:
     if inner % head_width:
         raise CheckpointError(f"{where} is {inner} wide, which heads of {head_width} don't divide: set head_width")
+
+
+PERCEIVER_PARAMETERS = 63_019_008
+"""Of every released checkpoint (6 layers, 64 latents, width 1,024)."""
+
+
+def check_counts(model: Flamingo, spec: FlamingoSpec) -> None:
+    """A released checkpoint has as many parameters as published. Raises CheckpointError."""
+    if spec.block_parameters is None:
+        return
+    if spec.trained_parameters is not None:
+        names = set(model.host.embeddings.values())
+        embeddings = [p for name, p in model.language.named_parameters() if name in names]
+        total = _count(model.perceiver) + _count(model.blocks) + sum(p.numel() for p in embeddings)
+        if total != spec.trained_parameters:
+            raise CheckpointError(
+                f"{spec.name}: the trained part has {total:,} parameters, published are {spec.trained_parameters:,}"
+            )
+    counted = {f"block {i}": (_count(block), spec.block_parameters) for i, block in model.blocks.items()}
+    counted["perceiver"] = (_count(model.perceiver), PERCEIVER_PARAMETERS)
+    for name, (found, published) in counted.items():
+        if found != published:
+            raise CheckpointError(f"{spec.name}: {name} has {found:,} parameters, published are {published:,}")
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

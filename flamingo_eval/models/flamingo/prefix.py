@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from flamingo_eval.errors import CheckpointError
 from flamingo_eval.models.flamingo.cross_attention import LastImages, Media, Spans
 from flamingo_eval.models.flamingo.model import Flamingo
 
@@ -125,3 +126,39 @@ class Prefix:
         for layer in self._cache.layers:
             layer.length = self._mask.shape[1]
         self._depths = self._depths[:0]
+
+
+@torch.inference_mode()
+def check_side_by_side(model: Flamingo) -> None:
+    """Finds out whether a language model of an unknown family can be used like this.
+
+    Two continuations side by side behind a prompt must get the logits that each gets alone. (Not so where attention
+    goes by a key's place in the cache, as ALiBi does, or sees a window only.)
+
+    Raises:
+        CheckpointError: they don't.
+    """
+    window = getattr(model.language.config, "sliding_window", None)
+    name = type(model.language).__name__
+    if window is not None:
+        raise CheckpointError(f"{name} sees only a window of {window} tokens, which is not supported")
+    ids = torch.arange(1, 9)[None]
+    alone = torch.tensor([[*range(1, 9), 9, 11], [*range(1, 9), 10, 12]])
+    nothing = model.perceiver.latents.new_zeros(1, *model.perceiver.latents.shape)
+
+    def blind(tokens: Tensor) -> Spans:
+        return Spans.of(nothing, [[]] * len(tokens), tokens, -1)
+
+    try:
+        prefix = Prefix(model, ids, torch.ones_like(ids), blind(ids), room=4, padded=False)
+        eye = torch.eye(2, dtype=torch.bool)[None]
+        prefix.extend(torch.tensor([[9, 10]]), torch.tensor([0, 0]), eye)
+        beside = prefix.extend(torch.tensor([[11, 12]]), torch.tensor([1, 1]), torch.cat((eye, eye), dim=-1))
+        expected = model(alone, torch.ones_like(alone), blind(alone))[:, -1]
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(f"{name} can't be used as a language model here: {error}") from error
+    difference = float((beside[0].float() - expected.float()).abs().max() / expected.float().abs().max())
+    if not difference < 0.02:
+        raise CheckpointError(
+            f"{name} can't be used as a language model here: continuations side by side differ from each alone"
+        )

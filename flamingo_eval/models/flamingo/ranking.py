@@ -68,7 +68,11 @@ def score_names(prefix: Prefix, names: Sequence[Sequence[int]]) -> Tensor:
 
 def room_needed(names: Sequence[Sequence[int]]) -> int:
     """Tokens that ranking lays out behind a prompt at the same time, at most."""
-    return max(CHUNK_TOKENS, max(len(name) for name in names))
+    sizes, start = [0], 0
+    for count in _chunk_sizes(names):
+        sizes.append(sum(len(name) - 1 for name in names[start : start + count]))
+        start += count
+    return max(sizes)
 
 
 def _chunk_sizes(names: Sequence[Sequence[int]]) -> Iterator[int]:

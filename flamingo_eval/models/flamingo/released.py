@@ -28,6 +28,7 @@ class Released:
         cross_attn_every_n_layers: n.
         size: of ``checkpoint.pt``.
         block_parameters: of one gated cross-attention block.
+        trained_parameters: of the whole trained part; None where that is not published.
         license: in short.
         published: where its published numbers are.
     """
@@ -41,6 +42,7 @@ class Released:
     block_parameters: int
     license: str
     published: str
+    trained_parameters: int | None = None
 
     def about(self) -> str:
         """A line for people."""
@@ -78,6 +80,7 @@ class Released:
             vision=vision,
             language=LanguageSpec(model=language, tokenizer=language),
             block_parameters=self.block_parameters,
+            trained_parameters=self.trained_parameters,
         )
 
 

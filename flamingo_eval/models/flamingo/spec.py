@@ -69,6 +69,7 @@ class FlamingoSpec:
     Attributes:
         head_width: of resampler and cross-attention, 64 in all released models.
         block_parameters: how many one gated cross-attention block must have, where that is published.
+        trained_parameters: how many the trained part must have, where that is published.
     """
 
     name: str
@@ -78,6 +79,7 @@ class FlamingoSpec:
     language: LanguageSpec
     head_width: int = 64
     block_parameters: int | None = None
+    trained_parameters: int | None = None
 
     def local_files(self) -> list[Path]:
         """The files on this disk that determine what the model answers, sorted within each part."""

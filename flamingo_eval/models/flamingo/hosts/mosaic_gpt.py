@@ -155,8 +155,9 @@ class MosaicGPT(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         keys = past + length
         depths = torch.arange(keys, device=x.device) if self.key_depths is None else self.key_depths
         slopes = alibi_slopes(self.config.n_heads, self.config.alibi_bias_max).to(x.device)
-        # (heads, 1, keys), the same for every query: softmax sees differences only
-        alibi = slopes[:, None, None] * (depths - depths.max()).float()
+        # (heads, length, keys), by distance: near keys have small numbers, which bfloat16 tells apart
+        distance = (depths[-length:, None] - depths[None, :]).clamp(min=0)
+        alibi = -slopes[:, None, None] * distance.float()
         if mask is not None and mask.dim() == 4:
             return (alibi + mask.float()).clamp(min=torch.finfo(x.dtype).min).to(x.dtype)
         visible = torch.arange(keys, device=x.device) <= torch.arange(past, keys, device=x.device)[:, None]

@@ -19,6 +19,7 @@ from flamingo_eval.features.store import FeatureStore
 from flamingo_eval.models.scripted import ThumbnailEncoder, ThumbnailSource
 from flamingo_eval.ports import ModelInfo
 from tests.helpers import write_coco_root
+from tests.test_goldens import linked_data
 
 
 @pytest.fixture(autouse=True)
@@ -136,13 +137,29 @@ def test_each_distinct_picture_is_read_and_encoded_once(tmp_path: Path) -> None:
     assert max(encoder.reads.values()) == 1
     assert encoding.number[source.data.train[2].image] == encoding.number[source.data.train[3].image]
     np.testing.assert_allclose(np.linalg.norm(encoding.vectors, axis=1), 1, rtol=1e-6)
-    elsewhere = write_coco_root(tmp_path / "other", train=50, test=5)
-    (elsewhere / "coco").rename(elsewhere / "flickr30k_pictures")
     again = encode_pictures(source, images_of(source), encoder, "cpu")
     assert encoder.loads == 1, "with nothing missing the encoder is not even loaded"
     assert (again.vectors == encoding.vectors).all()
     other = encode_pictures(source, images_of(source)[:3], CountingSource("another encoder"), "cpu")
     assert len(other.vectors) == 3
+
+
+@pytest.mark.torch
+@pytest.mark.goldens
+def test_benchmarks_that_show_the_same_pictures_share_their_features(goldens: Path, tmp_path: Path) -> None:
+    """VQAv2's and OK-VQA's pictures are COCO's."""
+    data, encoder = linked_data(goldens, tmp_path / "data"), CountingSource()
+    contents: set[bytes] = set()
+    for name in ("coco", "vqav2", "okvqa"):
+        source = read_source(name, data)
+        shown = images_of(source)
+        assert len(shown) > len(set(shown)) or name != "vqav2", "many rows a picture"
+        encode_pictures(source, shown, encoder, "cpu")
+        before = len(contents)
+        contents |= {(data / image).read_bytes() for image in shown}
+        assert encoder.encoded == len(contents)
+        assert name == "coco" or len(contents) - before < len(set(shown)), "some were known from another benchmark"
+    assert max(encoder.reads.values()) == 1
 
 
 @pytest.mark.torch

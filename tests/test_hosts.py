@@ -310,3 +310,20 @@ def test_rotary_frequencies_stay_float32(goldens: Path, tmp_path: Path) -> None:
         buffers = dict(model.model.language.named_buffers())
         assert any("inv_freq" in name for name in buffers)
         assert all(value.dtype == torch.float32 for name, value in buffers.items() if "inv_freq" in name)
+
+
+def test_code_in_the_language_models_weights_is_not_run(goldens: Path, tmp_path: Path) -> None:
+    import pickle
+
+    toml = write_flamingo(tmp_path / "m", "gpt_neox", goldens)
+    touched = tmp_path / "touched"
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (touched,))
+
+    (toml.parent / "lm" / "model.safetensors").unlink()
+    (toml.parent / "lm" / "pytorch_model.bin").write_bytes(pickle.dumps({"gpt_neox.embed_in.weight": Evil()}, protocol=2))
+    with pytest.raises(CheckpointError, match="no language model could be loaded"):
+        load(toml, goldens)
+    assert not touched.exists()

@@ -238,6 +238,7 @@ def test_a_closed_pipe_is_no_error(root: Path) -> None:
     assert json.loads(result.stdout)["shots"] == 4
 
 
+@pytest.mark.slow  # four processes
 def test_nothing_heavy_is_imported_before_it_is_needed(root: Path) -> None:
     run_cli(*FAST, "--data-root", root, "--out", "run")
     commands = [

@@ -323,7 +323,9 @@ def test_code_in_the_language_models_weights_is_not_run(goldens: Path, tmp_path:
             return (Path.touch, (touched,))
 
     (toml.parent / "lm" / "model.safetensors").unlink()
-    (toml.parent / "lm" / "pytorch_model.bin").write_bytes(pickle.dumps({"gpt_neox.embed_in.weight": Evil()}, protocol=2))
+    (toml.parent / "lm" / "pytorch_model.bin").write_bytes(
+        pickle.dumps({"gpt_neox.embed_in.weight": Evil()}, protocol=2)
+    )
     with pytest.raises(CheckpointError, match="no language model could be loaded"):
         load(toml, goldens)
     assert not touched.exists()

@@ -89,7 +89,7 @@ def evaluate(
     Raises:
         UserError, DataError, CheckpointError: as on the command line.
     """
-    from flamingo_eval.demo.data import demo_data_root
+    from flamingo_eval.demo.root import data_folder
     from flamingo_eval.engine.run import execute
 
     names = tuple(canonical_name(one) for one in ([benchmarks] if isinstance(benchmarks, str) else benchmarks))
@@ -110,13 +110,10 @@ def evaluate(
         batch_size=batch_size,
     )
 
-    def root_of(data: str) -> Path:
-        return demo_data_root() if data == DEMO else Path(data).expanduser()
-
     with tempfile.TemporaryDirectory(prefix="flamingo-eval-") as scratch:
         folder = Path(scratch) / "run" if out is None else Path(out)
         with _left_as_it_was(model):
-            return execute(spec, root_of, folder, model_source=_source(model, tokenizer, transform, name)).cells
+            return execute(spec, data_folder, folder, model_source=_source(model, tokenizer, transform, name)).cells
 
 
 @contextmanager

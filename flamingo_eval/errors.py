@@ -5,6 +5,8 @@ Every one of them prints as a single short message; ``--debug`` adds the traceba
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class FlamingoEvalError(Exception):
     """Base of all errors this package raises on purpose."""
@@ -36,3 +38,13 @@ class StorageError(FlamingoEvalError):
     """Results can't be written: disk full or read-only (exit code 3)."""
 
     exit_code = 3
+
+
+def first_few(problems: Sequence[str], at_most: int = 10) -> str:
+    """The first problems, a line each, and how many more there are.
+
+    >>> first_few(["a", "b", "c"], 2)
+    '\\n  a\\n  b\\n  and 1 more'
+    """
+    more = [f"and {len(problems) - at_most} more"] if len(problems) > at_most else []
+    return "".join(f"\n  {line}" for line in [*problems[:at_most], *more])

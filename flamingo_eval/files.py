@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -127,6 +128,17 @@ def file_digest(path: Path) -> str:
     """BLAKE2b digest (128 bits, hex) of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def file_digest_once(path: Path) -> str:
+    """The same, worked out once in a process as long as the file stays as it is: pictures and weights are large."""
+    state = path.stat()
+    return _digest_of(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@cache
+def _digest_of(path: Path, *state: int) -> str:  # noqa: ARG001  # it tells one content from another
+    return file_digest(path)
 
 
 def files_digest(paths: Iterable[Path]) -> str:

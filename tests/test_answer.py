@@ -11,11 +11,11 @@ from flamingo_eval.engine.answer import answer, find_pending
 from flamingo_eval.engine.journal import Journal
 from flamingo_eval.errors import DeviceMemoryError, QueryError
 from flamingo_eval.nouns import Answer, Prompt, Task
-from tests.helpers import Cli, read_lines
+from tests.helpers import Cli, StandIn, read_lines
 from tests.test_plan import plan_of, source_of
 
 
-class Small:
+class Small(StandIn):
     """A model that holds so many prompts at once, and can't read one of the pictures."""
 
     def __init__(self, fits: int, broken: str = "") -> None:
@@ -32,18 +32,6 @@ class Small:
             raise DeviceMemoryError("too many")
         self.sizes.append(len(prepared))
         return [f"said of {image}" for image in prepared]
-
-    def look_at(self, prompts: Sequence[Prompt], task: Task) -> None:
-        return
-
-    def close(self) -> None:
-        return
-
-    def seconds(self) -> dict[str, float]:
-        return {}
-
-    def suggested_batch(self, prompt: Prompt, task: Task) -> int:
-        return 16
 
 
 @pytest.mark.parametrize("fits", [1, 2, 5, 16])

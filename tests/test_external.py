@@ -13,7 +13,7 @@ import pytest
 from flamingo_eval.cli.main import main
 from flamingo_eval.engine.answer import ensembled
 from flamingo_eval.nouns import Answer, Prompt, Ranking, Task
-from tests.helpers import run_cli, write_coco_root
+from tests.helpers import StandIn, run_cli, write_coco_root
 from tests.test_vqa_data import write_converted, write_memes
 
 
@@ -286,7 +286,7 @@ def test_several_benchmarks_in_one_table(call: Any, tmp_path: Path) -> None:
     assert set(row["class_logprobs"]) == {"no", "yes"}
 
 
-class Ranker:
+class Ranker(StandIn):
     """A model whose log-likelihoods tell which prompt it saw: minus the position of the first demonstration's name."""
 
     def prepare(self, prompt: Prompt, task: Task) -> str:
@@ -294,18 +294,6 @@ class Ranker:
 
     def answer(self, prepared: Sequence[str], task: Task) -> list[Answer]:
         return [{"a": -float(text.index("1")), "b": -float(text.index("2"))} for text in prepared]
-
-    def look_at(self, prompts: Sequence[Prompt], task: Task) -> None:
-        return
-
-    def close(self) -> None:
-        return
-
-    def seconds(self) -> dict[str, float]:
-        return {}
-
-    def suggested_batch(self, prompt: Prompt, task: Task) -> int:
-        return 2
 
 
 def test_an_ensemble_is_the_mean_over_orders() -> None:

@@ -8,6 +8,7 @@ import typer
 
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import emit
+from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import UserError
 
 
@@ -31,6 +32,8 @@ def bench(
     select: opt.Select = "random",
     rices_model: opt.RicesModel = None,
     rices_pretrained: opt.RicesPretrained = None,
+    rices_unique_images: opt.UniqueImages = False,
+    exclude_same_image: opt.ExcludeSame = False,
     weights: opt.Weights = None,
     offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
     precision: opt.Precision = "auto",
@@ -47,7 +50,7 @@ def bench(
     Prints queries a second by number of shots, where the time goes, how much of the machine's matrix-product peak
     prefill and decoding reach, memory, and how long the whole run would take.
     """
-    from flamingo_eval.cli.runs import data_folder, make_spec, with_section
+    from flamingo_eval.cli.runs import flags_win, make_spec, with_section
     from flamingo_eval.engine.bench import run_bench
     from flamingo_eval.report.bench import FORMATS
 
@@ -56,12 +59,12 @@ def bench(
     given = {
         "shots": shots, "seeds": seeds, "trials": trials, "checkpoint": checkpoint, "data_root": data_root,
         "protocol": protocol, "num_samples": num_samples, "query_set_size": query_set_size, "select": select,
-        "rices_model": rices_model, "rices_pretrained": rices_pretrained, "weights": weights, "precision": precision,
+        "rices_model": rices_model, "rices_pretrained": rices_pretrained, "rices_unique_images": rices_unique_images,
+        "exclude_same_image": exclude_same_image, "weights": weights, "precision": precision,
         "device": device, "batch_size": batch_size, "feature_cache": feature_cache,
     }  # fmt: skip
-    options = with_section(context, benchmark, given)
+    options = flags_win(context, with_section(context, benchmark, given))
     options["batch_size"] = opt.parse_batch_size(str(options["batch_size"]))
     options["feature_cache"] = opt.parse_size(options["feature_cache"], "--feature-cache")
-    spec = make_spec(context.obj, benchmarks=[benchmark], split=None, rices_unique_images=False,
-                     exclude_same_image=False, plain=plain, **options)  # fmt: skip
+    spec = make_spec(context.obj, benchmarks=[benchmark], split=None, plain=plain, **options)
     emit(FORMATS[format](run_bench(spec, data_folder, queries)), end="")

@@ -9,7 +9,8 @@ import typer
 from flamingo_eval.benchmark import canonical_name
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import emit
-from flamingo_eval.errors import DataError, UserError
+from flamingo_eval.demo.root import data_folder
+from flamingo_eval.errors import DataError, UserError, first_few
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +38,7 @@ def features(
     They are kept in the cache folder (FLAMINGO_EVAL_CACHE), one vector per distinct picture and encoder, and shared by
     all runs. A run computes what is missing by itself.
     """
-    from flamingo_eval.cli.runs import data_folder, make_spec, with_section
+    from flamingo_eval.cli.runs import make_spec, with_section
     from flamingo_eval.engine.plan import read_source
     from flamingo_eval.engine.retrieval import encode_pictures, encoder_of, store_of
 
@@ -64,9 +65,7 @@ def features(
         problems += dict.fromkeys(encoding.failed.values())
     emit(f"features of {encoder.info().name} in {store_of(encoder).folder}")
     if problems:
-        listed = "\n  ".join(problems[:10])
-        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise DataError(f"{len(problems)} pictures can't be read; all others are done:\n  {listed}{more}")
+        raise DataError(f"{len(problems)} pictures can't be read; all others are done:{first_few(problems)}")
 
 
 def controls(
@@ -95,7 +94,6 @@ def controls(
     """
     from pathlib import Path
 
-    from flamingo_eval.cli.runs import data_folder
     from flamingo_eval.engine.controls import CONTROLS, run_controls
     from flamingo_eval.engine.folder import RunFolder
     from flamingo_eval.engine.score import read_scores

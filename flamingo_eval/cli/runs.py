@@ -15,6 +15,7 @@ from flamingo_eval.benchmark import Benchmark, benchmark_names, canonical_name, 
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.config import Config
 from flamingo_eval.cli.output import emit, note
+from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
 
@@ -77,15 +78,6 @@ def make_spec(
     )
 
 
-def data_folder(data_root: str) -> Path:
-    """The folder that a data root names; the demo's is written first if need be."""
-    if data_root != DEMO:
-        return Path(data_root).expanduser()
-    from flamingo_eval.demo.data import demo_data_root
-
-    return demo_data_root()
-
-
 def run_benchmarks(
     context: typer.Context,
     benchmarks: Sequence[str],
@@ -105,7 +97,7 @@ def run_benchmarks(
     opt.check_format(format)
     if out is not None and str(out) == ".":
         raise UserError("--out is empty or the current folder; name a folder of its own for the run")
-    spec = make_spec(context.obj, benchmarks=benchmarks, **_flags_win(context, options))
+    spec = make_spec(context.obj, benchmarks=benchmarks, **flags_win(context, options))
     result = execute(spec, data_folder, out)
     notes = read_scores(result.folder)[1]
     if result.cells:
@@ -115,7 +107,7 @@ def run_benchmarks(
     print(f"\nrun saved in {result.folder.path}", file=sys.stdout if format == "table" else sys.stderr)
 
 
-def _flags_win(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
+def flags_win(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
     """What is said more directly wins over what stands in the environment or a file.
 
     ``--trials`` beats ``seeds`` from there; without RICES its options from there mean nothing.
@@ -228,7 +220,7 @@ def plan(
         "rices_unique_images": rices_unique_images, "exclude_same_image": exclude_same_image, "device": device,
     }  # fmt: skip
     options = with_section(context, benchmark, options)
-    spec = make_spec(context.obj, benchmarks=[benchmark], checkpoint=DEMO, **_flags_win(context, options))
+    spec = make_spec(context.obj, benchmarks=[benchmark], checkpoint=DEMO, **flags_win(context, options))
     sources = read_sources(spec, data_folder(spec.data_root))
     for line in [*(["demo data: generated pictures"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
         note(line)

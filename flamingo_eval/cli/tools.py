@@ -11,6 +11,7 @@ import typer
 from flamingo_eval.benchmark import benchmark_names, canonical_name, load_benchmark
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import emit
+from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.runspec import DEMO
 
@@ -75,7 +76,6 @@ def data_check(
     images: Annotated[bool, typer.Option("--images", help="Open every picture; takes minutes.")] = False,
 ) -> None:
     """Read all of a benchmark's files, count what is there, and say what is missing."""
-    from flamingo_eval.cli.runs import data_folder
     from flamingo_eval.engine.check import count_lines, picture_problems, raise_problems
     from flamingo_eval.engine.plan import read_source
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from flamingo_eval.engine.journal import Entry, Journal, Slot, slot_of
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.errors import DataError, DeviceMemoryError, QueryError
-from flamingo_eval.files import changed_fields, digest, file_digest
+from flamingo_eval.errors import DataError, DeviceMemoryError, QueryError, first_few
+from flamingo_eval.files import changed_fields, digest, file_digest_once
 from flamingo_eval.nouns import NO_PICTURE, Answer, Prediction, Prompt, Query, Task
 from flamingo_eval.ports import Model
 from flamingo_eval.progress import progress_bar
@@ -57,7 +57,7 @@ def picture_digests(root: Path) -> Callable[[tuple[str, ...]], str | None]:
     @cache
     def of_one(relative: str) -> str | None:
         try:
-            return file_digest(root / relative)
+            return file_digest_once(root / relative)
         except OSError:
             return None
 
@@ -244,12 +244,10 @@ def _batches(pending: Sequence[Pending], size: int) -> Iterator[list[tuple[Pendi
             yield some[i : i + size]
 
 
-def describe_failures(failures: Sequence[Failure], at_most: int = 10) -> DataError:
+def describe_failures(failures: Sequence[Failure]) -> DataError:
     """One error for all queries that could not be answered."""
-    reasons = dict.fromkeys(failure.reason for failure in failures)
-    listed = "\n  ".join(list(reasons)[:at_most])
-    more = f"\n  and {len(reasons) - at_most} more" if len(reasons) > at_most else ""
+    reasons = list(dict.fromkeys(failure.reason for failure in failures))
     return DataError(
         f"{len(failures)} queries could not be answered; everything else is answered and saved. "
-        f"The reasons:\n  {listed}{more}"
+        f"The reasons:{first_few(reasons)}"
     )

@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from flamingo_eval.engine.plan import Source
-from flamingo_eval.errors import DataError
+from flamingo_eval.errors import DataError, first_few
 from flamingo_eval.nouns import Example
 
 
@@ -56,12 +56,10 @@ def _unreadable(path: Path) -> str | None:
     return None
 
 
-def raise_problems(lines: list[tuple[str, bool]], problems: list[str], at_most: int = 10) -> None:
+def raise_problems(lines: list[tuple[str, bool]], problems: list[str]) -> None:
     """Raises DataError if anything is not as it should be."""
     wrong = [text for text, right in lines if not right]
     if problems:
-        listed = "\n  ".join(problems[:at_most])
-        more = f"\n  and {len(problems) - at_most} more" if len(problems) > at_most else ""
-        wrong.append(f"{len(problems)} pictures are missing or unreadable:\n  {listed}{more}")
+        wrong.append(f"{len(problems)} pictures are missing or unreadable:{first_few(problems)}")
     if wrong:
         raise DataError("the data is not as it should be: " + "; ".join(wrong))

@@ -200,6 +200,7 @@ def _answer(
                 tasks = {item.trial.cell[0]: item.trial.source.task for item in own}
                 told = {"control": name, **extra}
                 failures += answer(own, tasks, model, journals[name], batch_size=batch_size, extra=told, title=name)
+        model.close()
     return failures
 
 

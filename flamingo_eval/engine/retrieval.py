@@ -14,9 +14,9 @@ import numpy as np
 
 from flamingo_eval import registry
 from flamingo_eval.engine.plan import Source
-from flamingo_eval.errors import DataError, QueryError, UserError
+from flamingo_eval.errors import DataError, QueryError, UserError, first_few
 from flamingo_eval.features.store import FeatureStore, Vectors
-from flamingo_eval.files import cache_folder, digest, file_digest, fits, read_json, write_atomic
+from flamingo_eval.files import cache_folder, digest, file_digest_once, fits, read_json, write_atomic
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import EncoderSource, ImageEncoder, Nearest
 from flamingo_eval.progress import progress_bar
@@ -78,9 +78,8 @@ def find_nearest(source: Source, queries: Sequence[Example], count: int, encoder
     encoding = encode_pictures(source, [*train, *(query.image for query in queries)], encoder, device)
     broken = list(dict.fromkeys(encoding.failed[image] for image in train if image in encoding.failed))
     if broken:
-        listed, more = "\n  ".join(broken[:10]), f"\n  and {len(broken) - 10} more" if len(broken) > 10 else ""
         raise DataError(f"{source.benchmark.name}: RICES ranks all training pictures, and {len(broken)} of them "
-                        f"can't be read; the others' features are saved:\n  {listed}{more}")  # fmt: skip
+                        f"can't be read; the others' features are saved:{first_few(broken)}")  # fmt: skip
     asked = [image for image in dict.fromkeys(query.image for query in queries) if image not in encoding.failed]
     ranked = _rank(encoding, train, asked, count, rules, device)
     found: dict[str, Sequence[int]] = {query.image: () for query in queries}
@@ -132,7 +131,7 @@ def _keys(paths: Mapping[str, Path], rgb: bool) -> tuple[dict[str, str], dict[st
 
     def key(path: Path) -> str | OSError:
         try:
-            return file_digest(path) + ("-rgb" if rgb else "")
+            return file_digest_once(path) + ("-rgb" if rgb else "")
         except OSError as error:
             return error
 

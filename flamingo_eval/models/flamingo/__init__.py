@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamingo_eval.errors import CheckpointError, UserError
-from flamingo_eval.files import cache_folder, digest, file_digest
+from flamingo_eval.files import cache_folder, digest, file_digest_once
 from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, VisionSpec, read_spec
 from flamingo_eval.ports import ModelInfo, ModelSource
@@ -39,7 +38,7 @@ class FlamingoSource:
             CheckpointError: a hub file can't be had.
         """
         files = self.spec.local_files()
-        parts: dict[str, Any] = {str(path): _digest_once(path) for path in files}
+        parts: dict[str, Any] = {str(path): file_digest_once(path) for path in files}
         for name in self.spec.remote_parts():
             parts[name] = _hub_commit(name) if name.startswith("hub:") else name
         settings = [
@@ -106,7 +105,7 @@ class ClipSource:
 
         The libraries that make pixels and embeddings belong to it: another version can round otherwise.
         """
-        parts: dict[str, Any] = {str(path): file_digest(path) for path in self.spec.local_files()}
+        parts: dict[str, Any] = {str(path): file_digest_once(path) for path in self.spec.local_files()}
         weights = self.spec.pretrained
         if isinstance(weights, str):
             parts["weights"] = f"open_clip:{self.spec.model}/{weights}"
@@ -130,17 +129,6 @@ def _latents_digest(model: str, precision: str, device: str) -> str:
     """What determines latents, but for the picture: also the libraries that make them, which may round otherwise."""
     versions = [metadata.version(package) for package in ("torch", "open_clip_torch", "torchvision", "pillow")]
     return digest([LATENTS_FORMAT, model, precision, device, versions])
-
-
-def _digest_once(path: Path) -> str:
-    """Digest of a file's content, worked out once in a process as long as the file stays as it is."""
-    state = path.stat()
-    return _digest_of(path, state.st_size, state.st_mtime_ns)
-
-
-@cache
-def _digest_of(path: Path, size: int, changed: int) -> str:  # noqa: ARG001  # they tell one content from another
-    return file_digest(path)
 
 
 def _hub_commit(name: str) -> str:

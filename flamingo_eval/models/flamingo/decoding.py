@@ -34,8 +34,7 @@ def decode(prefix: Prompts, decoding: Decoding, *, end_id: int, pad_id: int) -> 
 
 
 def _barred(logits: Tensor, step: int, decoding: Decoding, end_id: int) -> Tensor:
-    """float32 logits; the end is barred as long as the text is too short (after the softmax, as in transformers)."""
-    logits = logits.float()
+    """The logits, the end barred as long as the text is too short (after the softmax, as in transformers)."""
     if step < decoding.min_new_tokens:
         logits = logits.clone()
         logits[..., end_id] = -torch.inf
@@ -99,6 +98,7 @@ def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) 
     done = torch.zeros(rows, 1, dtype=torch.bool, device=device)
     side_by_side = torch.arange(beams, device=device)
     for step in range(steps):
+        logits = logits.float()
         likely = _likeliest(logits, _barred(logits, step, decoding, end_id), 2 * beams)
         candidates = _continuations(running, *likely, step)
         ends = candidates.ids[..., step] == end_id
@@ -123,7 +123,7 @@ def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) 
 def _likeliest(logits: Tensor, barred: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Log-likelihoods and ids of the ``count`` likeliest tokens, (rows, beams, count): no beam can need more."""
     top = barred.topk(count)
-    return top.values - logits.float().logsumexp(-1, keepdim=True), top.indices
+    return top.values - logits.logsumexp(-1, keepdim=True), top.indices
 
 
 def _continuations(running: _Beams, scores: Tensor, ids: Tensor, step: int) -> _Beams:

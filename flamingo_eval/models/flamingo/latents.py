@@ -21,7 +21,7 @@ from torch import Tensor
 
 from flamingo_eval.errors import QueryError, StorageError
 from flamingo_eval.features.store import FeatureStore
-from flamingo_eval.files import file_digest
+from flamingo_eval.files import file_digest_once
 from flamingo_eval.models.flamingo.vision import Transform, read_picture
 from flamingo_eval.workers import WORKERS
 
@@ -83,7 +83,7 @@ class LatentStore:
             key = self._keys.get((path, rgb))
         if key is None:
             try:
-                key = file_digest(path) + ("-rgb" if rgb else "")
+                key = file_digest_once(path) + ("-rgb" if rgb else "")
             except FileNotFoundError as error:
                 raise QueryError(f"{path} does not exist") from error
             except OSError as error:

@@ -1,0 +1,16 @@
+"""From a data root as users name it to the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flamingo_eval.runspec import DEMO
+
+
+def data_folder(data_root: str) -> Path:
+    """The folder that a data root names; the demo's is written first if need be."""
+    if data_root != DEMO:
+        return Path(data_root).expanduser()
+    from flamingo_eval.demo.data import demo_data_root
+
+    return demo_data_root()

@@ -217,7 +217,14 @@ class ModelSource(Protocol):
         """What ``auto`` stands for on this machine: (device, precision). Raises UserError for what it doesn't have."""
 
     def load(
-        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None
+        self,
+        *,
+        data_root: Path,
+        device: str,
+        precision: str,
+        plain: bool = False,
+        cache: int | None = None,
+        keep: bool = True,
     ) -> Model:
         """Loads the model. Raises CheckpointError.
 
@@ -227,6 +234,7 @@ class ModelSource(Protocol):
             precision: a resolved one.
             plain: without any shortcut, however slow; for the doubtful.
             cache: bytes of memory for what is computed once per picture; None for the default.
+            keep: whether that is kept on the disk too, for later runs.
         """
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from flamingo_eval.cli.main import main
+from flamingo_eval.files import cache_folder
 from tests.helpers import Cli, write_coco_root
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -32,6 +34,18 @@ def goldens() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's cache without what models computed: that of an older version of the code must not serve here."""
+    folder = tmp_path_factory.mktemp("cache")
+    for entry in cache_folder().glob("*"):
+        if entry.name not in ("latents", "features"):
+            (folder / entry.name).symlink_to(entry.absolute())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLAMINGO_EVAL_CACHE", str(folder))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -101,6 +101,27 @@ def test_logits_of_prompt_and_continuation(models: tuple[Any, Any], prompts: lis
                 assert (logits[row, i] - alone).abs().max() < 1e-4
 
 
+def test_many_passes_give_what_one_gives(
+    models: tuple[Any, Any], prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch's prompts are read in passes of their own lengths; their beams go on together."""
+    from flamingo_eval.models.flamingo import adapter
+
+    fast, _ = models
+    decoding, names = Decoding(12), Ranking(("yes", "no way, never", "x"))
+    texts = fast.answer([fast.prepare(p, decoding) for p in prompts], decoding)
+    logprobs = fast.answer([fast.prepare(p, names) for p in prompts], names)
+    longest = max(len(fast.prepare(p, decoding).ids) for p in prompts)
+    for tokens in (1, 2 * longest, 5 * longest):
+        monkeypatch.setitem(adapter._BATCH, "cpu", adapter._BATCH["cpu"]._replace(pass_tokens=tokens))
+        prefix = fast._prefix([fast.prepare(p, decoding) for p in prompts], decoding, 36)
+        assert len(prefix.logits) == len(prompts)
+        assert fast.answer([fast.prepare(p, decoding) for p in prompts], decoding) == texts
+        again = fast.answer([fast.prepare(p, names) for p in prompts], names)
+        for one, other in zip(again, logprobs, strict=True):
+            assert one == pytest.approx(other, abs=1e-4)
+
+
 def test_each_picture_is_encoded_once(models: tuple[Any, Any], goldens: Path, tmp_path: Path) -> None:
     """Whatever the budget: what memory does not hold is on the disk, also for a later run."""
     from flamingo_eval.models.flamingo.adapter import Caching, load_model
@@ -111,18 +132,22 @@ def test_each_picture_is_encoded_once(models: tuple[Any, Any], goldens: Path, tm
     prompts = [Prompt(TEXTS[1], (pictures[i], pictures[(i + 3) % 10])) for i in range(10)] * 2
     expected = [models[1].answer([models[1].prepare(p, task)], task)[0] for p in prompts]
     one = models[0].model.perceiver.latents.nbytes
-    for budget, encoded in ((1 << 30, 10), (3 * one, 10), (3 * one, 0)):
-        caching = Caching(budget, tmp_path / "latents" if budget < 1 << 30 else None, "checkpoint")
+    for budget, disk, encoded in (
+        (1 << 30, "", 10),
+        (3 * one, "a", 10),
+        (3 * one, "a", 0),
+        (1 << 30, "b", 10),
+        (1 << 30, "b", 0),
+    ):
+        caching = Caching(budget, tmp_path / disk if disk else None, "checkpoint")
         model = load_model(read_spec(goldens / "model" / "model.toml"), data_root=goldens / "data", device="cpu",
                            precision="fp32", caching=caching)  # fmt: skip
         said = [model.answer([model.prepare(p, task)], task)[0] for p in prompts]
         assert said == expected
         store = model.pictures[False]
         assert store._bytes <= budget
-        if encoded:
-            assert store.encoded == encoded
-        else:
-            assert store.encoded <= 3, "only what the run before still had in memory"
+        assert store.encoded == encoded
+        model.close()
 
 
 def test_reading_ahead_while_the_same_pictures_are_being_encoded(goldens: Path, tmp_path: Path) -> None:
@@ -160,6 +185,39 @@ def test_reading_ahead_while_the_same_pictures_are_being_encoded(goldens: Path, 
         store.find(tmp_path / "none.png", rgb=False)
 
 
+def test_latents_are_on_the_disk_long_before_the_end(
+    goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A killed run loses the last few; a disk that is nearly full is left alone."""
+    from flamingo_eval.features.store import FeatureStore
+    from flamingo_eval.models.flamingo import latents
+    from flamingo_eval.models.flamingo.latents import LatentStore
+
+    monkeypatch.setattr(latents, "SAVED_AT_ONCE", 2)
+    paths = sorted((goldens / "data/coco/val2014").iterdir())[:7]
+
+    def store() -> LatentStore:
+        return LatentStore(lambda _: torch.rand(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],
+                           torch.zeros(1, 3), budget=1 << 20, disk=FeatureStore(tmp_path / "x", "d"))  # fmt: skip
+
+    killed = store()
+    first = [killed.latents([killed.find(path, rgb=False)]) for path in paths]
+    killed._writer.shutdown()  # what a kill leaves behind: it is never closed
+    later = store()
+    again = [later.latents([later.find(path, rgb=False)]) for path in paths]
+    assert later.encoded == 1
+    assert all(torch.equal(a, b) for a, b in zip(first[:6], again[:6], strict=True))
+    later.close()
+    assert len(FeatureStore(tmp_path / "x", "d")) == 7
+    monkeypatch.setattr(latents, "SPARE_DISK", 1 << 60)
+    full = store()
+    full._disk = FeatureStore(tmp_path / "y", "d")
+    full.latents([full.find(path, rgb=False) for path in paths])
+    full.close()
+    assert "GiB to spare" in capsys.readouterr().err
+    assert len(FeatureStore(tmp_path / "y", "d")) == 0
+
+
 def test_a_cache_disk_that_fails_costs_nothing_but_time(
     goldens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,4 +230,5 @@ def test_a_cache_disk_that_fails_costs_nothing_but_time(
     pictures = [store.find(path, rgb=False) for path in sorted((goldens / "data/coco/val2014").iterdir())[:6]]
     store.read(pictures)
     assert store.latents(pictures).shape == (6, 1, 3)
+    store.close()
     assert "not kept on the disk any more" in capsys.readouterr().err

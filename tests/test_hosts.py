@@ -329,3 +329,30 @@ def test_code_in_the_language_models_weights_is_not_run(goldens: Path, tmp_path:
     with pytest.raises(CheckpointError, match="no language model could be loaded"):
         load(toml, goldens)
     assert not touched.exists()
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_casting_ahead_is_what_autocast_does(
+    goldens: Path, tmp_path: Path, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers to the last bit; embeddings, norms, vision tower and resampler stay float32."""
+    from flamingo_eval.models.flamingo import adapter
+
+    toml = write_flamingo(tmp_path / host, host, goldens)
+    tasks = (Decoding(8), Ranking(("yes", "no way, never")))
+    found: list[Any] = []
+    for ahead in (True, False):
+        if not ahead:
+            monkeypatch.setattr(adapter, "cast_ahead", lambda _: None)
+        source = registry.model_source(str(toml))
+        model: Any = source.load(data_root=goldens / "data", device="cpu", precision="amp_bf16")
+        prepared = [model.prepare(prompt, tasks[0]) for prompt in prompts_of(goldens)]
+        with torch.inference_mode():
+            logits = model._prefix(prepared, tasks[0], 36).logits
+        found.append((logits, [model.answer([model.prepare(p, t) for p in prompts_of(goldens)], t) for t in tasks]))
+        halved = [p for p in model.model.parameters() if p.dtype == torch.bfloat16]
+        assert bool(halved) == ahead
+        kept = (model.model.language.get_input_embeddings(), model.model.vision, model.model.perceiver)
+        assert all(p.dtype == torch.float32 for part in kept for p in part.parameters())
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]

@@ -104,7 +104,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
     source = next(iter(sources.values()))
     device, precision = model_source.resolve(spec.device, spec.precision)
     model = model_source.load(data_root=root, device=device, precision=precision, plain=spec.plain,
-                              cache=spec.feature_cache)  # fmt: skip
+                              cache=spec.feature_cache, keep=False)  # fmt: skip
     first = {trial.shots: trial for trial in reversed(trials)}
     _ask(model, source, first[min(first)], 1, spec.batch_size)  # warm up
     rows, metric, seen, work = [], 0.0, 0.0, None

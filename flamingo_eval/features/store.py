@@ -44,25 +44,29 @@ class FeatureStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Reads the index again: another process may have added to it."""
-        self._rows, self._width, self._whole_bytes = {}, 0, 0
+        """Reads the index again: another process may have added to it. Who reads meanwhile goes by the old one."""
         try:
             data = self._index_file.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            return
+            data = b""
+        self._rows, self._width, self._whole_bytes = self._parse(data)
+
+    def _parse(self, data: bytes) -> tuple[dict[str, tuple[int, str]], int, int]:
+        """(row and check sum by key, width, bytes up to the last whole line that has its vector)."""
         whole = data[: data.rfind(b"\n") + 1]
         head, *lines = whole.split(b"\n")[:-1] or [b""]
         width = _width_of(head, self.encoder)
         if width == 0:
-            print(f"note: {self.folder} holds no features of this encoder; it is not used", file=sys.stderr)
-            return
+            if data:
+                print(f"note: {self.folder} holds no features of this encoder; it is not used", file=sys.stderr)
+            return {}, 0, 0
         stored = self._vectors_file.stat().st_size // (4 * width) if self._vectors_file.exists() else 0
         rows, length = {}, len(head) + 1
         for number, line in enumerate(lines[:stored]):
             key, _, check = line.decode("ascii", "replace").partition(" ")
             rows[key] = (number, check)
             length += len(line) + 1
-        self._rows, self._width, self._whole_bytes = rows, width, length
+        return rows, width, length
 
     def __contains__(self, key: str) -> bool:
         return key in self._rows

@@ -71,8 +71,9 @@ class ScriptedSource:
         return "cpu", "fp32"
 
     def load(
-        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None
-    ) -> ScriptedModel:
+        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None,
+        keep: bool = True,
+    ) -> ScriptedModel:  # fmt: skip
         """The model over a data root."""
         return ScriptedModel(data_root)
 

@@ -80,14 +80,16 @@ class FlamingoSource:
         return device, precision
 
     def load(
-        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None
-    ) -> FlamingoModel:
+        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None,
+        keep: bool = True,
+    ) -> FlamingoModel:  # fmt: skip
         """Builds the model and loads its weights. Raises CheckpointError."""
         from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel, load_model
         from flamingo_eval.models.flamingo.plain import PlainFlamingoModel
 
         memory = Caching.memory if cache is None else cache
-        caching = Caching(memory, cache_folder() / "latents", _latents_digest(self.info().digest, precision, device))
+        folder = cache_folder() / "latents" if keep else None
+        caching = Caching(memory, folder, _latents_digest(self.info().digest, precision, device))
         kind = PlainFlamingoModel if plain else FlamingoModel
         return load_model(
             self.spec, data_root=data_root, device=device, precision=precision, kind=kind, caching=caching
@@ -128,7 +130,7 @@ LATENTS_FORMAT = 1
 def _latents_digest(model: str, precision: str, device: str) -> str:
     """What determines latents, but for the picture: also the libraries that make them, which may round otherwise."""
     versions = [metadata.version(package) for package in ("torch", "open_clip_torch", "torchvision", "pillow")]
-    return digest([LATENTS_FORMAT, model, precision, device, versions])
+    return digest([LATENTS_FORMAT, model, precision, device.partition(":")[0], versions])
 
 
 def _hub_commit(name: str) -> str:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from flamingo_eval.errors import DeviceMemoryError, QueryError, UserError
@@ -28,7 +29,7 @@ from flamingo_eval.models.flamingo.hub import fetch
 from flamingo_eval.models.flamingo.latents import LatentStore, Picture
 from flamingo_eval.models.flamingo.measure import Clock, counted, matrix_peak, peak_memory
 from flamingo_eval.models.flamingo.model import Flamingo, assemble, check_counts, load_language
-from flamingo_eval.models.flamingo.prefix import Prefix, Prompts, check_side_by_side
+from flamingo_eval.models.flamingo.prefix import Part, Prefix, Prompts, check_side_by_side
 from flamingo_eval.models.flamingo.ranking import CHUNK_TOKENS, score_names
 from flamingo_eval.models.flamingo.ranking import room_needed as ranking_room
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
@@ -42,8 +43,19 @@ MAX_PROMPT_TOKENS = 2000
 ``max_length=2000``), which cuts off the query itself."""
 
 _FEW_NAMES = 100
-_BATCH = {"cpu": (8192, 4, 64), "gpu": (65536, 16, 256)}
-"""Tokens of prompts a batch, and the fewest and most prompts."""
+
+
+class _Sizes(NamedTuple):
+    """Tokens of prompts a batch, the fewest and most prompts, and the tokens read in one pass."""
+
+    batch_tokens: int
+    least: int
+    most: int
+    pass_tokens: int
+
+
+_BATCH = {"cpu": _Sizes(8192, 4, 64, 2048), "gpu": _Sizes(65536, 16, 256, 16384)}
+"""Passes on a CPU are short: what one layer writes is still in the processor's cache when the next one reads it."""
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 
 _WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp_bf16": torch.float32}
@@ -63,7 +75,7 @@ class Caching:
 
     Attributes:
         memory: bytes of them in memory.
-        folder: where the others go; None to drop them.
+        folder: where all of them are kept; None for nowhere.
         digest: of everything that determines them, but for the picture.
     """
 
@@ -119,6 +131,10 @@ class FlamingoModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.perceiver.latents.device
+
+    @property
+    def _kind(self) -> str:
+        return "cpu" if self.device.type == "cpu" else "gpu"
 
     def prepare(self, prompt: Prompt, task: Task) -> PreparedPrompt:
         """Reads and transforms pictures, encodes text.
@@ -238,8 +254,8 @@ class FlamingoModel:
         tokens = len(self.tokenizer.encode(prompt.text)) + self._room(task)
         if isinstance(task, Ranking) and len(task.names) > _FEW_NAMES:
             tokens += CHUNK_TOKENS  # whose logits are all computed at once
-        budget, least, most = _BATCH["cpu" if self.device.type == "cpu" else "gpu"]
-        return max(least, min(most, budget // tokens))
+        sizes = _BATCH[self._kind]
+        return max(sizes.least, min(sizes.most, sizes.batch_tokens // tokens))
 
     def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str]:
         """Raw text of each prompt, spaces tidied as transformers 4.28 did."""
@@ -297,11 +313,17 @@ class FlamingoModel:
 
     def _prefix(self, prepared: Sequence[PreparedPrompt], task: Task, room: int) -> Prefix:
         """Reads the prompts of a batch, with their pictures."""
+        longest = max(len(prompt.ids) for prompt in prepared)
+        rows = max(1, _BATCH[self._kind].pass_tokens // longest)
+        parts = [self._part(prepared[i : i + rows], task) for i in range(0, len(prepared), rows)]
+        with self._clock.section("prefill"), self._autocast():
+            return Prefix(self.model, parts, room)
+
+    def _part(self, prepared: Sequence[PreparedPrompt], task: Task) -> Part:
         ids, mask = self._pad(prepared)
         spans = Spans.of(*self._latents(prepared, task), ids, self.tokenizer.image_id)
-        with self._clock.section("prefill"), self._autocast():
-            padded = not bool(mask.all())  # known here, on the CPU
-            return Prefix(self.model, self._to_device(ids), self._to_device(mask), spans, room, padded=padded)
+        padded = not bool(mask.all())  # known here, on the CPU
+        return Part(self._to_device(ids), self._to_device(mask), spans, padded)
 
     def _pad(self, prepared: Sequence[PreparedPrompt]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask, (rows, longest prompt), padded on the left, on the CPU."""
@@ -365,7 +387,11 @@ def load_model(
     check_counts(model, spec)
     if spec.language.decoder_layers is not None:
         check_side_by_side(model)
-    model = in_precision(model.eval().requires_grad_(False).to(device), dtype)
+    model = in_precision(model.eval().requires_grad_(False), dtype)
+    if precision == "amp_bf16":
+        cast_ahead(model)
+    model = model.to(device)
+    free_memory()  # whatever loading left behind
     return kind(model, tokenizer, transform, data_root=data_root, precision=precision, caching=caching)
 
 
@@ -374,3 +400,17 @@ def in_precision(model: Flamingo, dtype: torch.dtype) -> Flamingo:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
+
+
+def cast_ahead(model: Flamingo) -> None:
+    """Under autocast: what it would cast for every product, anew at each decoding step, is cast once.
+
+    (It remembers casts of weights that are being trained only.) The arithmetic stays the same, and the language model
+    takes half the memory. Vision tower and resampler stay float32: ranking encodes pictures outside autocast.
+    """
+    for part in (model.language, model.blocks):
+        for module in part.modules():
+            if isinstance(module, nn.Linear):
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    # a parameter of its own: one shared with an embedding must stay as it is there
+                    setattr(module, name, nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False))

@@ -144,10 +144,6 @@ class Spans:
         out[self.tokens.flatten()[self.filled]] = places[self.filled]
         return attention.project(out.unflatten(0, x.shape[:2]))
 
-    def after_prompt(self) -> LastImages:
-        """What comes after the prompts; only once these have been read."""
-        return LastImages(self.remembered, (self.last >= 0)[:, None, None])
-
 
 @dataclass(frozen=True)
 class LastImages:
@@ -155,6 +151,15 @@ class LastImages:
 
     remembered: dict[int, tuple[Tensor, Tensor]]
     any_image: Tensor
+
+    @staticmethod
+    def after(parts: Sequence[Spans]) -> LastImages:
+        """What comes after prompts that have been read, in some passes."""
+        remembered = {}
+        for block in parts[0].remembered:
+            keys, values = zip(*(part.remembered[block] for part in parts), strict=True)
+            remembered[block] = (torch.cat(keys), torch.cat(values))
+        return LastImages(remembered, (torch.cat([part.last for part in parts]) >= 0)[:, None, None])
 
     def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
         """See :class:`Sight`."""

@@ -1,17 +1,18 @@
 """Latents of pictures: each distinct picture is read, transformed and encoded once.
 
-They are kept in memory up to a budget; what does not fit is on the disk, keyed by the picture's content and by
-everything that determines its latents, so that later runs of the same checkpoint find it there.
+They are kept in memory up to a budget, and all of them on the disk, keyed by the picture's content and by everything
+that determines its latents: there memory gets back what did not fit, and later runs of the same checkpoint find them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,12 @@ from flamingo_eval.workers import WORKERS
 
 ENCODED_AT_ONCE = 32
 """Pictures in one pass of vision tower and resampler; bounds memory."""
+
+SAVED_AT_ONCE = 256
+"""Pictures whose latents are written to the disk together, while others are being encoded; a kill costs as many."""
+
+SPARE_DISK = 2 << 30
+"""Bytes that are left free on the disk: what is kept there saves time, and must not cost a run its answers."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class LatentStore:
         encode: pixels (pictures, 3, height, width), on the CPU -> latents (pictures, n_latents, width), on any device.
         like: what one picture's latents look like: (n_latents, width), of their type.
         budget: bytes of latents kept in memory.
-        disk: where those go that do not fit; None to drop them.
+        disk: where all of them are kept; None for nowhere.
     """
 
     def __init__(
@@ -72,8 +79,11 @@ class LatentStore:
         self._pixels: dict[str, Tensor] = {}
         self._encoding: set[str] = set()
         self._damaged: set[str] = set()
+        self._unsaved: dict[str, Tensor] = {}
+        self._being_saved: dict[str, Tensor] = {}
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(WORKERS)
+        self._pool, self._writer = ThreadPoolExecutor(WORKERS), ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
         self.encoded = 0
         """How many pictures were encoded."""
 
@@ -130,8 +140,10 @@ class LatentStore:
             return error
 
     def close(self) -> None:
-        """Lets go of everything."""
+        """Writes what is not on the disk yet, and lets go of everything."""
+        self._save_soon()
         self._pool.shutdown(cancel_futures=True)
+        self._writer.shutdown()
         with self._lock:
             self._known.clear()
             self._pixels.clear()
@@ -151,7 +163,13 @@ class LatentStore:
             part = missing[start : start + ENCODED_AT_ONCE]
             encoded = self._encode(torch.stack([self._take_pixels(p) for p in part])).to(self._dtype).cpu()
             self.encoded += len(part)
-            found |= {p.key: row for p, row in zip(part, encoded, strict=True)}
+            # copies: a row of a batch would keep the whole batch
+            fresh = {p.key: row.clone() for p, row in zip(part, encoded, strict=True)}
+            found |= fresh
+            if self._disk is not None:
+                self._unsaved |= fresh
+                if len(self._unsaved) >= SAVED_AT_ONCE:
+                    self._save_soon()
         whole = {key: row for key, row in found.items() if row is not None}
         stacked = torch.stack([whole[p.key] for p in pictures])
         self._remember(whole)
@@ -163,37 +181,47 @@ class LatentStore:
 
     def _recall(self, key: str) -> Tensor | None:
         """From memory, else from the disk; what is damaged there is as good as missing."""
-        if key in self._known:
-            self._known.move_to_end(key)
-            return self._known[key]
-        if self._disk is None or key not in self._disk or key in self._damaged:
+        with self._lock:
+            for kept in (self._known, self._unsaved, self._being_saved):
+                if key in kept:
+                    return kept[key]
+        disk = self._disk
+        if disk is None or key not in disk or key in self._damaged:
             return None
         try:
-            return torch.from_numpy(self._disk.read([key])).reshape(self._shape).to(self._dtype)
+            return torch.from_numpy(disk.read([key])).reshape(self._shape).to(self._dtype)
         except KeyError:
             self._damaged.add(key)
             return None
 
     def _remember(self, latents: Mapping[str, Tensor]) -> None:
         """Keeps latents in memory; the ones not used for longest make room."""
-        gone: dict[str, Tensor] = {}
         with self._lock:
             for key, row in latents.items():
                 if key not in self._known:
-                    self._known[key] = row.clone()  # a row of a batch would keep the whole batch
+                    self._known[key] = row
                     self._bytes += row.nbytes
+                self._known.move_to_end(key)
             if self._bytes > self._budget:
                 while self._bytes > 0.9 * self._budget and self._known:
-                    key, row = self._known.popitem(last=False)
-                    self._bytes -= row.nbytes
-                    gone[key] = row
-        if gone and self._disk is not None:
-            self._save(self._disk, gone)
+                    self._bytes -= self._known.popitem(last=False)[1].nbytes
+
+    def _save_soon(self) -> None:
+        """Hands what is not saved to the writing thread; waits while that is still busy, so memory is bounded."""
+        if self._writing is not None:
+            self._writing.result()
+        if self._disk is not None and self._unsaved:
+            with self._lock:
+                self._being_saved, self._unsaved = self._unsaved, {}
+            self._writing = self._writer.submit(self._save, self._disk, self._being_saved)
 
     def _save(self, disk: FeatureStore, latents: Mapping[str, Tensor]) -> None:
         try:
             with disk.building():
+                room = shutil.disk_usage(disk.folder).free - SPARE_DISK
                 fresh = {key: row for key, row in latents.items() if key not in disk or key in self._damaged}
+                if sum(4 * row.numel() for row in fresh.values()) > room:
+                    raise StorageError(f"the disk of {disk.folder} has less than {SPARE_DISK >> 30} GiB to spare")
                 if fresh:
                     rows = torch.stack([*fresh.values()]).flatten(1).float().numpy()
                     disk.append([*fresh], rows, {"latents": list(self._shape)})
@@ -201,9 +229,13 @@ class LatentStore:
         except StorageError as error:  # what is kept here only saves time
             print(f"note: encoded pictures are not kept on the disk any more: {error}", file=sys.stderr)
             self._disk = None
+        with self._lock:
+            self._being_saved = {}
 
     def _has(self, key: str) -> bool:
-        return key in self._known or key in self._encoding or (self._disk is not None and key in self._disk)
+        disk = self._disk
+        known = any(key in kept for kept in (self._known, self._unsaved, self._being_saved, self._encoding))
+        return known or (disk is not None and key in disk and key not in self._damaged)
 
     def _take_pixels(self, picture: Picture) -> Tensor:
         with self._lock:

@@ -59,8 +59,9 @@ class LiveSource:
         return str(next(self.model.parameters()).device), _PRECISIONS[kinds.pop()]
 
     def load(
-        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None
-    ) -> FlamingoModel:
+        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None,
+        keep: bool = True,
+    ) -> FlamingoModel:  # fmt: skip
         """The model over a data root; only this process's memory keeps what is computed once per picture."""
         kind = PlainFlamingoModel if plain else FlamingoModel
         caching = Caching(Caching.memory if cache is None else cache)

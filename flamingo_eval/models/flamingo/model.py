@@ -171,36 +171,53 @@ def assemble_parts(
 
 
 def resize_embeddings(language: Any, trained: TrainedPart, vocabulary: int) -> None:
-    """Gives the language model's embeddings ``vocabulary`` rows (it can shrink them) and the trained values."""
-    before = language.get_input_embeddings().weight.shape[0]
-    language.resize_token_embeddings(vocabulary, mean_resizing=False)
-    _silence_new_outputs(language, before)
+    """Gives the language model's embeddings ``vocabulary`` rows (it can shrink them) and the trained values.
+
+    The trained tensors take the place of the old ones, which are never read: neither is in memory twice.
+    """
+    inputs, output = language.get_input_embeddings(), language.get_output_embeddings()
+    tied = output is not None and output.weight is inputs.weight
+    resized = {id(module.weight) for module in (inputs, output) if module is not None}
     parameters = dict(language.named_parameters(remove_duplicate=False))
     filled: dict[int, Tensor] = {}
-    with torch.no_grad():
-        for name, tensor in trained.embeddings.items():
-            if tensor.shape != parameters[name].shape:
-                raise CheckpointError(
-                    f"the checkpoint's embeddings ({name}) have shape {tuple(tensor.shape)}, the language model with "
-                    f"this tokenizer {tuple(parameters[name].shape)}: wrong tokenizer or wrong language model"
-                )
-            before_it = filled.setdefault(id(parameters[name]), tensor)
-            if before_it is not tensor and not torch.equal(before_it, tensor):
-                raise CheckpointError(f"the checkpoint holds a tied tensor twice, and not the same: {name}")
-            parameters[name].copy_(tensor)
+    for name, tensor in trained.embeddings.items():
+        old = parameters[name]
+        wanted = (vocabulary, *old.shape[1:]) if id(old) in resized else tuple(old.shape)
+        if tuple(tensor.shape) != wanted:
+            raise CheckpointError(
+                f"the checkpoint's embeddings ({name}) have shape {tuple(tensor.shape)}, the language model with "
+                f"this tokenizer {wanted}: wrong tokenizer or wrong language model"
+            )
+        before_it = filled.setdefault(id(old), tensor)
+        if before_it is not tensor and not torch.equal(before_it, tensor):
+            raise CheckpointError(f"the checkpoint holds a tied tensor twice, and not the same: {name}")
+        _replace(language, name, before_it.to(old.dtype))
+    if tied:
+        output.weight = inputs.weight
+    inputs.num_embeddings = language.config.get_text_config().vocab_size = vocabulary
+    if inputs.padding_idx is not None and inputs.padding_idx >= vocabulary:
+        inputs.padding_idx = None
+    if output is not None:
+        output.out_features = vocabulary
+        _extend_outputs(output, vocabulary)
 
 
-def _silence_new_outputs(language: Any, before: int) -> None:
-    """Zeroes the added rows of an output layer of its own: LLaMA's is not in the checkpoint.
+def _replace(module: nn.Module, name: str, value: Tensor) -> None:
+    path, _, attribute = name.rpartition(".")
+    setattr(module.get_submodule(path), attribute, nn.Parameter(value, requires_grad=False))
+
+
+def _extend_outputs(output: nn.Module, vocabulary: int) -> None:
+    """Zero rows for added tokens in what the checkpoint does not hold of an output layer: LLaMA's is not in it.
 
     (The reference leaves them random, anew at each start; transformers 5 would take the old rows' mean.)
     """
-    output = language.get_output_embeddings()
-    if output is not None and output.weight is not language.get_input_embeddings().weight:
-        with torch.no_grad():
-            output.weight[before:] = 0
-            if output.bias is not None:
-                output.bias[before:] = 0
+    for name, old in list(output.named_parameters()):
+        if old.shape[0] != vocabulary:
+            rows = old.new_zeros(vocabulary, *old.shape[1:])
+            kept = min(vocabulary, old.shape[0])
+            rows[:kept] = old.detach()[:kept]
+            _replace(output, name, rows)
 
 
 def _perceiver_like(state: Mapping[str, Tensor], head_width: int) -> PerceiverResampler:

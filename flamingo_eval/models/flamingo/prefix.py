@@ -7,40 +7,62 @@ changes a mask, not the cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from flamingo_eval.errors import CheckpointError
-from flamingo_eval.models.flamingo.cross_attention import LastImages, Media, Spans
+from flamingo_eval.models.flamingo.cross_attention import LastImages, Spans
 from flamingo_eval.models.flamingo.model import Flamingo
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one decoder layer, with room for all that comes after the prompt."""
+    """Keys and values of one decoder layer, with room for all that comes after the prompts.
 
-    def __init__(self, room: int) -> None:
+    Args:
+        rows: prompts.
+        length: tokens of the longest.
+        room: tokens behind them.
+    """
+
+    def __init__(self, rows: int, length: int, room: int) -> None:
         super().__init__()
-        self.room, self.length = room, 0
+        self.rows, self.prompt, self.room = rows, length, room
+        self.length = 0
+        self.reading: slice | None = slice(0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Makes room."""
-        size = key_states.shape[2] + self.room
-        self.keys = key_states.new_empty(*key_states.shape[:2], size, key_states.shape[3])
-        self.values = value_states.new_empty(*value_states.shape[:2], size, value_states.shape[3])
+        size = self.prompt + self.room
+        heads, key_width, value_width = key_states.shape[1], key_states.shape[3], value_states.shape[3]
+        self.keys = key_states.new_empty(self.rows, heads, size, key_width)
+        self.values = value_states.new_empty(self.rows, heads, size, value_width)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Appends in place; returns all so far, without copying."""
+        """Keeps the keys and values of prompts being read, or appends in place; never copies what is there."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.reading is not None:
+            start = self.prompt - key_states.shape[2]
+            for mine, new in ((self.keys, key_states), (self.values, value_states)):
+                mine[self.reading, :, :start] = 0  # masked, but a number all the same
+                mine[self.reading, :, start : self.prompt] = new
+            return key_states, value_states
         start, self.length = self.length, self.length + key_states.shape[2]
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def forget(self) -> None:
+        """All prompts have been read, and nothing stands behind them."""
+        self.reading, self.length = None, self.prompt
 
     def get_seq_length(self) -> int:
         """Tokens so far."""
@@ -70,34 +92,61 @@ class Prompts(Protocol):
         """Logits of more tokens, see :meth:`Prefix.extend`."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some of a batch's prompts, read in one pass.
+
+    Attributes:
+        ids: (rows, length), left-padded.
+        mask: (rows, length), 0 where padding is.
+        spans: what their tokens look at.
+        padded: whether there is padding; without it attention needs no mask.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    spans: Spans
+    padded: bool = True
+
+
 class Prefix:
     """Prompts that have been read, once each.
 
     Args:
         model: the Flamingo.
-        ids: (rows, length), left-padded.
-        mask: (rows, length), 0 where padding is.
-        sight: what the prompts' tokens look at.
+        parts: the prompts, in as many passes as bound memory and keep caches warm; each as long as its own longest.
         room: tokens that will be laid out behind each prompt at the same time, at most.
-        padded: whether there is padding; without it attention needs no mask.
     """
 
-    def __init__(
-        self, model: Flamingo, ids: Tensor, mask: Tensor, sight: Media | Spans, room: int, *, padded: bool = True
-    ) -> None:
-        self._model, self._mask = model, mask
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        self._cache = Cache(layers=[_Layer(room) for _ in range(model.decoder_layers)])
-        with model.looking_at(sight):
-            output = model.language(
-                input_ids=ids, attention_mask=mask if padded else None, position_ids=positions,
-                past_key_values=self._cache, use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-        self.logits: Tensor = output.logits[:, -1]
-        self.lengths: Tensor = mask.sum(-1)
-        self._next = positions[:, -1] + 1
-        self._after: Media | LastImages = sight.after_prompt()
-        self._depths = torch.empty(0, dtype=torch.long, device=ids.device)
+    def __init__(self, model: Flamingo, parts: Sequence[Part], room: int) -> None:
+        self._model = model
+        self._length = max(part.ids.shape[1] for part in parts)
+        rows = sum(len(part.ids) for part in parts)
+        self._layers = [_Layer(rows, self._length, room) for _ in range(model.decoder_layers)]
+        self._cache = Cache(layers=self._layers)
+        logits, done = [], 0
+        for part in parts:
+            for layer in self._layers:
+                layer.reading = slice(done, done + len(part.ids))
+            done += len(part.ids)
+            with model.looking_at(part.spans):
+                output = model.language(
+                    input_ids=part.ids, attention_mask=part.mask if part.padded else None,
+                    position_ids=(part.mask.cumsum(-1) - 1).clamp(min=0), past_key_values=self._cache, use_cache=True,
+                    logits_to_keep=1,
+                )  # fmt: skip
+            logits.append(output.logits[:, -1])
+        self.logits: Tensor = torch.cat(logits)
+        self._mask = torch.cat([F.pad(part.mask, (self._length - part.mask.shape[1], 0)) for part in parts])
+        self.lengths: Tensor = self._mask.sum(-1)
+        self._after = LastImages.after([part.spans for part in parts])
+        self.forget()
+
+    def forget(self) -> None:
+        """Back to the prompts alone."""
+        for layer in self._layers:
+            layer.forget()
+        self._depths = torch.empty(0, dtype=torch.long, device=self.logits.device)
 
     def extend(self, ids: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
         """Logits (rows, tokens, vocabulary) of more tokens.
@@ -112,20 +161,13 @@ class Prefix:
         dtype = next(model.language.parameters()).dtype
         bias = torch.zeros(whole.shape, dtype=dtype, device=ids.device).masked_fill(~whole, torch.finfo(dtype).min)
         self._depths = torch.cat((self._depths, depths))
-        length = self._mask.shape[1]
-        keys = torch.cat((torch.arange(length, device=ids.device), length + self._depths))
+        keys = torch.cat((torch.arange(self._length, device=ids.device), self._length + self._depths))
         with model.looking_at(self._after), model.keys_at(keys):
             logits: Tensor = model.language(
-                input_ids=ids, attention_mask=bias.unsqueeze(1), position_ids=self._next[:, None] + depths,
+                input_ids=ids, attention_mask=bias.unsqueeze(1), position_ids=self.lengths[:, None] + depths,
                 past_key_values=self._cache, use_cache=True,
             ).logits  # fmt: skip
         return logits
-
-    def forget(self) -> None:
-        """Back to the prompts alone."""
-        for layer in self._cache.layers:
-            layer.length = self._mask.shape[1]
-        self._depths = self._depths[:0]
 
 
 @torch.inference_mode()
@@ -150,7 +192,7 @@ def check_side_by_side(model: Flamingo) -> None:
         return Spans.of(nothing, [[]] * len(tokens), tokens, -1)
 
     try:
-        prefix = Prefix(model, ids, torch.ones_like(ids), blind(ids), room=4, padded=False)
+        prefix = Prefix(model, [Part(ids, torch.ones_like(ids), blind(ids), padded=False)], room=4)
         eye = torch.eye(2, dtype=torch.bool)[None]
         prefix.extend(torch.tensor([[9, 10]]), torch.tensor([0, 0]), eye)
         beside = prefix.extend(torch.tensor([[11, 12]]), torch.tensor([1, 1]), torch.cat((eye, eye), dim=-1))

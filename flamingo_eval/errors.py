@@ -30,6 +30,12 @@ class QueryError(UserError):
     """One query can't be answered (unreadable image, prompt too long); the other queries can."""
 
 
+class PartialError(FlamingoEvalError):
+    """Queries could not be answered, and the user chose to go on without them (exit code 4)."""
+
+    exit_code = 4
+
+
 class DeviceMemoryError(FlamingoEvalError):
     """A batch does not fit into the device's memory (exit code 2)."""
 

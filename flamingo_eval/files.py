@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from flamingo_eval.errors import DataError, StorageError
 
@@ -181,12 +181,23 @@ def write_atomic(path: Path, text: str) -> None:
     Raises:
         StorageError: disk full, read-only, not allowed.
     """
+    with open_atomic(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file to be written, which takes the place of what is there once it is whole and on the disk.
+
+    Raises:
+        StorageError: disk full, read-only, not allowed.
+    """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             Path(partial).chmod(0o666 & ~_umask())

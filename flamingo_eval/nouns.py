@@ -100,6 +100,13 @@ Answer = str | Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """In place of an answer: why a model has none to a prompt that it was asked in a batch with others."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the model said to one query, before any post-processing.
 

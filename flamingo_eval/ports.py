@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flamingo_eval.benchmark import DataRules
-from flamingo_eval.nouns import Answer, Example, Id, Prompt, Score, Task
+from flamingo_eval.nouns import Answer, Example, Id, NoAnswer, Prompt, Score, Task
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,10 @@ class Model(Protocol):
         Called in a thread of its own, while the batch before is being answered.
         """
 
-    def answer(self, prepared: Sequence[Any], task: Task) -> list[Answer]:
+    def answer(self, prepared: Sequence[Any], task: Task) -> Sequence[Answer | NoAnswer]:
         """For each prepared prompt of a batch generated text, or log-likelihoods of class names.
+
+        A prompt whose numbers overflow has no answer; the others of its batch do.
 
         Raises DeviceMemoryError if the batch is too large.
         """

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress_bar(total: int, unit: str, title: str) -> Any:
+def progress_bar(total: int, unit: str, title: str, *, shown: bool = True) -> Any:
     """A tqdm bar; it writes rarely where it ends up in a log file."""
-    return tqdm(total=total, unit=unit, desc=title, file=sys.stderr, mininterval=0.2 if sys.stderr.isatty() else 10.0)
+    seconds = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, unit=unit, desc=title, file=sys.stderr, mininterval=seconds, disable=not shown)

@@ -28,6 +28,21 @@ class RicesSpec:
 
 
 @dataclass(frozen=True)
+class Process:
+    """One of the processes that carry out a run together.
+
+    Attributes:
+        rank: its number, from 0.
+        count: how many there are.
+        local_rank: its number among those on its machine; picks its GPU.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+
+@dataclass(frozen=True)
 class RunSpec:
     """A run: what decides its plan and answers, then how it is carried out.
 
@@ -46,11 +61,13 @@ class RunSpec:
         query_set_size: size of the pool of random demonstrations.
         data_overrides: benchmark -> its ``[data]`` settings that differ.
         precision: ``fp32``, ``bf16``, ``fp16``, ``amp_bf16``, or ``auto``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``; ``local:1`` for the second process of a machine.
         batch_size: queries per batch, None for what the model suggests; does not change answers.
         weights: folder of copies to take a known checkpoint's files from.
         plain: answer without any shortcut; does not change answers.
         feature_cache: bytes of memory for what is computed once per picture; None for the default.
+        on_error: ``stop``: an error once all other queries are answered; ``skip``: score what is there, as partial.
+        process: which of the run's processes this is.
     """
 
     benchmarks: tuple[str, ...]
@@ -72,6 +89,8 @@ class RunSpec:
     weights: str | None = None
     plain: bool = False
     feature_cache: int | None = None
+    on_error: str = "stop"
+    process: Process = Process()
 
     @property
     def demo_parts(self) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -167,10 +168,11 @@ def test_ctrl_c_saves_and_says_so(tmp_path: Path) -> None:
 
 def test_two_runs_into_one_folder(root: Path, cli: Cli) -> None:
     Path("run").mkdir()
-    holder = """
+    since = (datetime.now(UTC) - timedelta(hours=3)).isoformat(timespec="seconds")
+    holder = f"""
 import fcntl, time
 lock = open("run/.lock", "w")
-lock.write('{"host": "h", "process": 7, "since": "noon"}')
+lock.write('{{"host": "h", "process": 7, "since": "{since}"}}')
 lock.flush()
 fcntl.flock(lock, fcntl.LOCK_EX)
 print("held", flush=True)
@@ -182,7 +184,7 @@ time.sleep(60)
     try:
         result = cli(*FAST, "--data-root", root, "--out", "run")
         assert result.returncode == 2
-        assert "run is in use by another run (host h, process 7, since noon)" in result.stderr
+        assert f"run is in use by another run (host h, process 7, since {since}, 3 h ago)" in result.stderr
     finally:
         process.kill()
         process.communicate()

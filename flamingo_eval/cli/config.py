@@ -29,13 +29,13 @@ FILE = Path("flamingo-eval.toml")
 _OPTIONS = (
     "shots", "seeds", "trials", "checkpoint", "data_root", "num_samples", "query_set_size", "batch_size", "precision",
     "device", "out", "format", "protocol", "split", "ensemble", "select", "rices_model", "rices_pretrained",
-    "rices_unique_images", "exclude_same_image", "weights", "feature_cache",
+    "rices_unique_images", "exclude_same_image", "weights", "feature_cache", "on_error",
 )  # fmt: skip
 
 
 _SWITCHES = ("rices_unique_images", "exclude_same_image")
 _TEXTS = ("select", "rices_model", "rices_pretrained", "checkpoint", "data_root", "protocol", "split", "device",
-          "weights", "feature_cache", "batch_size")  # fmt: skip
+          "weights", "feature_cache", "batch_size", "on_error")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from flamingo_eval.benchmark import benchmark_names, load_benchmark
-from flamingo_eval.cli import bench, demonstrations, runs, tools
+from flamingo_eval.cli import bench, demonstrations, reading, runs, tools
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.config import read_config
 from flamingo_eval.cli.output import finish
@@ -90,6 +91,9 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         batch_size: opt.BatchSize = "auto",
         feature_cache: opt.FeatureCache = None,
         plain: opt.Plain = False,
+        on_error: opt.OnError = "stop",
+        process: opt.ProcessOf = None,
+        fresh: opt.Fresh = False,
         out: opt.Out = None,
         format: opt.Format = "table",
     ) -> None:
@@ -99,7 +103,7 @@ def _benchmark_command(name: str) -> Callable[..., None]:
             ensemble=ensemble, select=select, rices_model=rices_model, rices_pretrained=rices_pretrained,
             rices_unique_images=rices_unique_images, exclude_same_image=exclude_same_image, weights=weights,
             precision=precision, device=device, batch_size=batch_size, feature_cache=feature_cache,
-            plain=plain, out=out, format=format,
+            plain=plain, on_error=on_error, process=process, fresh=fresh, out=out, format=format,
         )  # fmt: skip
 
     command.__doc__ = (
@@ -117,6 +121,7 @@ def _command() -> Callable[..., object]:
         if "_" in name:  # an underscore does as well
             app.command(name, hidden=True)(_benchmark_command(name))
     runs.register(app)
+    reading.register(app)
     demonstrations.register(app)
     bench.register(app)
     tools.register(app)
@@ -125,6 +130,7 @@ def _command() -> Callable[..., object]:
 
 def main() -> None:
     """Runs the command line and ends the process with the exit code that the README states."""
+    signal.signal(signal.SIGTERM, _terminated)  # what Slurm and torchrun send: ends like Ctrl-C, in good order
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     code = 0
@@ -148,6 +154,10 @@ def main() -> None:
     if code == _INTERRUPTED:  # typer turns Ctrl-C into this
         _interrupted()
     sys.exit(code)
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def _interrupted() -> NoReturn:

@@ -164,6 +164,23 @@ BatchSize = Annotated[
     typer.Option("--batch-size", metavar="auto|N", envvar=_env("BATCH_SIZE"), rich_help_panel=_HOW,
                  help="Queries a batch; does not change answers. What does not fit into memory is halved."),
 ]  # fmt: skip
+OnError = Annotated[
+    str,
+    typer.Option("--on-error", metavar="stop|skip", envvar=_env("ON_ERROR"), rich_help_panel=_HOW,
+                 help="When queries can't be answered (unreadable pictures, overflow). stop: an error once all others "
+                 "are answered. skip: score what is there and mark every number as partial (exit 4)."),
+]  # fmt: skip
+ProcessOf = Annotated[
+    str | None,
+    typer.Option("--process", metavar="RANK/COUNT", envvar=_env("PROCESS"), rich_help_panel=_HOW,
+                 help="Which of the processes that share this run's work this is, such as 0/8. Default: as torchrun or "
+                 "Slurm's srun say. All need the same command and see the same run folder; the first one scores."),
+]  # fmt: skip
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", rich_help_panel=_OUT,
+                 help="Start over. What the run has so far is kept beside it under another name."),
+]  # fmt: skip
 Out = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", envvar=_env("OUT"), rich_help_panel=_OUT,
@@ -186,6 +203,12 @@ def check_format(format: str) -> None:
 
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+
+
+def check_on_error(choice: str) -> None:
+    """Raises UserError for anything but ``stop`` and ``skip``."""
+    if choice not in ("stop", "skip"):
+        raise UserError(f"--on-error {choice!r}: give stop or skip")
 
 
 def parse_batch_size(text: str) -> int | None:

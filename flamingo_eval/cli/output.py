@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, NoReturn
 
 import typer
 
@@ -19,6 +21,20 @@ def emit(text: str, end: str = "\n") -> None:
     """
     try:
         print(text, end=end)
+    except OSError as error:
+        _failed(error)
+
+
+@contextmanager
+def binary_output() -> Iterator[BinaryIO]:
+    """Stdout for bytes.
+
+    Raises:
+        StorageError: it can't be written.
+    """
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
     except OSError as error:
         _failed(error)
 

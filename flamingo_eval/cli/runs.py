@@ -1,9 +1,9 @@
-"""Commands that make runs and read them: ``run``, ``plan``, ``score``, ``report``, ``samples``,
-``submit``."""
+"""Commands that make runs and score them: ``run``, ``plan``, ``score``, ``submit``."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ from flamingo_eval.benchmark import Benchmark, benchmark_names, canonical_name, 
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.config import Config
 from flamingo_eval.cli.output import emit, note
+from flamingo_eval.cli.reading import check_nothing_missing, check_nothing_partial
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
@@ -25,7 +26,7 @@ _PANEL = "Runs"
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command(rich_help_panel="Benchmarks")(run)
-    for command in (plan, score, report, samples, submit):
+    for command in (plan, score, submit):
         app.command(rich_help_panel=_PANEL)(command)
 
 
@@ -85,26 +86,35 @@ def run_benchmarks(
     out: Path | None,
     format: str,
     feature_cache: str | None,
+    fresh: bool,
     **options: Any,
 ) -> None:
     """Runs benchmarks and prints one table."""
     options["batch_size"] = opt.parse_batch_size(str(options["batch_size"]))
     options["feature_cache"] = opt.parse_size(feature_cache, "--feature-cache")
+    from flamingo_eval.engine.processes import process_from
     from flamingo_eval.engine.run import execute
     from flamingo_eval.engine.score import read_scores
     from flamingo_eval.report.table import render
 
     opt.check_format(format)
+    opt.check_on_error(options["on_error"])
     if out is not None and str(out) == ".":
         raise UserError("--out is empty or the current folder; name a folder of its own for the run")
+    options["process"] = who = process_from(os.environ, options["process"])
+    if who.count > 1 and options["device"] in ("auto", "cuda"):
+        options["device"] = f"local:{who.local_rank}"
     spec = make_spec(context.obj, benchmarks=benchmarks, **flags_win(context, options))
-    result = execute(spec, data_folder, out)
+    result = execute(spec, data_folder, out, fresh=fresh)
+    if who.rank:
+        return  # the first process shows the table
     notes = read_scores(result.folder)[1]
     if result.cells:
         emit(render(result.cells, result.folder.read_run(), notes, format), end="")
     else:
         note(f"split {spec.split} has no public answers: predictions, no score")
     print(f"\nrun saved in {result.folder.path}", file=sys.stdout if format == "table" else sys.stderr)
+    check_nothing_partial(result.folder)
 
 
 def flags_win(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +164,9 @@ def run(
     batch_size: opt.BatchSize = "auto",
     feature_cache: opt.FeatureCache = None,
     plain: opt.Plain = False,
+    on_error: opt.OnError = "stop",
+    process: opt.ProcessOf = None,
+    fresh: opt.Fresh = False,
     out: opt.Out = None,
     format: opt.Format = "table",
 ) -> None:
@@ -164,7 +177,8 @@ def run(
         protocol=protocol, split=None, num_samples=num_samples, query_set_size=query_set_size, select=select,
         rices_model=rices_model, rices_pretrained=rices_pretrained, rices_unique_images=rices_unique_images,
         exclude_same_image=exclude_same_image, weights=weights, precision=precision, device=device,
-        batch_size=batch_size, feature_cache=feature_cache, plain=plain, out=out, format=format,
+        batch_size=batch_size, feature_cache=feature_cache, plain=plain, on_error=on_error, process=process,
+        fresh=fresh, out=out, format=format,
     )  # fmt: skip
 
 
@@ -278,7 +292,7 @@ def score(
     cells = rescore(folder, data_folder, data_root)
     if cells:
         emit(render(cells, folder.read_run(), read_scores(folder)[1], format), end="")
-    _check_nothing_missing(folder)
+    check_nothing_missing(folder)
 
 
 def _score_predictions(
@@ -287,8 +301,7 @@ def _score_predictions(
     from flamingo_eval.engine.external import score_predictions
     from flamingo_eval.files import write_atomic
 
-    if on_error not in ("stop", "skip"):
-        raise UserError(f"--on-error {on_error!r}: give stop or skip")
+    opt.check_on_error(on_error)
     if format not in ("table", "json"):
         raise UserError(f"unknown format {format!r} for predictions; known formats: table, json")
     if data_root is None:
@@ -323,40 +336,6 @@ def _score_predictions(
         raise typer.Exit(4)
 
 
-def report(run: opt.Run, format: opt.Format = "table") -> None:
-    """Print the table of a scored run."""
-    from flamingo_eval.engine.folder import RunFolder
-    from flamingo_eval.engine.score import read_scores
-    from flamingo_eval.report.table import render
-
-    opt.check_format(format)
-    folder = RunFolder(run)
-    cells, notes = read_scores(folder)
-    if cells:
-        emit(render(cells, folder.read_run(), notes, format), end="")
-    _check_nothing_missing(folder)
-
-
-def samples(
-    run: opt.Run,
-    format: Annotated[str, typer.Option("--format", metavar="jsonl", help="How samples are printed.")] = "jsonl",
-    data_root: opt.MovedData = None,
-) -> None:
-    """Print every query of a scored run: prompt, demonstrations, raw text, answer, score."""
-    from flamingo_eval.engine.folder import RunFolder
-    from flamingo_eval.engine.journal import Journal
-    from flamingo_eval.engine.run import reopen
-    from flamingo_eval.engine.score import samples as rows
-
-    if format != "jsonl":
-        raise UserError(f"unknown format {format!r}; known formats: jsonl")
-    folder = RunFolder(run)
-    _, trials = reopen(folder, data_folder, data_root)
-    for row in rows(folder, trials, Journal(folder.journal_file)):
-        emit(json.dumps(row, ensure_ascii=False))
-    _check_nothing_missing(folder)
-
-
 def submit(
     run: opt.Run,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write the submission.")],
@@ -377,16 +356,3 @@ def submit(
     rows = submission(chosen, Journal(folder.journal_file))
     write_atomic(out, json.dumps(rows) + "\n")
     emit(f"{len(rows)} answers written to {out}")
-
-
-def _check_nothing_missing(folder: Any) -> None:
-    """A run is complete, or it says what is missing and ends with exit code 2."""
-    from flamingo_eval.engine.score import unscored
-
-    missing = unscored(folder)
-    if missing:
-        cells = "; ".join(f"{benchmark}, {shots} shots, seed {seed}" for benchmark, shots, seed in missing)
-        raise DataError(
-            f"{folder.path}: answers are missing in {len(missing)} trials ({cells}); they are not shown. "
-            "The command that began the run continues it"
-        )

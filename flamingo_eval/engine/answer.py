@@ -10,11 +10,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from flamingo_eval.engine.journal import Entry, Journal, Slot, slot_of
+from flamingo_eval.engine.journal import Entry, Failure, Journal, Slot, slot_of
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.errors import DataError, DeviceMemoryError, QueryError, first_few
 from flamingo_eval.files import changed_fields, digest, file_digest_once
-from flamingo_eval.nouns import NO_PICTURE, Answer, Prediction, Prompt, Query, Task
+from flamingo_eval.nouns import NO_PICTURE, Answer, NoAnswer, Prediction, Prompt, Query, Task
 from flamingo_eval.ports import Model
 from flamingo_eval.progress import progress_bar
 from flamingo_eval.workers import ahead
@@ -22,15 +22,21 @@ from flamingo_eval.workers import ahead
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A query that has to be answered, by its place in the plan, and the digests its answer will have.
+    """A query that has to be answered, by its place in the plan.
 
     The query itself is built when its batch comes: a sweep's prompts all at once would not fit into memory.
+
+    Attributes:
+        trial: the plan.
+        position: in the plan.
+        key: digest of everything that determines the answer, but for the pictures' content.
+        pictures: digest of these, where it is known already: there is an answer to the same key, but other pictures.
     """
 
     trial: TrialPlan
     position: int
     key: str
-    pictures: str
+    pictures: str | None = None
 
     @property
     def query(self) -> Query:
@@ -41,14 +47,6 @@ class Pending:
     def slot(self) -> Slot:
         """What the answer belongs to."""
         return (*self.trial.cell, *self.trial.slots[self.position])
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A query that could not be answered."""
-
-    query: Query
-    reason: str
 
 
 def picture_digests(root: Path) -> Callable[[tuple[str, ...]], str | None]:
@@ -96,10 +94,112 @@ def find_pending(trials: Iterable[TrialPlan], journal: Journal, model: str) -> I
     for trial in trials:
         of = digests.setdefault(trial.source.root, picture_digests(trial.source.root))
         for position, query in enumerate(trial):
-            key, pictures = answer_key(query, trial.source.task, model), of(query.prompt.images)
-            known = journal.get(slot_of(query))
-            if known is None or known.key != key or pictures not in (known.pictures, None):
-                yield Pending(trial, position, key, pictures or "")
+            key, known = answer_key(query, trial.source.task, model), journal.get(slot_of(query))
+            if known is None or known.key != key:
+                yield Pending(trial, position, key)  # its pictures are looked at when its turn comes
+            elif (pictures := of(query.prompt.images)) not in (known.pictures, None):
+                yield Pending(trial, position, key, pictures)
+
+
+class Answering:
+    """A model at work on the queries of a run; every batch is journalled before the next begins.
+
+    Args:
+        tasks: benchmark -> what the model is asked to do.
+        model: who is asked.
+        journal: where answers go.
+        batch_size: queries a batch; None for what the model suggests.
+        extra: fields added to every journal line.
+
+    Attributes:
+        failures: the queries that can't be answered (unreadable pictures, prompts too long, numbers that overflow).
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        model: Model,
+        journal: Journal,
+        *,
+        batch_size: int | None,
+        extra: Mapping[str, Any],
+    ) -> None:
+        self._tasks, self._model, self._journal, self._extra = tasks, model, journal, extra
+        self._runner = _Runner(model, batch_size)
+        self._digests: dict[Path, Callable[[tuple[str, ...]], str | None]] = {}
+        self._failed: set[Slot] = set()
+        self.failures: list[Failure] = []
+
+    def batch_size(self, item: Pending) -> int:
+        """Queries a batch of those like this one."""
+        return self._runner.size(item.query.prompt, self._tasks[item.trial.cell[0]])
+
+    def refresh(self) -> int:
+        """Learns what other processes have answered; how many answers that were."""
+        return self._journal.refresh()
+
+    def done(self, item: Pending) -> bool:
+        """Whether a query has an answer by now, or can't have one."""
+        slot = item.slot
+        if slot in self._failed:
+            return True
+        known = self._journal.get(slot)
+        return known is not None and known.key == item.key and item.pictures in (None, known.pictures)
+
+    def answer(self, pending: Sequence[Pending]) -> Iterator[int]:
+        """Answers queries, and says after every batch how many these were; those that can't be answered count too."""
+        for task, kind in _kinds(pending, self._tasks):
+            size = self._runner.size(kind[0].query.prompt, task)
+            for batch, ready in ahead(partial(self._prepare, task), _batches(kind, size)):
+                for item, reason in ready.failures:
+                    self._fail(item, reason)
+                done = 0
+                for answers in self._runner.answer(ready.prepared, task):
+                    self._keep(ready.items[done : done + len(answers)], answers)
+                    done += len(answers)
+                yield len(batch)
+
+    def _keep(self, items: Sequence[tuple[Pending, str]], answers: Sequence[Answer | NoAnswer]) -> None:
+        entries = []
+        for (item, pictures), said in zip(items, answers, strict=True):
+            if isinstance(said, NoAnswer):
+                benchmark, shots, seed, id, _ = item.slot
+                self._fail(item, f"query {id} of {benchmark}, {shots} shots, seed {seed}: {said.reason}")
+            else:
+                entries.append(Entry(item.slot, Prediction(item.key, said, pictures)))
+        if entries:
+            self._journal.append(entries, self._extra)
+
+    def _fail(self, item: Pending, reason: str) -> None:
+        self._failed.add(item.slot)
+        self.failures.append(Failure(item.slot, reason))
+
+    def _prepare(self, task: Task, batch: Sequence[tuple[Pending, Query]]) -> _Ready:
+        ready = _Ready([], [], [])
+        self._model.look_at([p for item, q in batch if not item.trial.failed for p in (q.prompt, *q.more_orders)], task)
+        for item, query in batch:
+            if item.position in item.trial.failed:
+                ready.failures.append((item, item.trial.failed[item.position]))
+                continue
+            try:
+                prepared = [self._model.prepare(prompt, task) for prompt in (query.prompt, *query.more_orders)]
+            except QueryError as error:
+                ready.failures.append((item, str(error)))
+                continue
+            root = item.trial.source.root
+            of = self._digests.setdefault(root, picture_digests(root))
+            ready.items.append((item, of(query.prompt.images) or ""))
+            ready.prepared.append(prepared)
+        return ready
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A batch whose pictures are read: what can be asked, each in all its orders, and what can't."""
+
+    items: list[tuple[Pending, str]]
+    prepared: list[list[Any]]
+    failures: list[tuple[Pending, str]]
 
 
 def answer(
@@ -112,62 +212,16 @@ def answer(
     extra: Mapping[str, Any],
     title: str = "answering",
 ) -> list[Failure]:
-    """Answers queries batch by batch; every batch is journalled before the next begins.
-
-    Args:
-        pending: what to answer.
-        batch_size: queries a batch; None for what the model suggests.
-        tasks: benchmark -> what the model is asked to do.
-        extra: fields added to every journal line.
-        title: what the progress bar says.
+    """Answers queries in this process alone, with a progress bar that has a title; see :class:`Answering`.
 
     Returns:
-        The queries that can't be answered (unreadable pictures, prompts too long); all others are.
+        The queries that can't be answered; all others are.
     """
-    failures: list[Failure] = []
-    runner = _Runner(model, batch_size)
+    work = Answering(tasks, model, journal, batch_size=batch_size, extra=extra)
     with progress_bar(len(pending), "query", title) as bar:
-        for task, kind in _kinds(pending, tasks):
-            size = runner.size(kind[0].query.prompt, task)
-            for batch, ready in ahead(partial(_prepare, model, task), _batches(kind, size)):
-                failures += ready.failures
-                done = 0
-                for answers in runner.answer(ready.prepared, task):
-                    items = ready.items[done : done + len(answers)]
-                    entries = [
-                        Entry(item.slot, Prediction(item.key, said, item.pictures))
-                        for item, said in zip(items, answers, strict=True)
-                    ]
-                    journal.append(entries, extra)
-                    done += len(answers)
-                bar.update(len(batch))
-    return failures
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A batch whose pictures are read: what can be asked, each in all its orders, and what can't."""
-
-    items: list[Pending]
-    prepared: list[list[Any]]
-    failures: list[Failure]
-
-
-def _prepare(model: Model, task: Task, batch: Sequence[tuple[Pending, Query]]) -> _Ready:
-    ready = _Ready([], [], [])
-    model.look_at([p for item, q in batch if not item.trial.failed for p in (q.prompt, *q.more_orders)], task)
-    for item, query in batch:
-        if item.position in item.trial.failed:
-            ready.failures.append(Failure(query, item.trial.failed[item.position]))
-            continue
-        try:
-            prepared = [model.prepare(prompt, task) for prompt in (query.prompt, *query.more_orders)]
-        except QueryError as error:
-            ready.failures.append(Failure(query, str(error)))
-            continue
-        ready.items.append(item)
-        ready.prepared.append(prepared)
-    return ready
+        for count in work.answer(pending):
+            bar.update(count)
+    return work.failures
 
 
 class _Runner:
@@ -186,7 +240,7 @@ class _Runner:
         """Queries a batch, whose prompts are like this one."""
         return self._wanted or self._model.suggested_batch(prompt, task)
 
-    def answer(self, prepared: Sequence[Sequence[Any]], task: Task) -> Iterator[list[Answer]]:
+    def answer(self, prepared: Sequence[Sequence[Any]], task: Task) -> Iterator[Sequence[Answer | NoAnswer]]:
         """One answer per query, in parts as they fit. Raises DeviceMemoryError if not even one query does."""
         size, done = min(len(prepared), self._fits.get(task, len(prepared))), 0
         while done < len(prepared):
@@ -203,21 +257,23 @@ class _Runner:
             yield answers
 
 
-def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> list[Answer]:
+def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> Sequence[Answer | NoAnswer]:
     """One answer per query: of its only prompt, or the names' mean log-likelihoods over its prompts."""
     if all(len(prompts) == 1 for prompts in prepared):
         return model.answer([prompts[0] for prompts in prepared], task)
-    means: list[Answer] = []
+    means: list[Answer | NoAnswer] = []
     for prompts in prepared:
-        ranked = [said for said in _in_halves(model, prompts, task) if not isinstance(said, str)]
-        means.append({name: sum(said[name] for said in ranked) / len(ranked) for name in ranked[0]})
+        said = _in_halves(model, prompts, task)
+        none = next((one for one in said if isinstance(one, NoAnswer)), None)
+        ranked = [one for one in said if not isinstance(one, str | NoAnswer)]
+        means.append(none or {name: sum(one[name] for one in ranked) / len(ranked) for name in ranked[0]})
     return means
 
 
-def _in_halves(model: Model, prompts: Sequence[Any], task: Task) -> list[Answer]:
+def _in_halves(model: Model, prompts: Sequence[Any], task: Task) -> list[Answer | NoAnswer]:
     """A query's orders, which may not fit into memory together."""
     try:
-        return model.answer(prompts, task)
+        return [*model.answer(prompts, task)]
     except DeviceMemoryError:
         if len(prompts) == 1:
             raise

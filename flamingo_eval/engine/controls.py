@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_eval import registry
-from flamingo_eval.engine.answer import Failure, answer, describe_failures, find_pending
+from flamingo_eval.engine.answer import answer, describe_failures, find_pending
 from flamingo_eval.engine.folder import RunFolder
-from flamingo_eval.engine.journal import Journal
+from flamingo_eval.engine.journal import Failure, Journal
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.run import RootOf, reopen
 from flamingo_eval.engine.score import ScoredTrial, build_cells, score_trials
@@ -217,5 +217,5 @@ def _majority(trials: Sequence[TrialPlan]) -> dict[tuple[str, int, int], ScoredT
         metric = registry.metric(source.benchmark.metric)
         scores = metric.compute(answers, source.references.by_id, source.benchmark.scoring)
         for trial, said, score in zip(members, answers, scores, strict=True):
-            scored[trial.cell] = ScoredTrial(said, score, {})
+            scored[trial.cell] = ScoredTrial(said, score, {}, len(trial))
     return scored

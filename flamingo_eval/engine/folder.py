@@ -11,14 +11,17 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from flamingo_eval.errors import UserError
+from flamingo_eval.engine.journal import Failure, Slot
+from flamingo_eval.errors import StorageError, UserError
 from flamingo_eval.files import fits, json_text, read_json, storage_errors, write_atomic
+from flamingo_eval.runspec import Process
 
 FORMAT = 1
 _RUN_SHAPE = {
@@ -32,6 +35,8 @@ _RUN_SHAPE = {
 }  # fmt: skip
 
 
+_LOCK = ".lock"
+_SLOT = ("benchmark", "shots", "seed", "query_id", "occurrence")
 _BENCHMARK_IDENTITY = {"protocol": str, "split": str}
 _BENCHMARK_SETTINGS = {"data_root": str, "data_overrides": dict, "pool": int}
 
@@ -50,6 +55,8 @@ class RunFolder:
         self.journal_file = path / "journal.jsonl"
         self.scores_file = path / "scores.json"
         self.items_file = path / "scores.jsonl"
+        self.failures_file = path / "failures.json"
+        self.claims_file = path / ".claims"
 
     def nearest_file(self, benchmark: str) -> Path:
         """Where the ranking of RICES is kept for a benchmark."""
@@ -97,41 +104,120 @@ class RunFolder:
                 "Choose another --out, or leave it out and each run gets a folder of its own"
             )
 
+    def write_failures(self, failures: Iterable[Failure], cells: Collection[tuple[str, int, int]]) -> None:
+        """Keeps why queries of these cells could not be answered, beside what is known of other cells."""
+        rows = [row for row in self.read_failures() if (row["benchmark"], row["shots"], row["seed"]) not in cells]
+        for failure in failures:
+            rows.append({**dict(zip(_SLOT, failure.slot, strict=True)), "reason": failure.reason})
+        if rows or self.failures_file.exists():
+            write_atomic(self.failures_file, json_text(rows))
+
+    def read_failures(self) -> list[dict[str, Any]]:
+        """A row for each query that could not be answered when last asked, with the reason."""
+        if not self.failures_file.exists():
+            return []
+        rows = read_json(self.failures_file)
+        if not fits(rows, [{"benchmark": str, "shots": int, "seed": int, "query_id": (int, str), "occurrence": int,
+                            "reason": str}]):  # fmt: skip
+            raise UserError(
+                f"{self.failures_file} is damaged; without it, the command that began the run makes it anew"
+            )
+        return list(rows)
+
+    def skipped(self) -> set[Slot]:
+        """The queries that a run goes on without, by the user's choice (``--on-error skip``)."""
+        if self.read_run().get("on_error") != "skip":
+            return set()
+        return {tuple(row[key] for key in _SLOT) for row in self.read_failures()}
+
+    def set_aside(self) -> Path:
+        """Renames the whole folder, and says to what. Only while it is held."""
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        names = (f"{self.path.name}.{stamp}{suffix}" for suffix in chain([""], (f"-{n}" for n in count(2))))
+        kept = next(path for name in names if not (path := self.path.with_name(name)).exists())
+        with storage_errors(self.path):
+            self.path.rename(kept)
+        return kept
+
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the folder for this process; the system lets go of it when the process ends, however it ends.
+    def lock(self, process: Process = Process()) -> Iterator[None]:  # noqa: B008  # frozen
+        """Holds the folder: one process alone, or the processes of a run together, each number once.
+
+        The system lets go of it when a process ends, however it ends; so a lock that is held has a living holder.
 
         Raises:
             UserError: another process holds it; the message names host, process and since when.
-            StorageError: the folder can't be written to.
+            StorageError: the folder can't be written to, or its file system has no locks.
         """
-        path = self.path / ".lock"
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; a run is saved in a folder")
-        with storage_errors(path):
+        with storage_errors(self.path / _LOCK):
             self.path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            if process.count > 1:
+                held.enter_context(self._hold(f"{_LOCK}-{process.rank}", fcntl.LOCK_EX))
+            held.enter_context(self._hold(_LOCK, fcntl.LOCK_EX if process.count == 1 else fcntl.LOCK_SH))
+            yield
+
+    @contextmanager
+    def _hold(self, name: str, kind: int) -> Iterator[None]:
+        path = self.path / name
+        with storage_errors(path):
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"{self.path} is in use by another run ({_holder(path)})") from None
+                raise UserError(f"{self.path} is in use by another run ({self.holder(name)})") from None
+            except OSError as error:
+                raise StorageError(
+                    f"{path} can't be locked ({error.strerror}): a run needs a file system with locks. "
+                    "Choose another --out, or have this one mounted with them (NFS 4, Lustre with -o flock)"
+                ) from error
+            who = {"host": socket.gethostname(), "process": os.getpid(), "since": now()}
             with storage_errors(path):
                 os.truncate(handle, 0)
-                os.write(
-                    handle, json.dumps({"host": socket.gethostname(), "process": os.getpid(), "since": now()}).encode()
-                )
+                os.pwrite(handle, json.dumps(who).encode(), 0)
             yield
         finally:
             os.close(handle)
 
+    def holder(self, name: str = "") -> str:
+        """Who holds the folder, or held it last: host, process, and since when."""
+        try:
+            who = json.loads((self.path / (name or _LOCK)).read_text(encoding="utf-8"))
+            age = describe_age((datetime.now(UTC) - datetime.fromisoformat(who["since"])).total_seconds())
+            return f"host {who['host']}, process {who['process']}, since {who['since']}, {age} ago"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "it has not said which"
 
-def _holder(path: Path) -> str:
-    try:
-        who = json.loads(path.read_text(encoding="utf-8"))
-        return f"host {who['host']}, process {who['process']}, since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "it has not said which"
+    def in_use(self) -> bool:
+        """Whether a process holds the folder now."""
+        try:
+            handle = os.open(self.path / _LOCK, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(handle)
+        return False
+
+
+def describe_age(seconds: float) -> str:
+    """A span of time in its largest unit.
+
+    >>> describe_age(7300)
+    '2 h'
+    """
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
 
 
 def _difference(key: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> str:

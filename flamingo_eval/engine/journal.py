@@ -1,13 +1,17 @@
 """The journal: raw model output, one JSON line an answer, append-only.
 
-A line is on the disk before the next batch starts, so whatever ends a run costs at most the batch in flight.
+A line is on the disk before the next batch starts, so whatever ends a run costs at most the batch in flight. Every
+process of a run appends to a file of its own (``journal.jsonl``, ``journal-1.jsonl``, ...) and reads all of them.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +23,26 @@ Slot = tuple[str, int, int, Id, int]
 """(benchmark, shots, seed, query id, occurrence): what an answer belongs to."""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A query that could not be answered."""
+
+    slot: Slot
+    reason: str
+
+
 class Entry(NamedTuple):
-    """An answer in the journal."""
+    """An answer in the journal.
+
+    Attributes:
+        slot: what it answers.
+        prediction: the answer.
+        again: how many answers the slot had before, which no longer held (a picture has changed, say).
+    """
 
     slot: Slot
     prediction: Prediction
+    again: int = 0
 
 
 def slot_of(query: Query) -> Slot:
@@ -31,24 +50,38 @@ def slot_of(query: Query) -> Slot:
     return (query.benchmark, query.shots, query.seed, query.id, query.occurrence)
 
 
+@dataclass
+class _File:
+    """How far a file has been read: bytes and lines up to its last line break, and whether something is behind that."""
+
+    whole_bytes: int = 0
+    lines: int = 0
+    torn: bool = False
+
+
 class Journal:
-    """Answers by slot; the last line of a slot counts.
+    """Answers by slot; the latest one of a slot counts.
 
     Args:
-        path: the file; it need not exist yet.
+        path: the file of the first process; it need not exist yet.
+        rank: which process of a run this is; others append to files beside it.
 
     Raises:
-        DataError: a line that is not the last one can't be read. A torn last line is dropped: the process that
-            wrote it was killed, and its query is answered again.
+        DataError: a line that is not the last one of its file can't be read. A torn last line is dropped: the
+            process that wrote it was killed, and its query is answered again.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.torn = False
+    def __init__(self, path: Path, rank: int = 0) -> None:
+        self.path = _file_of(path, rank)
+        self.written = 0
+        """How many answers this process has added."""
+        self._first = path
+        self._files: dict[Path, _File] = {}
         self._answers: dict[Slot, Prediction] = {}
-        self._whole_bytes = 0
-        for entry in self._read():
-            self._answers[entry.slot] = entry.prediction
+        self._again: dict[Slot, int] = {}
+        self.refresh()
+        self.torn = [file for file, state in self._files.items() if state.torn]
+        """Files that ended in the middle of a line."""
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -57,52 +90,94 @@ class Journal:
         """The answer of a slot, if there is one."""
         return self._answers.get(slot)
 
-    def _read(self) -> Iterator[Entry]:
-        if not self.path.exists():
-            return
-        if not self.path.is_file():
-            raise DataError(f"{self.path} is not a file")
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    self.torn = True
-                    return
-                self._whole_bytes += len(line)
-                if line.strip():
-                    yield _parse(line, f"{self.path}, line {number}")
+    def refresh(self) -> int:
+        """Reads what other processes have added, and says how many answers that are."""
+        count = 0
+        for file in [self._first, *sorted(_others(self._first))]:
+            state = self._files.setdefault(file, _File())
+            if file == self.path and state.whole_bytes:
+                continue  # it is this process's own
+            for entry in _read(file, state):
+                self._add(entry)
+                count += 1
+        return count
+
+    def _add(self, entry: Entry) -> None:
+        if entry.again >= self._again.get(entry.slot, 0):
+            self._answers[entry.slot] = entry.prediction
+            if entry.again:
+                self._again[entry.slot] = entry.again
 
     def append(self, entries: Sequence[Entry], extra: Mapping[str, Any] | None = None) -> None:
         """Adds answers and waits until they are on the disk.
 
         Args:
-            entries: the answers of one batch.
+            entries: the answers of one batch; which of them replace others is found out here.
             extra: fields added to every line.
 
         Raises:
             StorageError: disk full, read-only, not allowed; answers already there stay.
         """
-        text = "".join(_line(entry, extra or {}) for entry in entries)
+        known = self._answers
+        entries = [e._replace(again=self._again.get(e.slot, 0) + 1) if e.slot in known else e for e in entries]
+        data = "".join(_line(entry, extra or {}) for entry in entries).encode("utf-8", "surrogatepass")
+        state = self._files.setdefault(self.path, _File())
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("r+b" if self.path.exists() else "xb") as file:
-                if self.torn:
-                    file.truncate(self._whole_bytes)
-                file.seek(self._whole_bytes)
-                data = text.encode("utf-8", "surrogatepass")
+                if state.torn:
+                    file.truncate(state.whole_bytes)
+                file.seek(state.whole_bytes)
+                state.torn = True  # should this fail half-way
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        self.torn = False
-        self._whole_bytes += len(data)
-        self._answers.update({entry.slot: entry.prediction for entry in entries})
+        state.torn = False
+        state.whole_bytes += len(data)
+        self.written += len(entries)
+        for entry in entries:
+            self._add(entry)
+
+
+def journal_files(first: Path) -> list[Path]:
+    """The files of all processes that there are."""
+    return [file for file in (first, *sorted(_others(first))) if file.is_file()]
+
+
+def _file_of(path: Path, rank: int) -> Path:
+    return path.with_name(f"{path.stem}-{rank}{path.suffix}") if rank else path
+
+
+def _others(first: Path) -> Iterator[Path]:
+    name = re.compile(re.escape(first.stem) + r"-[1-9]\d*" + re.escape(first.suffix))
+    return (file for file in first.parent.glob(f"{first.stem}-*{first.suffix}") if name.fullmatch(file.name))
+
+
+def _read(path: Path, state: _File) -> Iterator[Entry]:
+    """The whole lines behind what was read before."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise DataError(f"{path} is not a file")
+    state.torn = False
+    with path.open("rb") as file:
+        file.seek(state.whole_bytes)
+        for line in file:
+            if not line.endswith(b"\n"):
+                state.torn = True
+                return
+            state.whole_bytes += len(line)
+            state.lines += 1
+            if line.strip():
+                yield _parse(line, f"{path}, line {state.lines}")
 
 
 def _line(entry: Entry, extra: Mapping[str, Any]) -> str:
     benchmark, shots, seed, query_id, occurrence = entry.slot
     answer = entry.prediction.answer
     said = {"raw": answer} if isinstance(answer, str) else {"raw": None, "class_logprobs": dict(answer)}
-    again = {"occurrence": occurrence} if occurrence else {}
-    row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, **again,
+    counts = {name: n for name, n in (("occurrence", occurrence), ("again", entry.again)) if n}
+    row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, **counts,
            "key": entry.prediction.key, "pictures": entry.prediction.pictures, **said, **extra}  # fmt: skip
     return json.dumps(row) + "\n"
 
@@ -111,7 +186,7 @@ def _parse(line: bytes, where: str) -> Entry:
     try:
         row = json.loads(line)
         benchmark, shots, seed, query_id = (row[key] for key in ("benchmark", "shots", "seed", "query_id"))
-        occurrence, key, pictures = row.get("occurrence", 0), row["key"], row["pictures"]
+        occurrence, again, key, pictures = row.get("occurrence", 0), row.get("again", 0), row["key"], row["pictures"]
         answer = row["raw"] if row["raw"] is not None else row["class_logprobs"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: not a line of a journal ({error!r}); move the file away to start anew") from error
@@ -121,6 +196,7 @@ def _parse(line: bytes, where: str) -> Entry:
         (seed, int),
         (query_id, (int, str)),
         (occurrence, int),
+        (again, int),
         (key, str),
         (pictures, str),
     )
@@ -128,7 +204,7 @@ def _parse(line: bytes, where: str) -> Entry:
     if (
         not all(isinstance(value, kind) for value, kind in kinds)
         or not isinstance(answer, str | dict)
-        or not all(isinstance(number, int | float) for number in numbers)
+        or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
     ):
         raise DataError(f"{where}: not a line of a journal (a field is of the wrong type); move it away to start anew")
-    return Entry((benchmark, shots, seed, query_id, occurrence), Prediction(key, answer, pictures))
+    return Entry((benchmark, shots, seed, query_id, occurrence), Prediction(key, answer, pictures), again)

@@ -12,9 +12,8 @@ from typing import Any
 
 from flamingo_eval import registry
 from flamingo_eval.engine.folder import FORMAT, RunFolder
-from flamingo_eval.engine.plan import Source
+from flamingo_eval.engine.plan import Source, TrialPlan
 from flamingo_eval.engine.retrieval import encoder_of
-from flamingo_eval.engine.score import CellKey
 from flamingo_eval.files import changed_fields, digest
 from flamingo_eval.nouns import Decoding, Task
 from flamingo_eval.ports import ModelInfo
@@ -90,7 +89,7 @@ def default_folder(spec: RunSpec, identity: Mapping[str, Any]) -> Path:
 def new_record(
     folder: RunFolder,
     spec: RunSpec,
-    asked: Sequence[CellKey],
+    trials: Sequence[TrialPlan],
     identity: dict[str, Any],
     info: ModelInfo,
     root: Path,
@@ -99,8 +98,9 @@ def new_record(
     """``run.json`` as it will be written: what was there, extended by this command's cells."""
     old = folder.read_run() if folder.run_file.exists() else None
     cells = [*(tuple(c) for c in old["cells"])] if old else []
-    cells += [cell for cell in asked if cell not in cells]
-    own = {name: _settings(spec, source, root) for name, source in sources.items()}
+    cells += [trial.cell for trial in trials if trial.cell not in cells]
+    queries = {trial.cell[0]: len(trial) for trial in trials}
+    own = {name: _settings(spec, source, root, queries[name]) for name, source in sources.items()}
     merged = {**identity, "benchmarks": {**(old["identity"]["benchmarks"] if old else {}), **identity["benchmarks"]}}
     return {
         "format": FORMAT,
@@ -112,6 +112,7 @@ def new_record(
             "weights": None if spec.weights is None else str(Path(spec.weights).expanduser().absolute()),
             "benchmarks": {**(old["settings"]["benchmarks"] if old else {}), **own},
         },
+        "on_error": spec.on_error,
         "cells": [list(cell) for cell in cells],
         "sessions": old["sessions"] if old else [],
     }
@@ -123,12 +124,13 @@ def _findable(checkpoint: str) -> str:
     return str(file.absolute()) if file.suffix == ".toml" else checkpoint
 
 
-def _settings(spec: RunSpec, source: Source, root: Path) -> dict[str, Any]:
+def _settings(spec: RunSpec, source: Source, root: Path, queries: int) -> dict[str, Any]:
     """How one benchmark of a run was read and asked, as ``run.json`` has it."""
     return {
         "data_root": spec.data_root if "data" in spec.demo_parts else str(root.absolute()),
         "data_overrides": dict(spec.data_overrides.get(source.benchmark.name, {})),
         "pool": min(spec.query_set_size, len(source.data.train)),
+        "queries": queries,
         "task": describe_task(source.task),
     }
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flamingo_eval import registry
-from flamingo_eval.engine.answer import Failure, answer, describe_failures, find_pending
+from flamingo_eval.engine.answer import Answering, Pending, describe_failures, find_pending
 from flamingo_eval.engine.folder import RunFolder, now
-from flamingo_eval.engine.journal import Journal
+from flamingo_eval.engine.journal import Failure, Journal
 from flamingo_eval.engine.plan import (
     Source,
     TrialPlan,
@@ -24,6 +26,7 @@ from flamingo_eval.engine.plan import (
     plan_trial,
     read_source,
 )
+from flamingo_eval.engine.processes import Claims, divide
 from flamingo_eval.engine.record import (
     default_folder,
     demo_note,
@@ -38,7 +41,8 @@ from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import digest
 from flamingo_eval.nouns import Cell, Example
 from flamingo_eval.ports import ModelSource, Nearest
-from flamingo_eval.runspec import RunSpec
+from flamingo_eval.progress import progress_bar
+from flamingo_eval.runspec import Process, RunSpec
 
 RootOf = Callable[[str], Path]
 """From a data root as users name it to the folder."""
@@ -145,14 +149,19 @@ def read_sources(spec: RunSpec, root: Path) -> dict[str, Source]:
     }
 
 
-def execute(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: ModelSource | None = None) -> RunResult:
+def execute(
+    spec: RunSpec, root_of: RootOf, out: Path | None, model_source: ModelSource | None = None, *, fresh: bool = False
+) -> RunResult:
     """Carries out a run, or continues it; a finished one answers nothing again.
+
+    Of several processes the first one scores; the others return when all is answered, without cells.
 
     Args:
         spec: what to run.
         root_of: from a data root as users name it to the folder.
         out: the run folder; by default one named after everything that determines answers.
         model_source: the model, where it is not one that ``spec.checkpoint`` names.
+        fresh: start over; what there is already is kept beside it under another name.
 
     Raises:
         UserError, DataError, CheckpointError: before anything is answered, or, for queries that can't be answered,
@@ -169,47 +178,76 @@ def execute(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: Mode
     device, precision = model_source.resolve(spec.device, spec.precision)
     identity = run_identity(spec, sources, info.digest, precision, retrieval_identity(spec))
     folder = RunFolder(out or default_folder(spec, identity))
+    first = spec.process.rank == 0
     note = demo_note(spec)
-    for line in [*([note] if note else []), *notices(spec, sources)]:
+    for line in [*([note] if note else []), *notices(spec, sources)] if first else []:
         print(f"note: {line}", file=sys.stderr)
     cells_asked = cells_of(spec, sources)
     for source in sources.values():
         _check_scorable(source, spec, cells_asked)
-    with folder.lock():
+    if fresh:
+        _start_over(folder, spec)
+    with folder.lock(spec.process), closing(Claims(folder.claims_file)) as claims:
         folder.check_identity(identity)
-        nearest = rank_all(spec, sources, [*cells_asked, *_cells_there(folder, sources)], folder)
+        with claims.alone("ranking"):
+            nearest = rank_all(spec, sources, [*cells_asked, *_cells_there(folder, sources)], folder)
         trials = plan_all(spec, sources, cells_asked, nearest)
-        journal = Journal(folder.journal_file)
-        if journal.torn:
-            print(f"note: {folder.journal_file} ended in the middle of a line; that answer is dropped", file=sys.stderr)
+        journal = Journal(folder.journal_file, spec.process.rank)
+        for file in journal.torn if first else []:
+            print(f"note: {file} ended in the middle of a line; that answer is dropped", file=sys.stderr)
         pending = list(find_pending(trials, journal, digest([info.digest, precision])))
-        record = new_record(folder, spec, cells_asked, identity, info, root, sources)
-        folder.write_run(record)
+        with claims.alone("record"):
+            record = new_record(folder, spec, trials, identity, info, root, sources)
+            folder.write_run(record)
         failures: list[Failure] = []
         seconds: dict[str, float] = {}
         if pending:
             session: dict[str, Any] = {"start": started, "device": device, "precision": precision,
-                                       "batch_size": spec.batch_size}  # fmt: skip
-            with _recorded(folder, record, session, journal):
+                                       "batch_size": spec.batch_size, "rank": spec.process.rank,
+                                       "processes": spec.process.count}  # fmt: skip
+            with _recorded(folder, claims, session, journal):
                 model = model_source.load(
                     data_root=root, device=device, precision=precision, plain=spec.plain, cache=spec.feature_cache
                 )
                 tasks = {name: source.task for name, source in sources.items()}
                 extra = {"demo": record["demo"]} if record["demo"] else {}
+                work = Answering(tasks, model, journal, batch_size=spec.batch_size, extra=extra)
                 began = time.perf_counter()
-                failures = answer(pending, tasks, model, journal, batch_size=spec.batch_size, extra=extra)
-                seconds = {"answering": time.perf_counter() - began, **model.seconds()}
-                session["seconds"] = seconds
+                _answer(pending, work, spec.process, claims)
+                failures = work.failures
+                seconds = session["seconds"] = {"answering": time.perf_counter() - began, **model.seconds()}
                 model.close()
+        if not first:
+            return RunResult(folder, [])
         wanted = set(cells_asked)
+        folder.write_failures(failures, wanted)
         began = time.perf_counter()
-        cells = write_scores(folder, [*trials, *_earlier(folder, root_of, wanted)], journal, record)
+        cells = write_scores(folder, [*trials, *_earlier(folder, root_of, wanted)], journal, folder.read_run())
         if pending:
-            _tell_speed({**seconds, "scoring": time.perf_counter() - began}, len(pending))
-        if failures:
+            _tell_speed({**seconds, "scoring": time.perf_counter() - began}, journal.written)
+        if failures and spec.on_error != "skip":
             raise describe_failures(failures)
         check_complete(trials, journal, wanted, folder)
     return RunResult(folder, select_cells(cells, wanted))
+
+
+def _answer(pending: Sequence[Pending], work: Answering, process: Process, claims: Claims) -> None:
+    """Answers what is pending, alone or together with other processes; the first one's bar shows what all have done."""
+    with progress_bar(len(pending), "query", "answering", shown=process.rank == 0) as bar:
+        parts = divide(pending, process, claims, work, work.batch_size, bar.update) if process.count > 1 else [pending]
+        for part in parts:
+            for count in work.answer(part):
+                bar.update(count)
+
+
+def _start_over(folder: RunFolder, spec: RunSpec) -> None:
+    """Moves a run out of the way. Raises UserError where several processes would do so."""
+    if spec.process.count > 1:
+        raise UserError(f"--fresh is for one process; for several move {folder.path} away, or name another --out")
+    if folder.run_file.exists():
+        with folder.lock():
+            kept = folder.set_aside()
+        print(f"note: starting over; what was there is kept in {kept}", file=sys.stderr)
 
 
 def _tell_speed(seconds: Mapping[str, float], queries: int) -> None:
@@ -224,17 +262,23 @@ def _tell_speed(seconds: Mapping[str, float], queries: int) -> None:
 
 
 @contextmanager
-def _recorded(folder: RunFolder, record: dict[str, Any], session: dict[str, Any], journal: Journal) -> Iterator[None]:
+def _recorded(folder: RunFolder, claims: Claims, session: dict[str, Any], journal: Journal) -> Iterator[None]:
     """Keeps ``run.json`` telling what is going on, and, however it ends, how many answers it brought."""
-    entry = session | {"end": None, "answered": 0, **provenance()}
-    record["sessions"].append(entry)
-    folder.write_run(record)
-    before = len(journal)
+    who = {"host": socket.gethostname(), "process": os.getpid(), "start": session["start"]}
+    about = provenance()
+
+    def write(end: str | None) -> None:
+        with claims.alone("record"):
+            record = folder.read_run()
+            others = [entry for entry in record["sessions"] if {key: entry.get(key) for key in who} != who]
+            entry = {**session, **who, "end": end, "answered": journal.written, **about}
+            folder.write_run({**record, "sessions": [*others, entry]})
+
+    write(None)
     try:
         yield
     finally:
-        entry |= session | {"end": now(), "answered": len(journal) - before}
-        folder.write_run(record)
+        write(now())
 
 
 def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[CellKey]) -> list[TrialPlan]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flamingo_eval import registry
 from flamingo_eval.benchmark import AnswerRules
 from flamingo_eval.engine.folder import RunFolder
-from flamingo_eval.engine.journal import Journal
+from flamingo_eval.engine.journal import Journal, Slot
 from flamingo_eval.engine.plan import Source, TrialPlan, query_row
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import files_digest, fits, json_text, read_json, write_atomic
-from flamingo_eval.nouns import Answer, Cell, Id, Score, Trial
+from flamingo_eval.nouns import Answer, Cell, Id, Prediction, Query, Score, Trial
 from flamingo_eval.prompting import extract_answer
 
 _NUMBER = (int, float)
@@ -32,11 +32,12 @@ CellKey = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class ScoredTrial:
-    """A trial's answers after post-processing, its score, and its values under other scoring rules."""
+    """A trial's answers after post-processing, its score, values under other scoring rules, and how many answers."""
 
     answers: Mapping[Id, Answer]
     score: Score | None
     also: Mapping[str, float]
+    answered: int
 
 
 def raw_answers(trial: TrialPlan, journal: Journal) -> list[tuple[Id, Answer]]:
@@ -45,8 +46,16 @@ def raw_answers(trial: TrialPlan, journal: Journal) -> list[tuple[Id, Answer]]:
     return [(id, prediction.answer) for id, prediction in found if prediction is not None]
 
 
-def score_trials(trials: Sequence[TrialPlan], journal: Journal) -> dict[CellKey, ScoredTrial]:
-    """Every trial that is fully answered, scored; those of a split without public answers have no score.
+def is_whole(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ()) -> bool:
+    """Whether all of a trial's queries are answered, but for those that are skipped, and some are."""
+    missing = [slot for id, n in trial.slots if journal.get(slot := (*trial.cell, id, n)) is None]
+    return len(missing) < len(trial) and all(slot in skipped for slot in missing)
+
+
+def score_trials(
+    trials: Sequence[TrialPlan], journal: Journal, skipped: Collection[Slot] = ()
+) -> dict[CellKey, ScoredTrial]:
+    """Every trial that is answered, scored; those of a split without public answers have no score.
 
     A picture queried twice in one trial keeps its last caption, as the reference's result file does.
     """
@@ -55,17 +64,18 @@ def score_trials(trials: Sequence[TrialPlan], journal: Journal) -> dict[CellKey,
     for trial in trials:
         by_source.setdefault(id(trial.source), (trial.source, []))[1].append(trial)
     for source, members in by_source.values():
-        rules, complete, answers = source.benchmark.answer, [], []
+        rules, complete, answers, counts = source.benchmark.answer, [], [], []
         for trial in members:
-            raw = raw_answers(trial, journal)
-            if len(raw) == len(trial):
+            if is_whole(trial, journal, skipped):
+                raw = raw_answers(trial, journal)
                 complete.append(trial)
                 answers.append({id: _processed(rules, said) for id, said in raw})
+                counts.append(len(raw))
         scores = _scores(source, answers, source.benchmark.scoring)
         others = {name: _scores(source, answers, rules) for name, rules in source.benchmark.also.items()}
         for i, trial in enumerate(complete):
             also = {name: score.value for name, results in others.items() if (score := results[i]) is not None}
-            scored[trial.cell] = ScoredTrial(answers[i], scores[i], also)
+            scored[trial.cell] = ScoredTrial(answers[i], scores[i], also, counts[i])
     return scored
 
 
@@ -85,8 +95,10 @@ def check_complete(trials: Iterable[TrialPlan], journal: Journal, wanted: set[Ce
     Raises:
         DataError: says how many answers are missing.
     """
-    missing = {t.cell: len(t) - len(raw_answers(t, journal)) for t in trials if t.cell in wanted}
-    if any(missing.values()):
+    skipped = folder.skipped()
+    asked = [t for t in trials if t.cell in wanted and not is_whole(t, journal, skipped)]
+    missing = {t.cell: len(t) - len(raw_answers(t, journal)) for t in asked}
+    if missing:
         cells = "; ".join(f"{b}, {k} shots, seed {s}: {n}" for (b, k, s), n in missing.items() if n)
         raise DataError(
             f"{folder.path}: {sum(missing.values())} answers are missing ({cells}). "
@@ -115,7 +127,7 @@ def _trial(plan: TrialPlan, scored: ScoredTrial) -> Trial:
     return Trial(
         seed=plan.seed,
         value=scored.score.value,
-        queries=len(plan),
+        queries=scored.answered,
         planned=len(plan),
         also=scored.also,
         groups=scored.score.groups,
@@ -126,7 +138,7 @@ def write_scores(
     folder: RunFolder, trials: Sequence[TrialPlan], journal: Journal, run: Mapping[str, Any]
 ) -> list[Cell]:
     """Scores every complete trial and replaces ``scores.json`` and ``scores.jsonl``."""
-    scored = score_trials(trials, journal)
+    scored = score_trials(trials, journal, folder.skipped())
     cells = build_cells(trials, scored, run["identity"]["selector"])
     sources = {id(t.source): t.source for t in trials if t.cell in scored}.values()
     notes = dict.fromkeys(
@@ -209,7 +221,7 @@ def _read_trial(row: Mapping[str, Any]) -> Trial:
 
 def unscored(folder: RunFolder) -> list[CellKey]:
     """The trials that a run was asked for and whose answers are not all there."""
-    scored = {(row["benchmark"], row["shots"], row["seed"]) for row in _read_items(folder).values()}
+    scored = {(row["benchmark"], row["shots"], row["seed"]) for row in item_rows(folder).values()}
     return [cell for row in folder.read_run()["cells"] if (cell := (row[0], row[1], row[2])) not in scored]
 
 
@@ -220,20 +232,25 @@ def samples(folder: RunFolder, trials: Iterable[TrialPlan], journal: Journal) ->
         UserError: the run is not scored, or its files are broken.
     """
     read_scores(folder)
-    items = _read_items(folder)
+    items = item_rows(folder)
     for trial in trials:
         for query in trial:
             prediction = journal.get((*trial.cell, query.id, query.occurrence))
             item = items.get((*trial.cell, query.id))
-            if prediction is None or item is None:
-                continue
-            said = prediction.answer
-            ranked = {} if isinstance(said, str) else {"class_logprobs": dict(said)}
-            yield {**query_row(query), "raw": said if isinstance(said, str) else None, **ranked,
-                   "answer": item["answer"], "score": item["score"]}  # fmt: skip
+            if prediction is not None and item is not None:
+                yield sample_row(query, prediction, item)
 
 
-def _read_items(folder: RunFolder) -> dict[tuple[Any, ...], dict[str, Any]]:
+def sample_row(query: Query, prediction: Prediction | None, item: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A query as ``samples`` prints it; what is not known is null."""
+    said = prediction.answer if prediction else None
+    ranked = {"class_logprobs": dict(said)} if isinstance(said, Mapping) else {}
+    scored = {key: item[key] if item else None for key in ("answer", "score")}
+    return {**query_row(query), "raw": said if isinstance(said, str) else None, **ranked, **scored}
+
+
+def item_rows(folder: RunFolder) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """(benchmark, shots, seed, query id) -> its line of ``scores.jsonl``. Raises UserError if that is broken."""
     items = {}
     try:
         with folder.items_file.open(encoding="utf-8") as file:

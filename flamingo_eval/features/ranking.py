@@ -81,14 +81,17 @@ def nearest_rows(
 
 
 def pick_device(device: str) -> str:
-    """The device that ``auto`` stands for: CUDA if there is one.
+    """The device that ``auto`` stands for: CUDA if there is one; for ``local:N`` the N-th, as far as they reach.
 
     Raises:
         UserError: a device this machine doesn't have.
     """
+    kind, _, number = device.partition(":")
+    if kind == "local":  # of several processes on a machine each has one, or sees only its own
+        return f"cuda:{int(number) % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.partition(":")[0] not in DEVICES:
+    if kind not in DEVICES:
         raise UserError(f"device {device!r} can't be used; known devices: auto, {', '.join(DEVICES)}")
     try:
         torch.empty(1, device=device)

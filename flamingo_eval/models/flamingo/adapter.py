@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from flamingo_eval.features.store import FeatureStore
 from flamingo_eval.files import digest
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
 from flamingo_eval.models.flamingo.cross_attention import Spans
-from flamingo_eval.models.flamingo.decoding import decode
+from flamingo_eval.models.flamingo.decoding import Decoded, decode
 from flamingo_eval.models.flamingo.decoding import room_needed as decoding_room
 from flamingo_eval.models.flamingo.hosts import max_positions
 from flamingo_eval.models.flamingo.hub import fetch
@@ -35,7 +36,7 @@ from flamingo_eval.models.flamingo.ranking import room_needed as ranking_room
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
 from flamingo_eval.models.flamingo.tokenizer import IMAGE, FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import PatchTokens, Transform, load_clip
-from flamingo_eval.nouns import NO_PICTURE, Answer, Decoding, Prompt, Ranking, Task
+from flamingo_eval.nouns import NO_PICTURE, Answer, Decoding, NoAnswer, Prompt, Ranking, Task
 from flamingo_eval.ports import Work
 
 MAX_PROMPT_TOKENS = 2000
@@ -211,8 +212,8 @@ class FlamingoModel:
         return self._names[task]
 
     @torch.inference_mode()
-    def answer(self, prepared: Sequence[PreparedPrompt], task: Task) -> list[Answer]:
-        """Text, or log-likelihoods of class names, for each prompt."""
+    def answer(self, prepared: Sequence[PreparedPrompt], task: Task) -> list[Answer | NoAnswer]:
+        """Text, or log-likelihoods of class names, for each prompt whose logits are numbers."""
         try:
             return [*(self._generate(prepared, task) if isinstance(task, Decoding) else self._rank(prepared, task))]
         except RuntimeError as error:  # torch.OutOfMemoryError is one, other devices say it in words
@@ -257,24 +258,36 @@ class FlamingoModel:
         sizes = _BATCH[self._kind]
         return max(sizes.least, min(sizes.most, sizes.batch_tokens // tokens))
 
-    def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str]:
+    def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str | NoAnswer]:
         """Raw text of each prompt, spaces tidied as transformers 4.28 did."""
         prefix = self._prefix(prepared, decoding, decoding_room(decoding))
         with self._clock.section("decode"):
-            generated = self._decode(prefix, decoding).tolist()
-        return [self.tokenizer.decode(row) for row in generated]
+            decoded = self._decode(prefix, decoding)
+            ids, sound = decoded.ids.tolist(), decoded.sound.tolist()
+        return self._texts(ids, sound)
 
-    def _decode(self, prefix: Prompts, decoding: Decoding) -> Tensor:
+    def _texts(self, ids: Sequence[Sequence[int]], sound: Sequence[bool]) -> list[str | NoAnswer]:
+        return [self.tokenizer.decode(row) if good else self._no_answer() for row, good in zip(ids, sound, strict=True)]
+
+    def _no_answer(self) -> NoAnswer:
+        return NoAnswer(f"the logits are not numbers (NaN or infinite) in {self.precision}; another --precision may do")
+
+    def _decode(self, prefix: Prompts, decoding: Decoding) -> Decoded:
         with self._autocast():
             return decode(prefix, decoding, end_id=self.tokenizer.end_of_chunk_id, pad_id=self.tokenizer.pad_id)
 
-    def _rank(self, prepared: Sequence[PreparedPrompt], ranking: Ranking) -> list[dict[str, float]]:
+    def _rank(self, prepared: Sequence[PreparedPrompt], ranking: Ranking) -> list[dict[str, float] | NoAnswer]:
         """Mean log-likelihood of each name's tokens."""
         names = self._name_ids(ranking)
         prefix = self._prefix(prepared, ranking, ranking_room(names))
         with self._clock.section("decode"), self._autocast():
             scores = score_names(prefix, names)
-        return [dict(zip(ranking.names, row, strict=True)) for row in scores.tolist()]
+        return [self._ranked(ranking, row) for row in scores.tolist()]
+
+    def _ranked(self, ranking: Ranking, scores: Sequence[float]) -> dict[str, float] | NoAnswer:
+        if not all(map(math.isfinite, scores)):
+            return self._no_answer()
+        return dict(zip(ranking.names, scores, strict=True))
 
     def generate(
         self,
@@ -309,6 +322,8 @@ class FlamingoModel:
             for image in images
         ]
         said = self.answer([PreparedPrompt(ids, [*pictures])], task)[0]
+        if isinstance(said, NoAnswer):
+            raise QueryError(said.reason)
         return str(said)
 
     def _prefix(self, prepared: Sequence[PreparedPrompt], task: Task, room: int) -> Prefix:

@@ -10,6 +10,7 @@ without padding, as it does there in a batch of one: rows never influence each o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +22,25 @@ _OUT = -1e9
 """Added to the score of what must not be chosen."""
 
 
+class Decoded(NamedTuple):
+    """Generated text.
+
+    Attributes:
+        ids: (rows, max_new_tokens), padding behind each one's end.
+        sound: (rows,), whether all logits that decided a row were numbers; if not, its ids mean nothing.
+    """
+
+    ids: Tensor
+    sound: Tensor
+
+
 def room_needed(decoding: Decoding) -> int:
     """Tokens that decoding lays out behind a prompt."""
     return decoding.num_beams * decoding.max_new_tokens
 
 
-def decode(prefix: Prompts, decoding: Decoding, *, end_id: int, pad_id: int) -> Tensor:
-    """Generated ids, (rows, max_new_tokens), ``pad_id`` behind each one's end."""
+def decode(prefix: Prompts, decoding: Decoding, *, end_id: int, pad_id: int) -> Decoded:
+    """What is generated behind prompts that have been read."""
     if decoding.num_beams == 1:
         return _greedy(prefix, decoding, end_id, pad_id)
     return _beam_search(prefix, decoding, end_id, pad_id)
@@ -41,20 +54,22 @@ def _barred(logits: Tensor, step: int, decoding: Decoding, end_id: int) -> Tenso
     return logits
 
 
-def _greedy(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) -> Tensor:
+def _greedy(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) -> Decoded:
     logits = prefix.logits
     rows, steps, device = logits.shape[0], decoding.max_new_tokens, logits.device
     ids = torch.full((rows, steps), pad_id, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
+    sound = ~ended
     for step in range(steps):
         chosen = _barred(logits, step, decoding, end_id).argmax(-1)
+        sound &= logits.float().logsumexp(-1).isfinite() | ended
         ids[:, step] = torch.where(ended, pad_id, chosen)
         ended |= chosen == end_id
         if step + 1 == steps or bool(ended.all()):
             break
         visible = torch.ones(rows, 1, step + 1, dtype=torch.bool, device=device)
         logits = prefix.extend(chosen[:, None], torch.tensor([step], device=device), visible)[:, 0]
-    return ids
+    return Decoded(ids, sound)
 
 
 @dataclass
@@ -87,7 +102,7 @@ class _Beams:
         return both.pick(both.scores.topk(self.scores.shape[1]).indices)
 
 
-def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) -> Tensor:
+def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) -> Decoded:
     logits, beams, steps = prefix.logits[:, None], decoding.num_beams, decoding.max_new_tokens
     rows, device = logits.shape[0], logits.device
     exact = torch.float32 if device.type == "mps" else torch.float64  # what the device has; 4.28 scores in Python
@@ -96,10 +111,13 @@ def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) 
     running = _Beams(torch.zeros(rows, 1, device=device), blank[:, :1], torch.zeros_like(blank[:, :1]))
     finished = _Beams(torch.full((rows, beams), -torch.inf, dtype=exact, device=device), blank, torch.zeros_like(blank))
     done = torch.zeros(rows, 1, dtype=torch.bool, device=device)
+    sound = torch.ones(rows, dtype=torch.bool, device=device)
     side_by_side = torch.arange(beams, device=device)
     for step in range(steps):
         logits = logits.float()
-        likely = _likeliest(logits, _barred(logits, step, decoding, end_id), 2 * beams)
+        whole = logits.logsumexp(-1, keepdim=True)
+        sound &= (whole.isfinite().flatten(1) | done).all(-1)
+        likely = _likeliest(_barred(logits, step, decoding, end_id), whole, 2 * beams)
         candidates = _continuations(running, *likely, step)
         ends = candidates.ids[..., step] == end_id
         running = candidates.pick((candidates.scores + ends * _OUT).topk(beams).indices)
@@ -108,8 +126,8 @@ def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) 
         attainable = candidates.scores[:, :1].to(exact) / (lengths + step + 1) ** decoding.length_penalty
         done |= finished.scores[:, -1:] >= attainable  # -inf there as long as fewer than ``beams`` have finished
         if step + 1 == steps:
-            whole = (lengths + steps) ** decoding.length_penalty
-            finished = finished.best_with(running, (~done).expand(-1, beams), whole)
+            divisor = (lengths + steps) ** decoding.length_penalty
+            finished = finished.best_with(running, (~done).expand(-1, beams), divisor)
         if step + 1 == steps or bool(done.all()):
             break
         running.paths[..., step] = step * beams + side_by_side
@@ -117,13 +135,16 @@ def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) 
         visible.scatter_(2, running.paths[..., : step + 1], True)
         depths = torch.full((beams,), step, device=device)
         logits = prefix.extend(running.ids[..., step], depths, visible)
-    return finished.ids[:, 0]
+    return Decoded(finished.ids[:, 0], sound)
 
 
-def _likeliest(logits: Tensor, barred: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Log-likelihoods and ids of the ``count`` likeliest tokens, (rows, beams, count): no beam can need more."""
-    top = barred.topk(count)
-    return top.values - logits.logsumexp(-1, keepdim=True), top.indices
+def _likeliest(logits: Tensor, whole: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Log-likelihoods and ids of the ``count`` likeliest tokens, (rows, beams, count): no beam can need more.
+
+    ``whole`` is the logarithm of the sum over all tokens' exponentials, (rows, beams, 1).
+    """
+    top = logits.topk(count)
+    return top.values - whole, top.indices
 
 
 def _continuations(running: _Beams, scores: Tensor, ids: Tensor, step: int) -> _Beams:

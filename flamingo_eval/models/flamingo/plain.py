@@ -16,7 +16,7 @@ from flamingo_eval.models.flamingo.cross_attention import Media
 from flamingo_eval.models.flamingo.decoding import decode
 from flamingo_eval.models.flamingo.latents import LatentStore, Picture
 from flamingo_eval.models.flamingo.model import Flamingo
-from flamingo_eval.nouns import Decoding, Ranking, Task
+from flamingo_eval.nouns import Decoding, NoAnswer, Ranking, Task
 
 
 class Copies:
@@ -61,21 +61,21 @@ class PlainFlamingoModel(FlamingoModel):
         for image in images:
             store.pixels(image)
 
-    def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str]:
+    def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str | NoAnswer]:
         ids, mask = (self._to_device(tensor) for tensor in self._pad(prepared))
         media = Media.of(self._dense_latents(prepared, decoding), ids, self.tokenizer.image_id)
         with self._autocast():
             copies = Copies(self.model, ids, mask, media, decoding.num_beams)
-            generated = decode(copies, decoding, end_id=self.tokenizer.end_of_chunk_id, pad_id=self.tokenizer.pad_id)
-        return [self.tokenizer.decode(row) for row in generated.tolist()]
+            decoded = decode(copies, decoding, end_id=self.tokenizer.end_of_chunk_id, pad_id=self.tokenizer.pad_id)
+        return self._texts(decoded.ids.tolist(), decoded.sound.tolist())
 
-    def _rank(self, prepared: Sequence[PreparedPrompt], ranking: Ranking) -> list[dict[str, float]]:
+    def _rank(self, prepared: Sequence[PreparedPrompt], ranking: Ranking) -> list[dict[str, float] | NoAnswer]:
         names = self._name_ids(ranking)
-        rows = []
+        rows: list[dict[str, float] | NoAnswer] = []
         for one in prepared:
             latents = self._dense_latents([one], ranking)
             values = [self._mean_logprob(one.ids, name, latents) for name in names]
-            rows.append(dict(zip(ranking.names, values, strict=True)))
+            rows.append(self._ranked(ranking, values))
         return rows
 
     def _mean_logprob(self, prompt: Sequence[int], name: Sequence[int], latents: Tensor) -> float:

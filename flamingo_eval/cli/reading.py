@@ -1,0 +1,136 @@
+"""Commands that read runs: ``report``, ``samples``, ``show``, ``runs``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+import typer
+
+from flamingo_eval.cli import options as opt
+from flamingo_eval.cli.output import binary_output, emit
+from flamingo_eval.demo.root import data_folder
+from flamingo_eval.errors import DataError, PartialError, UserError, first_few
+
+_PANEL = "Runs"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    for command in (report, samples, show, runs):
+        app.command(rich_help_panel=_PANEL)(command)
+
+
+def report(run: opt.Run, format: opt.Format = "table") -> None:
+    """Print the table of a scored run."""
+    from flamingo_eval.engine.folder import RunFolder
+    from flamingo_eval.engine.score import read_scores
+    from flamingo_eval.report.table import render
+
+    opt.check_format(format)
+    folder = RunFolder(run)
+    cells, notes = read_scores(folder)
+    if cells:
+        emit(render(cells, folder.read_run(), notes, format), end="")
+    check_nothing_missing(folder)
+
+
+def samples(
+    run: opt.Run,
+    format: Annotated[
+        str, typer.Option("--format", metavar="jsonl|csv|parquet", help="How they are written.")
+    ] = "jsonl",
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to. Default: stdout.")] = None,
+    data_root: opt.MovedData = None,
+) -> None:  # fmt: skip
+    """Write every query of a scored run, a row each: prompt, demonstrations, raw text, answer, score.
+
+    For pandas: pandas.read_parquet(FILE).
+    """
+    from flamingo_eval.engine.folder import RunFolder
+    from flamingo_eval.engine.journal import Journal
+    from flamingo_eval.engine.run import reopen
+    from flamingo_eval.engine.score import samples as rows
+    from flamingo_eval.files import open_atomic
+    from flamingo_eval.report.samples import FORMATS
+
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+    if out is None and format == "parquet" and sys.stdout.isatty():
+        raise UserError("Parquet is nothing to look at: name a file with --out")
+    folder = RunFolder(run)
+    _, trials = reopen(folder, data_folder, data_root)
+    found = rows(folder, trials, Journal(folder.journal_file))
+    with open_atomic(out) if out is not None else binary_output() as file:
+        target: BinaryIO = file
+        FORMATS[format](found, target)
+    check_nothing_missing(folder)
+
+
+def show(
+    run: opt.Run,
+    query: Annotated[str | None, typer.Option("--query", metavar="ID", help="Show all about this query.")] = None,
+    shots: Annotated[int | None, typer.Option("--shots", help="With --query: only at this number of shots.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="With --query: only in this trial.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    data_root: opt.MovedData = None,
+) -> None:  # fmt: skip
+    """Show where a run's numbers come from, or everything about one query: prompt, demonstrations, answer, score."""
+    from flamingo_eval.engine.folder import RunFolder
+    from flamingo_eval.files import json_text
+    from flamingo_eval.report.show import query_text, run_text
+
+    folder = RunFolder(run)
+    if query is None:
+        record = folder.read_run()
+        emit(json_text(record) if as_json else run_text(record), end="")
+        return
+    from flamingo_eval.engine.runs import query_details
+
+    rows = query_details(folder, data_folder, query, shots=shots, seed=seed, data_root=data_root)
+    if as_json:
+        for row in rows:
+            emit(json.dumps(row, ensure_ascii=False))
+    else:
+        emit(query_text(rows), end="")
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of runs.")] = Path("results/runs"),
+    format: Annotated[str, typer.Option("--format", metavar="table|json", help="How they are printed.")] = "table",
+) -> None:
+    """List the runs in a folder: how far they have come, how old they are, and who is at work on them."""
+    from flamingo_eval.engine.runs import list_runs
+    from flamingo_eval.report.show import runs_json, runs_text
+
+    formats = {"table": runs_text, "json": runs_json}
+    if format not in formats:
+        raise UserError(f"unknown format {format!r}; known formats: {', '.join(formats)}")
+    emit(formats[format](list_runs(folder)), end="")
+
+
+def check_nothing_missing(folder: Any) -> None:
+    """A run is complete, or it says what is missing and ends with exit code 2."""
+    from flamingo_eval.engine.score import unscored
+
+    missing = unscored(folder)
+    if missing:
+        cells = "; ".join(f"{benchmark}, {shots} shots, seed {seed}" for benchmark, shots, seed in missing)
+        raise DataError(
+            f"{folder.path}: answers are missing in {len(missing)} trials ({cells}); they are not shown. "
+            "The command that began the run continues it"
+        )
+    check_nothing_partial(folder)
+
+
+def check_nothing_partial(folder: Any) -> None:
+    """A run that goes on without some queries, by choice, says so and ends with exit code 4."""
+    failures = folder.read_failures()
+    if folder.skipped():
+        reasons = list(dict.fromkeys(row["reason"] for row in failures))
+        raise PartialError(
+            f"{folder.path}: {len(failures)} queries could not be answered and were left out; numbers with a star are "
+            f"partial. The reasons:{first_few(reasons)}"
+        )

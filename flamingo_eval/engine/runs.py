@@ -1,0 +1,163 @@
+"""What runs there are, how far they have come, and everything about one query of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flamingo_eval.engine.folder import RunFolder
+from flamingo_eval.engine.journal import Journal, journal_files
+from flamingo_eval.engine.plan import TrialPlan
+from flamingo_eval.engine.run import RootOf, reopen
+from flamingo_eval.engine.score import item_rows, sample_row
+from flamingo_eval.errors import UserError
+from flamingo_eval.nouns import Example
+
+
+@dataclass(frozen=True)
+class RunState:
+    """A run at a glance.
+
+    Attributes:
+        path: its folder.
+        state: ``running``, ``complete``, ``unfinished``, ``partial``, or what is wrong with it.
+        benchmarks: names.
+        checkpoint: its name.
+        shots: numbers of demonstrations.
+        trials: how many there are, of all benchmarks and shots.
+        answered: answers in the journals.
+        planned: queries of all trials; None where the record does not say.
+        age: seconds since anything was written.
+        holder: which process is at work on it, if one is.
+    """
+
+    path: Path
+    state: str
+    benchmarks: tuple[str, ...] = ()
+    checkpoint: str = ""
+    shots: tuple[int, ...] = ()
+    trials: int = 0
+    answered: int = 0
+    planned: int | None = None
+    age: float = 0.0
+    holder: str | None = None
+
+
+def list_runs(folder: Path) -> list[RunState]:
+    """The runs in a folder, the latest first. Raises UserError if there is no such folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; runs are saved there unless --out names another one")
+    return sorted((_state(path.parent) for path in folder.glob("*/run.json")), key=lambda run: run.age)
+
+
+def _state(path: Path) -> RunState:
+    folder = RunFolder(path)
+    journals = journal_files(folder.journal_file)
+    age = time.time() - max(file.stat().st_mtime for file in (folder.run_file, *journals))
+    try:
+        record = folder.read_run()
+    except UserError as error:
+        return RunState(path, str(error), age=age)
+    parts = record["settings"]["benchmarks"]
+    cells = [(str(row[0]), int(row[1])) for row in record["cells"]]
+    known = all("queries" in parts[name] for name, _ in cells)
+    planned = sum(parts[name]["queries"] for name, _ in cells) if known else None
+    lines = sum(_count_lines(file) for file in journals)
+    answered = lines if planned is None else min(lines, planned)
+    running = folder.in_use()
+    if running:
+        state = "running"
+    elif planned is not None and answered >= planned and folder.scores_file.exists():
+        state = "complete"
+    else:
+        state = "partial" if folder.skipped() and folder.scores_file.exists() else "unfinished"
+    return RunState(
+        path=path,
+        state=state,
+        benchmarks=tuple(dict.fromkeys(name for name, _ in cells)),
+        checkpoint=record["checkpoint"]["name"],
+        shots=tuple(sorted({shots for _, shots in cells})),
+        trials=len(cells),
+        answered=answered,
+        planned=planned,
+        age=age,
+        holder=folder.holder() if running else None,
+    )
+
+
+def _count_lines(path: Path) -> int:
+    count = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            count += block.count(b"\n")
+    return count
+
+
+def query_details(
+    folder: RunFolder,
+    root_of: RootOf,
+    id: str,
+    *,
+    shots: int | None = None,
+    seed: int | None = None,
+    data_root: str | None = None,
+) -> list[dict[str, Any]]:
+    """Everything about one query, for each trial that asks it: what was shown, said, compared, and scored.
+
+    Args:
+        folder: the run.
+        root_of: from a data root as users name it to the folder.
+        id: the query's, as the plan prints it.
+        shots: only trials at this number of shots.
+        seed: only this trial.
+        data_root: where the data is now, if it has moved.
+
+    Raises:
+        UserError: no trial asks such a query; see also :func:`flamingo_eval.engine.run.reopen`.
+    """
+    _, trials = reopen(folder, root_of, data_root)
+    journal = Journal(folder.journal_file)
+    chosen = [t for t in trials if shots in (None, t.shots) and seed in (None, t.seed)]
+    reasons = {(*(row[key] for key in ("benchmark", "shots", "seed")), str(row["query_id"])): row["reason"]
+               for row in folder.read_failures()}  # fmt: skip
+    items = (
+        {key: row for key, row in item_rows(folder).items() if str(key[3]) == id} if folder.items_file.exists() else {}
+    )
+    found = [row for trial in chosen for row in _details(trial, journal, id, items, reasons)]
+    if not found:
+        known = ", ".join(str(i) for i, _ in (chosen or trials)[0].slots[:5])
+        raise UserError(
+            f"no trial of {folder.path} has a query {id!r} at these shots and seeds; ids are such as {known}"
+        )
+    return found
+
+
+def _details(
+    trial: TrialPlan,
+    journal: Journal,
+    id: str,
+    items: Mapping[tuple[Any, ...], Mapping[str, Any]],
+    reasons: Mapping[tuple[Any, ...], str],
+) -> Iterator[dict[str, Any]]:
+    data = trial.source.data
+    for position, (query_id, occurrence) in enumerate(trial.slots):
+        if str(query_id) != id:
+            continue
+        query = trial.query(position)
+        prediction = journal.get((*trial.cell, query_id, occurrence))
+        reference = trial.source.references.by_id.get(query_id)
+        yield {
+            **sample_row(query, prediction, items.get((*trial.cell, query_id))),
+            "example": _described(data.test[trial.queries[position]]),
+            "demonstrations": [_described(data.train[i]) for i in trial.demonstrations[position][0]],
+            "references": dataclasses.asdict(reference) if dataclasses.is_dataclass(reference) else reference,  # type: ignore[arg-type]
+            "failed": None if prediction else reasons.get((*trial.cell, id)),
+        }
+
+
+def _described(example: Example) -> dict[str, Any]:
+    return {"id": example.id, "image": example.image, **example.fields}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import gc
 import hashlib
 import json
 import os
@@ -97,6 +98,21 @@ def fits(value: Any, shape: Any) -> bool:
     if isinstance(shape, list):
         return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
     return isinstance(value, shape)
+
+
+@contextlib.contextmanager
+def many_objects() -> Iterator[None]:
+    """While millions of small objects are made that live on: the collector of cycles would go through all of them,
+    again and again, and find none. It does not look at them later either."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def record_field(where: str, record: Any, key: str, *kinds: type) -> Any:

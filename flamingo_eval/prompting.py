@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from flamingo_eval.benchmark import AnswerRules, PromptRules
 from flamingo_eval.errors import DataError, UserError
@@ -21,9 +22,25 @@ def fill(template: str, values: Mapping[str, str]) -> str:
     'Output:a {red} ball.'
     """
     try:
-        return _SLOT.sub(lambda slot: values[slot[1]].strip() if slot[2] else values[slot[1]], template)
+        return "".join(
+            [
+                text if name is None else values[name].strip() if strip else values[name]
+                for text, name, strip in _parts(template)
+            ]
+        )
     except KeyError as error:
         raise UserError(f"the template {template!r} wants {error}; examples have {', '.join(values)}") from error
+
+
+@cache
+def _parts(template: str) -> list[tuple[str, str | None, bool]]:
+    """A template cut up: a text, or a field's name and whether it is stripped."""
+    parts: list[tuple[str, str | None, bool]] = []
+    end = 0
+    for slot in _SLOT.finditer(template):
+        parts += [(template[end : slot.start()], None, False), ("", slot[1], slot[2] is not None)]
+        end = slot.end()
+    return [*parts, (template[end:], None, False)]
 
 
 def build_prompt(rules: PromptRules, demonstrations: Sequence[Example], query: Example, shots: int) -> Prompt:

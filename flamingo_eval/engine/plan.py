@@ -17,7 +17,7 @@ import numpy as np
 from flamingo_eval import registry
 from flamingo_eval.benchmark import DEFAULT_PROTOCOL, Benchmark, load_benchmark
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import digest, files_digest
+from flamingo_eval.files import digest, files_digest, many_objects
 from flamingo_eval.nouns import Example, Id, Query, Ranking, Task
 from flamingo_eval.ports import DataSet, Nearest, References, Selection
 from flamingo_eval.prompting import build_prompt
@@ -48,7 +48,8 @@ class Source:
     def references(self) -> References:
         """References of the queries; read when they are first needed."""
         rules = self.benchmark.data
-        return registry.loader(rules.loader).references(rules, self.root, self.benchmark.split)
+        with many_objects():
+            return registry.loader(rules.loader).references(rules, self.root, self.benchmark.split)
 
 
 def read_source(
@@ -73,7 +74,8 @@ def read_source(
             f"{missing} is not a folder; {benchmark.name} is read from {folder} "
             f"(layout: flamingo-eval data where {benchmark.name})"
         )
-    data = registry.loader(benchmark.data.loader).examples(benchmark.data, root, benchmark.split)
+    with many_objects():
+        data = registry.loader(benchmark.data.loader).examples(benchmark.data, root, benchmark.split)
     return Source(benchmark, root, data)
 
 

@@ -13,7 +13,7 @@ published, used if there is no questions file) and ``images``, a template of ``{
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -75,18 +75,25 @@ class VqaLoader:
 
 def _examples(rules: DataRules, split: str, part: SplitFiles) -> list[Example]:
     template: str = rules.options["splits"][split]["images"]
+    images: dict[Id, str] = {}  # there are several questions a picture
     examples = []
     for question in part.questions:
-        try:
-            name = template.format(image_id=question.image_id)
-        except (ValueError, KeyError, IndexError) as error:
-            raise DataError(f"{part.files[0]}: image id {question.image_id!r} does not fit {template!r}") from error
-        image = PurePosixPath(rules.folder, inside_root(name, f"{part.files[0]}: question {question.id}"))
+        if question.image_id not in images:
+            images[question.image_id] = _image(rules, template, question, part.files[0])
         fields = {"question": question.text}
         if question.annotation is not None:
             fields["answer"] = question.annotation.answers[0].text
-        examples.append(Example(question.id, str(image), fields))
+        examples.append(Example(question.id, images[question.image_id], fields))
     return examples
+
+
+def _image(rules: DataRules, template: str, question: Question, file: Path) -> str:
+    """The path of a question's picture; DataError if there can be none."""
+    try:
+        name = template.format(image_id=question.image_id)
+    except (ValueError, KeyError, IndexError) as error:
+        raise DataError(f"{file}: image id {question.image_id!r} does not fit {template!r}") from error
+    return str(PurePosixPath(rules.folder, inside_root(name, f"{file}: question {question.id}")))
 
 
 def _read_split(rules: DataRules, root: Path, split: str) -> SplitFiles:
@@ -209,10 +216,13 @@ def _vizwiz_form(path: Path, rows: list[Any]) -> Iterator[Question]:
 
 
 def _human(where: str, record: Any) -> HumanAnswer:
-    """An annotator's answer; everything else in its record as one string, for rules that compare whole records."""
+    """An annotator's answer; everything else in its record as one string, for rules that compare whole records.
+
+    There are millions of them, and few are different: equal texts are kept once.
+    """
     text = record_field(where, record, "answer", str)
-    rest = {key: value for key, value in record.items() if key != "answer"}
-    return HumanAnswer(text, json.dumps(rest, sort_keys=True))
+    rest = sorted((key, repr(value)) for key, value in record.items() if key != "answer")
+    return HumanAnswer(sys.intern(text), sys.intern(repr(rest)))
 
 
 LOADER = VqaLoader()

@@ -21,6 +21,10 @@ Transform = Callable[[Any], Tensor]
 """open_clip's inference transform: a Pillow image, *as opened*, to a (3, height, width) float tensor."""
 
 
+MOST_ELONGATED = 3000
+"""Longer side by shorter side of a picture. The transform makes the shorter one 224 *before* it crops: at this ratio
+the picture has 150 megapixels then, and Pillow refuses to open one of 179 (a decompression bomb)."""
+
 _LOADING_ERRORS = (RuntimeError, OSError, UserWarning, EOFError, pickle.UnpicklingError, SafetensorError,
                    AssertionError, KeyError, ValueError, TypeError, AttributeError)  # fmt: skip
 """What open_clip raises for weights that are none, or another model's."""
@@ -90,6 +94,10 @@ def read_picture(path: Path, transform: Transform, *, rgb: bool) -> Tensor:
     """
     try:
         with Image.open(path) as picture:
+            if max(picture.size) > MOST_ELONGATED * min(picture.size):
+                raise QueryError(
+                    f"{path} is too long and narrow to be resized: {picture.width} x {picture.height} pixels"
+                )
             return transform(picture.convert("RGB") if rgb else picture)
     except FileNotFoundError as error:
         raise QueryError(f"{path} does not exist") from error

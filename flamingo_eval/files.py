@@ -97,6 +97,8 @@ def fits(value: Any, shape: Any) -> bool:
         return isinstance(value, dict) and all(key in value and fits(value[key], s) for key, s in shape.items())
     if isinstance(shape, list):
         return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
+    if isinstance(value, bool) and bool not in (shape if isinstance(shape, tuple) else (shape,)):
+        return False  # to Python it is a number too
     return isinstance(value, shape)
 
 

@@ -35,6 +35,7 @@ _RUN_SHAPE = {
 }  # fmt: skip
 
 
+_RICES = {"encoder": str, "encoder_digest": str, "unique_images": bool, "exclude_same_image": bool}
 _LOCK = ".lock"
 _SLOT = ("benchmark", "shots", "seed", "query_id", "occurrence")
 _BENCHMARK_IDENTITY = {"protocol": str, "split": str}
@@ -73,9 +74,14 @@ class RunFolder:
         run: dict[str, Any] = read_json(self.run_file)
         if not fits(run, {"format": int}) or run["format"] != FORMAT:
             raise UserError(f"{self.run_file} is not of a format this version reads (format {FORMAT})")
-        whole = fits(run, _RUN_SHAPE) and all(len(cell) == 3 for cell in run["cells"])
+        whole = fits(run, _RUN_SHAPE) and bool(run["cells"]) and all(map(_is_cell, run["cells"]))
+        whole = whole and all(
+            run["identity"][key] is None or run["identity"][key] > 0
+            for key in ("num_samples", "query_set_size", "ensemble")
+        )
         parts = zip((_BENCHMARK_IDENTITY, _BENCHMARK_SETTINGS), ("identity", "settings"), strict=True)
-        names = {cell[0] for cell in run["cells"]} if whole else set()
+        names = {*run["identity"]["benchmarks"], *(cell[0] for cell in run["cells"])} if whole else set()
+        whole = whole and ("rices" not in run["identity"] or fits(run["identity"]["rices"], _RICES))
         if not whole or not all(fits(run[part]["benchmarks"], dict.fromkeys(names, shape)) for shape, part in parts):
             raise UserError(f"{self.run_file} is damaged: something that every run states is missing in it")
         return run
@@ -218,6 +224,11 @@ def describe_age(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{max(0, seconds):.0f} s"
+
+
+def _is_cell(row: Any) -> bool:
+    """[benchmark, shots, seed]."""
+    return len(row) == 3 and isinstance(row[0], str) and all(type(n) is int and 0 <= n < 2**32 for n in row[1:])
 
 
 def _difference(key: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> str:

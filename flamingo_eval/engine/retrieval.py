@@ -238,7 +238,8 @@ def read_nearest(path: Path, source: Source, asked: Iterable[Example], count: in
         raise damaged
     if not fits([*table["nearest"].values()], [[int]]) or not fits([*table["failed"].values()], [str]):
         raise damaged
-    nearest, last = Nearest(table["nearest"], table["failed"]), len(source.data.train) - 1
+    rows = {**table["nearest"], **dict.fromkeys(table["failed"], ())}
+    nearest, last = Nearest(rows, table["failed"]), len(source.data.train) - 1
     for image in {example.image for example in asked} - nearest.failed.keys():
         rows = nearest.rows.get(image, ())
         if len(rows) < count or not 0 <= min(rows) <= max(rows) <= last:

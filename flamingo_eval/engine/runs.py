@@ -64,7 +64,7 @@ def _state(path: Path) -> RunState:
         return RunState(path, str(error), age=age)
     parts = record["settings"]["benchmarks"]
     cells = [(str(row[0]), int(row[1])) for row in record["cells"]]
-    known = all("queries" in parts[name] for name, _ in cells)
+    known = all(isinstance(parts[name].get("queries"), int) for name, _ in cells)
     planned = sum(parts[name]["queries"] for name, _ in cells) if known else None
     lines = sum(_count_lines(file) for file in journals)
     answered = lines if planned is None else min(lines, planned)

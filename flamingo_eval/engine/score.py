@@ -256,7 +256,9 @@ def item_rows(folder: RunFolder) -> dict[tuple[Any, ...], dict[str, Any]]:
         with folder.items_file.open(encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
+                if not fits(row, {"answer": str, "score": (int, float, type(None))}):
+                    raise ValueError(f"not a scored answer: {line[:80]!r}")
                 items[row["benchmark"], row["shots"], row["seed"], row["query_id"]] = row
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder.items_file} can't be read ({error!r}): flamingo-eval score {folder.path}") from error
     return items

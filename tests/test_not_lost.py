@@ -303,3 +303,41 @@ def test_torchrun_from_the_module(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("CIDEr x 100") == 1
     assert_once(tmp_path / "run", 120)
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_what_keeping_everything_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Journal, locks and records take less than a fiftieth of a run of the demo, small as its model is."""
+    from flamingo_eval.demo.root import data_folder
+    from flamingo_eval.engine import run
+    from flamingo_eval.engine.folder import RunFolder
+    from flamingo_eval.engine.journal import Journal
+    from flamingo_eval.runspec import RunSpec
+
+    spent = [0.0]
+
+    def timed(owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[0] += time.perf_counter() - began
+
+        monkeypatch.setattr(owner, name, call)
+
+    timed(Journal, "append")
+    timed(Journal, "refresh")
+    timed(RunFolder, "write_run")
+    timed(Claims, "_lock")
+    timed(Claims, "__init__")
+    spec = RunSpec(benchmarks=("coco",), shots=(0, 4, 8, 16, 32), seeds=(42,), device="cpu")
+    began = time.perf_counter()
+    run.execute(spec, data_folder, tmp_path / "run")
+    whole = time.perf_counter() - began
+    assert len(journal_rows(tmp_path / "run")) == 1000
+    assert 0 < spent[0] < 0.02 * whole, f"{spent[0]:.2f} of {whole:.2f} seconds"
+    print(f"{spent[0]:.3f} of {whole:.2f} seconds")

@@ -241,8 +241,8 @@ def read_nearest(path: Path, source: Source, asked: Iterable[Example], count: in
     rows = {**table["nearest"], **dict.fromkeys(table["failed"], ())}
     nearest, last = Nearest(rows, table["failed"]), len(source.data.train) - 1
     for image in {example.image for example in asked} - nearest.failed.keys():
-        rows = nearest.rows.get(image, ())
-        if len(rows) < count or not 0 <= min(rows) <= max(rows) <= last:
+        found = nearest.rows.get(image, ())
+        if len(found) < count or not 0 <= min(found) <= max(found) <= last:
             raise damaged
     return nearest, table["pictures"]
 

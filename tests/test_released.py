@@ -111,6 +111,8 @@ class Hub(BaseHTTPRequestHandler):
 
     folder: Path
     asked: list[str]
+    broken: int
+    """How many requests are still to fail: out of order, or cut off in the middle of the content."""
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -129,12 +131,22 @@ class Hub(BaseHTTPRequestHandler):
             self.end_headers()
             return
         content = file.read_bytes()
+        if type(self).broken and not body:
+            type(self).broken -= 1
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         self.send_response(200)
         for key, value in (("X-Repo-Commit", "a" * 40), ("ETag", f'"{owner}-{len(content)}"'),
                            ("Content-Length", str(len(content)))):  # fmt: skip
             self.send_header(key, value)
         self.end_headers()
-        if body:
+        if body and type(self).broken:
+            type(self).broken -= 1
+            self.wfile.write(content[:300])
+            self.close_connection = True
+        elif body:
             self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
@@ -144,7 +156,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     """A hub on this machine, and an empty cache."""
-    handler = type("OwnHub", (Hub,), {"folder": tmp_path / "hub", "asked": []})
+    handler = type("OwnHub", (Hub,), {"folder": tmp_path / "hub", "asked": [], "broken": 0})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -159,8 +171,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 _FETCH = """
 import sys
 from flamingo_eval.errors import CheckpointError
+from flamingo_eval.models.flamingo import hub
 from flamingo_eval.models.flamingo.hub import fetch
 from flamingo_eval.models.flamingo.spec import HubFile
+hub.WAITS = (0.1, 0.1, 0.1)
 try:
     path = fetch(HubFile(sys.argv[1], "checkpoint.pt"))
     print(path.parent.name, path.stat().st_size)
@@ -194,6 +208,40 @@ def test_downloads(hub: type[Hub], tmp_path: Path) -> None:
     hub.asked.clear()
     assert fetch("org/repo", HF_HUB_OFFLINE="1") == f"{'a' * 40} 1000"
     assert hub.asked == []
+
+
+@pytest.mark.slow
+def test_a_hub_that_is_out_of_order_for_a_while(hub: type[Hub], tmp_path: Path) -> None:
+    (tmp_path / "hub" / "repo").mkdir(parents=True)
+    (tmp_path / "hub" / "repo" / "checkpoint.pt").write_bytes(b"x" * 1000)
+    hub.broken = 3
+    assert fetch("org/repo") == f"{'a' * 40} 1000"
+    assert hub.broken == 0
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_hub_that_stays_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], offline: bool
+) -> None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from flamingo_eval.models.flamingo import hub
+
+    tries: list[str] = []
+    waits: list[float] = []
+
+    def download(repo: str, file: str) -> str:
+        tries.append(f"{repo}/{file}")
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub.time, "sleep", waits.append)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", offline)
+    with pytest.raises(CheckpointError, match="is not in the local cache and the hub can't be reached"):
+        hub.fetch(HubFile("org/repo", "checkpoint.pt"))
+    assert len(tries) == (1 if offline else 4)
+    assert waits == ([] if offline else [1.0, 4.0, 15.0])
+    assert ("again in 4 s" in capsys.readouterr().err) != offline
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from typing import Any
 SPLITS = (("train2014", 443_757, 82_783, 1), ("val2014", 214_354, 40_504, 200_000))
 """Name, questions, pictures, first picture's number."""
 
-WORDS = "what is the color of this man doing in picture how many people are there on table a red blue dog cat street".split()
+_TEXT = "what is the color of this man doing in picture how many people are there on table a red blue dog cat"
+WORDS = _TEXT.split()
 
 
 def write_split(folder: Path, name: str, count: int, pictures: int, first: int) -> None:

@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from flamingo_eval.errors import CheckpointError
 from flamingo_eval.models.flamingo.spec import HubFile
 
+WAITS = (1.0, 4.0, 15.0)
+"""Seconds before a lost connection is tried again. (huggingface_hub itself goes on where a download stopped.)"""
+
+
+class _LostError(CheckpointError):
+    """The hub can't be reached, or is out of order, which may be over soon."""
+
 
 def fetch(file: HubFile) -> Path:
-    """The local copy of a hub file, ``.../snapshots/<commit>/<file>``.
+    """The local copy of a hub file, ``.../snapshots/<commit>/<file>``; a lost connection is tried again a few times.
 
     Raises:
         CheckpointError: not cached and the hub can't be reached, no such repository, or no right to read it.
     """
+    for wait in WAITS:
+        try:
+            return _fetch_once(file)
+        except _LostError:
+            if constants.HF_HUB_OFFLINE:
+                raise
+            print(
+                f"note: {file.filename} of {file.repo}: the hub can't be reached; again in {wait:.0f} s",
+                file=sys.stderr,
+            )
+            time.sleep(wait)
+    return _fetch_once(file)
+
+
+def _fetch_once(file: HubFile) -> Path:
     where = f"{file.filename} of {file.repo}"
     try:
         return Path(hf_hub_download(file.repo, file.filename))
@@ -27,15 +51,16 @@ def fetch(file: HubFile) -> Path:
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"{where}: no such repository, or it is private and needs `hf auth login`") from error
     except LocalEntryNotFoundError as error:
-        raise CheckpointError(
+        raise _LostError(
             f"{where} is not in the local cache and the hub can't be reached. Download it where there is a network, "
             "or name local files in a TOML file (README, 'Your own checkpoint')"
         ) from error
-    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+    except HfHubHTTPError as error:
+        kind = _LostError if error.response is not None and error.response.status_code >= 500 else CheckpointError
+        raise kind(f"{where} can't be downloaded: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{where} can't be downloaded: {error}") from error
     except Exception as error:
         if "httpx" not in type(error).__module__:  # the hub's client raises its own errors for a lost connection
             raise
-        raise CheckpointError(
-            f"{where} can't be downloaded: {error}; given again, it goes on where it stopped"
-        ) from error
+        raise _LostError(f"{where} can't be downloaded: {error}; given again, it goes on where it stopped") from error

@@ -8,7 +8,7 @@ own, and prints a report in Markdown, also written to DIR/report.md. ``--quick``
   last answer journalled, over its queries. Each picture is read and encoded once in it; pool and queries are in COCO's
   proportion.
 - The reference: its first few queries, each of which costs the same wherever it stands, timed from the first picture
-  opened to the last text decoded, at the best of the batch sizes.
+  opened to the last text decoded, at the best of the batch sizes (a larger one is tried as long as that is faster).
 - The sweep is all numbers of shots with three trials. Reference: its seconds per query, times queries, times trials.
   Ours: the runs' time without pictures, times trials, and once every distinct picture of the three trials' plans.
 """
@@ -135,6 +135,12 @@ def would_fit(known: dict[int, Result], batch: int) -> bool:
     return high + (batch - large) * (high - low) / (large - small) < 0.85 * available_memory()
 
 
+def worth_trying(known: dict[int, Result]) -> bool:
+    """Whether a still larger batch may be faster: not if the last one was slower than the one before."""
+    seconds = [float(known[size]["seconds"]) for size in sorted(known)]
+    return len(seconds) < 2 or seconds[-1] < seconds[-2]
+
+
 def measure(peer: Peer) -> Result:
     """Everything, alternating."""
     options = peer.options
@@ -142,7 +148,7 @@ def measure(peer: Peer) -> Result:
     for shots in peer.shots:
         known: dict[int, Result] = {}
         for number, batch in enumerate(int(size) for size in options.reference_batches.split(",")):
-            if would_fit(known, batch) and (result := peer.reference(shots, batch)):
+            if worth_trying(known) and would_fit(known, batch) and (result := peer.reference(shots, batch)):
                 known[batch] = result
             if number == 0:
                 found["ours"][shots] = peer.ours(shots, batch=options.batch, queries=None, label=str(shots))

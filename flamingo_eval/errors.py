@@ -30,6 +30,12 @@ class QueryError(UserError):
     """One query can't be answered (unreadable image, prompt too long); the other queries can."""
 
 
+class GateError(FlamingoEvalError):
+    """A run is worse than its baseline (exit code 1)."""
+
+    exit_code = 1
+
+
 class PartialError(FlamingoEvalError):
     """Queries could not be answered, and the user chose to go on without them (exit code 4)."""
 

@@ -171,11 +171,13 @@ class Score:
     Attributes:
         value: the score.
         per_item: query id -> its own score, where the metric has one.
+        decisions: query id -> (decision value, whether it is positive), for metrics of rank.
         groups: the value within groups of queries, such as ``answer_type`` -> ``yes/no``.
     """
 
     value: float
     per_item: Mapping[Id, float] = field(default_factory=dict)
+    decisions: Mapping[Id, tuple[float, bool]] = field(default_factory=dict)
     groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 

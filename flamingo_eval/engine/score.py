@@ -19,12 +19,9 @@ from flamingo_eval.nouns import Answer, Cell, Id, Prediction, Query, Score, Tria
 from flamingo_eval.prompting import extract_answer
 
 _NUMBER = (int, float)
-_SCORES_SHAPE = {
-    "notes": [str],
-    "cells": [
-        {"benchmark": str, "split": str, "shots": int, "selector": str, "protocol": str, "metric": str,
-         "trials": [{"seed": int, "value": _NUMBER, "queries": int, "planned": int}]}
-    ],
+_CELL_SHAPE = {
+    "benchmark": str, "split": str, "shots": int, "selector": str, "protocol": str, "metric": str,
+    "trials": [{"seed": int, "value": _NUMBER, "queries": int, "planned": int}],
 }  # fmt: skip
 CellKey = tuple[str, int, int]
 """(benchmark, shots, seed)."""
@@ -147,7 +144,7 @@ def write_scores(
         for note in (*source.data.notes, *source.references.notes)
     )
     marks = {"demo": run["demo"]} if run["demo"] else {}
-    write_atomic(folder.items_file, "".join(_item_lines(scored, marks)))
+    write_atomic(folder.items_file, "".join(_item_lines(trials, scored, marks)))
     table = {
         "format": 1,
         **marks,
@@ -162,14 +159,22 @@ def write_scores(
     return cells
 
 
-def _item_lines(scored: Mapping[CellKey, ScoredTrial], marks: Mapping[str, Any]) -> Iterator[str]:
-    for (benchmark, shots, seed), trial in scored.items():
-        per_item = trial.score.per_item if trial.score else {}
+def _item_lines(
+    trials: Iterable[TrialPlan], scored: Mapping[CellKey, ScoredTrial], marks: Mapping[str, Any]
+) -> Iterator[str]:
+    for plan in trials:
+        if plan.cell not in scored:
+            continue
+        trial, data = scored[plan.cell], plan.source.data.test
+        pictures = {data[number].id: data[number].image for number in plan.queries}
+        benchmark, shots, seed = plan.cell
+        per_item, decisions = (trial.score.per_item, trial.score.decisions) if trial.score else ({}, {})
         for query_id, said in trial.answers.items():
             text = said if isinstance(said, str) else max(said, key=lambda name: said[name])
             row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, "answer": text,
-                   "score": per_item.get(query_id), **marks}  # fmt: skip
-            yield json.dumps(row) + "\n"
+                   "score": per_item.get(query_id), "picture": pictures[query_id]}  # fmt: skip
+            decided = dict(zip(("value", "label"), decisions[query_id], strict=True)) if query_id in decisions else {}
+            yield json.dumps({**row, **decided, **marks}) + "\n"
 
 
 def cell_row(cell: Cell) -> dict[str, Any]:
@@ -204,14 +209,22 @@ def read_scores(folder: RunFolder) -> tuple[list[Cell], list[str]]:
     if not folder.scores_file.exists():
         raise UserError(f"{folder.path} is not scored yet: flamingo-eval score {folder.path}")
     table = read_json(folder.scores_file)
-    if not fits(table, _SCORES_SHAPE) or not all(row["trials"] for row in table["cells"]):
-        raise UserError(f"{folder.scores_file} is damaged: flamingo-eval score {folder.path}")
+    damaged = UserError(f"{folder.scores_file} is damaged: flamingo-eval score {folder.path}")
+    if not fits(table, {"notes": [str], "cells": list, "checkpoint": dict, "identity": {"benchmarks": dict},
+                        "references": dict}):  # fmt: skip
+        raise damaged
+    return read_cells(table["cells"], damaged), list(table["notes"])
+
+
+def read_cells(rows: Any, damaged: UserError) -> list[Cell]:
+    """Cells from what :func:`cell_row` made of them. Raises ``damaged`` if they are not that."""
+    if not fits(rows, [_CELL_SHAPE]) or not all(row["trials"] for row in rows):
+        raise damaged
     keys = ("benchmark", "split", "shots", "selector", "protocol", "metric")
-    cells = [
+    return [
         Cell(**{key: row[key] for key in keys}, trials=tuple(_read_trial(trial) for trial in row["trials"]))
-        for row in table["cells"]
+        for row in rows
     ]
-    return cells, list(table["notes"])
 
 
 def _read_trial(row: Mapping[str, Any]) -> Trial:

@@ -37,18 +37,19 @@ class RocAucMetric:
         Raises:
             DataError: an answer to an unknown query, or labels of one class only, whose AUC is undefined.
         """
-        return [Score(100 * _auc(answers, references, rules["positive"])) for answers in trials]
+        return [_score(answers, references, rules["positive"]) for answers in trials]
 
 
-def _auc(answers: Mapping[Id, Mapping[str, float] | float], references: Mapping[Id, str], positive: str) -> float:
+def _score(answers: Mapping[Id, Mapping[str, float] | float], references: Mapping[Id, str], positive: str) -> Score:
     from sklearn.metrics import roc_auc_score
 
     unknown = [id for id in answers if id not in references]
     if unknown:
         raise DataError(f"query {unknown[0]} has an answer but no label")
     _check_classes([references[id] for id in answers])
-    labels = [references[id] == positive for id in answers]
-    return float(roc_auc_score(labels, [_positive_score(said, positive) for said in answers.values()]))
+    decisions = {id: (_positive_score(said, positive), references[id] == positive) for id, said in answers.items()}
+    values, labels = zip(*decisions.values(), strict=True)
+    return Score(100 * float(roc_auc_score(labels, values)), decisions=decisions)
 
 
 def _check_classes(labels: Sequence[str]) -> None:

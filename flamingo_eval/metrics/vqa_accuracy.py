@@ -57,7 +57,7 @@ def _score(answers: Mapping[Id, str], references: Mapping[Id, Annotation], rules
         groups["question_type"].setdefault(annotation.question_type, []).append(per_item[id])
         groups["answer_type"].setdefault(annotation.answer_type, []).append(per_item[id])
     means = {kind: {name: sum(v) / len(v) for name, v in sorted(found.items())} for kind, found in groups.items()}
-    return Score(sum(per_item.values()) / len(per_item), per_item, means)
+    return Score(sum(per_item.values()) / len(per_item), per_item, groups=means)
 
 
 def accuracy(prediction: str, annotation: Annotation, rules: Mapping[str, Any]) -> float:

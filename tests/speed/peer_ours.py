@@ -1,6 +1,6 @@
 """Times one real run of this project, in a process of its own; started by peer.py.
 
-Timed is ``flamingo_eval.engine.run.answer``: from the first picture read to the last answer journalled. Loading the
+Timed is answering in ``flamingo_eval.engine.run``: from the first picture read to the last answer journalled. Loading the
 model, planning and scoring do not count, and are timed for the record. A run starts with nothing in its caches; how long
 it took to read and encode pictures is added up, so that this can be counted once for several runs.
 
@@ -98,8 +98,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         memory.update(loading=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, loaded=resident("VmRSS"))
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
 
-    clock.around(run, "answer", "answer")
-    before(run, "answer", note)
+    clock.around(run, "_answer", "answer")
+    before(run, "_answer", note)
     clock.around(Flamingo, "encode", "encode")
     clock.around(latents, "read_picture", "read", cpu=True)
     spec = RunSpec(

@@ -1,0 +1,91 @@
+"""Commands that hold a run against another: ``compare``, ``check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flamingo_eval.cli import options as opt
+from flamingo_eval.cli.output import emit, note
+from flamingo_eval.errors import GateError, UserError
+
+_PANEL = "Runs"
+Baseline = Annotated[
+    Path, typer.Argument(metavar="BASELINE", help="A run folder, or a file that check --update wrote.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    for command in (compare, check):
+        app.command(rich_help_panel=_PANEL)(command)
+
+
+def compare(
+    run: opt.Run,
+    baseline: Baseline,
+    format: Annotated[
+        str, typer.Option("--format", metavar="table|markdown|json", help="How it is printed.")
+    ] = "table",
+) -> None:
+    """Compare two runs cell by cell over the same queries: difference, interval, p-value."""
+    from flamingo_eval.report.compare import FORMATS
+    from flamingo_eval.report.compare import compare as compared
+    from flamingo_eval.report.evidence import read_evidence
+
+    if format not in FORMATS:
+        raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+    emit(FORMATS[format](compared(read_evidence(run), read_evidence(baseline))), end="")
+
+
+def check(
+    run: opt.Run,
+    baseline: Annotated[
+        Path, typer.Option("--baseline", metavar="FILE|RUN", help="What it is held against: a baseline file or a run.")
+    ],
+    max_drop: Annotated[
+        float,
+        typer.Option("--max-drop", min=0.0, help="A cell fails if it drops by more, and significantly (5%)."),
+    ] = 1.0,
+    margin: Annotated[
+        float | None,
+        typer.Option("--margin", min=0.0, help="A cell also fails unless it is surely (95%) no more than this worse."),
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Write a table for a pull request.")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.")] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Write the run as the new baseline, with its provenance; judge nothing.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Fail (exit 1) if a run is worse than its baseline; 2 if they can't be compared."""
+    from flamingo_eval.files import write_atomic
+    from flamingo_eval.report import gate
+    from flamingo_eval.report.compare import compare as compared
+    from flamingo_eval.report.evidence import read_evidence, write_baseline
+
+    found = read_evidence(run)
+    if update:
+        if baseline.is_dir():
+            raise UserError(f"{baseline} is a folder; --update writes a file")
+        write_baseline(baseline, found)
+        emit(f"{baseline} now holds {len(found.cells)} cells of {run}")
+        return
+    if not baseline.exists():
+        raise UserError(f"{baseline} does not exist; --update writes it from this run")
+    comparison = compared(found, read_evidence(baseline), all_of_baseline=True)
+    verdicts = gate.judge(comparison, max_drop=max_drop, margin=margin)
+    for warning in comparison.warnings:
+        note(warning)
+    emit(gate.as_text(verdicts), end="")
+    if markdown is not None:
+        write_atomic(markdown, gate.as_markdown(comparison, verdicts))
+    if junit is not None:
+        write_atomic(junit, gate.as_junit(comparison, verdicts))
+    bad = gate.failed(verdicts)
+    if bad:
+        cells = "; ".join(f"{v.row.benchmark}, {v.row.shots} shots: {v.reason}" for v in bad)
+        raise GateError(f"{run} is worse than {baseline}: {cells}")

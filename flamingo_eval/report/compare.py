@@ -1,0 +1,209 @@
+"""Comparison of a run with a baseline: whether they can be compared, and by how much they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flamingo_eval.errors import UserError
+from flamingo_eval.report.evidence import Evidence
+from flamingo_eval.report.table import markdown_grid, text_grid
+from flamingo_eval.statistics import Difference, detectable_drop, holm, paired_difference
+
+_MUST_AGREE = {
+    "protocol": "protocol", "split": "split", "rules": "prompt, decoding or way of drawing",
+    "reading": "way of reading the data", "data": "annotation files",
+}  # fmt: skip
+_MAY_DIFFER = {
+    "precision": "precision", "selector": "way of picking demonstrations", "query_set_size": "pool of demonstrations",
+    "ensemble": "number of orders", "rices": "RICES encoder or rules",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CellDifference:
+    """One benchmark at one number of shots.
+
+    Attributes:
+        seeds: of the trials that both have.
+        run: the run's mean over these.
+        baseline: the baseline's.
+        difference: paired.
+        p: two-sided, corrected for the number of cells compared.
+        p_drop: one-sided, of a drop, corrected likewise.
+        clusters: pictures it rests on.
+    """
+
+    benchmark: str
+    shots: int
+    metric: str
+    seeds: tuple[int, ...]
+    run: float
+    baseline: float
+    difference: Difference
+    p: float
+    p_drop: float
+    clusters: int
+
+    def detectable(self, cells: int) -> float:
+        """The drop that would be found with 80% probability among so many cells."""
+        return detectable_drop(self.difference.error, self.clusters, cells)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run beside a baseline.
+
+    Attributes:
+        run: the run's name.
+        baseline: the baseline's.
+        rows: the cells that both have.
+        warnings: what differs between them besides the checkpoint, and does not forbid a comparison.
+    """
+
+    run: str
+    baseline: str
+    rows: tuple[CellDifference, ...]
+    warnings: tuple[str, ...]
+
+
+def compare(run: Evidence, baseline: Evidence, *, all_of_baseline: bool = False) -> Comparison:
+    """Every cell that both have, over the trials that both have.
+
+    Args:
+        run: what is judged.
+        baseline: what it is held against.
+        all_of_baseline: every cell and trial of the baseline must be there.
+
+    Raises:
+        UserError: they can't be compared; the message names what differs.
+    """
+    common = sorted(run.cells.keys() & baseline.cells.keys())
+    if not common:
+        raise UserError(f"{run.name} and {baseline.name} have no benchmark at the same number of shots in common")
+    problems = [*_problems(run, baseline, {name for name, _ in common})]
+    if problems:
+        raise UserError(f"{run.name} and {baseline.name} can't be compared: {'; '.join(problems)}")
+    missing = [f"{b}, {k} shots, seed {s}" for b, k, s in baseline.trials.keys() - run.trials.keys()]
+    if all_of_baseline and missing:
+        raise UserError(f"{run.name} lacks what {baseline.name} holds: {'; '.join(sorted(missing)[:5])}"
+                        f"{'' if len(missing) <= 5 else f' and {len(missing) - 5} more'}")  # fmt: skip
+    found = [_difference(run, baseline, name, shots) for name, shots in common]
+    p, p_drop = holm([row[1].p for row in found]), holm([row[1].p_drop for row in found])
+    rows = tuple(
+        CellDifference(name, shots, run.cells[name, shots].metric, seeds, *means, difference, p[i], p_drop[i], clusters)
+        for i, ((name, shots), (seeds, difference, clusters, means)) in enumerate(zip(common, found, strict=True))
+    )
+    return Comparison(run.name, baseline.name, rows, tuple(_warnings(run, baseline)))
+
+
+def _problems(run: Evidence, baseline: Evidence, names: set[str]) -> Iterator[str]:
+    """What makes two runs' numbers incomparable."""
+    ours, theirs = run.about["identity"], baseline.about["identity"]
+    if ours.get("num_samples") != theirs.get("num_samples"):
+        numbers = [_said(side.get("num_samples")) for side in (ours, theirs)]
+        yield f"the subset differs: --num-samples {' and '.join(numbers)}"
+    for name in sorted(names):
+        a, b = ours["benchmarks"].get(name, {}), theirs["benchmarks"].get(name, {})
+        for key, title in _MUST_AGREE.items():
+            if a.get(key) != b.get(key):
+                yield f"{name}: the {title} differs ({_said(a.get(key))} and {_said(b.get(key))})"
+        if run.about["references"].get(name) != baseline.about["references"].get(name):
+            yield f"{name}: the references differ"
+    for part in (run, baseline):
+        partial = [f"{c.benchmark} at {c.shots} shots" for c in part.cells.values() if not c.complete]
+        if partial:
+            yield f"{part.name} is partial: {', '.join(partial)}"
+
+
+def _said(value: object) -> str:
+    return "all" if value is None else str(value)[:12]
+
+
+def _warnings(run: Evidence, baseline: Evidence) -> Iterator[str]:
+    ours, theirs = run.about["identity"], baseline.about["identity"]
+    for key, title in _MAY_DIFFER.items():
+        if ours.get(key) != theirs.get(key):
+            yield f"the {title} differs: {_said(ours.get(key))} here, {_said(theirs.get(key))} there"
+
+
+def _difference(
+    run: Evidence, baseline: Evidence, name: str, shots: int
+) -> tuple[tuple[int, ...], Difference, int, tuple[float, float]]:
+    seeds = tuple(trial.seed for trial in run.cells[name, shots].trials if (name, shots, trial.seed) in baseline.trials)
+    if not seeds:
+        raise UserError(f"{name} at {shots} shots: {run.name} and {baseline.name} have no trial of the same seed")
+    ours, theirs = ([side.trials[name, shots, seed] for seed in seeds] for side in (run, baseline))
+    for seed, a, b in zip(seeds, ours, theirs, strict=True):
+        if a.influence.keys() != b.influence.keys():
+            raise UserError(
+                f"{run.name} and {baseline.name} can't be compared: the queries differ ({name}, {shots} shots, "
+                f"seed {seed}: {len(a.influence)} and {len(b.influence)}, "
+                f"{len(a.influence.keys() & b.influence.keys())} in common)"
+            )
+    pictures = {query: picture for trial in ours for query, picture in trial.pictures.items()}
+    difference, clusters = paired_difference(
+        [(t.value, t.influence) for t in ours], [(t.value, t.influence) for t in theirs], pictures
+    )
+    means = (sum(t.value for t in ours) / len(seeds), sum(t.value for t in theirs) / len(seeds))
+    return seeds, difference, clusters, means
+
+
+_HEAD = ["benchmark", "metric", "shots", "trials", "run", "baseline", "difference", "95% interval", "p", "p (Holm)"]
+
+
+def _body(comparison: Comparison) -> list[list[str]]:
+    return [
+        [row.benchmark, row.metric, str(row.shots), str(len(row.seeds)), f"{row.run:.2f}", f"{row.baseline:.2f}",
+         f"{row.difference.value:+.2f}", f"{row.difference.low:+.2f} to {row.difference.high:+.2f}",
+         _p(row.difference.p), _p(row.p)]
+        for row in comparison.rows
+    ]  # fmt: skip
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.0001 else "<0.0001"
+
+
+def _caption(comparison: Comparison) -> list[str]:
+    least = max(row.detectable(len(comparison.rows)) for row in comparison.rows)
+    return [
+        f"{comparison.run} minus {comparison.baseline}: same queries and trials, paired by query, clustered by picture",
+        "p: sign-flip permutation, two-sided; Holm: corrected for the number of rows",
+        f"a drop of {least:.2f} would be found in every row with 80% probability (5%, one-sided, corrected)",
+        *(f"note: {warning}" for warning in comparison.warnings),
+    ]
+
+
+def as_text(comparison: Comparison) -> str:
+    """A table for the terminal."""
+    return text_grid(_HEAD, _body(comparison), left=2) + "\n" + "\n".join(_caption(comparison)) + "\n"
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """A GitHub-flavoured Markdown table."""
+    return markdown_grid(_HEAD, _body(comparison), left=2) + "\n" + "  \n".join(_caption(comparison)) + "\n"
+
+
+def as_json(comparison: Comparison) -> str:
+    """Full precision."""
+    rows = [
+        {"benchmark": row.benchmark, "shots": row.shots, "metric": row.metric, "seeds": list(row.seeds), "run": row.run,
+         "baseline": row.baseline, "difference": row.difference.value, "low": row.difference.low,
+         "high": row.difference.high, "standard_error": row.difference.error, "p": row.difference.p,
+         "p_drop": row.difference.p_drop, "p_corrected": row.p, "p_drop_corrected": row.p_drop,
+         "queries": row.difference.queries, "clusters": row.clusters,
+         "detectable_drop": row.detectable(len(comparison.rows))}
+        for row in comparison.rows
+    ]  # fmt: skip
+    whole = {
+        "run": comparison.run,
+        "baseline": comparison.baseline,
+        "warnings": list(comparison.warnings),
+        "cells": rows,
+    }
+    return json.dumps(whole, indent=1) + "\n"
+
+
+FORMATS = {"table": as_text, "markdown": as_markdown, "json": as_json}

@@ -1,0 +1,165 @@
+"""What numbers rest on: every query's score, from a run's folder or a baseline file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flamingo_eval.engine.folder import RunFolder, now
+from flamingo_eval.engine.score import CellKey, cell_row, item_rows, read_cells, read_scores
+from flamingo_eval.errors import UserError
+from flamingo_eval.files import fits, read_json, write_atomic
+from flamingo_eval.nouns import Cell
+from flamingo_eval.statistics import Uncertainty, auc_influence, bootstrap_interval, cluster_sums, mean_influence
+from flamingo_eval.statistics import mean_uncertainty as uncertainty_of_mean
+
+FORMAT = 1
+_KIND = "flamingo-eval baseline"
+_SHAPE = {
+    "identity": {"benchmarks": dict},
+    "checkpoint": {"name": str, "digest": str},
+    "references": dict,
+    "cells": [dict],
+    "trials": [{"benchmark": str, "shots": int, "seed": int, "queries": [str], "pictures": [str]}],
+}
+
+
+@dataclass(frozen=True)
+class TrialEvidence:
+    """One trial's queries.
+
+    Attributes:
+        value: the trial's metric.
+        influence: query -> influence value, in the metric's unit.
+        pictures: query -> the picture it is about.
+        row: the same as a baseline file has it.
+    """
+
+    value: float
+    influence: Mapping[str, float]
+    pictures: Mapping[str, str]
+    row: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A run or a baseline.
+
+    Attributes:
+        name: what to call it: the path given.
+        about: ``identity``, ``checkpoint``, ``references``, ``demo`` and ``versions``, as ``scores.json`` has them.
+        cells: (benchmark, shots) -> cell.
+        trials: (benchmark, shots, seed) -> its queries.
+    """
+
+    name: str
+    about: Mapping[str, Any]
+    cells: Mapping[tuple[str, int], Cell]
+    trials: Mapping[CellKey, TrialEvidence]
+
+    def uncertainty(self, cell: Cell) -> Uncertainty:
+        """How sure a cell's mean is."""
+        trials = [self.trials[cell.benchmark, cell.shots, trial.seed] for trial in cell.trials]
+        pictures = {query: picture for trial in trials for query, picture in trial.pictures.items()}
+        return uncertainty_of_mean([t.value for t in trials], [t.influence for t in trials], pictures)
+
+    def trial_interval(self, key: CellKey) -> tuple[float, float]:
+        """95% bootstrap interval of one trial's metric, over queries, clustered by picture."""
+        trial = self.trials[key]
+        influence = np.array([*trial.influence.values()])
+        sums = cluster_sums(influence, [trial.pictures[query] for query in trial.influence])
+        return bootstrap_interval(trial.value, sums, len(influence))
+
+
+def read_evidence(path: Path) -> Evidence:
+    """A run's folder, or a baseline file.
+
+    Raises:
+        UserError: neither, not scored, damaged, or scored by a version that did not keep what is needed.
+    """
+    if path.is_file():
+        return _read_baseline(path)
+    folder = RunFolder(path)
+    cells, _ = read_scores(folder)
+    about = read_json(folder.scores_file)
+    rows: dict[CellKey, list[dict[str, Any]]] = {}
+    for (benchmark, shots, seed, _), row in item_rows(folder).items():
+        rows.setdefault((benchmark, shots, seed), []).append(row)
+    again = UserError(f"{folder.items_file} does not hold every query's score: flamingo-eval score {path}")
+    trials: dict[CellKey, TrialEvidence] = {}
+    for cell in cells:
+        for trial in cell.trials:
+            key = (cell.benchmark, cell.shots, trial.seed)
+            try:
+                trials[key] = _evidence(_columns(key, rows[key]), again)
+            except KeyError:
+                raise again from None
+    return Evidence(str(path), about, {(c.benchmark, c.shots): c for c in cells}, trials)
+
+
+def _columns(key: CellKey, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A trial as a baseline file has it: a list for each thing known of its queries."""
+    columns: dict[str, Any] = dict(zip(("benchmark", "shots", "seed"), key, strict=True))
+    columns |= {"queries": [str(row["query_id"]) for row in rows], "pictures": [row["picture"] for row in rows]}
+    if "value" in rows[0]:
+        return columns | {name + "s": [row[name] for row in rows] for name in ("value", "label")}
+    return columns | {"scores": [row["score"] for row in rows]}
+
+
+def _evidence(row: Mapping[str, Any], damaged: UserError) -> TrialEvidence:
+    queries, pictures = row["queries"], row["pictures"]
+    ranked = "values" in row
+    columns = [row.get(name) for name in (("values", "labels") if ranked else ("scores",))]
+    kinds = [[(int, float)], [bool]]
+    if not queries or len(set(queries)) != len(queries) or not all(
+        fits(column, kind) and len(column) == len(queries) == len(pictures)  # type: ignore[arg-type]
+        for column, kind in zip(columns, kinds, strict=False)
+    ):  # fmt: skip
+        raise damaged
+    numbers = np.array(columns[0], np.float64)
+    if not np.isfinite(numbers).all():
+        raise damaged
+    if ranked:
+        try:
+            value, influence = auc_influence(numbers, np.array(columns[1], np.bool_))
+        except ValueError:
+            raise damaged from None
+        value, influence = 100 * value, 100 * influence
+    else:
+        value, influence = float(numbers.mean()), mean_influence(numbers)
+    moves = dict(zip(queries, influence.tolist(), strict=True))
+    return TrialEvidence(value, moves, dict(zip(queries, pictures, strict=True)), row)
+
+
+def _read_baseline(path: Path) -> Evidence:
+    table = read_json(path)
+    damaged = UserError(f"{path} is no baseline of this version, or is damaged; `check --update` writes a new one")
+    if not isinstance(table, dict) or table.get("kind") != _KIND or table.get("format") != FORMAT:
+        raise damaged
+    if not fits(table, _SHAPE):
+        raise damaged
+    cells = read_cells(table["cells"], damaged)
+    keys = [(row["benchmark"], row["shots"], row["seed"]) for row in table["trials"]]
+    trials = {key: _evidence(row, damaged) for key, row in zip(keys, table["trials"], strict=True)}
+    if any((c.benchmark, c.shots, t.seed) not in trials for c in cells for t in c.trials):
+        raise damaged
+    return Evidence(str(path), table, {(c.benchmark, c.shots): c for c in cells}, trials)
+
+
+def write_baseline(path: Path, evidence: Evidence) -> None:
+    """Keeps a run's cells, what makes them comparable, every query's score, and where all came from.
+
+    Raises:
+        StorageError: it can't be written.
+    """
+    kept = ("demo", "checkpoint", "identity", "references", "versions")
+    head = {"kind": _KIND, "format": FORMAT, "written": now(), **{key: evidence.about.get(key) for key in kept}}
+    cells = [cell_row(cell) for cell in evidence.cells.values()]
+    lines = [json.dumps(trial.row, ensure_ascii=False) for trial in evidence.trials.values()]
+    text = json.dumps({**head, "cells": cells}, indent=1, ensure_ascii=False)
+    write_atomic(path, text.removesuffix("\n}") + ',\n "trials": [\n' + ",\n".join(lines) + "\n ]\n}\n")

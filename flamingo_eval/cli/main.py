@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from flamingo_eval.benchmark import benchmark_names, load_benchmark
-from flamingo_eval.cli import bench, comparing, demonstrations, reading, runs, tools
+from flamingo_eval.cli import bench, comparing, demonstrations, publishing, reading, runs, tools
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.config import read_config
 from flamingo_eval.cli.output import finish
@@ -123,6 +123,7 @@ def _command() -> Callable[..., object]:
     runs.register(app)
     reading.register(app)
     comparing.register(app)
+    publishing.register(app)
     demonstrations.register(app)
     bench.register(app)
     tools.register(app)

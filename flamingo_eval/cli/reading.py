@@ -23,18 +23,26 @@ def register(app: typer.Typer) -> None:
         app.command(rich_help_panel=_PANEL)(command)
 
 
-def report(run: opt.Run, format: opt.Format = "table") -> None:
-    """Print the table of a scored run."""
-    from flamingo_eval.engine.folder import RunFolder
-    from flamingo_eval.engine.score import read_scores
-    from flamingo_eval.report.table import render
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or baseline files.")],
+    format: opt.Format = "table",
+    intervals: Annotated[
+        bool, typer.Option("--intervals", help="Show 95% intervals instead of standard deviations.")
+    ] = False,
+) -> None:
+    """Print the table of a scored run, or of several side by side."""
+    from flamingo_eval.report.evidence import shown_runs
+    from flamingo_eval.report.table import render_runs
 
     opt.check_format(format)
-    folder = RunFolder(run)
-    cells, notes = read_scores(folder)
-    if cells:
-        emit(render(cells, folder.read_run(), notes, format), end="")
-    check_nothing_missing(folder)
+    shown = shown_runs(runs, intervals=intervals)
+    if any(part.cells for part in shown):
+        emit(render_runs(shown, format), end="")
+    for run in runs:
+        if run.is_dir():
+            from flamingo_eval.engine.folder import RunFolder
+
+            check_nothing_missing(RunFolder(run))
 
 
 def samples(

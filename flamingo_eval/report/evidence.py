@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from flamingo_eval.engine.score import CellKey, cell_row, item_rows, read_cells,
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import fits, read_json, write_atomic
 from flamingo_eval.nouns import Cell
+from flamingo_eval.report.table import Shown
 from flamingo_eval.statistics import Uncertainty, auc_influence, bootstrap_interval, cluster_sums, mean_influence
 from flamingo_eval.statistics import mean_uncertainty as uncertainty_of_mean
 
@@ -163,3 +164,39 @@ def write_baseline(path: Path, evidence: Evidence) -> None:
     lines = [json.dumps(trial.row, ensure_ascii=False) for trial in evidence.trials.values()]
     text = json.dumps({**head, "cells": cells}, indent=1, ensure_ascii=False)
     write_atomic(path, text.removesuffix("\n}") + ',\n "trials": [\n' + ",\n".join(lines) + "\n ]\n}\n")
+
+
+def shown_runs(paths: Sequence[Path], *, intervals: bool = False) -> list[Shown]:
+    """Runs as tables and plots show them, by the name of their checkpoint, or of their folder where that is not enough.
+
+    Raises:
+        UserError: see :func:`read_evidence`.
+    """
+    parts: list[tuple[Path, list[Cell], Mapping[str, Any], list[str], Evidence | None]] = []
+    for path in paths:
+        evidence = read_evidence(path) if intervals or path.is_file() else None
+        if path.is_file() and evidence is not None:
+            parts.append((path, [*evidence.cells.values()], _as_run(evidence), [], evidence))
+        else:
+            folder = RunFolder(path)
+            cells, notes = read_scores(folder)
+            parts.append((path, cells, folder.read_run(), notes, evidence))
+    names = [str(run["checkpoint"]["name"]) for _, _, run, _, _ in parts]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    return [
+        Shown(name, cells, run, notes, _intervals(evidence) if intervals and evidence else {})
+        for name, (_, cells, run, notes, evidence) in zip(names, parts, strict=True)
+    ]
+
+
+def _intervals(evidence: Evidence) -> dict[tuple[str, int], tuple[float, float]]:
+    sure = {key: evidence.uncertainty(cell) for key, cell in evidence.cells.items()}
+    return {key: (one.low, one.high) for key, one in sure.items()}
+
+
+def _as_run(evidence: Evidence) -> dict[str, Any]:
+    """What a table's caption needs of ``run.json``, from a baseline file."""
+    pool = evidence.about["identity"].get("query_set_size")
+    settings = {"benchmarks": {name: {"pool": pool} for name in evidence.about["identity"]["benchmarks"]}}
+    return {**{key: evidence.about.get(key) for key in ("demo", "identity", "checkpoint")}, "settings": settings}

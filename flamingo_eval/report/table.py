@@ -1,9 +1,11 @@
-"""Tables of cells: for the terminal, Markdown, CSV and JSON."""
+"""Tables of cells: for the terminal, Markdown, CSV, JSON, LaTeX and HTML; one run or several side by side."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from flamingo_eval.engine.score import cell_row
@@ -17,22 +19,74 @@ Run = Mapping[str, Any]
 """The content of ``run.json``."""
 
 
-def format_value(cell: Cell) -> str:
-    """``mean (std)``; the mean alone for one trial; a star marks a cell with answers missing."""
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A run in a table, alone or beside others.
+
+    Attributes:
+        name: what to call it beside others.
+        cells: its cells.
+        run: the content of ``run.json``.
+        notes: what has to stand under its numbers.
+        intervals: (benchmark, shots) -> 95% interval of the mean, shown instead of the standard deviation.
+    """
+
+    name: str
+    cells: Sequence[Cell]
+    run: Run
+    notes: Sequence[str] = ()
+    intervals: Mapping[tuple[str, int], Interval] = field(default_factory=dict)
+
+
+def format_value(cell: Cell, interval: Interval | None = None) -> str:
+    """``mean (std)`` or ``mean [low, high]``; the mean alone for one trial; a star where answers are missing."""
     spread = "" if cell.std is None else f" ({cell.std:.1f})"
+    if interval is not None:
+        spread = f" [{interval[0]:.1f}, {interval[1]:.1f}]"
     return f"{cell.mean:.1f}{spread}{'' if cell.complete else ' *'}"
 
 
-def _grid(cells: Sequence[Cell]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: a row per benchmark, split, protocol and selector, a column per number of shots."""
-    shots = sorted({cell.shots for cell in cells})
+@dataclass(frozen=True)
+class Grid:
+    """A table's texts: the first ``left`` columns words, the others numbers."""
+
+    head: list[str]
+    body: list[list[str]]
+    left: int
+
+
+def grid_of(shown: Sequence[Shown]) -> Grid:
+    """A row per run, benchmark, split, protocol and selector, a column per number of shots."""
+    shots = sorted({cell.shots for part in shown for cell in part.cells})
     rows: dict[tuple[str, ...], dict[int, str]] = {}
-    for cell in cells:
-        key = (cell.benchmark, cell.split, cell.metric, cell.protocol, cell.selector)
-        rows.setdefault(key, {})[cell.shots] = format_value(cell)
-    head = ["benchmark", "split", "metric", *(f"{k} shots" for k in shots)]
-    body = [[*key[:3], *(values.get(k, "") for k in shots)] for key, values in rows.items()]
-    return head, body
+    for part in shown:
+        for cell in part.cells:
+            key = (part.name, cell.benchmark, cell.split, cell.metric, cell.protocol, cell.selector)
+            value = format_value(cell, part.intervals.get((cell.benchmark, cell.shots)))
+            rows.setdefault(key, {})[cell.shots] = value
+    several = len(shown) > 1
+    head = [*(["run"] if several else []), "benchmark", "split", "metric", *(f"{k} shots" for k in shots)]
+    ordered = sorted(rows.items(), key=lambda row: row[0][1]) if several else rows.items()
+    body = [[*key[0 if several else 1 : 4], *(values.get(k, "") for k in shots)] for key, values in ordered]
+    return Grid(head, body, 4 if several else 3)
+
+
+def legend(shown: Sequence[Shown]) -> list[str]:
+    """What has to stand under a table of these runs."""
+    if len(shown) == 1:
+        return _legend(shown[0])
+    return [f"{part.name}: {line}" for part in shown for line in _legend(part)]
+
+
+def _legend(part: Shown) -> list[str]:
+    lines = caption_lines(part.cells, part.run, part.notes)
+    if not part.intervals:
+        return lines
+    told = "[95% interval]: queries, clustered by picture, and, where there are several trials, demonstrations"
+    return [lines[0].replace("mean (standard deviation, ddof 0)", "mean"), told, *lines[1:]]
 
 
 def caption_lines(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> list[str]:
@@ -103,9 +157,10 @@ def _orders(run: Run) -> str:
     return f" in up to {orders} orders" if orders > 1 else ""
 
 
-def as_text(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> str:
+def as_text(shown: Sequence[Shown]) -> str:
     """A table for the terminal."""
-    return text_grid(*_grid(cells)) + "\n" + "\n".join(caption_lines(cells, run, notes)) + "\n"
+    grid = grid_of(shown)
+    return text_grid(grid.head, grid.body, grid.left) + "\n" + "\n".join(legend(shown)) + "\n"
 
 
 def text_grid(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 3) -> str:
@@ -120,10 +175,12 @@ def text_grid(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 3)
     return "\n".join([line(head), "-" * len(line(head)), *map(line, body)]) + "\n"
 
 
-def as_markdown(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> str:
+def as_markdown(shown: Sequence[Shown]) -> str:
     """A GitHub-flavoured Markdown table with its caption."""
-    caption = "  \n".join(_escape_markdown(line) for line in caption_lines(cells, run, notes))
-    return markdown_grid(*_grid(cells)) + "\n" + caption + "\n"
+    grid = grid_of(shown)
+    body = [[_escape_markdown(word) for word in row] for row in grid.body]
+    caption = "  \n".join(_escape_markdown(line) for line in legend(shown))
+    return markdown_grid(grid.head, body, grid.left) + "\n" + caption + "\n"
 
 
 def markdown_grid(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 3) -> str:
@@ -153,32 +210,93 @@ def cells_frame(cells: Sequence[Cell], run: Run) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def as_csv(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> str:  # noqa: ARG001
+def as_csv(shown: Sequence[Shown]) -> str:
     """One line per cell, full precision."""
-    return cells_frame(cells, run).to_csv(index=False)
+    import pandas
+
+    frames = []
+    for part in shown:
+        frame = cells_frame(part.cells, part.run)
+        if len(shown) > 1:
+            frame.insert(0, "run", part.name)
+        if part.intervals:
+            keys = zip(frame["benchmark"], frame["shots"], strict=True)
+            frame[["low", "high"]] = [part.intervals[key] for key in keys]
+        frames.append(frame)
+    return pandas.concat(frames).to_csv(index=False)
 
 
-def as_json(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> str:
-    """``{"cells": [...], "run": {...}}``, full precision; ``run`` is ``run.json``."""
-    return json.dumps({"cells": [cell_row(c) for c in cells], "run": dict(run), "notes": list(notes)}, indent=1) + "\n"
+def as_json(shown: Sequence[Shown]) -> str:
+    """``{"cells": [...], "run": {...}}``, full precision, ``run`` is ``run.json``; of several ``{"runs": [...]}``."""
+    tables = []
+    for part in shown:
+        rows = [cell_row(cell) for cell in part.cells]
+        if part.intervals:
+            rows = [row | {"interval": list(part.intervals[row["benchmark"], row["shots"]])} for row in rows]
+        tables.append({"cells": rows, "run": dict(part.run), "notes": list(part.notes)})
+    whole = tables[0] if len(tables) == 1 else {"runs": tables}
+    return json.dumps(whole, indent=1) + "\n"
 
 
-FORMATS: dict[str, Callable[[Sequence[Cell], Run, Sequence[str]], str]] = {
+def as_latex(shown: Sequence[Shown]) -> str:
+    """A LaTeX table environment, without any package."""
+    grid = grid_of(shown)
+    lines = [" & ".join(_escape_latex(word) for word in row) + r" \\" for row in (grid.head, *grid.body)]
+    columns = "l" * grid.left + "r" * (len(grid.head) - grid.left)
+    caption = ". ".join(_escape_latex(line) for line in legend(shown))
+    return "\n".join(
+        [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\hline", lines[0], r"\hline",
+         *lines[1:], r"\hline", r"\end{tabular}", rf"\caption{{{caption}.}}", r"\end{table}", ""]
+    )  # fmt: skip
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+          ">": r"\textgreater{}", "|": r"\textbar{}", **{mark: "\\" + mark for mark in "&%$#_{}"}}  # fmt: skip
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def as_html(shown: Sequence[Shown]) -> str:
+    """An HTML table; every text is escaped."""
+    grid = grid_of(shown)
+    caption = "<br>\n".join(escape(line) for line in legend(shown))
+
+    def cells(row: Sequence[str], tag: str) -> str:
+        style = ' style="text-align: right"'
+        return "".join(f"<{tag}{style if i >= grid.left else ''}>{escape(w)}</{tag}>" for i, w in enumerate(row))
+
+    body = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in grid.body)
+    return (
+        f"<table>\n<caption>{caption}</caption>\n<thead>\n<tr>{cells(grid.head, 'th')}</tr>\n</thead>\n"
+        f"<tbody>\n{body}\n</tbody>\n</table>\n"
+    )
+
+
+FORMATS: dict[str, Callable[[Sequence[Shown]], str]] = {
     "table": as_text,
     "markdown": as_markdown,
     "csv": as_csv,
     "json": as_json,
+    "latex": as_latex,
+    "html": as_html,
 }
 
 
 def render(cells: Sequence[Cell], run: Run, notes: Sequence[str], format: str) -> str:
-    """Cells in one of ``FORMATS``.
+    """A run's cells in one of ``FORMATS``; see :func:`render_runs`."""
+    return render_runs([Shown("", cells, run, notes)], format)
+
+
+def render_runs(shown: Sequence[Shown], format: str) -> str:
+    """Runs side by side in one of ``FORMATS``.
 
     Raises:
         UserError: unknown format, or nothing to show.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
-    if not cells:
+    if not any(part.cells for part in shown):
         raise UserError("there is nothing to show: no trial of this run is complete")
-    return FORMATS[format](cells, run, notes)
+    return FORMATS[format]([part for part in shown if part.cells])

@@ -1,0 +1,137 @@
+"""Score against shots: as PNG or SVG by matplotlib, and small, as text, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_lowercase
+from typing import Any
+
+from flamingo_eval.errors import UserError
+from flamingo_eval.files import open_atomic
+from flamingo_eval.report.published import Published, curves
+from flamingo_eval.report.table import Shown
+
+FORMATS = ("png", "svg")
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+"""Okabe and Ito's, which colour-blind people tell apart; markers and dashes differ too."""
+_MARKERS = "osD^vPX"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a plot.
+
+    Attributes:
+        label: in the legend.
+        shots: numbers of demonstrations.
+        means: scores.
+        errors: below and above each mean; None where nothing is known.
+        published: drawn dashed.
+    """
+
+    label: str
+    shots: list[int]
+    means: list[float]
+    errors: list[tuple[float, float] | None]
+    published: bool = False
+
+
+def curves_of(shown: Sequence[Shown], numbers: Sequence[Published]) -> dict[str, list[Curve]]:
+    """Benchmark -> its curves: the runs' with 95% intervals (or standard deviations), then published ones."""
+    found: dict[str, list[Curve]] = {}
+    titles: dict[str, str] = {}
+    for part in shown:
+        for benchmark in dict.fromkeys(cell.benchmark for cell in part.cells):
+            cells = sorted((c for c in part.cells if c.benchmark == benchmark), key=lambda c: c.shots)
+            titles[benchmark] = f"{benchmark} ({cells[0].split}), {cells[0].metric}"
+            errors: list[tuple[float, float] | None] = []
+            for cell in cells:
+                interval = part.intervals.get((benchmark, cell.shots))
+                if interval is not None:
+                    errors.append((cell.mean - interval[0], interval[1] - cell.mean))
+                else:
+                    errors.append(None if cell.std is None else (cell.std, cell.std))
+            label = part.name or str(part.run["checkpoint"]["name"])
+            if part.run.get("demo"):
+                label += " (demo: generated pictures, tiny model)"
+            found.setdefault(titles[benchmark], []).append(
+                Curve(f"{label}, {cells[0].selector}", [c.shots for c in cells], [c.mean for c in cells], errors)
+            )
+    for benchmark, title in titles.items():
+        for label, points in curves([one for one in numbers if one.benchmark == benchmark]):
+            errors = [None if one.std is None else (one.std, one.std) for one in points]
+            found[title].append(
+                Curve(f"published: {label}", [p.shots for p in points], [p.mean for p in points], errors, True)
+            )
+    return found
+
+
+def write_plot(path: Path, panels: dict[str, list[Curve]], errors: str) -> None:
+    """Draws a panel per benchmark into a PNG or SVG file.
+
+    Args:
+        path: its ending says which.
+        panels: what :func:`curves_of` gives.
+        errors: what the error bars are, for the caption.
+
+    Raises:
+        UserError: another ending.
+        StorageError: the file can't be written.
+    """
+    kind = path.suffix.lower().lstrip(".")
+    if kind not in FORMATS:
+        raise UserError(f"--out {path}: the file's ending says the format; known endings: .png, .svg")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.6 * len(panels)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.subplots(len(panels), 1, squeeze=False)
+    for axis, (title, lines) in zip(axes[:, 0], panels.items(), strict=True):
+        _draw(axis, title, lines)
+    figure.supxlabel(f"shots (in-context demonstrations); bars: {errors}", fontsize=10)
+    with open_atomic(path) as file:
+        figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+
+
+def _draw(axis: Any, title: str, lines: Sequence[Curve]) -> None:
+    shots = sorted({k for line in lines for k in line.shots})
+    places = {k: i for i, k in enumerate(shots)}
+    for i, line in enumerate(lines):
+        # side by side, so that bars at the same number of shots don't hide each other
+        x = [places[k] + 0.06 * (i - (len(lines) - 1) / 2) for k in line.shots]
+        bars = [[(error or (0.0, 0.0))[side] for error in line.errors] for side in (0, 1)]
+        axis.errorbar(
+            x, line.means, yerr=bars if any(line.errors) else None, label=line.label, color=_COLOURS[i % len(_COLOURS)],
+            marker=_MARKERS[i % len(_MARKERS)], linestyle="--" if line.published else "-", capsize=3, linewidth=1.6,
+        )  # fmt: skip
+    axis.set_xticks(range(len(shots)), [str(k) for k in shots])
+    axis.set_title(title, fontsize=11)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(fontsize=8, loc="best", framealpha=0.9)
+
+
+def terminal_plot(panels: dict[str, list[Curve]], height: int = 14, step: int = 10) -> str:
+    """The same in text, a panel per benchmark: a letter where each curve's mean is, and which is which."""
+    return "\n".join(_panel(title, lines, height, step) for title, lines in panels.items())
+
+
+def _panel(title: str, lines: Sequence[Curve], height: int, step: int) -> str:
+    shots = sorted({k for line in lines for k in line.shots})
+    means = [mean for line in lines for mean in line.means]
+    low, span = min(means), (max(means) - min(means)) or 1.0
+    rows = [[" "] * (step * len(shots)) for _ in range(height)]
+    for letter, line in zip(ascii_lowercase, lines, strict=False):
+        for k, mean in zip(line.shots, line.means, strict=True):
+            row = rows[round((height - 1) * (1 - (mean - low) / span))]
+            column = step * shots.index(k) + step // 2
+            while row[column] != " ":  # two curves meet: side by side
+                column += 1
+            row[column] = letter
+    scale = {0: f"{low + span:8.1f}", height - 1: f"{low:8.1f}"}
+    body = [f"{scale.get(i, ''):>8} |{''.join(row).rstrip()}" for i, row in enumerate(rows)]
+    axis = "".join(f"{k:^{step}}" for k in shots).rstrip()
+    legend = [f"  {letter}: {line.label}" for letter, line in zip(ascii_lowercase, lines, strict=False)]
+    return "\n".join([title, *body, f"{'':8} +{'-' * step * len(shots)}", f"{'shots':>8}  {axis}", *legend]) + "\n"

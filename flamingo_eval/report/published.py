@@ -1,0 +1,119 @@
+"""Numbers that others have published (``results/published.csv``), each with its source."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from flamingo_eval.errors import UserError
+from flamingo_eval.files import resource_folder
+from flamingo_eval.report.table import markdown_grid, text_grid
+
+_HARNESSES = (
+    ("arXiv:2308.01390", "openflamingo"),
+    ("model card of OpenFlamingo-9B (deprecated)", "openflamingo-2023-03"),
+    ("model card of", "openflamingo-2023-06"),
+)
+"""How a source begins -> the protocol of the harness that made its numbers (presumably, for the paper's)."""
+
+_NAMES = {"vqav2_val_subset": "vqav2"}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published number.
+
+    Attributes:
+        checkpoint: as released, without its owner.
+        benchmark: ours; ``row`` is what the source evaluated, where that is less or other.
+        row: the benchmark as the file has it.
+        shots: number of demonstrations.
+        mean: in our unit (CIDEr x 100, percent).
+        std: over trials; None where the source gives none.
+        selector: ``random`` or ``rices``.
+        source: paper and table, or model card.
+    """
+
+    checkpoint: str
+    benchmark: str
+    row: str
+    shots: int
+    mean: float
+    std: float | None
+    selector: str
+    source: str
+
+    @property
+    def protocol(self) -> str | None:
+        """Of the harness that made it; None for models that are not released."""
+        if "quoting" in self.source:
+            return None
+        return next((protocol for start, protocol in _HARNESSES if self.source.startswith(start)), None)
+
+
+@cache
+def published() -> tuple[Published, ...]:
+    """All of them, in the file's order."""
+    with (resource_folder("results") / "published.csv").open(encoding="utf-8", newline="") as file:
+        return tuple(
+            Published(
+                row["checkpoint"], _NAMES.get(row["benchmark"], row["benchmark"]), row["benchmark"], int(row["shots"]),
+                float(row["mean"]), float(row["std"]) if row["std"] else None, row["selection"], row["source"],
+            )
+            for row in csv.DictReader(file)
+        )  # fmt: skip
+
+
+def chosen(
+    checkpoint: str | None = None, benchmarks: Sequence[str] = (), selector: str | None = None
+) -> list[Published]:
+    """Those of a checkpoint (its name, or the end of it), of some benchmarks, by a way of picking demonstrations.
+
+    Raises:
+        UserError: there are none; the message lists the checkpoints that there are.
+    """
+    found = [
+        one
+        for one in published()
+        if (checkpoint is None or checkpoint.rpartition("/")[2] == one.checkpoint)
+        and (not benchmarks or one.benchmark in benchmarks)
+        and selector in (None, one.selector)
+    ]
+    if not found:
+        names = ", ".join(dict.fromkeys(one.checkpoint for one in published()))
+        raise UserError(f"nothing is published for {checkpoint or 'that'} there; checkpoints with numbers: {names}")
+    return found
+
+
+def _grid(rows: Sequence[Published]) -> tuple[list[str], list[list[str]]]:
+    shots = sorted({one.shots for one in rows})
+    table: dict[tuple[str, ...], dict[int, str]] = {}
+    for one in rows:
+        spread = "" if one.std is None else f" ({one.std:.1f})"
+        table.setdefault((one.checkpoint, one.row, one.selector, one.source), {})[one.shots] = f"{one.mean:.1f}{spread}"
+    head = ["checkpoint", "benchmark", "demonstrations", "source", *(f"{k} shots" for k in shots)]
+    return head, [[*key, *(values.get(k, "") for k in shots)] for key, values in table.items()]
+
+
+def as_text(rows: Sequence[Published]) -> str:
+    """A table for the terminal."""
+    return text_grid(*_grid(rows), left=4)
+
+
+def as_markdown(rows: Sequence[Published]) -> str:
+    """A GitHub-flavoured Markdown table."""
+    return markdown_grid(*_grid(rows), left=4)
+
+
+FORMATS = {"table": as_text, "markdown": as_markdown}
+
+
+def curves(rows: Sequence[Published]) -> Iterator[tuple[str, list[Published]]]:
+    """For a plot: a label, and the points of one checkpoint, source and way of picking demonstrations."""
+    groups: dict[tuple[str, ...], list[Published]] = {}
+    for one in rows:
+        groups.setdefault((one.checkpoint, one.selector, one.source), []).append(one)
+    for (checkpoint, selector, source), points in groups.items():
+        yield f"{checkpoint}, {selector}, {source}", sorted(points, key=lambda one: one.shots)

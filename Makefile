@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-fast lint check wheel clean
+.PHONY: setup demo test test-fast gate lint check wheel clean
 
 setup: $(READY)
 
@@ -21,13 +21,18 @@ test: $(READY)
 test-fast: $(READY)
 	$(BIN)/pytest -m "not torch and not slow"
 
+# the demo against its baseline: fails if a change costs more than a point, and significantly
+gate: $(READY)
+	$(BIN)/flamingo-eval coco --shots 0,4,8 --trials 2 --device cpu --out results/runs/gate
+	$(BIN)/flamingo-eval check results/runs/gate --baseline results/baselines/demo.json --max-drop 1.0
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test
+check: lint test gate
 
 wheel: $(READY)
 	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .

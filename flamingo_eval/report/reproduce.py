@@ -14,13 +14,14 @@ from flamingo_eval.report.table import markdown_grid, text_grid
 _PUBLISHED_TRIALS = 3
 """The paper and the cards of June 2023 give mean and (population) standard deviation over three (arXiv 2308.01390)."""
 
+_VIZWIZ = "scored by the reference's rule, as published; the owners' own rule gives more"
 _KNOWN = (
     ("openflamingo", "vqav2", "published on test-dev, scored by EvalAI; ours on val"),
-    ("openflamingo", "vizwiz", "scored by the reference's rule, as published; the owners' own rule gives more"),
+    ("openflamingo", "vizwiz", _VIZWIZ),
     ("openflamingo", "hateful_memes", "the authors' evaluation files hold test_seen; ours is dev_seen"),
-    ("openflamingo-2023-06", "vizwiz", "scored by the reference's rule, as published; the owners' rule gives more"),
+    ("openflamingo-2023-06", "vizwiz", _VIZWIZ),
     ("openflamingo-2023-06", "", "that harness never seeded its demonstrations: its exact trials can't be repeated"),
-    ("openflamingo-2023-03", "", "one trial over 5,000 examples of a training set; its demonstrations were never seeded"),
+    ("openflamingo-2023-03", "", "one trial over 5,000 examples of a training set; demonstrations were never seeded"),
 )  # fmt: skip
 """(protocol, benchmark or any, what is known to differ)."""
 
@@ -135,12 +136,13 @@ def as_markdown(rows: Sequence[Reproduced]) -> str:
 
 def as_json(rows: Sequence[Reproduced]) -> str:
     """Full precision."""
-    table = [
-        {"benchmark": row.number.benchmark, "evaluated": row.number.row, "shots": row.number.shots,
-         "selector": row.number.selector, "protocol": row.number.protocol, "source": row.number.source,
-         "ours": row.ours, "standard_error": row.error, "theirs": row.number.mean, "theirs_std": row.number.std, "verdict": row.verdict}
-        for row in rows
-    ]  # fmt: skip
+    table = []
+    for row in rows:
+        one = row.number
+        ours = {"ours": row.ours, "standard_error": row.error, "verdict": row.verdict}
+        about = {"benchmark": one.benchmark, "evaluated": one.row, "shots": one.shots, "selector": one.selector}
+        theirs = {"protocol": one.protocol, "source": one.source, "theirs": one.mean, "theirs_std": one.std}
+        table.append({**about, **theirs, **ours})
     return json.dumps({"rows": table, "known_differences": known_differences(rows)}, indent=1) + "\n"
 
 

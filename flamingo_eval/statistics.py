@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 LEVEL = 0.95
 RESAMPLES, FLIPS = 2000, 10_000
+FEWEST_CLUSTERS = 10
+"""Fewer pictures can't show that a run is no worse."""
 _MANY_CLUSTERS = 5000
 """From here on the permutation distribution is normal for all purposes."""
 _BLOCK = 1 << 22
@@ -158,8 +160,9 @@ class Uncertainty:
     Attributes:
         low: lower end of the 95% interval.
         high: upper end.
-        queries: standard error that comes from which queries were asked.
-        demonstrations: standard error that comes from which demonstrations were drawn; None for one trial.
+        queries: standard error that comes from which queries were asked (and from each query's own draws).
+        demonstrations: standard error that comes from what a trial's queries have in common, such as its pool of
+            demonstrations; None for one trial, which can't tell.
         clusters: pictures that the queries are about.
     """
 
@@ -168,6 +171,11 @@ class Uncertainty:
     queries: float
     demonstrations: float | None
     clusters: int
+
+    @property
+    def error(self) -> float:
+        """Standard error of both together."""
+        return float(np.hypot(self.queries, self.demonstrations or 0.0))
 
 
 def mean_uncertainty(
@@ -180,28 +188,31 @@ def mean_uncertainty(
         influences: for each trial, query -> influence value.
         clusters: query -> picture.
 
-    Where all trials ask the same queries, the variance among trials is that of demonstrations, and the query part comes
-    from the influence values' mean over trials. Where each trial draws its own queries, the variance among trials holds
-    both, and is not split. Degrees of freedom by Satterthwaite (Biometrics Bulletin 2, 1946).
+    A two-way model: a query's score is its own level, its trial's, and a rest of its own. The query part is the
+    variance of the queries' means over trials, and holds the rest; the variance among trials holds the rest too (and
+    where trials draw their own queries, these), so that share is taken off before the two are added. Degrees of freedom
+    by Satterthwaite (Biometrics Bulletin 2, 1946).
     """
     trials, mean = len(values), float(np.mean(values))
     same = all(part.keys() == influences[0].keys() for part in influences)
-    between = float(np.var(values, ddof=1)) / trials if trials > 1 else None
     asked = list(dict.fromkeys(query for part in influences for query in part))
-    # a query that some trials don't ask moves only those that do
-    average = np.array([sum(part.get(query, 0.0) / len(part) for part in influences) / trials for query in asked])
-    sums = cluster_sums(average, [clusters[query] for query in asked])
-    from_queries = standard_error(sums, 1)
-    if between is None:
-        half, degrees = from_queries, float(len(sums) - 1)
-    elif same:
-        half = float(np.sqrt(from_queries**2 + between))
-        degrees = _satterthwaite(from_queries**2, len(sums) - 1, between, trials - 1)
-    else:
-        half, degrees = max(from_queries, float(np.sqrt(between))), float(len(sums) - 1)
-    reach = t_quantile(degrees) * half
-    demonstrations = None if between is None or not same else float(np.sqrt(between))
-    return Uncertainty(mean - reach, mean + reach, from_queries, demonstrations, len(sums))
+    names = [clusters[query] for query in asked]
+    # (trials, clusters): how far each picture's queries move each trial's metric, and so the mean
+    moves = np.array(
+        [cluster_sums(np.array([part.get(q, 0.0) for q in asked]), names) / (len(part) * trials) for part in influences]
+    )
+    sums = moves.sum(axis=0)
+    queries = standard_error(sums, 1)
+    degrees, excess, demonstrations = float(len(sums) - 1), 0.0, None
+    if trials > 1:
+        rest = trials * float(np.square(moves - moves.mean(axis=0)).sum()) / (trials - 1) if same else queries**2
+        excess = max(0.0, float(np.var(values, ddof=1)) / trials - rest)
+        demonstrations = float(np.sqrt(excess))
+        degrees = _satterthwaite(queries**2, len(sums) - 1, excess, trials - 1)
+    if not np.isfinite(queries):
+        return Uncertainty(-np.inf, np.inf, queries, demonstrations, len(sums))
+    reach = t_quantile(degrees) * float(np.sqrt(queries**2 + excess))
+    return Uncertainty(mean - reach, mean + reach, queries, demonstrations, len(sums))
 
 
 def _satterthwaite(a: float, a_degrees: int, b: float, b_degrees: int) -> float:
@@ -232,7 +243,11 @@ class Difference:
     queries: int
 
     def lower_bound(self, clusters: int) -> float:
-        """With 95% confidence the difference is above this (one-sided)."""
+        """With 95% confidence the difference is above this (one-sided); too few pictures tell nothing."""
+        if self.low == self.high == 0:
+            return 0.0  # not one query differs
+        if clusters < FEWEST_CLUSTERS or not np.isfinite(self.error):
+            return -np.inf
         return self.value - t_quantile(clusters - 1, 0.9) * self.error
 
 
@@ -251,17 +266,19 @@ def paired_difference(
     trials = len(ours)
     value = float(np.mean([a[0] - b[0] for a, b in zip(ours, theirs, strict=True)]))
     asked = list(dict.fromkeys(query for _, part in ours for query in part))
-    moved = np.zeros(len(asked))
+    moved, differing = np.zeros(len(asked)), np.zeros(len(asked))
     place = {query: i for i, query in enumerate(asked)}
-    for (_, a), (_, b) in zip(ours, theirs, strict=True):
-        for query, influence in a.items():
-            moved[place[query]] += (influence - b[query]) / (len(a) * trials)
+    for (a, moves), (b, others) in zip(ours, theirs, strict=True):
+        for query, influence in moves.items():
+            deviation = influence - others[query]
+            moved[place[query]] += deviation / (len(moves) * trials)
+            differing[place[query]] += (deviation + a - b) / (len(moves) * trials)
     names = [clusters[query] for query in asked]
     sums = cluster_sums(moved, names)
     error = standard_error(sums, 1)
-    weights = cluster_sums(np.full(len(asked), 1 / len(asked)), names)
-    p, p_drop = sign_flip_p(sums + value * weights)
-    reach = t_quantile(len(sums) - 1) * error if error > 0 else 0.0
+    p, p_drop = sign_flip_p(cluster_sums(differing, names))
+    same = not np.any(np.abs(differing) > 1e-12)
+    reach = 0.0 if same else t_quantile(len(sums) - 1) * error if np.isfinite(error) else np.inf
     queries = sum(len(part) for _, part in ours) // trials
     return Difference(value, value - reach, value + reach, error, p, p_drop, queries), len(sums)
 

@@ -84,7 +84,26 @@ def test_the_parts_of_a_means_uncertainty() -> None:
     assert one.demonstrations is None
     own = [{f"t{t}{name}": value for name, value in moves.items()} for t in range(3)]
     every = {query: query for part in own for query in part}
-    assert mean_uncertainty([49.0, 50.0, 51.0], own, every).demonstrations is None
+    split = mean_uncertainty([49.0, 50.0, 51.0], own, every)
+    assert split.queries == pytest.approx(same.queries / math.sqrt(3), rel=0.01)
+    assert split.error == pytest.approx(1 / math.sqrt(3)), "the trials' spread holds both"
+    assert mean_uncertainty([50.0], [{"a": 0.0}], {"a": "a"}).high == math.inf, "one query says nothing"
+
+
+def test_too_few_queries_pass_no_margin() -> None:
+    """Nothing that is known of three pictures shows that a run is no worse, unless not one answer differs."""
+
+    def trial(*scores: float) -> tuple[float, dict[str, float]]:
+        moves = mean_influence(np.array(scores))
+        return float(np.mean(scores)), {str(i): float(x) for i, x in enumerate(moves)}
+
+    clusters = {str(i): str(i) for i in range(12)}
+    for ours, theirs, bound in (((1.0, 1, 1), (1.0, 1, 1), 0.0), ((1.0, 1, 1), (2.0, 2, 2), -math.inf),
+                                ((1.0,), (2.0,), -math.inf), ((1.0, 0, 1), (1.0, 1, 1), -math.inf)):  # fmt: skip
+        difference, count = paired_difference([trial(*ours)], [trial(*theirs)], clusters)
+        assert difference.lower_bound(count) == bound
+    difference, count = paired_difference([trial(*[1.0] * 11, 0.9)], [trial(*[1.0] * 12)], clusters)
+    assert -0.05 < difference.lower_bound(count) < 0
 
 
 DRAWS = 1000
@@ -178,3 +197,24 @@ def test_the_gate_seldom_raises_a_false_alarm_and_finds_what_it_says() -> None:
         difference, _ = paired_difference(trials_of(draw, base, 30, drop), trials_of(draw, base, 30, 0), clusters)
         found += min(1.0, 5 * difference.p_drop) < 0.05
     assert found / 300 >= 0.75, (found, drop)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("trial_sd", "same"), [(0.0, True), (0.02, True), (0.0, False)])
+def test_means_over_trials_cover_the_truth(trial_sd: float, same: bool) -> None:
+    """Two-way: queries of their own level, trials of theirs, and noise, which is in both variances and counts once."""
+    hits = 0
+    for i in range(DRAWS):
+        draw = np.random.default_rng(i)
+        level = draw.normal(0.5, 0.2, 300)
+        values, influences = [], []
+        for t in range(3):
+            own = level if same else draw.normal(0.5, 0.2, 300)
+            scores = own + draw.normal(0, trial_sd) + draw.normal(0, 0.4, 300)
+            values.append(float(scores.mean()))
+            names = [f"{'' if same else t}q{j}" for j in range(300)]
+            influences.append(dict(zip(names, mean_influence(scores).tolist(), strict=True)))
+        clusters = {name: name for part in influences for name in part}
+        sure = mean_uncertainty(values, influences, clusters)
+        hits += sure.low <= 0.5 <= sure.high
+    assert 0.93 <= hits / DRAWS <= 0.98, hits

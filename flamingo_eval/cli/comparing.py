@@ -9,6 +9,7 @@ import typer
 
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import emit, note
+from flamingo_eval.cli.reading import check_nothing_missing
 from flamingo_eval.errors import GateError, UserError
 
 _PANEL = "Runs"
@@ -62,13 +63,18 @@ def check(
     ] = False,
 ) -> None:  # fmt: skip
     """Fail (exit 1) if a run is worse than its baseline; 2 if they can't be compared."""
+    from flamingo_eval.engine.folder import RunFolder
     from flamingo_eval.files import write_atomic
     from flamingo_eval.report import gate
     from flamingo_eval.report.compare import compare as compared
     from flamingo_eval.report.evidence import read_evidence, write_baseline
 
     found = read_evidence(run)
+    if run.is_dir():
+        check_nothing_missing(RunFolder(run))
     if update:
+        if not found.cells:
+            raise UserError(f"{run} has no scored cells to keep")
         if baseline.is_dir():
             raise UserError(f"{baseline} is a folder; --update writes a file")
         write_baseline(baseline, found)
@@ -88,4 +94,4 @@ def check(
     bad = gate.failed(verdicts)
     if bad:
         cells = "; ".join(f"{v.row.benchmark}, {v.row.shots} shots: {v.reason}" for v in bad)
-        raise GateError(f"{run} is worse than {baseline}: {cells}")
+        raise GateError(f"{run} does not pass against {baseline}: {cells}")

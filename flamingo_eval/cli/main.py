@@ -20,7 +20,7 @@ from flamingo_eval.cli.output import finish
 from flamingo_eval.errors import FlamingoEvalError
 from flamingo_eval.version import __version__
 
-_INTERRUPTED = 130
+_INTERRUPTED, _OUR_MISTAKE = 130, 70
 # typer raises its own copies of click's exceptions; their base is where BadParameter comes from
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -153,6 +153,9 @@ def main() -> None:
     except _USAGE_ERROR as error:
         error.show()
         sys.exit(2)
+    except Exception:  # noqa: BLE001  # a mistake of ours; Python's own exit code for it, 1, means that a gate failed
+        traceback.print_exc()
+        sys.exit(_OUR_MISTAKE)
     if code == _INTERRUPTED:  # typer turns Ctrl-C into this
         _interrupted()
     sys.exit(code)

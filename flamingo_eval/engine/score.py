@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from flamingo_eval import registry
-from flamingo_eval.benchmark import AnswerRules
+from flamingo_eval.benchmark import AnswerRules, Benchmark
 from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal, Slot
 from flamingo_eval.engine.plan import Source, TrialPlan, query_row
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import files_digest, fits, json_text, read_json, write_atomic
+from flamingo_eval.files import changed_fields, digest, files_digest, fits, json_text, read_json, write_atomic
 from flamingo_eval.nouns import Answer, Cell, Id, Prediction, Query, Score, Trial
 from flamingo_eval.prompting import extract_answer
 
@@ -151,12 +151,18 @@ def write_scores(
         "checkpoint": run["checkpoint"],
         "identity": run["identity"],
         "references": {s.benchmark.name: files_digest(s.references.files) for s in sources},
+        "scoring": {s.benchmark.name: _scoring_digest(s.benchmark) for s in sources},
         "versions": run["sessions"][-1]["versions"] if run["sessions"] else None,
         "notes": list(notes),
         "cells": [cell_row(cell) for cell in cells],
     }
     write_atomic(folder.scores_file, json_text(table))
     return cells
+
+
+def _scoring_digest(benchmark: Benchmark) -> str:
+    """Of everything that makes a score of a raw answer, but for the references."""
+    return digest([benchmark.metric, dict(benchmark.scoring), changed_fields(benchmark.answer)])
 
 
 def _item_lines(

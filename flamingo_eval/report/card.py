@@ -5,6 +5,9 @@ from __future__ import annotations
 from flamingo_eval.benchmark import load_benchmark
 from flamingo_eval.report.table import Shown, render_runs
 
+_TASKS = {"cider": "image-to-text", "vqa_accuracy": "visual-question-answering"}
+"""Metric -> what the hub calls the task; the others rank class names."""
+
 
 def model_card(shown: Shown, name: str | None = None) -> str:
     """``model-index`` as YAML between dashes, by huggingface_hub's own classes, then the Markdown table.
@@ -25,7 +28,7 @@ def model_card(shown: Shown, name: str | None = None) -> str:
                  "demo": bool(shown.run["demo"])}  # fmt: skip
         results.append(
             EvalResult(
-                task_type="visual-question-answering" if benchmark.metric == "vqa_accuracy" else "image-to-text",
+                task_type=_TASKS.get(benchmark.metric, "image-classification"),
                 dataset_type=cell.benchmark,
                 dataset_name=benchmark.title,
                 dataset_split=cell.split,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flamingo_eval.errors import UserError
@@ -82,7 +84,7 @@ def compare(run: Evidence, baseline: Evidence, *, all_of_baseline: bool = False)
     common = sorted(run.cells.keys() & baseline.cells.keys())
     if not common:
         raise UserError(f"{run.name} and {baseline.name} have no benchmark at the same number of shots in common")
-    problems = [*_problems(run, baseline, {name for name, _ in common})]
+    problems = [*_problems(run, baseline, common)]
     if problems:
         raise UserError(f"{run.name} and {baseline.name} can't be compared: {'; '.join(problems)}")
     missing = [f"{b}, {k} shots, seed {s}" for b, k, s in baseline.trials.keys() - run.trials.keys()]
@@ -98,27 +100,31 @@ def compare(run: Evidence, baseline: Evidence, *, all_of_baseline: bool = False)
     return Comparison(run.name, baseline.name, rows, tuple(_warnings(run, baseline)))
 
 
-def _problems(run: Evidence, baseline: Evidence, names: set[str]) -> Iterator[str]:
+def _problems(run: Evidence, baseline: Evidence, common: Sequence[tuple[str, int]]) -> Iterator[str]:
     """What makes two runs' numbers incomparable."""
     ours, theirs = run.about["identity"], baseline.about["identity"]
     if ours.get("num_samples") != theirs.get("num_samples"):
-        numbers = [_said(side.get("num_samples")) for side in (ours, theirs)]
+        numbers = ["all" if (n := side.get("num_samples")) is None else str(n) for side in (ours, theirs)]
         yield f"the subset differs: --num-samples {' and '.join(numbers)}"
-    for name in sorted(names):
+    for name in dict.fromkeys(name for name, _ in common):
         a, b = ours["benchmarks"].get(name, {}), theirs["benchmarks"].get(name, {})
         for key, title in _MUST_AGREE.items():
             if a.get(key) != b.get(key):
                 yield f"{name}: the {title} differs ({_said(a.get(key))} and {_said(b.get(key))})"
-        if run.about["references"].get(name) != baseline.about["references"].get(name):
-            yield f"{name}: the references differ"
+        for key, title in (("references", "references"), ("scoring", "scoring rules")):
+            if (run.about.get(key) or {}).get(name) != (baseline.about.get(key) or {}).get(name):
+                yield f"{name}: the {title} differ"
     for part in (run, baseline):
-        partial = [f"{c.benchmark} at {c.shots} shots" for c in part.cells.values() if not c.complete]
+        cells = [part.cells[key] for key in common]
+        partial = [f"{cell.benchmark} at {cell.shots} shots" for cell in cells if not cell.complete]
         if partial:
             yield f"{part.name} is partial: {', '.join(partial)}"
 
 
 def _said(value: object) -> str:
-    return "all" if value is None else str(value)[:12]
+    """A setting in a message; of a digest the beginning."""
+    text = "none" if value is None else str(value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{32}", text) else text
 
 
 def _warnings(run: Evidence, baseline: Evidence) -> Iterator[str]:
@@ -126,6 +132,11 @@ def _warnings(run: Evidence, baseline: Evidence) -> Iterator[str]:
     for key, title in _MAY_DIFFER.items():
         if ours.get(key) != theirs.get(key):
             yield f"the {title} differs: {_said(ours.get(key))} here, {_said(theirs.get(key))} there"
+    for side, other in ((run, baseline), (baseline, run)):
+        alone = [f"{b}, {k} shots, seed {s}" for b, k, s in sorted(side.trials.keys() - other.trials.keys())]
+        if alone:
+            more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+            yield f"only in {side.name}, so not compared: {'; '.join(alone[:3])}{more}"
 
 
 def _difference(
@@ -171,7 +182,7 @@ def _caption(comparison: Comparison) -> list[str]:
     return [
         f"{comparison.run} minus {comparison.baseline}: same queries and trials, paired by query, clustered by picture",
         "p: sign-flip permutation, two-sided; Holm: corrected for the number of rows",
-        f"a drop of {least:.2f} would be found in every row with 80% probability (5%, one-sided, corrected)",
+        f"a drop of {least:.2f} would be found in any row with 80% probability (5%, one-sided, corrected)",
         *(f"note: {warning}" for warning in comparison.warnings),
     ]
 
@@ -187,23 +198,22 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> str:
-    """Full precision."""
+    """Full precision; null where one picture or none leaves nothing to say."""
     rows = [
         {"benchmark": row.benchmark, "shots": row.shots, "metric": row.metric, "seeds": list(row.seeds), "run": row.run,
-         "baseline": row.baseline, "difference": row.difference.value, "low": row.difference.low,
-         "high": row.difference.high, "standard_error": row.difference.error, "p": row.difference.p,
+         "baseline": row.baseline, "difference": row.difference.value, "low": _number(row.difference.low),
+         "high": _number(row.difference.high), "standard_error": _number(row.difference.error), "p": row.difference.p,
          "p_drop": row.difference.p_drop, "p_corrected": row.p, "p_drop_corrected": row.p_drop,
          "queries": row.difference.queries, "clusters": row.clusters,
-         "detectable_drop": row.detectable(len(comparison.rows))}
+         "detectable_drop": _number(row.detectable(len(comparison.rows)))}
         for row in comparison.rows
     ]  # fmt: skip
-    whole = {
-        "run": comparison.run,
-        "baseline": comparison.baseline,
-        "warnings": list(comparison.warnings),
-        "cells": rows,
-    }
-    return json.dumps(whole, indent=1) + "\n"
+    names = {"run": comparison.run, "baseline": comparison.baseline}
+    return json.dumps({**names, "warnings": list(comparison.warnings), "cells": rows}, indent=1) + "\n"
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 FORMATS = {"table": as_text, "markdown": as_markdown, "json": as_json}

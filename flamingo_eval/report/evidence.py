@@ -15,16 +15,17 @@ from flamingo_eval.engine.score import CellKey, cell_row, item_rows, read_cells,
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import fits, read_json, write_atomic
 from flamingo_eval.nouns import Cell
-from flamingo_eval.report.table import Shown
+from flamingo_eval.report.table import Shown, Sure
 from flamingo_eval.statistics import Uncertainty, auc_influence, bootstrap_interval, cluster_sums, mean_influence
 from flamingo_eval.statistics import mean_uncertainty as uncertainty_of_mean
 
 FORMAT = 1
 _KIND = "flamingo-eval baseline"
 _SHAPE = {
-    "identity": {"benchmarks": dict},
+    "identity": {"benchmarks": dict, "selector": str, "ensemble": int},
     "checkpoint": {"name": str, "digest": str},
     "references": dict,
+    "scoring": dict,
     "cells": [dict],
     "trials": [{"benchmark": str, "shots": int, "seed": int, "queries": [str], "pictures": [str]}],
 }
@@ -122,7 +123,10 @@ def _evidence(row: Mapping[str, Any], damaged: UserError) -> TrialEvidence:
         for column, kind in zip(columns, kinds, strict=False)
     ):  # fmt: skip
         raise damaged
-    numbers = np.array(columns[0], np.float64)
+    try:
+        numbers = np.array(columns[0], np.float64)
+    except OverflowError:
+        raise damaged from None
     if not np.isfinite(numbers).all():
         raise damaged
     if ranked:
@@ -142,7 +146,7 @@ def _read_baseline(path: Path) -> Evidence:
     damaged = UserError(f"{path} is no baseline of this version, or is damaged; `check --update` writes a new one")
     if not isinstance(table, dict) or table.get("kind") != _KIND or table.get("format") != FORMAT:
         raise damaged
-    if not fits(table, _SHAPE):
+    if not fits(table, _SHAPE) or not fits([*table["identity"]["benchmarks"].values()], [dict]):
         raise damaged
     cells = read_cells(table["cells"], damaged)
     keys = [(row["benchmark"], row["shots"], row["seed"]) for row in table["trials"]]
@@ -158,7 +162,7 @@ def write_baseline(path: Path, evidence: Evidence) -> None:
     Raises:
         StorageError: it can't be written.
     """
-    kept = ("demo", "checkpoint", "identity", "references", "versions")
+    kept = ("demo", "checkpoint", "identity", "references", "scoring", "versions")
     head = {"kind": _KIND, "format": FORMAT, "written": now(), **{key: evidence.about.get(key) for key in kept}}
     cells = [cell_row(cell) for cell in evidence.cells.values()]
     lines = [json.dumps(trial.row, ensure_ascii=False) for trial in evidence.trials.values()]
@@ -190,9 +194,13 @@ def shown_runs(paths: Sequence[Path], *, intervals: bool = False) -> list[Shown]
     ]
 
 
-def _intervals(evidence: Evidence) -> dict[tuple[str, int], tuple[float, float]]:
-    sure = {key: evidence.uncertainty(cell) for key, cell in evidence.cells.items()}
-    return {key: (one.low, one.high) for key, one in sure.items()}
+def _intervals(evidence: Evidence) -> dict[tuple[str, int], Sure]:
+    found = {}
+    for key, cell in evidence.cells.items():
+        sure = evidence.uncertainty(cell)
+        trials = tuple(evidence.trial_interval((*key, trial.seed)) for trial in cell.trials)
+        found[key] = Sure(sure.low, sure.high, sure.queries, sure.demonstrations, trials)
+    return found
 
 
 def _as_run(evidence: Evidence) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from flamingo_eval.report.compare import CellDifference, Comparison
 from flamingo_eval.report.table import markdown_grid, text_grid
 
 SIGNIFICANCE = 0.05
-_HEAD = ["benchmark", "metric", "shots", "run", "baseline", "difference", "p of a drop", "verdict"]
+_HEAD = ["benchmark", "metric", "shots", "run", "baseline", "difference", "p of a drop (Holm)", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def _reason(row: CellDifference, max_drop: float, margin: float | None) -> str |
     drop = -row.difference.value
     if drop > max_drop and row.p_drop < SIGNIFICANCE:
         return f"dropped by {drop:.2f}, more than {max_drop:g} (p {row.p_drop:.4f})"
-    if margin is not None and (bound := row.difference.lower_bound(row.clusters)) < -margin:
+    if margin is not None and not (bound := row.difference.lower_bound(row.clusters)) >= -margin:
         return f"may be worse by {-bound:.2f}, more than the margin {margin:g}, with these queries"
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import ascii_lowercase
+from string import ascii_letters
 from typing import Any
 
 from flamingo_eval.errors import UserError
@@ -123,15 +123,15 @@ def _panel(title: str, lines: Sequence[Curve], height: int, step: int) -> str:
     means = [mean for line in lines for mean in line.means]
     low, span = min(means), (max(means) - min(means)) or 1.0
     rows = [[" "] * (step * len(shots)) for _ in range(height)]
-    for letter, line in zip(ascii_lowercase, lines, strict=False):
+    for letter, line in zip(ascii_letters, lines, strict=False):
         for k, mean in zip(line.shots, line.means, strict=True):
             row = rows[round((height - 1) * (1 - (mean - low) / span))]
-            column = step * shots.index(k) + step // 2
-            while row[column] != " ":  # two curves meet: side by side
-                column += 1
-            row[column] = letter
+            start = step * shots.index(k)
+            free = [i for i in (*range(start + step // 2, start + step), *range(start, start + step)) if row[i] == " "]
+            if free:  # where curves meet they stand side by side
+                row[free[0]] = letter
     scale = {0: f"{low + span:8.1f}", height - 1: f"{low:8.1f}"}
     body = [f"{scale.get(i, ''):>8} |{''.join(row).rstrip()}" for i, row in enumerate(rows)]
     axis = "".join(f"{k:^{step}}" for k in shots).rstrip()
-    legend = [f"  {letter}: {line.label}" for letter, line in zip(ascii_lowercase, lines, strict=False)]
+    legend = [f"  {letter}: {line.label}" for letter, line in zip(ascii_letters, lines, strict=False)]
     return "\n".join([title, *body, f"{'':8} +{'-' * step * len(shots)}", f"{'shots':>8}  {axis}", *legend]) + "\n"

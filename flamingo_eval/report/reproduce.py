@@ -56,6 +56,8 @@ class Reproduced:
         """Whether the difference lies within two combined standard errors."""
         if self.ours is None or self.combined is None:
             return f"not run: {self.why_not}"
+        if not math.isfinite(self.combined):
+            return "too few queries to tell"
         within = abs(self.ours - self.number.mean) <= 2 * self.combined
         return ("within" if within else "OUTSIDE") + (" (theirs gives no deviation)" if self.number.std is None else "")
 
@@ -85,7 +87,7 @@ def beside(
             rows.append(Reproduced(one, None, None, problems.get(key, "no such trial")))
             continue
         sure = found[key].uncertainty(cell)
-        rows.append(Reproduced(one, cell.mean, math.hypot(sure.queries, sure.demonstrations or 0.0)))
+        rows.append(Reproduced(one, cell.mean, sure.error))
     return rows
 
 

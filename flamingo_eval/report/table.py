@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flamingo_eval.engine.score import cell_row
 from flamingo_eval.errors import UserError
@@ -19,7 +19,22 @@ Run = Mapping[str, Any]
 """The content of ``run.json``."""
 
 
-Interval = tuple[float, float]
+class Sure(NamedTuple):
+    """How sure a cell's mean is.
+
+    Attributes:
+        low: lower end of its 95% interval.
+        high: upper end.
+        queries: standard error that comes from the queries.
+        demonstrations: ... from the demonstrations; None for one trial.
+        trials: each trial's own 95% interval, over its queries.
+    """
+
+    low: float
+    high: float
+    queries: float | None = None
+    demonstrations: float | None = None
+    trials: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,14 +53,14 @@ class Shown:
     cells: Sequence[Cell]
     run: Run
     notes: Sequence[str] = ()
-    intervals: Mapping[tuple[str, int], Interval] = field(default_factory=dict)
+    intervals: Mapping[tuple[str, int], Sure] = field(default_factory=dict)
 
 
-def format_value(cell: Cell, interval: Interval | None = None) -> str:
+def format_value(cell: Cell, interval: Sure | None = None) -> str:
     """``mean (std)`` or ``mean [low, high]``; the mean alone for one trial; a star where answers are missing."""
     spread = "" if cell.std is None else f" ({cell.std:.1f})"
     if interval is not None:
-        spread = f" [{interval[0]:.1f}, {interval[1]:.1f}]"
+        spread = f" [{interval.low:.1f}, {interval.high:.1f}]"
     return f"{cell.mean:.1f}{spread}{'' if cell.complete else ' *'}"
 
 
@@ -190,7 +205,7 @@ def markdown_grid(head: Sequence[str], body: Sequence[Sequence[str]], left: int 
 
 
 def _escape_markdown(text: str) -> str:
-    return text.replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
+    return text.replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;").replace("|", "\\|")
 
 
 def cells_frame(cells: Sequence[Cell], run: Run) -> pandas.DataFrame:
@@ -221,7 +236,8 @@ def as_csv(shown: Sequence[Shown]) -> str:
             frame.insert(0, "run", part.name)
         if part.intervals:
             keys = zip(frame["benchmark"], frame["shots"], strict=True)
-            frame[["low", "high"]] = [part.intervals[key] for key in keys]
+            columns = ["low", "high", "error_queries", "error_demonstrations"]
+            frame[columns] = [part.intervals[key][:4] for key in keys]
         frames.append(frame)
     return pandas.concat(frames).to_csv(index=False)
 
@@ -232,10 +248,16 @@ def as_json(shown: Sequence[Shown]) -> str:
     for part in shown:
         rows = [cell_row(cell) for cell in part.cells]
         if part.intervals:
-            rows = [row | {"interval": list(part.intervals[row["benchmark"], row["shots"]])} for row in rows]
+            rows = [_with_intervals(row, part.intervals[row["benchmark"], row["shots"]]) for row in rows]
         tables.append({"cells": rows, "run": dict(part.run), "notes": list(part.notes)})
     whole = tables[0] if len(tables) == 1 else {"runs": tables}
     return json.dumps(whole, indent=1) + "\n"
+
+
+def _with_intervals(row: dict[str, Any], sure: Sure) -> dict[str, Any]:
+    trials = [trial | {"interval": list(own)} for trial, own in zip(row["trials"], sure.trials, strict=False)]
+    return row | {"interval": [sure.low, sure.high], "error_queries": sure.queries,
+                  "error_demonstrations": sure.demonstrations, "trials": trials or row["trials"]}  # fmt: skip
 
 
 def as_latex(shown: Sequence[Shown]) -> str:

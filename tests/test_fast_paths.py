@@ -232,3 +232,25 @@ def test_a_cache_disk_that_fails_costs_nothing_but_time(
     assert store.latents(pictures).shape == (6, 1, 3)
     store.close()
     assert "not kept on the disk any more" in capsys.readouterr().err
+
+
+def test_a_cache_that_is_emptied_meanwhile_costs_nothing_but_time(goldens: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from flamingo_eval.features.store import FeatureStore
+    from flamingo_eval.models.flamingo.latents import LatentStore
+
+    paths = sorted((goldens / "data/coco/val2014").iterdir())[:6]
+
+    def store() -> LatentStore:
+        return LatentStore(lambda _: torch.ones(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],
+                           torch.zeros(1, 3), budget=1, disk=FeatureStore(tmp_path / "x", "d"))  # fmt: skip
+
+    first = store()
+    first.latents([first.find(path, rgb=False) for path in paths])
+    first.close()
+    second = store()
+    shutil.rmtree(tmp_path / "x")
+    assert second.latents([second.find(path, rgb=False) for path in paths]).shape == (6, 1, 3)
+    assert second.encoded == 6
+    second.close()

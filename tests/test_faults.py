@@ -59,9 +59,21 @@ def test_a_trial_with_no_answer_at_all_is_no_zero(root: Path, cli: Cli) -> None:
     for picture in (root / "coco/val2014").iterdir():
         picture.unlink()
     result = cli(*FAST, "--data-root", root, "--out", "run", "--on-error", "skip")
-    assert result.returncode == 2
-    assert "answers are missing" in result.stderr
+    assert result.returncode == 4
+    assert "20 queries could not be answered and were left out" in result.stderr
+    assert "public answers" not in result.stderr
     assert json.loads(Path("run/scores.json").read_text())["cells"] == []
+    assert cli("report", "run").returncode == 4
+
+
+def test_skipping_is_a_choice_of_each_command(root: Path, cli: Cli) -> None:
+    """Numbers that were left partial stay so when other cells are added without that choice, and the other way round."""
+    without_a_picture(root)
+    arguments = ("coco", "--checkpoint", "scripted", "--data-root", root, "--out", "run", "--shots")
+    assert cli(*arguments, "0", "--on-error", "skip").returncode == 4
+    assert cli(*arguments, "2").returncode == 2
+    cells = json.loads(Path("run/scores.json").read_text())["cells"]
+    assert [(cell["shots"], cell["complete"]) for cell in cells] == [(0, False)]
 
 
 def test_starting_over_keeps_what_was_there(root: Path, cli: Cli) -> None:

@@ -111,7 +111,7 @@ def run_benchmarks(
     notes = read_scores(result.folder)[1]
     if result.cells:
         emit(render(result.cells, result.folder.read_run(), notes, format), end="")
-    else:
+    elif not result.folder.skipped():
         note(f"split {spec.split} has no public answers: predictions, no score")
     print(f"\nrun saved in {result.folder.path}", file=sys.stdout if format == "table" else sys.stderr)
     check_nothing_partial(result.folder)

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -110,11 +111,16 @@ class RunFolder:
                 "Choose another --out, or leave it out and each run gets a folder of its own"
             )
 
-    def write_failures(self, failures: Iterable[Failure], cells: Collection[tuple[str, int, int]]) -> None:
-        """Keeps why queries of these cells could not be answered, beside what is known of other cells."""
+    def write_failures(
+        self, failures: Iterable[Failure], cells: Collection[tuple[str, int, int]], *, skip: bool
+    ) -> None:
+        """Keeps why queries of these cells could not be answered, beside what is known of other cells.
+
+        ``skip``: whether the user goes on without them.
+        """
         rows = [row for row in self.read_failures() if (row["benchmark"], row["shots"], row["seed"]) not in cells]
         for failure in failures:
-            rows.append({**dict(zip(_SLOT, failure.slot, strict=True)), "reason": failure.reason})
+            rows.append({**dict(zip(_SLOT, failure.slot, strict=True)), "reason": failure.reason, "skip": skip})
         if rows or self.failures_file.exists():
             write_atomic(self.failures_file, json_text(rows))
 
@@ -124,7 +130,7 @@ class RunFolder:
             return []
         rows = read_json(self.failures_file)
         if not fits(rows, [{"benchmark": str, "shots": int, "seed": int, "query_id": (int, str), "occurrence": int,
-                            "reason": str}]):  # fmt: skip
+                            "reason": str, "skip": bool}]):  # fmt: skip
             raise UserError(
                 f"{self.failures_file} is damaged; without it, the command that began the run makes it anew"
             )
@@ -132,9 +138,7 @@ class RunFolder:
 
     def skipped(self) -> set[Slot]:
         """The queries that a run goes on without, by the user's choice (``--on-error skip``)."""
-        if self.read_run().get("on_error") != "skip":
-            return set()
-        return {tuple(row[key] for key in _SLOT) for row in self.read_failures()}
+        return {tuple(row[key] for key in _SLOT) for row in self.read_failures() if row["skip"]}
 
     def set_aside(self) -> Path:
         """Renames the whole folder, and says to what. Only while it is held."""
@@ -168,18 +172,16 @@ class RunFolder:
     @contextmanager
     def _hold(self, name: str, kind: int) -> Iterator[None]:
         path = self.path / name
-        with storage_errors(path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        for patience in (0.1, 0.2, 0.4, None):  # who lists runs holds the lock for a moment too
+            with storage_errors(path):
+                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            if _locked(handle, kind, path):
+                break
+            os.close(handle)
+            if patience is None:
+                raise UserError(f"{self.path} is in use by another run ({self.holder(name)})")
+            time.sleep(patience)
         try:
-            try:
-                fcntl.flock(handle, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.path} is in use by another run ({self.holder(name)})") from None
-            except OSError as error:
-                raise StorageError(
-                    f"{path} can't be locked ({error.strerror}): a run needs a file system with locks. "
-                    "Choose another --out, or have this one mounted with them (NFS 4, Lustre with -o flock)"
-                ) from error
             who = {"host": socket.gethostname(), "process": os.getpid(), "since": now()}
             with storage_errors(path):
                 os.truncate(handle, 0)
@@ -200,7 +202,7 @@ class RunFolder:
     def in_use(self) -> bool:
         """Whether a process holds the folder now."""
         try:
-            handle = os.open(self.path / _LOCK, os.O_RDONLY)
+            handle = os.open(self.path / _LOCK, os.O_RDWR)
         except OSError:
             return False
         try:
@@ -212,6 +214,25 @@ class RunFolder:
         finally:
             os.close(handle)
         return False
+
+
+def _locked(handle: int, kind: int, path: Path) -> bool:
+    """Whether the lock could be had, on the file that is still the one at this path.
+
+    Raises:
+        StorageError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        os.close(handle)
+        raise StorageError(
+            f"{path} can't be locked ({error.strerror}): a run needs a file system with locks. "
+            "Choose another --out, or have this one mounted with them (NFS 4, Lustre with -o flock)"
+        ) from error
+    return path.exists() and path.stat().st_ino == os.fstat(handle).st_ino  # --fresh may have moved the folder
 
 
 def describe_age(seconds: float) -> str:

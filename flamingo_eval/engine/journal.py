@@ -32,6 +32,10 @@ class Failure:
     reason: str
 
 
+_PATIENCE = 20
+"""Times that a line which can't be read is looked at again, while its process may still be writing it."""
+
+
 class Entry(NamedTuple):
     """An answer in the journal.
 
@@ -75,11 +79,15 @@ class _Ranked(Mapping[str, float]):
 
 @dataclass
 class _File:
-    """How far a file has been read: bytes and lines up to its last line break, and whether something is behind that."""
+    """How far a file has been read: bytes and lines up to its last line break, and whether something is behind that.
+
+    ``trials``: how often in a row its next line could not be read.
+    """
 
     whole_bytes: int = 0
     lines: int = 0
     torn: bool = False
+    trials: int = 0
 
 
 class Journal:
@@ -118,13 +126,27 @@ class Journal:
         """Reads what other processes have added, and says how many answers that are."""
         count = 0
         for file in [self._first, *sorted(_others(self._first))]:
+            first = file not in self._files
             state = self._files.setdefault(file, _File())
             if file == self.path and state.whole_bytes:
                 continue  # it is this process's own
-            for entry in _read(file, state):
-                self._add(entry)
-                count += 1
+            try:
+                for entry in _read(file, state):
+                    self._add(entry)
+                    count += 1
+                state.trials = 0
+            except DataError:
+                # a line of another process may still be on its way over a network: it is read again later
+                state.trials += 1
+                if first or state.trials > _PATIENCE:
+                    raise
         return count
+
+    def begin(self) -> None:
+        """Makes this process's file, empty, if there is none. Raises StorageError."""
+        with storage_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
 
     def _add(self, entry: Entry) -> None:
         if entry.again >= self._again.get(entry.slot, 0):
@@ -198,10 +220,10 @@ def _read(path: Path, state: _File) -> Iterator[Entry]:
             if not line.endswith(b"\n"):
                 state.torn = True
                 return
+            if line.strip():
+                yield _parse(line, f"{path}, line {state.lines + 1}")
             state.whole_bytes += len(line)
             state.lines += 1
-            if line.strip():
-                yield _parse(line, f"{path}, line {state.lines}")
 
 
 def _line(entry: Entry, extra: Mapping[str, Any]) -> str:

@@ -112,7 +112,6 @@ def new_record(
             "weights": None if spec.weights is None else str(Path(spec.weights).expanduser().absolute()),
             "benchmarks": {**(old["settings"]["benchmarks"] if old else {}), **own},
         },
-        "on_error": spec.on_error,
         "cells": [list(cell) for cell in cells],
         "sessions": old["sessions"] if old else [],
     }

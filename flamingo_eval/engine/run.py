@@ -196,7 +196,10 @@ def execute(
         for file in journal.torn if first else []:
             print(f"note: {file} ended in the middle of a line; that answer is dropped", file=sys.stderr)
         pending = list(find_pending(trials, journal, digest([info.digest, precision])))
+        if spec.process.count > 1:
+            journal.begin()  # others must find it long before there is something in it
         with claims.alone("record"):
+            folder.check_identity(identity)  # another process may have made the record meanwhile
             record = new_record(folder, spec, trials, identity, info, root, sources)
             folder.write_run(record)
         failures: list[Failure] = []
@@ -220,7 +223,7 @@ def execute(
         if not first:
             return RunResult(folder, [])
         wanted = set(cells_asked)
-        folder.write_failures(failures, wanted)
+        folder.write_failures(failures, wanted, skip=spec.on_error == "skip")
         began = time.perf_counter()
         cells = write_scores(folder, [*trials, *_earlier(folder, root_of, wanted)], journal, folder.read_run())
         if pending:

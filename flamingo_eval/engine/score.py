@@ -45,8 +45,13 @@ def raw_answers(trial: TrialPlan, journal: Journal) -> list[tuple[Id, Answer]]:
 
 def is_whole(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ()) -> bool:
     """Whether all of a trial's queries are answered, but for those that are skipped, and some are."""
-    missing = [slot for id, n in trial.slots if journal.get(slot := (*trial.cell, id, n)) is None]
-    return len(missing) < len(trial) and all(slot in skipped for slot in missing)
+    return not missing_slots(trial, journal, skipped) and len(missing_slots(trial, journal)) < len(trial)
+
+
+def missing_slots(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ()) -> list[Slot]:
+    """The queries of a trial without an answer, but for those that are skipped."""
+    slots: Iterator[Slot] = ((*trial.cell, id, occurrence) for id, occurrence in trial.slots)
+    return [slot for slot in slots if journal.get(slot) is None and slot not in skipped]
 
 
 def score_trials(
@@ -93,9 +98,8 @@ def check_complete(trials: Iterable[TrialPlan], journal: Journal, wanted: set[Ce
         DataError: says how many answers are missing.
     """
     skipped = folder.skipped()
-    asked = [t for t in trials if t.cell in wanted and not is_whole(t, journal, skipped)]
-    missing = {t.cell: len(t) - len(raw_answers(t, journal)) for t in asked}
-    if missing:
+    missing = {t.cell: len(missing_slots(t, journal, skipped)) for t in trials if t.cell in wanted}
+    if any(missing.values()):
         cells = "; ".join(f"{b}, {k} shots, seed {s}: {n}" for (b, k, s), n in missing.items() if n)
         raise DataError(
             f"{folder.path}: {sum(missing.values())} answers are missing ({cells}). "
@@ -239,8 +243,9 @@ def _read_trial(row: Mapping[str, Any]) -> Trial:
 
 
 def unscored(folder: RunFolder) -> list[CellKey]:
-    """The trials that a run was asked for and whose answers are not all there."""
-    scored = {(row["benchmark"], row["shots"], row["seed"]) for row in item_rows(folder).values()}
+    """The trials that a run was asked for and whose answers are not all there, nor skipped."""
+    scored: set[CellKey] = {slot[:3] for slot in folder.skipped()}
+    scored |= {(row["benchmark"], row["shots"], row["seed"]) for row in item_rows(folder).values()}
     return [cell for row in folder.read_run()["cells"] if (cell := (row[0], row[1], row[2])) not in scored]
 
 

@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class FeatureStore:
             if data:
                 print(f"note: {self.folder} holds no features of this encoder; it is not used", file=sys.stderr)
             return {}, 0, 0
-        stored = self._vectors_file.stat().st_size // (4 * width) if self._vectors_file.exists() else 0
+        stored = _size(self._vectors_file) // (4 * width)
         rows, length = {}, len(head) + 1
         for number, line in enumerate(lines[:stored]):
             key, _, check = line.decode("ascii", "replace").partition(" ")
@@ -105,7 +105,7 @@ class FeatureStore:
             StorageError: disk full or read-only.
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
-        with storage_errors(self.folder):
+        with storage_errors(self.folder), self._whole_or_nothing():
             if self._width == 0:
                 self._width = vectors.shape[1]
                 head = json.dumps({"format": FORMAT, "encoder": self.encoder, "width": self._width, "about": about})
@@ -117,6 +117,18 @@ class FeatureStore:
             key, _, check = line.partition(" ")
             self._rows[key] = (self._next_row, check)
             self._next_row += 1
+
+    @contextmanager
+    def _whole_or_nothing(self) -> Iterator[None]:
+        """A full disk is left with the room that half a row would take: others may need it more."""
+        try:
+            yield
+        except OSError:
+            sizes = ((self._vectors_file, 4 * self._width * self._next_row), (self._index_file, self._whole_bytes))
+            for file, size in sizes:
+                with suppress(OSError):
+                    os.truncate(file, size)
+            raise
 
     @contextmanager
     def building(self) -> Iterator[None]:
@@ -149,6 +161,15 @@ class FeatureStore:
         if self._width == 0:
             return 0
         return self._index_file.read_bytes()[: self._whole_bytes].count(b"\n") - 1
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file as it is now: opening it makes a network file system look again."""
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _width_of(head: bytes, encoder: str) -> int:

@@ -110,8 +110,7 @@ class LatentStore:
             raise QueryError(f"a picture can't be read: {error}") from error
         key = "pixels-" + hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
         with self._lock:
-            if not self._has(key):
-                self._pixels[key] = pixels
+            self._pixels[key] = pixels  # there is no file to read it from again
         return Picture(key, Path(), rgb=False)
 
     def read(self, pictures: Sequence[Picture]) -> None:
@@ -190,7 +189,7 @@ class LatentStore:
             return None
         try:
             return torch.from_numpy(disk.read([key])).reshape(self._shape).to(self._dtype)
-        except KeyError:
+        except (KeyError, OSError, ValueError):  # damaged, or somebody has emptied the cache
             self._damaged.add(key)
             return None
 
@@ -226,11 +225,12 @@ class LatentStore:
                     rows = torch.stack([*fresh.values()]).flatten(1).float().numpy()
                     disk.append([*fresh], rows, {"latents": list(self._shape)})
                     self._damaged -= fresh.keys()
-        except StorageError as error:  # what is kept here only saves time
+        except (StorageError, OSError) as error:  # what is kept here only saves time
             print(f"note: encoded pictures are not kept on the disk any more: {error}", file=sys.stderr)
             self._disk = None
-        with self._lock:
-            self._being_saved = {}
+        finally:
+            with self._lock:
+                self._being_saved = {}
 
     def _has(self, key: str) -> bool:
         disk = self._disk

@@ -77,7 +77,7 @@ def released_module(toml: Path) -> tuple[Any, Any, Any]:
     """A module as people in training have it: perceiver, vision_encoder, and a language model with wrapped layers."""
     from torch import nn
 
-    from flamingo_eval.models.flamingo.adapter import load_model
+    from flamingo_eval.models.flamingo.loading import load_model
     from flamingo_eval.models.flamingo.spec import read_spec
 
     loaded = load_model(read_spec(toml), data_root=Path(), device="cpu", precision="fp32")

@@ -124,7 +124,8 @@ def test_many_passes_give_what_one_gives(
 
 def test_each_picture_is_encoded_once(models: tuple[Any, Any], goldens: Path, tmp_path: Path) -> None:
     """Whatever the budget: what memory does not hold is on the disk, also for a later run."""
-    from flamingo_eval.models.flamingo.adapter import Caching, load_model
+    from flamingo_eval.models.flamingo.adapter import Caching
+    from flamingo_eval.models.flamingo.loading import load_model
     from flamingo_eval.models.flamingo.spec import read_spec
 
     pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())[:10]

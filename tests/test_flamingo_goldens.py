@@ -95,8 +95,8 @@ def test_generated_ids(model: Any, expected: dict[str, Any], beams: int, tokens:
             )
             fast = decode(model._prefix([item], Decoding(tokens, beams), 60), Decoding(tokens, beams), **special)
         expected_ids = single[name][0].tolist()
-        assert [*item.ids, *plain[0].tolist()][: len(expected_ids)] == expected_ids
-        assert [*item.ids, *fast[0].tolist()][: len(expected_ids)] == expected_ids
+        assert [*item.ids, *plain.ids[0].tolist()][: len(expected_ids)] == expected_ids
+        assert [*item.ids, *fast.ids[0].tolist()][: len(expected_ids)] == expected_ids
 
 
 @pytest.mark.parametrize("tokens", [5, 20])

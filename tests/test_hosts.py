@@ -336,14 +336,14 @@ def test_casting_ahead_is_what_autocast_does(
     goldens: Path, tmp_path: Path, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same numbers to the last bit; embeddings, norms, vision tower and resampler stay float32."""
-    from flamingo_eval.models.flamingo import adapter
+    from flamingo_eval.models.flamingo import loading
 
     toml = write_flamingo(tmp_path / host, host, goldens)
     tasks = (Decoding(8), Ranking(("yes", "no way, never")))
     found: list[Any] = []
     for ahead in (True, False):
         if not ahead:
-            monkeypatch.setattr(adapter, "cast_ahead", lambda _: None)
+            monkeypatch.setattr(loading, "cast_ahead", lambda _: None)
         source = registry.model_source(str(toml))
         model: Any = source.load(data_root=goldens / "data", device="cpu", precision="amp_bf16")
         prepared = [model.prepare(prompt, tasks[0]) for prompt in prompts_of(goldens)]

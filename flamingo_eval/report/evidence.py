@@ -54,7 +54,8 @@ class Evidence:
 
     Attributes:
         name: what to call it: the path given.
-        about: ``identity``, ``checkpoint``, ``references``, ``demo`` and ``versions``, as ``scores.json`` has them.
+        about: ``identity``, ``checkpoint``, ``references``, ``scoring``, ``demo`` and ``versions`` as ``scores.json``
+            has them, and ``sessions`` as ``run.json`` has them: where the answers came from.
         cells: (benchmark, shots) -> cell.
         trials: (benchmark, shots, seed) -> its queries.
     """
@@ -88,7 +89,7 @@ def read_evidence(path: Path) -> Evidence:
         return _read_baseline(path)
     folder = RunFolder(path)
     cells, _ = read_scores(folder)
-    about = read_json(folder.scores_file)
+    about = {**read_json(folder.scores_file), "sessions": folder.read_run()["sessions"]}
     rows: dict[CellKey, list[dict[str, Any]]] = {}
     for (benchmark, shots, seed, _), row in item_rows(folder).items():
         rows.setdefault((benchmark, shots, seed), []).append(row)
@@ -162,8 +163,15 @@ def write_baseline(path: Path, evidence: Evidence) -> None:
     Raises:
         StorageError: it can't be written.
     """
-    kept = ("demo", "checkpoint", "identity", "references", "scoring", "versions")
-    head = {"kind": _KIND, "format": FORMAT, "written": now(), **{key: evidence.about.get(key) for key in kept}}
+    kept = ("demo", "checkpoint", "identity", "references", "scoring", "versions", "sessions")
+    about: dict[str, Any] = {key: evidence.about.get(key) for key in kept}
+    # it is shared, often in public: what it is made of, but not whose machine and folders
+    about["checkpoint"] = {key: value for key, value in about["checkpoint"].items() if key != "parts"}
+    about["sessions"] = [
+        {key: value for key, value in session.items() if key not in ("host", "process")}
+        for session in about["sessions"] or ()
+    ]
+    head = {"kind": _KIND, "format": FORMAT, "written": now(), **about}
     cells = [cell_row(cell) for cell in evidence.cells.values()]
     lines = [json.dumps(trial.row, ensure_ascii=False) for trial in evidence.trials.values()]
     text = json.dumps({**head, "cells": cells}, indent=1, ensure_ascii=False)
@@ -186,8 +194,8 @@ def shown_runs(paths: Sequence[Path], *, intervals: bool = False) -> list[Shown]
             cells, notes = read_scores(folder)
             parts.append((path, cells, folder.read_run(), notes, evidence))
     names = [str(run["checkpoint"]["name"]) for _, _, run, _, _ in parts]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in paths]
+    for other in ([path.name for path in paths], [str(path) for path in paths]):
+        names = names if len(set(names)) == len(names) else other
     return [
         Shown(name, cells, run, notes, _intervals(evidence) if intervals and evidence else {})
         for name, (_, cells, run, notes, evidence) in zip(names, parts, strict=True)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import csv
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import resource_folder
 from flamingo_eval.report.table import markdown_grid, text_grid
 
-_HARNESSES = (
-    ("arXiv:2308.01390", "openflamingo"),
-    ("model card of OpenFlamingo-9B (deprecated)", "openflamingo-2023-03"),
-    ("model card of", "openflamingo-2023-06"),
-)
-"""How a source begins -> the protocol of the harness that made its numbers (presumably, for the paper's)."""
 
-_NAMES = {"vqav2_val_subset": "vqav2"}
+@cache
+def knowledge() -> dict[str, Any]:
+    """``results/published.toml``: which harness made which number, and what is known to differ."""
+    return tomllib.loads((resource_folder("results") / "published.toml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,18 @@ class Published:
         """Of the harness that made it; None for models that are not released."""
         if "quoting" in self.source:
             return None
-        return next((protocol for start, protocol in _HARNESSES if self.source.startswith(start)), None)
+        fitting = (one["protocol"] for one in knowledge()["harness"] if self.source.startswith(one["source"]))
+        return next(fitting, None)
 
 
 @cache
 def published() -> tuple[Published, ...]:
     """All of them, in the file's order."""
+    names: dict[str, str] = knowledge()["rows"]
     with (resource_folder("results") / "published.csv").open(encoding="utf-8", newline="") as file:
         return tuple(
             Published(
-                row["checkpoint"], _NAMES.get(row["benchmark"], row["benchmark"]), row["benchmark"], int(row["shots"]),
+                row["checkpoint"], names.get(row["benchmark"], row["benchmark"]), row["benchmark"], int(row["shots"]),
                 float(row["mean"]), float(row["std"]) if row["std"] else None, row["selection"], row["source"],
             )
             for row in csv.DictReader(file)

@@ -8,22 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flamingo_eval.report.evidence import Evidence
-from flamingo_eval.report.published import Published
+from flamingo_eval.report.published import Published, knowledge
 from flamingo_eval.report.table import markdown_grid, text_grid
 
 _PUBLISHED_TRIALS = 3
 """The paper and the cards of June 2023 give mean and (population) standard deviation over three (arXiv 2308.01390)."""
-
-_VIZWIZ = "scored by the reference's rule, as published; the owners' own rule gives more"
-_KNOWN = (
-    ("openflamingo", "vqav2", "published on test-dev, scored by EvalAI; ours on val"),
-    ("openflamingo", "vizwiz", _VIZWIZ),
-    ("openflamingo", "hateful_memes", "the authors' evaluation files hold test_seen; ours is dev_seen"),
-    ("openflamingo-2023-06", "vizwiz", _VIZWIZ),
-    ("openflamingo-2023-06", "", "that harness never seeded its demonstrations: its exact trials can't be repeated"),
-    ("openflamingo-2023-03", "", "one trial over 5,000 examples of a training set; demonstrations were never seeded"),
-)  # fmt: skip
-"""(protocol, benchmark or any, what is known to differ)."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +85,13 @@ def known_differences(rows: Sequence[Reproduced]) -> list[str]:
     shown = {(row.number.protocol, row.number.benchmark) for row in rows}
     protocols = {protocol for protocol, _ in shown}
     lines = [
-        f"{benchmark or 'all'} ({protocol}): {text}"
-        for protocol, benchmark, text in _KNOWN
-        if (protocol, benchmark) in shown or (not benchmark and protocol in protocols)
+        f"{known.get('benchmark', 'all')} ({known['protocol']}): {known['text']}"
+        for known in knowledge()["difference"]
+        if (
+            known["protocol"] in protocols
+            if "benchmark" not in known
+            else (known["protocol"], known["benchmark"]) in shown
+        )
     ]
     sources: dict[tuple[str, int, str], set[str]] = {}
     for row in rows:

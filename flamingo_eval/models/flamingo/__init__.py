@@ -84,7 +84,8 @@ class FlamingoSource:
         keep: bool = True,
     ) -> FlamingoModel:  # fmt: skip
         """Builds the model and loads its weights. Raises CheckpointError."""
-        from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel, load_model
+        from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
+        from flamingo_eval.models.flamingo.loading import load_model
         from flamingo_eval.models.flamingo.plain import PlainFlamingoModel
 
         memory = Caching.memory if cache is None else cache

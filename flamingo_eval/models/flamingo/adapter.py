@@ -14,28 +14,24 @@ from typing import NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
+from torch import Tensor
 
 from flamingo_eval.errors import DeviceMemoryError, QueryError, UserError
 from flamingo_eval.features.ranking import free_memory
 from flamingo_eval.features.store import FeatureStore
 from flamingo_eval.files import digest
-from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
 from flamingo_eval.models.flamingo.cross_attention import Spans
 from flamingo_eval.models.flamingo.decoding import Decoded, decode
 from flamingo_eval.models.flamingo.decoding import room_needed as decoding_room
 from flamingo_eval.models.flamingo.hosts import max_positions
-from flamingo_eval.models.flamingo.hub import fetch
 from flamingo_eval.models.flamingo.latents import LatentStore, Picture
 from flamingo_eval.models.flamingo.measure import Clock, counted, matrix_peak, peak_memory
-from flamingo_eval.models.flamingo.model import Flamingo, assemble, check_counts, load_language
-from flamingo_eval.models.flamingo.prefix import Part, Prefix, Prompts, check_side_by_side
+from flamingo_eval.models.flamingo.model import Flamingo
+from flamingo_eval.models.flamingo.prefix import Part, Prefix, Prompts
 from flamingo_eval.models.flamingo.ranking import CHUNK_TOKENS, score_names
 from flamingo_eval.models.flamingo.ranking import room_needed as ranking_room
-from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
 from flamingo_eval.models.flamingo.tokenizer import IMAGE, FlamingoTokenizer
-from flamingo_eval.models.flamingo.vision import PatchTokens, Transform, load_clip
+from flamingo_eval.models.flamingo.vision import Transform
 from flamingo_eval.nouns import NO_PICTURE, Answer, Decoding, NoAnswer, Prompt, Ranking, Task
 from flamingo_eval.ports import Work
 
@@ -58,8 +54,6 @@ class _Sizes(NamedTuple):
 _BATCH = {"cpu": _Sizes(8192, 4, 64, 2048), "gpu": _Sizes(65536, 16, 256, 16384)}
 """Passes on a CPU are short: what one layer writes is still in the processor's cache when the next one reads it."""
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
-
-_WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp_bf16": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -364,68 +358,3 @@ class FlamingoModel:
         if self.precision == "amp_bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
-
-
-def load_model(
-    spec: FlamingoSpec,
-    *,
-    data_root: Path,
-    device: str,
-    precision: str,
-    kind: type[FlamingoModel] = FlamingoModel,
-    caching: Caching | None = None,
-) -> FlamingoModel:
-    """Builds a Flamingo from its parts and loads its weights.
-
-    Raises:
-        CheckpointError: a part is missing or does not fit; the message names it.
-    """
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    dtype = _WEIGHTS[precision]
-    clip, transform = load_clip(spec.vision)
-    vision = PatchTokens(clip.get_submodule("visual"))
-    del clip  # its text half is not needed
-    language, host = load_language(spec.language.model, dtype, spec.language.decoder_layers)
-    tokenizer = FlamingoTokenizer(spec.language.tokenizer, tidies_spaces=host.tidies_spaces)
-    path = fetch(spec.checkpoint) if isinstance(spec.checkpoint, HubFile) else spec.checkpoint
-    layers = len(language.get_submodule(host.decoder_path))  # type: ignore[arg-type]  # a ModuleList
-    trained = sort_keys(read_state_dict(path), host, layers, spec.cross_attn_every_n_layers, str(path))
-    model = assemble(
-        vision=vision,
-        language=language,
-        host=host,
-        trained=trained,
-        vocabulary=len(tokenizer),
-        head_width=spec.head_width,
-    )
-    check_counts(model, spec)
-    if spec.language.decoder_layers is not None:
-        check_side_by_side(model)
-    model = in_precision(model.eval().requires_grad_(False), dtype)
-    if precision == "amp_bf16":
-        cast_ahead(model)
-    model = model.to(device)
-    free_memory()  # whatever loading left behind
-    return kind(model, tokenizer, transform, data_root=data_root, precision=precision, caching=caching)
-
-
-def in_precision(model: Flamingo, dtype: torch.dtype) -> Flamingo:
-    """The same with its weights of another type; buffers stay as they are: rotary frequencies must stay float32."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model
-
-
-def cast_ahead(model: Flamingo) -> None:
-    """Under autocast: what it would cast for every product, anew at each decoding step, is cast once.
-
-    (It remembers casts of weights that are being trained only.) The arithmetic stays the same, and the language model
-    takes half the memory. Vision tower and resampler stay float32: ranking encodes pictures outside autocast.
-    """
-    for part in (model.language, model.blocks):
-        for module in part.modules():
-            if isinstance(module, nn.Linear):
-                for name, parameter in list(module.named_parameters(recurse=False)):
-                    # a parameter of its own: one shared with an embedding must stay as it is there
-                    setattr(module, name, nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False))

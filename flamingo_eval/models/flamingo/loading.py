@@ -1,0 +1,86 @@
+"""From a checkpoint's parts to a model on its device, in its precision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from flamingo_eval.features.ranking import free_memory
+from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
+from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
+from flamingo_eval.models.flamingo.hub import fetch
+from flamingo_eval.models.flamingo.model import Flamingo, assemble, check_counts, load_language
+from flamingo_eval.models.flamingo.prefix import check_side_by_side
+from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
+from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
+from flamingo_eval.models.flamingo.vision import PatchTokens, load_clip
+
+_WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp_bf16": torch.float32}
+
+
+def load_model(
+    spec: FlamingoSpec,
+    *,
+    data_root: Path,
+    device: str,
+    precision: str,
+    kind: type[FlamingoModel] = FlamingoModel,
+    caching: Caching | None = None,
+) -> FlamingoModel:
+    """Builds a Flamingo from its parts and loads its weights.
+
+    Raises:
+        CheckpointError: a part is missing or does not fit; the message names it.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    dtype = _WEIGHTS[precision]
+    clip, transform = load_clip(spec.vision)
+    vision = PatchTokens(clip.get_submodule("visual"))
+    del clip  # its text half is not needed
+    language, host = load_language(spec.language.model, dtype, spec.language.decoder_layers)
+    tokenizer = FlamingoTokenizer(spec.language.tokenizer, tidies_spaces=host.tidies_spaces)
+    path = fetch(spec.checkpoint) if isinstance(spec.checkpoint, HubFile) else spec.checkpoint
+    layers = len(language.get_submodule(host.decoder_path))  # type: ignore[arg-type]  # a ModuleList
+    trained = sort_keys(read_state_dict(path), host, layers, spec.cross_attn_every_n_layers, str(path))
+    model = assemble(
+        vision=vision,
+        language=language,
+        host=host,
+        trained=trained,
+        vocabulary=len(tokenizer),
+        head_width=spec.head_width,
+    )
+    check_counts(model, spec)
+    if spec.language.decoder_layers is not None:
+        check_side_by_side(model)
+    model = in_precision(model.eval().requires_grad_(False), dtype)
+    if precision == "amp_bf16":
+        cast_ahead(model)
+    model = model.to(device)
+    free_memory()  # whatever loading left behind
+    return kind(model, tokenizer, transform, data_root=data_root, precision=precision, caching=caching)
+
+
+def in_precision(model: Flamingo, dtype: torch.dtype) -> Flamingo:
+    """The same with its weights of another type; buffers stay as they are: rotary frequencies must stay float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def cast_ahead(model: Flamingo) -> None:
+    """Under autocast: what it would cast for every product, anew at each decoding step, is cast once.
+
+    (It remembers casts of weights that are being trained only.) The arithmetic stays the same, and the language model
+    takes half the memory. Vision tower and resampler stay float32: ranking encodes pictures outside autocast.
+    """
+    for part in (model.language, model.blocks):
+        for module in part.modules():
+            if isinstance(module, nn.Linear):
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    # a parameter of its own: one shared with an embedding must stay as it is there
+                    setattr(module, name, nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False))

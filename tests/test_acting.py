@@ -192,6 +192,7 @@ def test_reports_of_runs_and_baselines_with_intervals(two_runs: tuple[Path, Path
     assert " [" in cli("report", bad, "--intervals").stdout
 
 
+@pytest.mark.slow
 def test_plots(two_runs: tuple[Path, Path], cli: Cli) -> None:
     good, bad = two_runs
     arguments = ("plot", good, bad, "--published", "OpenFlamingo-4B-vitl-rpj3b")
@@ -230,6 +231,7 @@ def test_the_readmes_published_table_is_what_the_command_prints(cli: Cli) -> Non
     assert cli(*command.split()[1:]).stdout.strip() in readme
 
 
+@pytest.mark.slow
 def test_reproduce(tmp_path: Path, cli: Cli) -> None:
     """Each number under the rules of the harness that made it; the same command again answers nothing again."""
     root = write_coco_root(tmp_path / "data", train=12, test=10)

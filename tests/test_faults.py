@@ -213,6 +213,7 @@ def remount(folder: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts a tmpfs")
 def test_a_full_disk_and_a_read_only_one(tmp_path: Path, small_disk: Path) -> None:
     """Exit code 3 with a message; what is saved stays, and the same command continues."""

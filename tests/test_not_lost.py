@@ -159,6 +159,7 @@ def test_two_processes_share_a_run(coco: Path, tmp_path: Path, cli: Cli) -> None
     assert all(session["end"] for session in sessions)
 
 
+@pytest.mark.slow
 def test_who_may_join(coco: Path, tmp_path: Path, cli: Cli) -> None:
     """One alone keeps others out; of processes that share a run each number may be there once."""
     starter = Starter(tmp_path, (*SCRIPTED, "--data-root", coco), pause=0.2)

@@ -172,7 +172,7 @@ class RunFolder:
     @contextmanager
     def _hold(self, name: str, kind: int) -> Iterator[None]:
         path = self.path / name
-        for patience in (0.1, 0.2, 0.4, None):  # who lists runs holds the lock for a moment too
+        for patience in (0.02, 0.05, 0.1, None):  # who lists runs holds the lock for a moment too
             with storage_errors(path):
                 handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             if _locked(handle, kind, path):

@@ -163,14 +163,12 @@ class Uncertainty:
         queries: standard error that comes from which queries were asked (and from each query's own draws).
         demonstrations: standard error that comes from what a trial's queries have in common, such as its pool of
             demonstrations; None for one trial, which can't tell.
-        clusters: pictures that the queries are about.
     """
 
     low: float
     high: float
     queries: float
     demonstrations: float | None
-    clusters: int
 
     @property
     def error(self) -> float:
@@ -210,9 +208,9 @@ def mean_uncertainty(
         demonstrations = float(np.sqrt(excess))
         degrees = _satterthwaite(queries**2, len(sums) - 1, excess, trials - 1)
     if not np.isfinite(queries):
-        return Uncertainty(-np.inf, np.inf, queries, demonstrations, len(sums))
+        return Uncertainty(-np.inf, np.inf, queries, demonstrations)
     reach = t_quantile(degrees) * float(np.sqrt(queries**2 + excess))
-    return Uncertainty(mean - reach, mean + reach, queries, demonstrations, len(sums))
+    return Uncertainty(mean - reach, mean + reach, queries, demonstrations)
 
 
 def _satterthwaite(a: float, a_degrees: int, b: float, b_degrees: int) -> float:

@@ -156,8 +156,8 @@ Plain = Annotated[
 FeatureCache = Annotated[
     str | None,
     typer.Option("--feature-cache", metavar="SIZE", envvar=_env("FEATURE_CACHE"), rich_help_panel=_HOW,
-                 help="Memory for what is computed once per picture, such as 8GB (the default); what does not fit goes "
-                 "to the cache folder."),
+                 help="Memory for what is computed once per picture, such as 8GB (the default); the cache folder keeps "
+                 "all of it, for what does not fit and for later runs."),
 ]  # fmt: skip
 BatchSize = Annotated[
     str,
@@ -188,7 +188,7 @@ Out = Annotated[
 ]  # fmt: skip
 Format = Annotated[
     str,
-    typer.Option("--format", metavar="table|markdown|csv|json", envvar=_env("FORMAT"), rich_help_panel=_OUT,
+    typer.Option("--format", metavar="table|markdown|csv|json|latex|html", envvar=_env("FORMAT"), rich_help_panel=_OUT,
                  help="How the table is printed."),
 ]  # fmt: skip
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]

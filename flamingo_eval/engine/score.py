@@ -45,7 +45,8 @@ def raw_answers(trial: TrialPlan, journal: Journal) -> list[tuple[Id, Answer]]:
 
 def is_whole(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ()) -> bool:
     """Whether all of a trial's queries are answered, but for those that are skipped, and some are."""
-    return not missing_slots(trial, journal, skipped) and len(missing_slots(trial, journal)) < len(trial)
+    missing = missing_slots(trial, journal)
+    return len(missing) < len(trial) and all(slot in skipped for slot in missing)
 
 
 def missing_slots(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ()) -> list[Slot]:

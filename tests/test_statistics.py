@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flamingo_eval import statistics
 from flamingo_eval.statistics import (
     Array,
     auc_influence,
@@ -63,8 +64,15 @@ def test_sign_flips_of_four_clusters() -> None:
     assert two == pytest.approx(2 / 16, abs=0.01)
     assert one == pytest.approx(1 / 16, abs=0.01)
     assert sign_flip_p(np.zeros(5)) == (1.0, 1.0)
-    draw = np.random.default_rng(0).normal(0.02, 1, 6000)
-    assert sign_flip_p(draw)[0] == pytest.approx(sign_flip_p(draw[:5000])[0], abs=0.4), "the same kind of number"
+
+
+def test_many_clusters_are_taken_as_normal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As flipping their signs would have it."""
+    sums = np.random.default_rng(0).normal(-0.02, 1, 5001)
+    normal = sign_flip_p(sums)
+    monkeypatch.setattr(statistics, "_MANY_CLUSTERS", 10_000)
+    assert sign_flip_p(sums) == pytest.approx(normal, abs=0.02)
+    assert 0.01 < normal[1] < 0.5
 
 
 def test_the_parts_of_a_means_uncertainty() -> None:

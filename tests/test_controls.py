@@ -71,6 +71,7 @@ def test_the_majority_and_the_nearest_of_equals() -> None:
     assert majority_answer(plan, 0) == "b"
 
 
+@pytest.mark.slow
 def test_the_majority_where_names_are_ranked(golden: Path) -> None:
     """More demonstrations that say a name, a higher score; the nearest one decides among equals."""
     del golden
@@ -160,6 +161,7 @@ def test_controls_with_nothing_to_do_and_without_answers(root: Path, cli: Cli) -
     assert "blind" in result.stdout
 
 
+@pytest.mark.slow
 def test_benchmarks_under_roots_of_their_own(root: Path, cli: Cli, tmp_path: Path) -> None:
     """One folder, two benchmarks, two data roots; and a checkpoint named from another folder."""
     from flamingo_eval.demo.data import demo_data_root

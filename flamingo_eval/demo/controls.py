@@ -1,17 +1,21 @@
-"""What the demo's curve is made of: ``python -m flamingo_eval.demo.controls``.
+"""What the demo's scores are made of: ``python -m flamingo_eval.demo.controls``.
 
-Beside the demo itself, at each number of shots:
+Every mini benchmark is run by the model and beside it by
 
-- *other dialect*: the same demonstrations with their text in another dialect; what the model gained from
-  reading its demonstrations is gone.
-- *wrong pictures*: every query shows another query's picture; what the model gained from seeing is gone.
-- *perfect observer*: sees every concept, knows the words its demonstrations showed and guesses the others.
-- *best single caption*: one and the same caption for every picture, the one that scores best.
+- *perfect observer*: sees everything, knows what its demonstrations told, guesses the rest (``observer.py``);
+- *nearest demonstration*: the most frequent answer of the demonstrations, or the nearest one's; no model;
+- *blind*: the model, without the query's picture;
+- *text only*: the model, without the pictures of the demonstrations;
+- *pictures shuffled*, *text shuffled*: the model, the demonstrations' pictures or texts in another order;
+- *other dialect* and *wrong pictures* (captions): demonstrations whose every word is another dialect's; queries that
+  show another query's picture.
+
+Hateful Memes' role is played once more under eleven rules that are held out as well. The tables go into this folder's
+README with ``--write``; runs are kept, so that the command given again goes on where it was.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,109 +25,225 @@ import numpy as np
 import typer
 
 from flamingo_eval import registry
-from flamingo_eval.demo import world
-from flamingo_eval.demo.data import DIALECT, SEED, demo_data_root, world_digest, write_coco
+from flamingo_eval.demo import words
+from flamingo_eval.demo.data import DIALECT, demo_data_root, world_digest, write_coco
+from flamingo_eval.demo.held_out import RULES, SEED
+from flamingo_eval.demo.observer import Observer
+from flamingo_eval.demo.others import write_hateful_memes
+from flamingo_eval.engine.controls import run_controls
+from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.run import execute, plan_all, read_sources
 from flamingo_eval.files import cache_folder
-from flamingo_eval.nouns import Cell, Id, Trial
+from flamingo_eval.nouns import Answer, Cell, Id, Trial
 from flamingo_eval.runspec import DEMO, RunSpec
 
-_CONCEPT_OF = {word: concept for concept, words in world.SYNONYMS.items() for word in words}
-SHOTS = (0, 4, 8, 16)
-SEEDS = (42, 43, 44)
+SHOTS, SEEDS = (0, 4, 8, 16, 32), (42, 43, 44)
+CONTROLLED = (4, 16)
+"""Numbers of shots that the controls are made at."""
+BENCHMARKS: Mapping[str, tuple[str, Callable[[Observer, int], Answer]]] = {
+    "coco": ("captions", Observer.caption),
+    "flickr30k": ("more captions", Observer.caption),
+    "vqav2": ("questions", Observer.answer),
+    "okvqa": ("questions", Observer.owner),
+    "textvqa": ("questions", Observer.answer),
+    "vizwiz": ("questions", Observer.answer),
+    "hateful_memes": ("questions", Observer.mark),
+    "imagenet": ("classes", Observer.class_name),
+}
+"""Benchmark -> name of its dialect, and how the perfect observer answers."""
+TITLES = {"majority": "nearest demonstration, no model", "blind": "blind", "text-only": "text only",
+          "images-shuffled": "pictures shuffled", "text-shuffled": "text shuffled"}  # fmt: skip
+
+Row = dict[int, Cell]
+"""A table's row: number of shots -> cell."""
 
 
-def other_dialect() -> world.Dialect:
-    """A dialect whose every word differs from the shipped data set's."""
-    return tuple((choice + 1) % 3 for choice in DIALECT)
+def other_dialect() -> words.Dialect:
+    """A dialect whose every word differs from the shipped captions' and belongs to the same concept."""
+    return {c: next(w for w in pair if w != DIALECT[c]) for c, pair in words.OWN_WORDS.items()}
 
 
-def control_root(name: str, write: Callable[[Path], None]) -> Path:
-    """A control's data root in the cache folder, written if it is not there."""
-    folder = cache_folder() / f"demo-control-{name}-{world_digest()}"
-    if not (folder / "coco" / "annotations" / "captions_val2014.json").exists():  # the file that is written last
-        write(folder / "coco")
-    return folder
+def control_root(name: str, write: Callable[[Path], None], last: str) -> Path:
+    """A control's data root in the cache folder, written if ``last``, the file that is written last, is not there."""
+    root = cache_folder() / f"demo-control-{name}-{world_digest()}"
+    if not (root / last).exists():
+        write(root)
+    return root
 
 
-def concepts_in(text: str) -> list[str]:
-    """The concepts whose words a caption holds, in order."""
-    return [_CONCEPT_OF[word] for word in text.split() if word in _CONCEPT_OF]
+def other_dialect_root() -> Path:
+    """The captions, demonstrations in another dialect."""
+    return control_root("other-dialect", lambda root: write_coco(root / "coco", demonstrations=other_dialect()),
+                        "coco/annotations/captions_val2014.json")  # fmt: skip
 
 
-def observe(trial: TrialPlan, references: Mapping[Id, Sequence[str]], frame: str) -> dict[Id, str]:
-    """The perfect observer's captions of one trial, all in one frame."""
-    generator = np.random.RandomState([SEED, trial.shots, trial.seed])
-    captions = {}
-    for position in range(len(trial)):
-        shown = [trial.source.data.train[i].fields["caption"] for i in trial.demonstrations[position][0]]
-        known = {concept for text in shown for concept in concepts_in(text)}
-        id = trial.slots[position][0]
-        colour, shape = sorted(concepts_in(references[id][0]), key=lambda concept: concept in world.SHAPES)
-        words = {
-            kind: world.word(concept, DIALECT if concept in known else world.draw_dialect(generator))
-            for kind, concept in (("colour", colour), ("shape", shape))
-        }
-        captions[id] = frame.format(**words)
-    return captions
+def wrong_pictures_root() -> Path:
+    """The captions, every query with another query's picture."""
+    return control_root("wrong-pictures", lambda root: write_coco(root / "coco", wrong_pictures=True),
+                        "coco/annotations/captions_val2014.json")  # fmt: skip
 
 
-def observer_cells(trials: Sequence[TrialPlan]) -> list[Cell]:
-    """The perfect observer's scores, in the frame that suits it best at each number of shots."""
-    metric = registry.metric("cider")
-    references = trials[0].source.references.by_id
-    cells = []
-    for shots in SHOTS:
+def rule_root(number: int) -> Path:
+    """Hateful Memes' role under another held-out rule, with pictures of its own."""
+    generator = np.random.RandomState([SEED, 200 + number])
+    return control_root(f"rule-{number}", lambda root: write_hateful_memes(root, generator, RULES[number]),
+                        "hateful_memes/dev_seen.jsonl")  # fmt: skip
+
+
+def observe(trials: Sequence[TrialPlan]) -> Row:
+    """The perfect observer's scores on one benchmark; captions in the frame that suits best at each number of shots."""
+    benchmark = trials[0].source.benchmark
+    dialect, answer = BENCHMARKS[benchmark.name]
+    metric, references = registry.metric(benchmark.metric), trials[0].source.references.by_id
+    row = {}
+    for shots in dict.fromkeys(trial.shots for trial in trials):
         members = [trial for trial in trials if trial.shots == shots]
-        by_frame = [
-            metric.compute([observe(trial, references, frame) for trial in members], references, {})
-            for frame in world.FRAMES
-        ]
-        best = max(by_frame, key=lambda scores: sum(score.value for score in scores))
+        said = [Observer(trial, dialect).answers(answer) for trial in members]
+        variants = [said]
+        if answer is Observer.caption:
+            variants = [[_framed(frame, texts) for texts in said] for frame in words.FRAMES]
+        scored = [metric.compute(variant, references, benchmark.scoring) for variant in variants]
+        best = max(scored, key=lambda scores: sum(score.value for score in scores))
         results = tuple(Trial(t.seed, s.value, len(t), len(t)) for t, s in zip(members, best, strict=True))
-        cells.append(Cell("coco", "test", shots, "random", "openflamingo", metric.title, results))
-    return cells
+        row[shots] = Cell(benchmark.name, benchmark.split, shots, "random", "openflamingo", metric.title, results)
+    return row
+
+
+def _framed(frame: str, said: Mapping[Id, Answer]) -> dict[Id, Answer]:
+    return {id: frame.format(x=text) for id, text in said.items()}
 
 
 def best_single_caption(references: Mapping[Id, Sequence[str]]) -> tuple[str, float]:
-    """The caption of the world that scores best when every picture gets it, and its score."""
-    texts = sorted(
-        frame.format(colour=world.word(c, DIALECT), shape=world.word(s, DIALECT))
-        for frame, c, s in itertools.product(world.FRAMES, world.COLOURS, world.SHAPES)
-    )
+    """The reference that scores best when every picture gets it, and its score."""
+    texts = sorted({text for said in references.values() for text in said})
     scores = registry.metric("cider").compute([dict.fromkeys(references, text) for text in texts], references, {})
     best = max(range(len(texts)), key=lambda i: scores[i].value)
     return texts[best], scores[best].value
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="Folder for the three runs.")] = Path("results/runs/demo-controls"),
-) -> None:
-    """Run the demo beside its controls and print one table."""
-    spec = RunSpec(benchmarks=("coco",), shots=SHOTS, seeds=SEEDS)
-    root = demo_data_root()
+def _rows(cells: Sequence[Cell]) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
+    for cell in cells:
+        rows.setdefault(cell.benchmark, {})[cell.shots] = cell
+    return rows
 
-    def root_of(data_root: str) -> Path:
-        return root if data_root == DEMO else Path(data_root)
 
-    roots = {
-        "demo": root,
-        "other dialect": control_root("other-dialect", lambda f: write_coco(f, demonstrations=other_dialect())),
-        "wrong pictures": control_root("wrong-pictures", lambda f: write_coco(f, wrong_pictures=True)),
+def _root_of(data_root: str) -> Path:
+    return demo_data_root() if data_root == DEMO else Path(data_root)
+
+
+def _run(out: Path, name: str, benchmarks: Sequence[str], shots: Sequence[int], root: Path | None = None,
+         selector: str = "random") -> dict[str, Row]:  # fmt: skip
+    print(f"note: {name}", file=sys.stderr)
+    spec = RunSpec(benchmarks=tuple(benchmarks), shots=tuple(shots), seeds=SEEDS, selector=selector,
+                   data_root=DEMO if root is None else str(root))  # fmt: skip
+    return _rows(execute(spec, _root_of, out / name.replace(" ", "-")).cells)
+
+
+def benchmark_table(out: Path, checkpoint_rows: Mapping[str, Row], rices: Mapping[str, Row]) -> str:
+    """Every benchmark's scores and controls, random demonstrations but for one row."""
+    spec = RunSpec(benchmarks=tuple(BENCHMARKS), shots=SHOTS, seeds=SEEDS)
+    trials = plan_all(spec, sources := read_sources(spec, demo_data_root()), spec.cells)
+    controls = run_controls(RunFolder(out / "demo"), _root_of, controls=tuple(TITLES), shots=CONTROLLED,
+                            data_root=None, device="auto", batch_size=None)  # fmt: skip
+    controlled = {name: _rows(cells) for name, cells in controls.cells.items()}
+    lines = [_head("benchmark | who", SHOTS)]
+    for name, row in checkpoint_rows.items():
+        title = f"{name}, {next(iter(row.values())).metric}"
+        lines.append(_line(f"{title} | **demo**", row, SHOTS))
+        lines.append(_line(" | demo, RICES (one trial)", rices.get(name, {}), SHOTS))
+        mine = [trial for trial in trials if trial.source is sources[name]]
+        lines.append(_line(" | perfect observer", observe(mine), SHOTS))
+        lines += [_line(f" | {title}", controlled[control].get(name, {}), SHOTS) for control, title in TITLES.items()]
+    return "\n".join(lines)
+
+
+def rules_table(out: Path) -> tuple[str, Row]:
+    """Hateful Memes' role under every held-out rule, and their mean at each number of shots."""
+    shots = (0, 4, 8, 16)
+    lines = [_head("rule: marked colours", shots)]
+    all_rows = []
+    for number, rule in enumerate(RULES):
+        root = None if number == 0 else rule_root(number)
+        row = _run(out, f"rule {number}", ["hateful_memes"], shots, root)["hateful_memes"]
+        all_rows.append(row)
+        lines.append(_line(", ".join(sorted(rule)), row, shots))
+    first = all_rows[0]
+    mean = {
+        k: Cell(
+            "", "", k, "", "", first[k].metric, tuple(Trial(i, row[k].mean, 1, 1) for i, row in enumerate(all_rows))
+        )
+        for k in shots
     }
-    trials = plan_all(spec, read_sources(spec, root), spec.cells)
-    rows = {"perfect observer": observer_cells(trials)}
-    for name, data in roots.items():
-        print(f"note: {name}", file=sys.stderr)
-        named = RunSpec(benchmarks=("coco",), shots=SHOTS, seeds=SEEDS, data_root=DEMO if data == root else str(data))
-        rows[name] = execute(named, root_of, out / name.replace(" ", "-")).cells
-    caption, value = best_single_caption(trials[0].source.references.by_id)
-    print("| CIDEr x 100, mean (standard deviation) of 3 trials | " + " | ".join(f"{k} shots" for k in SHOTS) + " |")
-    print("| --- |" + " ---: |" * len(SHOTS))
-    for name in ("perfect observer", *roots):
-        print(f"| {name} | " + " | ".join(f"{c.mean:.1f} ({c.std or 0:.1f})" for c in rows[name]) + " |")
-    print(f"| best single caption: {caption} |" + f" {value:.1f} |" * len(SHOTS))
+    lines.append(_line(f"**mean of {len(RULES)} rules** (deviation between rules)", mean, shots))
+    return "\n".join(lines), mean
+
+
+def caption_table(out: Path, demo: Row) -> str:
+    """What the captioning curve is made of."""
+    shots = SHOTS[:4]
+    references = read_sources(RunSpec(("coco",), (0,), SEEDS), demo_data_root())["coco"].references.by_id
+    caption, value = best_single_caption(references)
+    other = _run(out, "other dialect", ["coco"], shots, other_dialect_root())["coco"]
+    wrong = _run(out, "wrong pictures", ["coco"], shots, wrong_pictures_root())["coco"]
+    return "\n".join((
+        _head("coco, CIDEr x 100", shots), _line("demo", demo, shots), _line("other dialect", other, shots),
+        _line("wrong pictures", wrong, shots),
+        f"| best single caption: {caption} |" + f" {value:.1f} |" * len(shots),
+    ))  # fmt: skip
+
+
+def _head(first: str, shots: Sequence[int]) -> str:
+    columns = first.count("|") + 1
+    return (
+        f"| {first} | "
+        + " | ".join(f"{k} shots" for k in shots)
+        + " |\n"
+        + "| --- " * columns
+        + "|"
+        + " ---: |" * len(shots)
+    )
+
+
+def _line(first: str, row: Row, shots: Sequence[int]) -> str:
+    return f"| {first} | " + " | ".join(_number(row.get(k)) for k in shots) + " |"
+
+
+def _number(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    return f"{cell.mean:.1f}" + ("" if cell.std is None else f" ({cell.std:.1f})")
+
+
+def fill_in(page: Path, tables: Mapping[str, str]) -> None:
+    """Puts tables between their markers, ``<!-- name -->`` and ``<!-- /name -->``."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        before, found, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        if not found or not end:
+            raise SystemExit(f"{page} has no place for the table {name}")
+        text = f"{before}{found}{table}\n{end}{after}"
+    page.write_text(text, encoding="utf-8")
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("results/runs/demo-controls"),
+    write: Annotated[bool, typer.Option(help="Put the tables into the demo's README.")] = False,
+) -> None:
+    """Run the demo beside its controls and print the tables."""
+    rows = _run(out, "demo", list(BENCHMARKS), SHOTS)
+    rices = _run(out, "rices", list(BENCHMARKS), (4, 16), selector="rices")
+    tables = {
+        "benchmarks": benchmark_table(out, rows, rices),
+        "captions": caption_table(out, rows["coco"]),
+        "rules": rules_table(out)[0],
+    }
+    for name, table in tables.items():
+        print(f"\n{name}\n\n{table}")
+    if write:
+        fill_in(Path(__file__).parent / "README.md", tables)
 
 
 if __name__ == "__main__":

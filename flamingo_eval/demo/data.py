@@ -1,8 +1,7 @@
-"""The demo's data set: written once, deterministically, in COCO's on-disk format."""
+"""The demo's data: written once, deterministically, each benchmark in its real on-disk format."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -12,20 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from flamingo_eval.demo import world
-from flamingo_eval.demo.others import write_others
+from flamingo_eval.demo import words, world
+from flamingo_eval.demo.held_out import DIALECTS, OWNED, RULES, SEED
+from flamingo_eval.demo.others import SIZES, write_others
+from flamingo_eval.demo.writing import Size, dump, write_pictures
 from flamingo_eval.files import cache_folder, digest, storage_errors
 
-TRAIN, TEST = 2400, 200
-SEED = 2014
-DIALECT: world.Dialect = world.draw_dialect(np.random.RandomState(SEED))
-"""The shipped data set's dialect; training never draws it."""
+SIZE = Size(train=2400, test=200)
+DIALECT: words.Dialect = DIALECTS["captions"]
+"""The captions' dialect; training never draws it."""
 
-VERSION = "2"
+VERSION = "3"
 """Counted up whenever a change of the code changes the files; part of the cache folder's name."""
 
 
-def write_coco(folder: Path, *, demonstrations: world.Dialect = DIALECT, wrong_pictures: bool = False) -> None:
+def write_coco(folder: Path, *, demonstrations: words.Dialect = DIALECT, wrong_pictures: bool = False) -> None:
     """Writes pictures, Karpathy's JSON and the caption file of the test pictures into ``folder``.
 
     Args:
@@ -37,31 +37,29 @@ def write_coco(folder: Path, *, demonstrations: world.Dialect = DIALECT, wrong_p
     generator = np.random.RandomState(SEED)
     images: list[dict[str, Any]] = []
     test_files: list[Path] = []
-    for number in range(TRAIN + TEST):
-        split = "train" if number < TRAIN else "test"
+
+    def name(number: int, split: str) -> str:
         filepath = "train2014" if split == "train" else "val2014"
-        id = 1000 + 7 * number
-        scene = world.draw_scene(generator)
-        picture = world.render(scene, generator)
-        texts = world.captions(scene, demonstrations if split == "train" else DIALECT, generator)
-        filename = f"COCO_{filepath}_{id:012d}.png"
-        (folder / filepath).mkdir(parents=True, exist_ok=True)
-        picture.save(folder / filepath / filename)
-        if split == "test":
-            test_files.append(folder / filepath / filename)
+        return f"{filepath}/COCO_{filepath}_{1000 + 7 * number:012d}.png"
+
+    for item in write_pictures(folder, SIZE, name, generator):
+        texts = words.captions(item.scene, demonstrations if item.split == "train" else DIALECT, generator)
+        if item.split == "test":
+            test_files.append(item.path)
         sentences = [
-            {"raw": text, "tokens": text.split(), "imgid": number, "sentid": 5 * number + i}
+            {"raw": text, "tokens": text.split(), "imgid": item.number, "sentid": 5 * item.number + i}
             for i, text in enumerate(texts)
         ]
-        images.append({"filepath": filepath, "filename": filename, "cocoid": id, "imgid": number, "split": split,
-                       "sentids": [s["sentid"] for s in sentences], "sentences": sentences})  # fmt: skip
+        images.append({"filepath": item.path.parent.name, "filename": item.path.name, "cocoid": 1000 + 7 * item.number,
+                       "imgid": item.number, "split": item.split, "sentids": [s["sentid"] for s in sentences],
+                       "sentences": sentences})  # fmt: skip
     if wrong_pictures:
         contents = [file.read_bytes() for file in test_files]
         for file, content in zip(test_files, contents[1:] + contents[:1], strict=True):
             file.write_bytes(content)
-    _dump(folder / "dataset_coco.json", {"images": images, "dataset": "flamingo-eval demo"})
+    dump(folder / "dataset_coco.json", {"images": images, "dataset": "flamingo-eval demo"})
     test = [image for image in images if image["split"] == "test"]
-    _dump(
+    dump(
         folder / "annotations" / "captions_val2014.json",
         {
             "info": {"description": "flamingo-eval demo: generated pictures"},
@@ -76,14 +74,11 @@ def write_coco(folder: Path, *, demonstrations: world.Dialect = DIALECT, wrong_p
     )
 
 
-def _dump(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
 def world_digest() -> str:
     """Tells one version of the generated data from another; part of the names of folders that hold it."""
-    return digest([VERSION, TRAIN, TEST, SEED, list(DIALECT), world.FRAMES, world.SYNONYMS])[:10]
+    sizes = [[size.train, size.test] for size in (SIZE, *SIZES.values())]
+    held_out = [[list(d.values()) for d in DIALECTS.values()], list(OWNED.items()), [sorted(rule) for rule in RULES]]
+    return digest([VERSION, sizes, SEED, held_out, words.spoken()])[:10]
 
 
 def demo_data_root() -> Path:
@@ -96,13 +91,14 @@ def demo_data_root() -> Path:
     if (final / "imagenet" / "class_names.json").is_file():  # the file that is written last
         return final
     shutil.rmtree(final, ignore_errors=True)  # something that is not ours, or is broken
-    print(f"note: writing the demo's {TRAIN + TEST} pictures to {final}", file=sys.stderr)
+    count = sum(size.train + size.test for size in (SIZE, *SIZES.values()))
+    print(f"note: writing the demo's {count} pictures to {final}", file=sys.stderr)
     with storage_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=".demo-data-"))
         try:
             write_coco(partial / "coco")
-            write_others(partial, DIALECT, SEED)
+            write_others(partial)
             partial.chmod(0o755)
             os.replace(partial, final)
         except OSError:

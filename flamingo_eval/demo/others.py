@@ -1,98 +1,85 @@
-"""Mini versions of the other benchmarks in the demo's world, each in its real on-disk format.
-
-The checkpoint was trained on captions only: these show that every benchmark runs, not that the demo is good at them.
-"""
+"""Mini versions of the other benchmarks in the demo's world, each in its real on-disk format."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flamingo_eval.demo import world
+from flamingo_eval.demo import words, world
+from flamingo_eval.demo.held_out import DIALECTS, OWNED, RULES, SEED
+from flamingo_eval.demo.words import Question
+from flamingo_eval.demo.writing import SAVING, Item, Size, dump, write_pictures, write_truth
 
-TRAIN, TEST = 64, 24
-_VAGUE = "unanswerable"
+SIZES = {
+    "flickr30k": Size(800, 200),
+    "vqav2": Size(800, 200),
+    "ok_vqa": Size(800, 200),
+    "textvqa": Size(300, 100),
+    "vizwiz": Size(300, 100),
+    "hateful_memes": Size(400, 200),
+    "imagenet": Size(240, 120),
+}
+"""Pictures of each data set, by its folder."""
+CLASSES = 12
+UNWRITTEN = 0.4
+"""Share of VizWiz's questions that are about the printed word; most pictures have none."""
 
-
-@dataclass(frozen=True)
-class Item:
-    """A picture that has been written, and what it shows."""
-
-    number: int
-    scene: world.Scene
-
-
-def _pictures(
-    folder: Path, names: Callable[[int, str], str], generator: np.random.RandomState
-) -> Iterator[tuple[str, Item]]:
-    """Writes the pictures of both splits; ``names`` gives each a path in the folder."""
-    for number in range(TRAIN + TEST):
-        split = "train" if number < TRAIN else "test"
-        scene = world.draw_scene(generator)
-        path = folder / names(number, split)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        world.render(scene, generator).save(path)
-        yield split, Item(number, scene)
+Asker = Callable[[Item, np.random.RandomState], Question]
 
 
-def _dump(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def _question(item: Item, dialect: world.Dialect, generator: np.random.RandomState) -> tuple[str, list[str]]:
-    """A question about a picture and ten answers of people who do not all agree."""
-    concept, question = (item.scene.colour, "What color?") if item.number % 2 else (item.scene.shape, "What shape?")
-    others = [word for word in world.SYNONYMS[concept] if word != world.word(concept, dialect)]
-    odd = int(generator.randint(0, 4))
-    return question, [world.word(concept, dialect)] * (10 - odd) + [others[i % 2] for i in range(odd)]
-
-
-def _answers(texts: list[str], with_ids: bool) -> list[dict[str, Any]]:
+def _answers(texts: list[str], with_ids: bool, generator: np.random.RandomState) -> list[dict[str, Any]]:
+    """Annotators' records; people are sure, or less so, which matters where records are compared (VizWiz)."""
+    sure = generator.choice(("yes", "maybe", "no"), size=len(texts), p=(0.6, 0.25, 0.15))
     return [
-        {"answer": text, "answer_confidence": "yes"} | ({"answer_id": i} if with_ids else {})
-        for i, text in enumerate(texts, start=1)
+        {"answer": text, "answer_confidence": str(confidence)} | ({"answer_id": i} if with_ids else {})
+        for i, (text, confidence) in enumerate(zip(texts, sure, strict=True), start=1)
     ]
 
 
-def write_flickr30k(root: Path, dialect: world.Dialect, generator: np.random.RandomState) -> None:
+def write_flickr30k(root: Path, generator: np.random.RandomState) -> None:
     """Captions in Karpathy's file, in a dialect of their own."""
-    folder = root / "flickr30k"
-    own = tuple((choice + 2) % 3 for choice in dialect)
-    images = []
-    for split, item in _pictures(folder, lambda n, _: f"flickr30k-images/{7000 + n}.png", generator):
-        sentences = [{"raw": text} for text in world.captions(item.scene, own, generator)]
-        images.append({"filename": f"{7000 + item.number}.png", "split": split, "sentences": sentences})
-    _dump(folder / "dataset_flickr30k.json", {"images": images, "dataset": "flamingo-eval demo"})
+    folder, images = root / "flickr30k", []
+    names = "flickr30k-images/{}.png".format
+    for item in write_pictures(folder, SIZES["flickr30k"], lambda n, _: names(7000 + n), generator):
+        sentences = [{"raw": text} for text in words.captions(item.scene, DIALECTS["more captions"], generator)]
+        images.append({"filename": item.path.name, "split": item.split, "sentences": sentences})
+    dump(folder / "dataset_flickr30k.json", {"images": images, "dataset": "flamingo-eval demo"})
 
 
 def _write_vqa(
-    folder: Path, files: dict[str, tuple[str, str]], images: dict[str, str], dialect: world.Dialect,
-    generator: np.random.RandomState, ids: Callable[[int], Any], *, answer_ids: bool = True,
+    folder: Path, files: dict[str, tuple[str, str]], images: dict[str, str], generator: np.random.RandomState,
+    ids: Callable[[int], Any], ask: Asker, *, answer_ids: bool = True,
+    draw: Callable[[np.random.RandomState], world.Scene] = world.draw_scene,
 ) -> None:  # fmt: skip
-    """Questions and annotations in VQA format; ``files`` and ``images`` by split, ``ids`` from number to image id."""
+    """Questions and annotations in VQA format.
+
+    Args:
+        folder: the data set's.
+        files: split -> names of its questions and annotations.
+        images: split -> where its pictures are.
+        generator: what to draw from.
+        ids: from a picture's number to its id.
+        ask: the question about a picture.
+        answer_ids: whether answers are numbered; VizWiz's are not.
+        draw: how a scene is drawn.
+    """
     rows: dict[str, tuple[list[Any], list[Any]]] = {"train": ([], []), "test": ([], [])}
-    for split, item in _pictures(folder, lambda n, s: images[s].format(image_id=ids(n)), generator):
-        question, texts = _question(item, dialect, generator)
-        if not answer_ids and item.number % 6 == 0:  # VizWiz: some questions can't be answered
-            texts = [_VAGUE] * 7 + texts[:3]
+    names: Callable[[int, str], str] = lambda n, split: images[split].format(image_id=ids(n))  # noqa: E731
+    for item in write_pictures(folder, SIZES[folder.name], names, generator, draw):
+        question = ask(item, generator)
         common = {"question_id": 9000 + item.number, "image_id": ids(item.number)}
-        rows[split][0].append({**common, "question": question})
-        rows[split][1].append(
-            {
-                **common,
-                "question_type": question.lower(),
-                "answer_type": "other",
-                "answers": _answers(texts, answer_ids),
-            }
-        )
+        rows[item.split][0].append({**common, "question": question.text})
+        answers = _answers(words.annotate(question, generator), answer_ids, generator)
+        kinds = {"question_type": " ".join(question.text.split()[:2]).lower(), "answer_type": "other"}
+        rows[item.split][1].append({**common, **kinds, "answers": answers})
     for split, (questions_file, annotations_file) in files.items():
-        _dump(folder / questions_file, {"questions": rows[split][0]})
-        _dump(folder / annotations_file, {"annotations": rows[split][1]})
+        dump(folder / questions_file, {"questions": rows[split][0]})
+        dump(folder / annotations_file, {"annotations": rows[split][1]})
 
 
 _COCO_IMAGES = {
@@ -110,68 +97,83 @@ def _coco_files(prefix: str) -> dict[str, tuple[str, str]]:
     }
 
 
-def write_vqav2(root: Path, dialect: world.Dialect, generator: np.random.RandomState) -> None:
-    """VQAv2's role."""
-    _write_vqa(root / "vqav2", _coco_files("v2_"), _COCO_IMAGES, dialect, generator, lambda n: 30_000 + n)
+def _ask(item: Item, generator: np.random.RandomState) -> Question:
+    return words.ask(item.scene, DIALECTS["questions"], generator)
 
 
-def write_okvqa(root: Path, dialect: world.Dialect, generator: np.random.RandomState) -> None:
-    """OK-VQA's role."""
-    _write_vqa(root / "ok_vqa", _coco_files(""), _COCO_IMAGES, dialect, generator, lambda n: 40_000 + n)
+def _ask_some_words(item: Item, generator: np.random.RandomState) -> Question:
+    return words.ask_word(item.scene) if generator.rand() < UNWRITTEN else _ask(item, generator)
+
+
+def write_vqav2(root: Path, generator: np.random.RandomState) -> None:
+    """VQAv2's role: colours, shapes, counts, places, yes or no."""
+    _write_vqa(root / "vqav2", _coco_files("v2_"), _COCO_IMAGES, generator, lambda n: 30_000 + n, _ask)
+
+
+def write_okvqa(root: Path, generator: np.random.RandomState) -> None:
+    """OK-VQA's role: who owns a thing follows from its colour, but only demonstrations tell whose is which."""
+    draw = partial(world.draw_scene, pairs=0.0)
+    ask: Asker = lambda item, _: words.ask_owner(item.scene, OWNED)  # noqa: E731
+    _write_vqa(root / "ok_vqa", _coco_files(""), _COCO_IMAGES, generator, lambda n: 40_000 + n, ask, draw=draw)
 
 
 def _converted(split: str) -> tuple[str, str]:
     return f"{split}_questions_vqa_format.json", f"{split}_annotations_vqa_format.json"
 
 
-def write_textvqa(root: Path, dialect: world.Dialect, generator: np.random.RandomState) -> None:
-    """TextVQA's role."""
+def write_textvqa(root: Path, generator: np.random.RandomState) -> None:
+    """TextVQA's role: the printed word."""
     images = dict.fromkeys(("train", "test"), "train_images/{image_id}.jpg")
     files = {"train": _converted("train"), "test": _converted("val")}
-    _write_vqa(root / "textvqa", files, images, dialect, generator, lambda n: f"{n:016x}")
+    draw = partial(world.draw_scene, printed=1.0)
+    ask: Asker = lambda item, _: words.ask_word(item.scene)  # noqa: E731
+    _write_vqa(root / "textvqa", files, images, generator, lambda n: f"{n:016x}", ask, draw=draw)
 
 
-def write_vizwiz(root: Path, dialect: world.Dialect, generator: np.random.RandomState) -> None:
-    """VizWiz's role: answers without ids, some questions unanswerable."""
+def write_vizwiz(root: Path, generator: np.random.RandomState) -> None:
+    """VizWiz's role: answers without ids, and questions about words that are not there."""
     images = {"train": "train/{image_id}", "test": "val/{image_id}"}
     files = {"train": _converted("train"), "test": _converted("val")}
-    _write_vqa(
-        root / "vizwiz", files, images, dialect, generator, lambda n: f"VizWiz_demo_{n:08d}.jpg", answer_ids=False
-    )
+    _write_vqa(root / "vizwiz", files, images, generator, "VizWiz_demo_{:08d}.jpg".format, _ask_some_words,
+               answer_ids=False)  # fmt: skip
 
 
-def write_hateful_memes(root: Path, dialect: world.Dialect, generator: np.random.RandomState) -> None:
-    """Hateful Memes' role: a picture and a text, labelled by a rule, here half of the colours."""
+def write_hateful_memes(root: Path, generator: np.random.RandomState, rule: words.Rule = RULES[0]) -> None:
+    """Hateful Memes' role: a picture and the text on it, labelled by a rule: half of the colours."""
     folder, lines = root / "hateful_memes", {"train": "", "test": ""}
-    marked = set(list(world.COLOURS)[::2])
-    for split, item in _pictures(folder, lambda n, _: f"img/{50_000 + n}.png", generator):
-        number = 50_000 + item.number
-        text = f"a {world.word(item.scene.colour, dialect)} {world.word(item.scene.shape, dialect)}"
-        row = {"id": number, "img": f"img/{number}.png", "label": int(item.scene.colour in marked), "text": text}
-        lines[split] += json.dumps(row) + "\n"
+    draw = partial(world.draw_scene, pairs=0.0, printed=1.0)
+    for item in write_pictures(folder, SIZES["hateful_memes"], lambda n, _: f"img/{50_000 + n}.png", generator, draw):
+        row = {"id": 50_000 + item.number, "img": f"img/{item.path.name}",
+               "label": int(item.scene.main.colour in rule), "text": item.scene.printed}  # fmt: skip
+        lines[item.split] += json.dumps(row) + "\n"
     (folder / "train.jsonl").write_text(lines["train"], encoding="utf-8")
     (folder / "dev_seen.jsonl").write_text(lines["test"], encoding="utf-8")
 
 
-def write_imagenet(root: Path, dialect: world.Dialect, generator: np.random.RandomState) -> None:
-    """ImageNet's role: a class per shape."""
-    folder = root / "imagenet"
-    for split, count in (("train", 8), ("val", 3)):
-        for number, shape in enumerate(world.SHAPES):
+def write_imagenet(root: Path, generator: np.random.RandomState) -> None:
+    """ImageNet's role: a dozen classes, each a shape of a colour, named in a dialect."""
+    folder, size = root / "imagenet", SIZES["imagenet"]
+    pairs = [(colour, shape) for colour in world.COLOURS for shape in world.SHAPES]
+    classes = [pairs[i] for i in generator.permutation(len(pairs))[:CLASSES]]
+    truth = {}
+    for split, count in (("train", size.train // CLASSES), ("val", size.test // CLASSES)):
+        for number, (colour, shape) in enumerate(classes):
             for i in range(count):
-                scene = world.draw_scene(generator)
-                scene = world.Scene(scene.colour, shape, scene.x, scene.y, scene.radius, scene.background)
+                scene = world.draw_scene(generator, pairs=0.0, copies=0.0, colour=colour, shape=shape)
                 path = folder / split / f"n{number:08d}" / f"{i}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                world.render(scene, generator).save(path)
-    names = {f"n{number:08d}": world.word(shape, dialect) for number, shape in enumerate(world.SHAPES)}
-    _dump(folder / "class_names.json", names)
+                world.render(scene, generator).save(path, **SAVING)
+                truth[path.relative_to(folder).as_posix()] = scene
+    write_truth(folder, truth)
+    dialect = DIALECTS["classes"]
+    names = {f"n{number:08d}": f"{dialect[c]} {dialect[s]}" for number, (c, s) in enumerate(classes)}
+    dump(folder / "class_names.json", names)
 
 
-def write_others(root: Path, dialect: world.Dialect, seed: int) -> None:
+def write_others(root: Path) -> None:
     """Every mini benchmark but COCO, each from a generator of its own."""
     writers = (
         write_flickr30k, write_vqav2, write_okvqa, write_textvqa, write_vizwiz, write_hateful_memes, write_imagenet,
     )  # fmt: skip
     for number, write in enumerate(writers, start=1):
-        write(root, dialect, np.random.RandomState([seed, number]))
+        write(root, np.random.RandomState([SEED, 100 + number]))

@@ -1,74 +1,95 @@
-"""Stage 3 of the demo's recipe: episodes of captioned pictures, each episode in a dialect of its own.
+"""Stage 3 of the demo's recipe, first half: episodes, laid out exactly as few-shot prompts are.
 
-An episode is laid out exactly as a few-shot prompt. The loss is on every picture's caption, so one episode of 33
-pictures trains 0 to 32 shots at once; a quarter of the episodes begin with two text-only captions, as zero-shot
-prompts do.
+An episode is a row of pictures with captions, questions and answers, owners, marks or class names, in a dialect (with
+owners, with a rule) of its own. The loss is on every picture's answer, so one episode of 33 pictures trains 0 to 32
+shots at once; a quarter of the episodes begin with two text-only items, as zero-shot prompts do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from flamingo_eval.demo import world
-from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, Media
-from flamingo_eval.models.flamingo.hosts.gpt_neox import HOST
-from flamingo_eval.models.flamingo.model import Flamingo
-from flamingo_eval.models.flamingo.perceiver import PerceiverResampler
+from flamingo_eval.demo import words, world
+from flamingo_eval.demo.held_out import DIALECTS, OWNED, RULES, draw_except
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 
-WIDTH, LAYERS, HEAD_WIDTH, HEADS = 128, 4, 64, 2
-VISION_WIDTH, LATENTS, DEPTH = 96, 16, 2
 IGNORED = -100
-SIZES = ((16, 9), (16, 9), (8, 17), (4, 33))  # (episodes, pictures) of a step: about as many tokens each
-SHORT_STEPS = 400  # the first steps use the first size only
+MOST = 33  # pictures: 32 demonstrations and a query
+CLASSES = 12
+FEW = (1, 2, 3, 5)  # colours, and shapes, of a burst; with RICES all demonstrations may show one
+SIZES = ((32, 128), (16, 256), (8, 512), (5, 800))  # (episodes, tokens) of a step: about as many tokens each
+TASKS = ("captions", "questions", "owners", "marks", "classes")
+NEED_PICTURES = ("owners", "marks")  # a demonstration of these tells nothing without its picture
+SHARES = (0.32, 0.36, 0.12, 0.12, 0.08)
 
 
-def build_flamingo(vision: torch.nn.Module, vocabulary: int) -> Flamingo:
-    """An untrained Flamingo of the demo's size; gates start half open, since nothing here is pretrained."""
-    language = GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=vocabulary,
-            hidden_size=WIDTH,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=4,
-            intermediate_size=4 * WIDTH,
-            max_position_embeddings=2048,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
-    _init_for_small_width(language)
-    inner = HEADS * HEAD_WIDTH
-    perceiver = PerceiverResampler(
-        width=VISION_WIDTH, n_latents=LATENTS, depth=DEPTH, inner=inner, head_width=HEAD_WIDTH, hidden=4 * VISION_WIDTH
-    )
-    blocks = {
-        i: GatedCrossAttentionBlock(
-            width=WIDTH, media_width=VISION_WIDTH, inner=inner, head_width=HEAD_WIDTH, hidden=4 * WIDTH
-        )
-        for i in range(LAYERS)
-    }
-    for block in blocks.values():
-        torch.nn.init.constant_(block.attn_gate, 0.5)
-        torch.nn.init.constant_(block.ff_gate, 0.5)
-    return Flamingo(vision=vision, perceiver=perceiver, blocks=blocks, language=language, host=HOST)
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture's part of a prompt.
 
-
-def _init_for_small_width(language: torch.nn.Module) -> None:
-    """Starts matrices at 1 / sqrt(width) instead of transformers' 0.02, which is meant for widths of thousands.
-
-    It decides whether the model learns to look words up in its demonstrations: at 0.02 it was still at chance after
-    1,400 steps, with this it was at 78% after 300.
+    Attributes:
+        head: text between ``<image>`` and the answer.
+        answer: what the loss is on.
+        tail: text behind ``<|endofchunk|>``.
+        telling: words of the answer that tell whether it was understood -> the concept whose word it is.
+        concepts: concepts whose words the whole text shows.
     """
-    for name, parameter in language.named_parameters():
-        if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.5 if "embed" in name else WIDTH**-0.5)
+
+    head: str
+    answer: str
+    tail: str
+    telling: dict[str, str]
+    concepts: frozenset[str]
+
+
+Writer = Callable[[world.Scene, np.random.RandomState], Item]
+
+
+def write_caption(dialect: words.Dialect, scene: world.Scene, generator: np.random.RandomState) -> Item:
+    """An item of the caption benchmarks."""
+    concepts = [c for thing in scene.things for c in (thing.colour, thing.shape)]
+    caption = words.captions(scene, dialect, generator, 1)[0]
+    return Item("Output:", caption, "\n", {dialect[c]: c for c in concepts}, frozenset(concepts))
+
+
+def write_question(
+    dialect: words.Dialect, word_share: float, scene: world.Scene, generator: np.random.RandomState
+) -> Item:
+    """An item of the VQA benchmarks; ``word_share`` of the questions are about the printed word."""
+    about_word = generator.rand() < word_share
+    question = words.ask_word(scene) if about_word else words.ask(scene, dialect, generator)
+    answer = words.annotate(question, generator)[0]
+    shown = frozenset(c for c in words.CONCEPTS if dialect[c] in (answer, *question.text.rstrip("?").split()))
+    telling = {answer: question.about or question.text.split()[0]} if answer == question.answer else {}
+    return Item(f"Question:{question.text} Short answer:", answer, "\n", telling, shown)
+
+
+def write_owner(owners: words.Owners, scene: world.Scene, generator: np.random.RandomState) -> Item:
+    """An item of OK-VQA's role."""
+    question = words.ask_owner(scene, owners)
+    answer = words.annotate(question, generator)[0]
+    telling = {answer: scene.main.colour} if answer == question.answer else {}
+    return Item(f"Question:{question.text} Short answer:", answer, "\n", telling, frozenset([scene.main.colour]))
+
+
+def write_mark(rule: words.Rule, scene: world.Scene, _: np.random.RandomState) -> Item:
+    """An item of Hateful Memes' role."""
+    answer = "yes" if scene.main.colour in rule else "no"
+    head = f"is an image with: '{scene.printed}' written on it. Is it hateful? Answer:"
+    return Item(head, answer, "", {answer: scene.main.colour}, frozenset([scene.main.colour]))
+
+
+def write_class(dialect: words.Dialect, scene: world.Scene, _: np.random.RandomState) -> Item:
+    """An item of ImageNet's role."""
+    concepts = (scene.main.colour, scene.main.shape)
+    name = f"{dialect[concepts[0]]} {dialect[concepts[1]]}"
+    return Item("Output:", name, "", {dialect[c]: c for c in concepts}, frozenset(concepts))
 
 
 @dataclass(frozen=True)
@@ -76,103 +97,132 @@ class Episodes:
     """One step's episodes.
 
     Attributes:
-        pictures: (episodes, pictures), numbers of training pictures.
+        pictures: (episodes, most pictures), numbers of training pictures, 0 where there are fewer.
         input_ids: (episodes, length), padded on the right.
         labels: (episodes, length), the id itself where it counts for the loss, else -100.
-        shown: (episodes, length), True where a caption's colour or shape word was already shown in the episode.
-        hidden: the same where the word was not yet shown.
+        telling: (episodes, length), for the tokens that tell whether the answer was understood twice the number of
+            the task, and one more if the word was shown before in the episode; else -1.
     """
 
     pictures: Tensor
     input_ids: Tensor
     labels: Tensor
-    shown: Tensor
-    hidden: Tensor
+    telling: Tensor
 
 
 class EpisodeMaker:
-    """Draws episodes over fixed pictures, never in the forbidden dialect (the shipped data set's)."""
+    """Draws episodes over fixed pictures, never with what is held out."""
 
-    def __init__(self, scenes: tuple[world.Scene, ...], tokenizer: FlamingoTokenizer, forbidden: world.Dialect) -> None:
-        self._scenes, self._tokenizer, self._forbidden = scenes, tokenizer, forbidden
-        self._ids = {text: tokenizer.encode(text) for text in world.all_texts()}
-        self._output, self._newline = tokenizer.encode("Output:"), tokenizer.encode("\n")
+    def __init__(self, scenes: tuple[world.Scene, ...], tokenizer: FlamingoTokenizer) -> None:
+        self._scenes, self._tokenizer = scenes, tokenizer
+        self._known: dict[str, list[int]] = {}
+        plain = [i for i, scene in enumerate(scenes) if not scene.is_pair]
+        printed = [i for i in plain if scenes[i].printed]
+        alone = [i for i in plain if len(scenes[i].things) == 1]
+        everything = range(len(scenes))
+        self._by_concepts = {
+            "captions": _index(scenes, everything),
+            "questions": _index(scenes, everything),
+            "owners": _index(scenes, plain),
+            "marks": _index(scenes, printed),
+            "classes": _index(scenes, alone),
+        }
 
-    def draw(self, generator: np.random.RandomState, episodes: int, pictures: int) -> Episodes:
-        """Episodes of equally many pictures."""
-        chosen = generator.randint(len(self._scenes), size=(episodes, pictures))
-        rows = [self._row(generator, numbers) for numbers in chosen.tolist()]
-        length = max(len(row[0]) for row in rows)
-        fills = (self._tokenizer.pad_id, IGNORED, 0, 0)
-        ids, labels, shown, hidden = (
-            torch.tensor([row[k] + [fill] * (length - len(row[k])) for row in rows]) for k, fill in enumerate(fills)
+    def draw(
+        self, generator: np.random.RandomState, episodes: int, tokens: int, burst: float = 0.0, task: str = ""
+    ) -> Episodes:
+        """Episodes of about ``tokens`` tokens each.
+
+        Args:
+            generator: what to draw from.
+            episodes: how many.
+            tokens: an episode gets pictures until it has that many, and at most 33.
+            burst: share of episodes in which only a few colours and shapes occur.
+            task: one of ``TASKS``; by default a mixture.
+        """
+        tasks = [task or str(generator.choice(TASKS, p=SHARES)) for _ in range(episodes)]
+        rows = [self._row(generator, each, tokens, burst) for each in tasks]
+        length, most = max(len(row[1]) for row in rows), max(len(row[0]) for row in rows)
+        fills, lengths = (0, self._tokenizer.pad_id, IGNORED, -1), (most, length, length, length)
+        return Episodes(
+            *(
+                torch.tensor([row[k] + [fills[k]] * (lengths[k] - len(row[k])) for row in rows])
+                for k in range(len(fills))
+            )
         )
-        return Episodes(torch.from_numpy(chosen), ids, labels, shown.bool(), hidden.bool())
 
-    def _row(self, generator: np.random.RandomState, numbers: list[int]) -> tuple[list[int], ...]:
-        dialect = world.draw_dialect(generator)
-        while dialect == self._forbidden:
-            dialect = world.draw_dialect(generator)
+    def _row(
+        self, generator: np.random.RandomState, task: str, tokens: int, burst: float
+    ) -> tuple[list[int], list[int], list[int], list[int]]:
+        write, pick = self._writer(generator, task), self._picker(generator, task, burst)
+        pictures: list[int] = []
         ids: list[int] = []
         labels: list[int] = []
-        shown: list[int] = []
-        hidden: list[int] = []
-        known: set[str] = set()
-        pair = generator.randint(len(self._scenes), size=2).tolist() if generator.rand() < 0.25 else []
-        for position, number in enumerate([*pair, *numbers]):
-            scene = self._scenes[number]
-            with_image = position >= len(pair)
-            caption = self._ids[world.captions(scene, dialect, generator, 1)[0]]
-            head = [self._tokenizer.image_id] * with_image + self._output
-            target = [*caption, self._tokenizer.end_of_chunk_id]
-            telling = {self._word_id(c, dialect): c in known for c in (scene.colour, scene.shape)}
-            ids += head + target + self._newline
-            labels += (
-                [IGNORED] * len(head)
-                + (target if with_image else [IGNORED] * len(target))
-                + [IGNORED] * len(self._newline)
-            )
-            shown += (
-                [0] * len(head) + [int(telling.get(t, False) and with_image) for t in target] + [0] * len(self._newline)
-            )
-            hidden += (
-                [0] * len(head)
-                + [int(not telling.get(t, True) and with_image) for t in target]
-                + [0] * len(self._newline)
-            )
-            known |= {scene.colour, scene.shape}
-        return ids, labels, shown, hidden
+        telling: list[int] = []
+        shown: set[str] = set()
+        text_only = 2 if generator.rand() < 0.25 else 0
+        while len(pictures) < MOST and len(ids) < tokens:
+            number = pick()
+            item = write(self._scenes[number], generator)
+            head, answer, tail = (self._encode(part) for part in (item.head, item.answer, item.tail))
+            with_image = text_only == 0
+            if not with_image:
+                text_only -= 1
+                piece = [*head, *answer, self._tokenizer.end_of_chunk_id, *tail]
+                ids, labels, telling = ids + piece, labels + [IGNORED] * len(piece), telling + [-1] * len(piece)
+            else:
+                pictures.append(number)
+                ids += [self._tokenizer.image_id, *head, *answer, self._tokenizer.end_of_chunk_id, *tail]
+                before, after = [IGNORED] * (len(head) + 1), [IGNORED] * len(tail)
+                labels += [*before, *answer, self._tokenizer.end_of_chunk_id, *after]
+                codes = {
+                    id: 2 * TASKS.index(task) + (concept in shown)
+                    for word, concept in item.telling.items()
+                    for id in self._encode(word) + self._encode(" " + word)
+                }
+                telling += [-1] * len(before) + [codes.get(id, -1) for id in answer] + [-1] * (1 + len(after))
+            if with_image or task not in NEED_PICTURES:
+                shown |= item.concepts
+        return pictures, ids, labels, telling
 
-    def _word_id(self, concept: str, dialect: world.Dialect) -> int:
-        """The token of a concept's word with a space before it, which every frame writes it with."""
-        ids = self._tokenizer.encode(" " + world.word(concept, dialect))
-        if len(ids) != 1:
-            raise ValueError(f"the word for {concept} must be one token, it is {ids}")
-        return ids[0]
+    def _writer(self, generator: np.random.RandomState, task: str) -> Writer:
+        dialect = draw_except(words.draw_dialect, generator, *DIALECTS.values())
+        match task:
+            case "captions":
+                return partial(write_caption, dialect)
+            case "questions":
+                return partial(write_question, dialect, float(generator.choice((0, 0.4, 1), p=(0.7, 0.2, 0.1))))
+            case "owners":
+                return partial(write_owner, draw_except(words.draw_owners, generator, OWNED))
+            case "marks":
+                return partial(write_mark, draw_except(words.draw_rule, generator, *RULES))
+        return partial(write_class, dialect)
+
+    def _picker(self, generator: np.random.RandomState, task: str, burst: float) -> Callable[[], int]:
+        """Draws pictures; in a burst of a few colours and shapes, for classes of a dozen pairs of both."""
+        by_concepts = self._by_concepts[task]
+        few = generator.rand() < burst
+        colours = generator.permutation(list(world.COLOURS))[: generator.choice(FEW) if few else 8]
+        shapes = generator.permutation(world.SHAPES)[: generator.choice(FEW) if few else 8]
+        pairs = [(str(c), str(s)) for c in colours for s in shapes if by_concepts.get((str(c), str(s)))]
+        if task == "classes":
+            pairs = [pairs[i] for i in generator.permutation(len(pairs))[:CLASSES]]
+
+        def pick() -> int:
+            numbers = by_concepts[pairs[generator.randint(len(pairs))]]
+            return numbers[generator.randint(len(numbers))]
+
+        return pick
+
+    def _encode(self, text: str) -> list[int]:
+        if text not in self._known:
+            self._known[text] = self._tokenizer.encode(text)
+        return self._known[text]
 
 
-def step_size(step: int) -> tuple[int, int]:
-    """(episodes, pictures) of a step."""
-    return SIZES[0 if step < SHORT_STEPS else step % len(SIZES)]
-
-
-def forward(model: Flamingo, tokens: Tensor, batch: Episodes, tokenizer: FlamingoTokenizer) -> Tensor:
-    """Logits (episodes, length, vocabulary) from the frozen tower's tokens of all pictures."""
-    latents = model.perceiver(tokens[batch.pictures.flatten()]).unflatten(0, batch.pictures.shape)
-    media = Media.of(latents, batch.input_ids, tokenizer.image_id)
-    logits: Tensor = model(batch.input_ids, (batch.input_ids != tokenizer.pad_id).long(), media)
-    return logits
-
-
-def caption_loss(logits: Tensor, batch: Episodes) -> Tensor:
-    """Cross entropy of the captions' tokens."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORED)
-
-
-def telling_accuracy(logits: Tensor, batch: Episodes) -> tuple[float, float]:
-    """Accuracy on colour and shape words (already shown in the episode, not yet shown).
-
-    Measured on the telling tokens only: template tokens would hide it.
-    """
-    right = logits[:, :-1].argmax(-1) == batch.input_ids[:, 1:]
-    return right[batch.shown[:, 1:]].float().mean().item(), right[batch.hidden[:, 1:]].float().mean().item()
+def _index(scenes: tuple[world.Scene, ...], numbers: range | list[int]) -> dict[tuple[str, str], list[int]]:
+    """(colour, shape) of the main thing -> which of the scenes have it."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for i in numbers:
+        found.setdefault((scenes[i].main.colour, scenes[i].main.shape), []).append(i)
+    return found

@@ -21,18 +21,17 @@ import torch
 import typer
 
 from flamingo_eval.demo import recipe_episodes as episodes
+from flamingo_eval.demo import recipe_model
 from flamingo_eval.demo import recipe_vision as vision
-from flamingo_eval.demo import world
-from flamingo_eval.demo.data import DIALECT
 from flamingo_eval.demo.recipe_tokenizer import train_tokenizer
 from flamingo_eval.models.flamingo.checkpoint import released_layout
 from flamingo_eval.models.flamingo.hosts.gpt_neox import HOST
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
-from flamingo_eval.models.flamingo.vision import PatchTokens
 
 SEEDS = {"weights": 1, "pictures": 101, "held-out pictures": 102, "vision steps": 201, "episode steps": 301}
-PICTURES, HELD_OUT = 12_000, 1_000
+PICTURES, HELD_OUT = 24_000, 1_000
 SAVE_EVERY = 200
+SHORT_SHARE = 0.4
 
 MODEL_TOML = f"""\
 # The demo's checkpoint, in the released layout; trained by flamingo_eval/demo/train.py.
@@ -105,7 +104,7 @@ class Loop:
 
 
 def train_vision(work: Path, pictures: vision.Pictures, held_out: vision.Pictures, steps: int, log: Log) -> Any:
-    """Stage 2; returns the trained CLIP."""
+    """Stage 2; returns the trained CLIP with its resampler, and what the probe tells of held-out pictures."""
     tokenizer = FlamingoTokenizer(work / "bundle" / "tokenizer")
     vision.write_clip_config(work / "bundle" / "open_clip_configs")
     torch.manual_seed(SEEDS["weights"])
@@ -113,63 +112,73 @@ def train_vision(work: Path, pictures: vision.Pictures, held_out: vision.Picture
     loop = Loop(task, name="vision", steps=steps, rate=1e-3, seed=SEEDS["vision steps"], work=work, log=log)
     for step, generator in loop.generators():
         rows = torch.from_numpy(generator.randint(len(pictures.scenes), size=64))
-        texts = [world.captions(pictures.scenes[i], world.draw_dialect(generator), generator, 1)[0]
-                 for i in rows.tolist()]  # fmt: skip
-        loss = task(vision.normalise(pictures.pixels[rows]), vision.encode_texts(tokenizer, texts),
-                    pictures.colours[rows], pictures.shapes[rows])  # fmt: skip
+        texts = vision.plain_texts([pictures.scenes[i] for i in rows.tolist()], generator)
+        labels = {name: column[rows] for name, column in pictures.labels.items()}
+        loss = task(vision.normalise(pictures.pixels[rows]), vision.encode_texts(tokenizer, texts), labels)
         loop.update(loss)
-        if (step + 1) % 100 == 0:
-            colour, shape = vision.label_accuracy(task, held_out)
-            log(
-                {
-                    "stage": "vision",
-                    "step": step + 1,
-                    "loss": loss.item(),
-                    "held-out colour": colour,
-                    "held-out shape": shape,
-                }
-            )
-    return task.clip
+        if (step + 1) % 250 == 0:
+            log({"stage": "vision", "step": step + 1, "loss": round(loss.item(), 4),
+                 "told right": vision.probe_accuracy(task, held_out)})  # fmt: skip
+    return task
+
+
+def check_probe(accuracy: dict[str, float], at_least: float) -> None:
+    """No number of episodes can teach what the latents don't tell.
+
+    Raises:
+        SystemExit: the probe reads something off less often than that.
+    """
+    weak = {name: share for name, share in accuracy.items() if share < at_least}
+    if weak:
+        raise SystemExit(f"the latents don't tell enough for episodes to make sense: {weak}, wanted are {at_least}")
 
 
 def train_episodes(
-    work: Path, clip: Any, pictures: vision.Pictures, held_out: vision.Pictures, steps: int, log: Log
+    work: Path, task: Any, pictures: vision.Pictures, held_out: vision.Pictures, steps: int, log: Log
 ) -> Any:
-    """Stage 3; returns the trained Flamingo, whose vision tower stayed frozen."""
+    """Stage 3; returns the trained Flamingo, whose vision tower and resampler stay as stage 2 left them."""
     tokenizer = FlamingoTokenizer(work / "bundle" / "tokenizer")
-    tokens, held_out_tokens = vision.patch_tokens(clip, pictures), vision.patch_tokens(clip, held_out)
-    maker = episodes.EpisodeMaker(pictures.scenes, tokenizer, DIALECT)
-    held_out_maker = episodes.EpisodeMaker(held_out.scenes, tokenizer, DIALECT)
+    latents, held_out_latents = vision.latents_of(task, pictures), vision.latents_of(task, held_out)
+    maker = episodes.EpisodeMaker(pictures.scenes, tokenizer)
+    held_out_maker = episodes.EpisodeMaker(held_out.scenes, tokenizer)
     torch.manual_seed(SEEDS["weights"])
-    model = episodes.build_flamingo(PatchTokens(clip.visual.requires_grad_(False)), len(tokenizer))
+    model = recipe_model.build_flamingo(task.tokens, task.perceiver, len(tokenizer))
+    model.vision.requires_grad_(False)
+    model.perceiver.requires_grad_(False)
     log({"stage": "episodes", "trained parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)})
     loop = Loop(model, name="episodes", steps=steps, rate=1e-3, seed=SEEDS["episode steps"], work=work, log=log)
     for step, generator in loop.generators():
-        batch = maker.draw(generator, *episodes.step_size(step))
-        loss = episodes.caption_loss(episodes.forward(model, tokens, batch, tokenizer), batch)
+        batch = maker.draw(generator, *step_size(step, steps), burst=burst(step, steps))
+        loss = recipe_model.answer_loss(recipe_model.forward(model, latents, batch, tokenizer), batch)
         loop.update(loss)
         if (step + 1) % 100 == 0:
-            test = held_out_maker.draw(np.random.RandomState(step), 32, 17)
+            told: dict[str, Any] = {}
             with torch.inference_mode():
-                shown, hidden = episodes.telling_accuracy(
-                    episodes.forward(model, held_out_tokens, test, tokenizer), test
-                )
-            log(
-                {
-                    "stage": "episodes",
-                    "step": step + 1,
-                    "loss": loss.item(),
-                    "shown words right": shown,
-                    "other words right": hidden,
-                }
-            )
+                for number, name in enumerate(episodes.TASKS):
+                    test = held_out_maker.draw(np.random.RandomState([step, number]), 16, 256, task=name)
+                    told |= recipe_model.telling_accuracy(
+                        recipe_model.forward(model, held_out_latents, test, tokenizer), test
+                    )
+            log({"stage": "episodes", "step": step + 1, "loss": round(loss.item(), 4), "right (new, shown)": told})
     return model
 
 
-def export(work: Path, clip: Any, model: Any) -> None:
-    """Stage 4: writes the bundle in the layout of the released checkpoints."""
+def step_size(step: int, steps: int) -> tuple[int, int]:
+    """(episodes, tokens) of a step: short episodes first, then in turn short and long ones."""
+    sizes = episodes.SIZES[:2] if step < SHORT_SHARE * steps else episodes.SIZES
+    return sizes[step % len(sizes)]
+
+
+def burst(step: int, steps: int) -> float:
+    """Share of episodes with few concepts: all at first, less and less until half of the steps are done."""
+    return max(0.15, 1 - 2 * step / steps)
+
+
+def export(work: Path, task: Any, model: Any) -> None:
+    """Stage 4: writes the bundle in the layout of the released checkpoints, weights rounded to float16."""
     bundle = work / "bundle"
-    torch.save(clip.state_dict(), bundle / "clip.pt")
+    model.half()
+    torch.save(task.clip.half().state_dict(), bundle / "clip.pt")
     model.language.save_pretrained(bundle / "lm")
     torch.save({"model_state_dict": released_layout(model, HOST)}, bundle / "checkpoint.pt")
     (bundle / "model.toml").write_text(MODEL_TOML, encoding="utf-8")
@@ -180,9 +189,10 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for states, log and the finished bundle.")] = Path(
         "results/demo-training"
     ),
-    vision_steps: Annotated[int, typer.Option(help="Steps of 64 pictures for the vision tower.")] = 2000,
+    vision_steps: Annotated[int, typer.Option(help="Steps of 64 pictures for tower and resampler.")] = 2500,
     pictures: Annotated[int, typer.Option(help="Training pictures.")] = PICTURES,
-    episode_steps: Annotated[int, typer.Option(help="Steps of episodes for everything else.")] = 2400,
+    probe: Annotated[float, typer.Option(help="Share that latents must tell right before episodes begin.")] = 0.95,
+    episode_steps: Annotated[int, typer.Option(help="Steps of episodes for everything else.")] = 4500,
     install: Annotated[bool, typer.Option(help="Copy the finished bundle into the package.")] = False,
 ) -> None:
     """Train the demo checkpoint from nothing; the same command again resumes."""
@@ -199,9 +209,12 @@ def main(
     train_tokenizer(work / "bundle" / "tokenizer")
     seen = vision.make_pictures(pictures, SEEDS["pictures"])
     held_out = vision.make_pictures(HELD_OUT, SEEDS["held-out pictures"])
-    clip = train_vision(work, seen, held_out, vision_steps, log)
-    model = train_episodes(work, clip, seen, held_out, episode_steps, log)
-    export(work, clip, model)
+    task = train_vision(work, seen, held_out, vision_steps, log)
+    told = vision.probe_accuracy(task, held_out)
+    log({"stage": "probe", "told right": told})
+    check_probe(told, probe)
+    model = train_episodes(work, task, seen, held_out, episode_steps, log)
+    export(work, task, model)
     log({"stage": "done", "bytes": sum(f.stat().st_size for f in (work / "bundle").rglob("*") if f.is_file())})
     if install:
         shutil.copytree(work / "bundle", Path(__file__).parent / "bundle", dirs_exist_ok=True)

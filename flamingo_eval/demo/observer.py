@@ -1,0 +1,119 @@
+"""The perfect observer of the demo's world: sees everything, knows what its demonstrations told, guesses the rest.
+
+It knows both own words of every concept, but not which of them a data set uses; it knows no loan word, no owner and no
+rule before a demonstration shows one. It is an upper bound for what can be learned in context, but for luck.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from flamingo_eval.demo import words, world
+from flamingo_eval.demo.held_out import DIALECTS, OWNED, SEED
+from flamingo_eval.demo.writing import read_truth
+from flamingo_eval.engine.plan import TrialPlan
+from flamingo_eval.nouns import Answer, Example, Id
+
+_OWN_WORD = {word: concept for concept, pair in words.OWN_WORDS.items() for word in pair}
+
+
+class Observer:
+    """Answers the queries of one data set of the demo."""
+
+    def __init__(self, trial: TrialPlan, dialect: str) -> None:
+        self._trial, self._data = trial, trial.source.data
+        self._dialect = DIALECTS[dialect]
+        self._references = trial.source.references.by_id
+        self._truth = read_truth(trial.source.root / _folder(self._data.test[0]))
+        self._generator = np.random.RandomState([SEED, trial.shots, trial.seed])
+
+    def answers(self, answer: Callable[[Observer, int], Answer]) -> dict[Id, Answer]:
+        """Every query's answer, by its id; ``answer`` is one of this class's functions."""
+        return {self._trial.slots[position][0]: answer(self, position) for position in range(len(self._trial))}
+
+    def _query(self, position: int) -> tuple[Example, world.Scene]:
+        example = self._data.test[self._trial.queries[position]]
+        return example, self._scene(example)
+
+    def _shown(self, position: int) -> list[tuple[Example, world.Scene]]:
+        rows = self._trial.demonstrations[position][0]
+        return [(self._data.train[i], self._scene(self._data.train[i])) for i in rows]
+
+    def _scene(self, example: Example) -> world.Scene:
+        return self._truth[example.image.split("/", 1)[1]]
+
+    def _lexicon(self, position: int, field: str, concepts: Sequence[str]) -> dict[str, str]:
+        """A word for each concept: the one shown most often, else a guess among its own."""
+        said: dict[str, Counter[str]] = {}
+        for example, scene in self._shown(position):
+            seen = {c for thing in scene.things for c in (thing.colour, thing.shape)}
+            for word in " ".join((example.fields[field], example.fields.get("question", ""))).rstrip("?").split():
+                concept = _OWN_WORD.get(word) or next(
+                    (c for c in seen if self._trial.shots and self._dialect[c] == word), None
+                )
+                if concept:
+                    said.setdefault(concept, Counter())[word] += 1
+        return {c: said[c].most_common(1)[0][0] if c in said else self._guess(words.OWN_WORDS[c]) for c in concepts}
+
+    def _guess(self, among: Sequence[str]) -> str:
+        return among[self._generator.randint(len(among))]
+
+    def caption(self, position: int) -> str:
+        """What is there, without a frame."""
+        _, scene = self._query(position)
+        concepts = [c for thing in scene.things for c in (thing.colour, thing.shape)]
+        return words.describe(scene, self._lexicon(position, "caption", concepts))
+
+    def answer(self, position: int) -> str:
+        """The right answer, if its word is known."""
+        example, scene = self._query(position)
+        said: Counter[str] = Counter(a.text for a in self._references[example.id].answers)
+        right = said.most_common(1)[0][0]
+        seen = [c for thing in scene.things for c in (thing.colour, thing.shape)]
+        about = next((c for c in seen if self._dialect[c] == right), None)
+        if about is None:
+            return right  # a count, a side, yes or no, a printed word: nothing to be learned
+        asked = example.fields["question"].rstrip("?").split()
+        return right if right in asked else self._lexicon(position, "answer", [about])[about]
+
+    def owner(self, position: int) -> str:
+        """Who was said most often to own things of this colour; else somebody who was not named yet."""
+        colour = self._query(position)[1].main.colour
+        shown = self._shown(position) if self._trial.shots else []
+        same = Counter(example.fields["answer"] for example, scene in shown if scene.main.colour == colour)
+        if same:
+            return same.most_common(1)[0][0]
+        taken = {OWNED[scene.main.colour] for _, scene in shown}
+        return self._guess([name for name in words.OWNERS if name not in taken])
+
+    def mark(self, position: int) -> Mapping[str, float]:
+        """Log-probabilities of no and yes, from the colours whose label is known and the number of those left."""
+        colour = self._query(position)[1].main.colour
+        shown = self._shown(position) if self._trial.shots else []
+        known = {scene.main.colour: example.fields["label"] == "yes" for example, scene in shown}
+        left, yes_left = len(world.COLOURS) - len(known), len(world.COLOURS) // 2 - sum(known.values())
+        yes = float(known[colour]) if colour in known else yes_left / left
+        return {"no": math.log(1 - yes + 1e-6), "yes": math.log(yes + 1e-6)}
+
+    def class_name(self, position: int) -> Mapping[str, float]:
+        """0 for the name that fits what is known, less for others."""
+        scene = self._query(position)[1]
+        names: tuple[str, ...] = self._trial.source.data.names
+        shown = self._shown(position) if self._trial.shots else []
+        named = {(s.main.colour, s.main.shape): e.fields["label"] for e, s in shown}
+        free = [n for n in names if self._could_be(n, scene) and n not in named.values()]
+        chosen = named.get((scene.main.colour, scene.main.shape)) or self._guess(free)
+        return {n: float(n == chosen) for n in names}
+
+    def _could_be(self, name: str, scene: world.Scene) -> bool:
+        """Whether a class name's words, as far as they are own words, fit a picture."""
+        pairs = zip(name.split(), (scene.main.colour, scene.main.shape), strict=True)
+        return all(_OWN_WORD.get(word) in (None, concept) for word, concept in pairs)
+
+
+def _folder(example: Example) -> str:
+    return example.image.split("/", 1)[0]

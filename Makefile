@@ -23,7 +23,7 @@ test-fast: $(READY)
 
 # the demo against its baseline: fails if a change costs more than a point, and significantly
 gate: $(READY)
-	$(BIN)/flamingo-eval coco --shots 0,4,8 --trials 2 --device cpu --out results/runs/gate
+	$(BIN)/flamingo-eval run coco okvqa --shots 0,4,8 --trials 2 --device cpu --out results/runs/gate
 	$(BIN)/flamingo-eval check results/runs/gate --baseline results/baselines/demo.json --max-drop 1.0
 
 lint: $(READY)

@@ -2,7 +2,8 @@
 
 Every mini benchmark is run by the model and beside it by
 
-- *perfect observer*: sees everything, knows what its demonstrations told, guesses the rest (``observer.py``);
+- *perfect observer*: sees everything, knows what its demonstrations told, guesses the rest (``observer.py``); with
+  RICES too: what similar demonstrations tell of the query is more;
 - *nearest demonstration*: the most frequent answer of the demonstrations, or the nearest one's; no model;
 - *blind*: the model, without the query's picture;
 - *text only*: the model, without the pictures of the demonstrations;
@@ -10,12 +11,13 @@ Every mini benchmark is run by the model and beside it by
 - *other dialect* and *wrong pictures* (captions): demonstrations whose every word is another dialect's; queries that
   show another query's picture.
 
-Hateful Memes' role is played once more under eleven rules that are held out as well. The tables go into this folder's
-README with ``--write``; runs are kept, so that the command given again goes on where it was.
+Hateful Memes' role is played once more under eleven rules that are held out as well. With ``--write`` the tables go
+into this folder's README, and the first ones of this project's. Runs are kept: the command given again goes on.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +35,7 @@ from flamingo_eval.demo.others import write_hateful_memes
 from flamingo_eval.engine.controls import run_controls
 from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.engine.run import execute, plan_all, read_sources
+from flamingo_eval.engine.run import execute, read_sources, reopen
 from flamingo_eval.files import cache_folder
 from flamingo_eval.nouns import Answer, Cell, Id, Trial
 from flamingo_eval.runspec import DEMO, RunSpec
@@ -141,25 +143,32 @@ def _run(out: Path, name: str, benchmarks: Sequence[str], shots: Sequence[int], 
     return _rows(execute(spec, _root_of, out / name.replace(" ", "-")).cells)
 
 
-def benchmark_table(out: Path, checkpoint_rows: Mapping[str, Row], rices: Mapping[str, Row]) -> str:
-    """Every benchmark's scores and controls, random demonstrations but for one row."""
-    spec = RunSpec(benchmarks=tuple(BENCHMARKS), shots=SHOTS, seeds=SEEDS)
-    trials = plan_all(spec, sources := read_sources(spec, demo_data_root()), spec.cells)
+def benchmark_table(out: Path, demo: Mapping[str, Row], rices: Mapping[str, Row]) -> str:
+    """Every benchmark's scores and controls; random demonstrations but for two rows."""
     controls = run_controls(RunFolder(out / "demo"), _root_of, controls=tuple(TITLES), shots=CONTROLLED,
                             data_root=None, device="auto", batch_size=None)  # fmt: skip
     controlled = {name: _rows(cells) for name, cells in controls.cells.items()}
+    observed, observed_rices = (_observed(RunFolder(out / run)) for run in ("demo", "rices"))
     lines = [_head("benchmark | who", SHOTS)]
-    for name, row in checkpoint_rows.items():
-        title = f"{name}, {next(iter(row.values())).metric}"
-        lines.append(_line(f"{title} | **demo**", row, SHOTS))
-        lines.append(_line(" | demo, RICES (one trial)", rices.get(name, {}), SHOTS))
-        mine = [trial for trial in trials if trial.source is sources[name]]
-        lines.append(_line(" | perfect observer", observe(mine), SHOTS))
-        lines += [_line(f" | {title}", controlled[control].get(name, {}), SHOTS) for control, title in TITLES.items()]
+    for name, row in demo.items():
+        lines += [
+            _line(f"{name}, {row[SHOTS[0]].metric} | **demo**", row, SHOTS),
+            _line(" | demo, RICES (one trial)", rices[name], SHOTS),
+            _line(" | perfect observer", observed[name], SHOTS),
+            _line(" | perfect observer, RICES", observed_rices[name], SHOTS),
+            *(_line(f" | {title}", controlled[control].get(name, {}), SHOTS) for control, title in TITLES.items()),
+        ]
     return "\n".join(lines)
 
 
-def rules_table(out: Path) -> tuple[str, Row]:
+def _observed(folder: RunFolder) -> dict[str, Row]:
+    """The perfect observer on every benchmark of a run, with that run's demonstrations."""
+    _, trials = reopen(folder, _root_of)
+    names = dict.fromkeys(trial.source.benchmark.name for trial in trials)
+    return {name: observe([trial for trial in trials if trial.source.benchmark.name == name]) for name in names}
+
+
+def rules_table(out: Path) -> str:
     """Hateful Memes' role under every held-out rule, and their mean at each number of shots."""
     shots = (0, 4, 8, 16)
     lines = [_head("rule: marked colours", shots)]
@@ -177,7 +186,7 @@ def rules_table(out: Path) -> tuple[str, Row]:
         for k in shots
     }
     lines.append(_line(f"**mean of {len(RULES)} rules** (deviation between rules)", mean, shots))
-    return "\n".join(lines), mean
+    return "\n".join(lines)
 
 
 def caption_table(out: Path, demo: Row) -> str:
@@ -194,7 +203,27 @@ def caption_table(out: Path, demo: Row) -> str:
     ))  # fmt: skip
 
 
-def _head(first: str, shots: Sequence[int]) -> str:
+def front_tables(demo: Mapping[str, Row], rices: Mapping[str, Row]) -> dict[str, str]:
+    """What this project's README begins with: the captioning curve, its plot, and every benchmark in two lines."""
+    curve = demo["coco"]
+    means = [curve[k].mean for k in SHOTS]
+    top = 100 * math.ceil(max(means) / 100)
+    plot = f"""```mermaid
+xychart-beta
+    title "The demo learns from its demonstrations"
+    x-axis "shots" [{", ".join(map(str, SHOTS))}]
+    y-axis "{curve[0].metric}" 0 --> {top}
+    line [{", ".join(f"{mean:.1f}" for mean in means)}]
+```"""
+    lines = [_head("benchmark | metric", (*SHOTS, "RICES, 4"))]
+    for name, row in demo.items():
+        numbers = " | ".join([*(_number(row[k]) for k in SHOTS), _number(rices[name][4])])
+        lines.append(f"| {name} | {row[0].metric} | {numbers} |")
+    table = [_head("benchmark | split | metric", SHOTS), _line(f"coco | test | {curve[0].metric}", curve, SHOTS)]
+    return {"curve": "\n".join(table), "plot": plot, "all": "\n".join(lines)}
+
+
+def _head(first: str, shots: Sequence[int | str]) -> str:
     columns = first.count("|") + 1
     return (
         f"| {first} | "
@@ -238,12 +267,14 @@ def main(
     tables = {
         "benchmarks": benchmark_table(out, rows, rices),
         "captions": caption_table(out, rows["coco"]),
-        "rules": rules_table(out)[0],
+        "rules": rules_table(out),
     }
     for name, table in tables.items():
         print(f"\n{name}\n\n{table}")
+    front = front_tables(rows, rices)
     if write:
         fill_in(Path(__file__).parent / "README.md", tables)
+        fill_in(Path(__file__).parents[2] / "README.md", front)
 
 
 if __name__ == "__main__":

@@ -177,6 +177,6 @@ def test_the_perfect_observer_learns_from_demonstrations_only() -> None:
     for name in ("coco", "flickr30k", "vqav2", "okvqa", "imagenet"):
         zero, four, sixteen = curve(name)
         assert zero < four < sixteen, name
-    assert curve("okvqa")[0] < 12, "one of sixteen owners"
+    assert curve("okvqa")[0] < 30, "one of the two owners whose names were said"
     assert curve("textvqa") == pytest.approx([100, 100, 100])
     assert len(BENCHMARKS) == 8

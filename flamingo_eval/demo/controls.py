@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -145,9 +146,7 @@ def _run(out: Path, name: str, benchmarks: Sequence[str], shots: Sequence[int], 
 
 def benchmark_table(out: Path, demo: Mapping[str, Row], rices: Mapping[str, Row]) -> str:
     """Every benchmark's scores and controls; random demonstrations but for two rows."""
-    controls = run_controls(RunFolder(out / "demo"), _root_of, controls=tuple(TITLES), shots=CONTROLLED,
-                            data_root=None, device="auto", batch_size=None)  # fmt: skip
-    controlled = {name: _rows(cells) for name, cells in controls.cells.items()}
+    controlled = _controls(RunFolder(out / "demo"), tuple(TITLES))
     observed, observed_rices = (_observed(RunFolder(out / run)) for run in ("demo", "rices"))
     lines = [_head("benchmark | who", SHOTS)]
     for name, row in demo.items():
@@ -169,24 +168,35 @@ def _observed(folder: RunFolder) -> dict[str, Row]:
 
 
 def rules_table(out: Path) -> str:
-    """Hateful Memes' role under every held-out rule, and their mean at each number of shots."""
-    shots = (0, 4, 8, 16)
+    """Hateful Memes' role under every held-out rule; means over rules, with the demonstrations' pictures or without."""
+    shots = SHOTS[:4]
     lines = [_head("rule: marked colours", shots)]
-    all_rows = []
+    rows, text_only = [], []
     for number, rule in enumerate(RULES):
-        root = None if number == 0 else rule_root(number)
-        row = _run(out, f"rule {number}", ["hateful_memes"], shots, root)["hateful_memes"]
-        all_rows.append(row)
-        lines.append(_line(", ".join(sorted(rule)), row, shots))
-    first = all_rows[0]
-    mean = {
-        k: Cell(
-            "", "", k, "", "", first[k].metric, tuple(Trial(i, row[k].mean, 1, 1) for i, row in enumerate(all_rows))
+        name = f"rule {number}"
+        rows.append(_run(out, name, ["hateful_memes"], shots, rule_root(number) if number else None)["hateful_memes"])
+        lines.append(_line(", ".join(sorted(rule)), rows[-1], shots))
+        text_only.append(
+            _controls(RunFolder(out / name.replace(" ", "-")), ["text-only"])["text-only"]["hateful_memes"]
         )
-        for k in shots
-    }
-    lines.append(_line(f"**mean of {len(RULES)} rules** (deviation between rules)", mean, shots))
+    lines.append(_line(f"**mean of {len(RULES)} rules** (deviation between rules)", _mean(rows), shots))
+    lines.append(_line("the same, text only", _mean(text_only), shots))
     return "\n".join(lines)
+
+
+def _mean(rows: Sequence[Row]) -> Row:
+    """Mean and deviation between rows instead of trials."""
+    return {
+        k: replace(cell, trials=tuple(Trial(i, row[k].mean, 1, 1) for i, row in enumerate(rows)))
+        for k, cell in rows[0].items()
+    }
+
+
+def _controls(folder: RunFolder, names: Sequence[str]) -> dict[str, dict[str, Row]]:
+    """Controls of a run: name -> benchmark -> row."""
+    results = run_controls(folder, _root_of, controls=names, shots=CONTROLLED, data_root=None, device="auto",
+                           batch_size=None)  # fmt: skip
+    return {name: _rows(cells) for name, cells in results.cells.items()}
 
 
 def caption_table(out: Path, demo: Row) -> str:

@@ -81,13 +81,18 @@ class Observer:
         return right if right in asked else self._lexicon(position, "answer", [about])[about]
 
     def owner(self, position: int) -> str:
-        """Who was said most often to own things of this colour; else somebody who was not named yet."""
+        """Who was said most often to own things of this colour.
+
+        Else a guess: somebody who owns nothing yet; where no pictures were shown, somebody who was named at all.
+        """
         colour = self._query(position)[1].main.colour
-        shown = self._shown(position) if self._trial.shots else []
-        same = Counter(example.fields["answer"] for example, scene in shown if scene.main.colour == colour)
+        shown = [(example.fields["answer"], scene.main.colour) for example, scene in self._shown(position)]
+        if not self._trial.shots:
+            return self._guess([name for name, _ in shown])
+        same = Counter(name for name, of in shown if of == colour)
         if same:
             return same.most_common(1)[0][0]
-        taken = {OWNED[scene.main.colour] for _, scene in shown}
+        taken = {OWNED[of] for _, of in shown}
         return self._guess([name for name in words.OWNERS if name not in taken])
 
     def mark(self, position: int) -> Mapping[str, float]:
@@ -100,19 +105,29 @@ class Observer:
         return {"no": math.log(1 - yes + 1e-6), "yes": math.log(yes + 1e-6)}
 
     def class_name(self, position: int) -> Mapping[str, float]:
-        """0 for the name that fits what is known, less for others."""
+        """The name whose two words fit what the picture shows; own words are known, loan words from demonstrations."""
         scene = self._query(position)[1]
         names: tuple[str, ...] = self._trial.source.data.names
         shown = self._shown(position) if self._trial.shots else []
-        named = {(s.main.colour, s.main.shape): e.fields["label"] for e, s in shown}
-        free = [n for n in names if self._could_be(n, scene) and n not in named.values()]
-        chosen = named.get((scene.main.colour, scene.main.shape)) or self._guess(free)
-        return {n: float(n == chosen) for n in names}
+        meant = {
+            word: concept
+            for example, seen in shown
+            for word, concept in zip(example.fields["label"].split(), (seen.main.colour, seen.main.shape), strict=True)
+        }
+        fits = {name: self._fit(name, (scene.main.colour, scene.main.shape), meant) for name in names}
+        best = [name for name, fit in fits.items() if fit == max(fits.values())]
+        chosen = self._guess(best)
+        return {name: float(name == chosen) for name in names}
 
-    def _could_be(self, name: str, scene: world.Scene) -> bool:
-        """Whether a class name's words, as far as they are own words, fit a picture."""
-        pairs = zip(name.split(), (scene.main.colour, scene.main.shape), strict=True)
-        return all(_OWN_WORD.get(word) in (None, concept) for word, concept in pairs)
+    @staticmethod
+    def _fit(name: str, concepts: tuple[str, str], meant: Mapping[str, str]) -> float:
+        """How well a name's words fit: 1 for a word known to mean the concept, less for one that nobody explained."""
+        fit = 1.0
+        for word, concept in zip(name.split(), concepts, strict=True):
+            means = _OWN_WORD.get(word) or meant.get(word)
+            explained = concept in meant.values()  # by another word, then
+            fit *= float(means == concept) if means else 0.0 if explained else 0.5
+        return fit
 
 
 def _folder(example: Example) -> str:

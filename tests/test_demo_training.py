@@ -61,7 +61,7 @@ def test_training_never_draws_what_is_held_out(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.torch
 @pytest.mark.parametrize("task", ["captions", "questions", "owners", "marks", "classes"])
 def test_an_episode_is_laid_out_as_a_prompt_is(task: str, small_maker: Any) -> None:
-    from flamingo_eval.demo.recipe_episodes import IGNORED
+    from flamingo_eval.demo.recipe_vision import IGNORED
 
     maker, tokenizer = small_maker
     batch = maker.draw(np.random.RandomState(0), 6, 200, task=task)

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from flamingo_eval.demo import words, world
 from flamingo_eval.demo.held_out import DIALECTS, OWNED, RULES, draw_except
+from flamingo_eval.demo.others import CLASSES
+from flamingo_eval.demo.recipe_vision import IGNORED
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 
-IGNORED = -100
 MOST = 33  # pictures: 32 demonstrations and a query
-CLASSES = 12
 FEW = (1, 2, 3, 5)  # colours, and shapes, of a burst; with RICES all demonstrations may show one
 SIZES = ((32, 128), (16, 256), (8, 512), (5, 800))  # (episodes, tokens) of a step: about as many tokens each
 TASKS = ("captions", "questions", "owners", "marks", "classes")

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from flamingo_eval.demo.recipe_episodes import IGNORED, TASKS, Episodes
-from flamingo_eval.demo.recipe_vision import HEAD_WIDTH, HEADS
+from flamingo_eval.demo.recipe_episodes import TASKS, Episodes
+from flamingo_eval.demo.recipe_vision import HEAD_WIDTH, HEADS, IGNORED
 from flamingo_eval.demo.recipe_vision import WIDTH as VISION_WIDTH
 from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, Media
 from flamingo_eval.models.flamingo.hosts.gpt_neox import HOST

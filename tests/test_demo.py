@@ -58,21 +58,22 @@ def test_scores_rise_with_shots_as_the_readmes_say() -> None:
     assert "demo: generated pictures and the tiny demo checkpoint" in result.stderr
     cells = {(cell["benchmark"], cell["shots"]): cell for cell in json.loads(result.stdout)["cells"]}
     shown = shown_scores()
+    (_, _, *heads), *rows = table_of("README.md", "all")
+    front = {row[0]: {int(h.split()[0]): c for h, c in zip(heads[:5], row[2:7], strict=True)} for row in rows}
     for (name, shots), cell in cells.items():
-        assert shown[name, "demo"][shots][0] == pytest.approx(cell["mean"], abs=1), (name, shots)
+        near = pytest.approx(cell["mean"], abs=2, rel=0.015)  # another CPU may turn a beam, and with it a caption
+        assert shown[name, "demo"][shots][0] == near, (name, shots)
+        assert float(front[name][shots].split()[0]) == shown[name, "demo"][shots][0], "both pages say the same"
     for name in RISING:
         zero, four, sixteen = (cells[name, shots] for shots in (0, 4, 16))
         assert sixteen["mean"] - zero["mean"] > 3 * max(zero["std"], sixteen["std"]), name
         assert zero["mean"] < four["mean"] < sixteen["mean"], name
     assert cells["coco", 16]["mean"] >= 0.85 * shown["coco", "perfect observer"][16][0]
     assert cells["hateful_memes", 0]["mean"] == pytest.approx(50, abs=6), "before a demonstration no rule is known"
-    front = [
-        line.split("|")
-        for line in (CHECKOUT / "README.md").read_text().splitlines()
-        if line.startswith("| coco | test")
-    ]
-    for shots, column in ((0, 4), (4, 5), (16, 7)):
-        assert float(front[0][column].split()[0]) == pytest.approx(cells["coco", shots]["mean"], abs=1)
+    _, coco = table_of("README.md", "curve")
+    assert coco[3:] == list(front["coco"].values())
+    plot = (CHECKOUT / "README.md").read_text().partition("    line [")[2].partition("]")[0]
+    assert plot.split(", ") == [cell.split()[0] for cell in coco[3:]]
     for file in ("run.json", "scores.json", "scores.jsonl", "journal.jsonl"):
         text = Path("run", file).read_text()
         pieces = text.splitlines() if file.endswith("l") else [text]
@@ -93,7 +94,7 @@ def test_a_held_out_rule_is_learned_from_demonstrations() -> None:
                          "--out", f"rule{number}", "--format", "json")  # fmt: skip
         assert result.returncode == 0, result.stderr
         for column, cell in zip((2, 4), json.loads(result.stdout)["cells"], strict=True):
-            assert float(rows[number][column].split()[0]) == pytest.approx(cell["mean"], abs=1)
+            assert float(rows[number][column].split()[0]) == pytest.approx(cell["mean"], abs=1.5)
     zero, four, _, sixteen = (float(cell.split()[0]) for cell in mean[1:])
     assert zero == pytest.approx(50, abs=3)
     assert four >= 70
@@ -116,6 +117,11 @@ def test_controls_cost_the_demo_its_gain() -> None:
         means[name] = json.loads(control.stdout)["cells"][0]["mean"]
     assert means["other"] < scores["coco", "demo"][0][0], "demonstrations in another dialect lose the whole gain"
     assert scores["coco", "demo"][16][0] >= 3 * means["wrong"]
+    gain = scores["coco", "demo"][16][0] - scores["coco", "demo"][0][0]
+    for who in ("text only", "pictures shuffled", "text shuffled"):
+        assert scores["coco", "demo"][16][0] - scores["coco", who][16][0] > gain / 4, (
+            "loan words are not understood"
+        )
     references = read_source("coco", demo_data_root()).references.by_id
     assert scores["coco", "demo"][16][0] >= 3 * best_single_caption(references)[1]
     assert run_cli("okvqa", "--shots", "16", "--out", "run").returncode == 0
@@ -137,7 +143,7 @@ def test_rices_beats_random_by_as_much_as_the_readme_says() -> None:
     for cell in json.loads(result.stdout)["cells"]:
         assert len(cell["trials"]) == 1
         assert cell["std"] is None
-        assert scores[cell["benchmark"], "demo, RICES (one trial)"][4][0] == pytest.approx(cell["mean"], abs=1)
+        assert scores[cell["benchmark"], "demo, RICES (one trial)"][4][0] == pytest.approx(cell["mean"], abs=5)
         mean, std = scores[cell["benchmark"], "demo"][4]
         assert cell["mean"] > mean + 3 * std
 

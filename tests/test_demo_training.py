@@ -13,7 +13,7 @@ import pytest
 from flamingo_eval.benchmark import load_benchmark
 from flamingo_eval.demo import words, world
 from flamingo_eval.demo.data import DIALECT
-from flamingo_eval.demo.held_out import OWNED, RULES
+from flamingo_eval.demo.held_out import DIALECTS, OWNED, RULES
 from flamingo_eval.models.flamingo import DEMO_SPEC
 from tests.helpers import run_cli
 
@@ -32,14 +32,15 @@ def small_maker() -> tuple[Any, Any]:
 
 @pytest.mark.torch
 def test_training_never_draws_what_is_held_out(monkeypatch: pytest.MonkeyPatch, small_maker: Any) -> None:
-    """With every other draw being a forbidden one, episodes hold the others' words, owners and marks only."""
+    """With every draw but one being a forbidden one, episodes hold the others' words, owners and marks only."""
     maker, tokenizer = small_maker
     dialect = {c: pair[DIALECT[c] == pair[0]] for c, pair in words.OWN_WORDS.items()}
     owners = dict(zip(world.COLOURS, list(OWNED.values())[::-1], strict=True))
     rule = frozenset(world.COLOURS) - RULES[0]
-    for name, forbidden, other in (("draw_dialect", DIALECT, dialect), ("draw_owners", OWNED, owners),
-                                   ("draw_rule", RULES[0], rule)):  # fmt: skip
-        draws = iter([forbidden, forbidden, other] * 200)
+    for name, forbidden, other in (("draw_dialect", DIALECTS.values(), dialect), ("draw_owners", [OWNED], owners),
+                                   ("draw_rule", RULES, rule)):  # fmt: skip
+        assert other not in forbidden
+        draws = iter([*forbidden, other] * 200)
         monkeypatch.setattr(words, name, lambda _, draws=draws: next(draws))
 
     def said(task: str) -> str:
@@ -114,6 +115,46 @@ def test_episodes_do_not_begin_before_the_latents_tell() -> None:
     check_probe({"colour": 0.99, "shape": 0.96}, 0.95)
     with pytest.raises(SystemExit, match="shape"):
         check_probe({"colour": 0.99, "shape": 0.9}, 0.95)
+
+
+@pytest.mark.torch
+def test_a_stage_stopped_in_the_middle_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, optimiser, schedule and drawn numbers, stopped after a step that was not saved."""
+    import torch
+
+    from flamingo_eval.demo import train
+
+    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+
+    def run(name: str, stop: int) -> tuple[Any, list[float]]:
+        torch.manual_seed(0)
+        layer, drawn = torch.nn.Linear(3, 1), []
+        (tmp_path / name).mkdir(exist_ok=True)
+        loop = train.Loop(layer, name="stage", steps=9, rate=0.1, seed=5, work=tmp_path / name, log=lambda _: None)
+        for step, generator in loop.generators():
+            drawn.append(generator.rand())
+            loop.update(layer(torch.full((1, 3), drawn[-1])).square().sum())
+            if step + 1 == stop:
+                break
+        return layer.weight.detach().clone(), drawn
+
+    whole, numbers = run("whole", 9)
+    run("stopped", 5)
+    resumed, rest = run("stopped", 9)
+    assert rest == numbers[4:], "step 5 was not saved, and is done again"
+    assert torch.equal(whole, resumed)
+
+
+@pytest.mark.torch
+def test_states_of_other_settings_are_not_gone_on_with(tmp_path: Path) -> None:
+    from flamingo_eval.demo.train import claim
+
+    claim(tmp_path / "w", [4500])
+    claim(tmp_path / "w", [4500])
+    with pytest.raises(SystemExit, match="--work"):
+        claim(tmp_path / "w", [6000])
 
 
 @pytest.mark.torch

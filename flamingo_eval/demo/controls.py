@@ -29,10 +29,11 @@ import typer
 
 from flamingo_eval import registry
 from flamingo_eval.demo import words
-from flamingo_eval.demo.data import DIALECT, demo_data_root, world_digest, write_coco
+from flamingo_eval.demo.data import DIALECT, demo_data_root, world_digest, write_coco, write_once
 from flamingo_eval.demo.held_out import RULES, SEED
 from flamingo_eval.demo.observer import Observer
 from flamingo_eval.demo.others import write_hateful_memes
+from flamingo_eval.demo.root import data_folder
 from flamingo_eval.engine.controls import run_controls
 from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.plan import TrialPlan
@@ -69,10 +70,7 @@ def other_dialect() -> words.Dialect:
 
 def control_root(name: str, write: Callable[[Path], None], last: str) -> Path:
     """A control's data root in the cache folder, written if ``last``, the file that is written last, is not there."""
-    root = cache_folder() / f"demo-control-{name}-{world_digest()}"
-    if not (root / last).exists():
-        write(root)
-    return root
+    return write_once(cache_folder() / f"demo-control-{name}-{world_digest()}", last, write)
 
 
 def other_dialect_root() -> Path:
@@ -132,16 +130,12 @@ def _rows(cells: Sequence[Cell]) -> dict[str, Row]:
     return rows
 
 
-def _root_of(data_root: str) -> Path:
-    return demo_data_root() if data_root == DEMO else Path(data_root)
-
-
 def _run(out: Path, name: str, benchmarks: Sequence[str], shots: Sequence[int], root: Path | None = None,
          selector: str = "random") -> dict[str, Row]:  # fmt: skip
     print(f"note: {name}", file=sys.stderr)
     spec = RunSpec(benchmarks=tuple(benchmarks), shots=tuple(shots), seeds=SEEDS, selector=selector,
                    data_root=DEMO if root is None else str(root))  # fmt: skip
-    return _rows(execute(spec, _root_of, out / name.replace(" ", "-")).cells)
+    return _rows(execute(spec, data_folder, out / name.replace(" ", "-")).cells)
 
 
 def benchmark_table(out: Path, demo: Mapping[str, Row], rices: Mapping[str, Row]) -> str:
@@ -162,7 +156,7 @@ def benchmark_table(out: Path, demo: Mapping[str, Row], rices: Mapping[str, Row]
 
 def _observed(folder: RunFolder) -> dict[str, Row]:
     """The perfect observer on every benchmark of a run, with that run's demonstrations."""
-    _, trials = reopen(folder, _root_of)
+    _, trials = reopen(folder, data_folder)
     names = dict.fromkeys(trial.source.benchmark.name for trial in trials)
     return {name: observe([trial for trial in trials if trial.source.benchmark.name == name]) for name in names}
 
@@ -194,7 +188,7 @@ def _mean(rows: Sequence[Row]) -> Row:
 
 def _controls(folder: RunFolder, names: Sequence[str]) -> dict[str, dict[str, Row]]:
     """Controls of a run: name -> benchmark -> row."""
-    results = run_controls(folder, _root_of, controls=names, shots=CONTROLLED, data_root=None, device="auto",
+    results = run_controls(folder, data_folder, controls=names, shots=CONTROLLED, data_root=None, device="auto",
                            batch_size=None)  # fmt: skip
     return {name: _rows(cells) for name, cells in results.cells.items()}
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ SIZE = Size(train=2400, test=200)
 DIALECT: words.Dialect = DIALECTS["captions"]
 """The captions' dialect; training never draws it."""
 
-VERSION = "3"
+VERSION = "4"
 """Counted up whenever a change of the code changes the files; part of the cache folder's name."""
 
 
@@ -81,6 +82,36 @@ def world_digest() -> str:
     return digest([VERSION, sizes, SEED, held_out, words.spoken()])[:10]
 
 
+def write_once(final: Path, last: str, write: Callable[[Path], None]) -> Path:
+    """Writes a folder into the cache, whole or not at all, if it is not there.
+
+    Args:
+        final: the folder.
+        last: a file in it without which it is not whole.
+        write: writes everything into the folder it is given.
+
+    Raises:
+        StorageError: the cache folder can't be written.
+    """
+    if (final / last).is_file():
+        return final
+    with storage_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=".demo-data-"))
+        try:
+            write(partial)
+            partial.chmod(0o755)
+            if not (final / last).is_file():  # else another process was faster, and wrote the same
+                shutil.rmtree(final, ignore_errors=True)  # something that is not ours, or is broken
+                os.replace(partial, final)
+        except OSError:
+            if not (final / last).is_file():
+                raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
 def demo_data_root() -> Path:
     """The demo's data root; written into the cache folder on first use, whole or not at all.
 
@@ -88,22 +119,11 @@ def demo_data_root() -> Path:
         StorageError: the cache folder can't be written.
     """
     final = cache_folder() / f"demo-data-{world_digest()}"
-    if (final / "imagenet" / "class_names.json").is_file():  # the file that is written last
-        return final
-    shutil.rmtree(final, ignore_errors=True)  # something that is not ours, or is broken
-    count = sum(size.train + size.test for size in (SIZE, *SIZES.values()))
-    print(f"note: writing the demo's {count} pictures to {final}", file=sys.stderr)
-    with storage_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=".demo-data-"))
-        try:
-            write_coco(partial / "coco")
-            write_others(partial)
-            partial.chmod(0o755)
-            os.replace(partial, final)
-        except OSError:
-            if not final.is_dir():  # else another process was faster, and wrote the same
-                raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return final
+
+    def write(folder: Path) -> None:
+        count = sum(size.train + size.test for size in (SIZE, *SIZES.values()))
+        print(f"note: writing the demo's {count} pictures to {final}", file=sys.stderr)
+        write_coco(folder / "coco")
+        write_others(folder)
+
+    return write_once(final, "imagenet/class_names.json", write)

@@ -26,7 +26,7 @@ SIZES = {
 }
 """Pictures of each data set, by its folder."""
 CLASSES = 12
-UNWRITTEN = 0.4
+WORD_QUESTIONS = 0.4
 """Share of VizWiz's questions that are about the printed word; most pictures have none."""
 
 Asker = Callable[[Item, np.random.RandomState], Question]
@@ -39,6 +39,13 @@ def _answers(texts: list[str], with_ids: bool, generator: np.random.RandomState)
         {"answer": text, "answer_confidence": str(confidence)} | ({"answer_id": i} if with_ids else {})
         for i, (text, confidence) in enumerate(zip(texts, sure, strict=True), start=1)
     ]
+
+
+def _type(answer: str) -> str:
+    """What VQA's files call an answer."""
+    if answer in ("yes", "no"):
+        return "yes/no"
+    return "number" if answer.isdigit() else answer if answer == words.UNANSWERABLE else "other"
 
 
 def write_flickr30k(root: Path, generator: np.random.RandomState) -> None:
@@ -75,7 +82,7 @@ def _write_vqa(
         common = {"question_id": 9000 + item.number, "image_id": ids(item.number)}
         rows[item.split][0].append({**common, "question": question.text})
         answers = _answers(words.annotate(question, generator), answer_ids, generator)
-        kinds = {"question_type": " ".join(question.text.split()[:2]).lower(), "answer_type": "other"}
+        kinds = {"question_type": " ".join(question.text.split()[:2]).lower(), "answer_type": _type(question.answer)}
         rows[item.split][1].append({**common, **kinds, "answers": answers})
     for split, (questions_file, annotations_file) in files.items():
         dump(folder / questions_file, {"questions": rows[split][0]})
@@ -102,7 +109,7 @@ def _ask(item: Item, generator: np.random.RandomState) -> Question:
 
 
 def _ask_some_words(item: Item, generator: np.random.RandomState) -> Question:
-    return words.ask_word(item.scene) if generator.rand() < UNWRITTEN else _ask(item, generator)
+    return words.ask_word(item.scene) if generator.rand() < WORD_QUESTIONS else _ask(item, generator)
 
 
 def write_vqav2(root: Path, generator: np.random.RandomState) -> None:

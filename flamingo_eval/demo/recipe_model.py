@@ -77,6 +77,7 @@ def answer_loss(logits: Tensor, batch: Episodes) -> Tensor:
 def telling_accuracy(logits: Tensor, batch: Episodes) -> dict[str, tuple[float, float]]:
     """For each task the accuracy on telling words (not yet shown in the episode, already shown).
 
+    Of questions the first also holds counts, sides, printed words, yes and no, which no demonstration shows.
     Measured on the telling tokens only: template tokens would hide it.
     """
     right = logits[:, :-1].argmax(-1) == batch.input_ids[:, 1:]

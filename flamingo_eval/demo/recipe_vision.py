@@ -35,7 +35,7 @@ CLIP_CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": TEXT_LENGTH, "vocab_size": SIZE, "width": 64, "heads": 2, "layers": 2},
 }
 _COLOURS, _PLACES = list(world.COLOURS), (*world.SIDES, *world.RELATIONS, "")
-CLASSES = {"colour": 8, "shape": 8, "second colour": 8, "second shape": 8, "count": 4, "place": 7, "printed": 17}
+LABELS = {"colour": 8, "shape": 8, "second colour": 8, "second shape": 8, "count": 4, "place": 7, "printed": 17}
 """What is read off the latents, and the number of its values; the second thing's is asked of pairs only."""
 IGNORED = -100
 
@@ -58,7 +58,7 @@ def make_pictures(count: int, seed: int) -> Pictures:
         scenes.append(scene)
         pixels[i] = np.asarray(world.render(scene, generator))
     rows = [_labels(scene) for scene in scenes]
-    return Pictures(tuple(scenes), torch.from_numpy(pixels), {k: torch.tensor([r[k] for r in rows]) for k in CLASSES})
+    return Pictures(tuple(scenes), torch.from_numpy(pixels), {k: torch.tensor([r[k] for r in rows]) for k in LABELS})
 
 
 def _labels(scene: world.Scene) -> dict[str, int]:
@@ -98,15 +98,15 @@ class Probe(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.randn(len(CLASSES), 32))
+        self.queries = nn.Parameter(torch.randn(len(LABELS), 32))
         self.keys = nn.Linear(WIDTH, 32)
-        self.heads = nn.ModuleList(nn.Linear(WIDTH, count) for count in CLASSES.values())
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, count) for count in LABELS.values())
 
     def forward(self, latents: Tensor) -> dict[str, Tensor]:
         """latents (n, latents, width) -> for each label its logits (n, values)."""
         weights = (self.queries @ self.keys(latents).transpose(1, 2) / 32**0.5).softmax(dim=-1)
         seen = weights @ latents  # (n, labels, width)
-        return {name: head(seen[:, i]) for i, (name, head) in enumerate(zip(CLASSES, self.heads, strict=True))}
+        return {name: head(seen[:, i]) for i, (name, head) in enumerate(zip(LABELS, self.heads, strict=True))}
 
 
 class VisionTask(nn.Module):
@@ -128,7 +128,7 @@ class VisionTask(nn.Module):
         told = self.probe(self.perceiver(seen[:, 1:]))
         image = F.normalize(tower._pool(seen)[0] @ tower.proj, dim=-1)
         loss: Tensor = sum(
-            (F.cross_entropy(told[name], labels[name], ignore_index=IGNORED, reduction="sum") for name in CLASSES),
+            (F.cross_entropy(told[name], labels[name], ignore_index=IGNORED, reduction="sum") for name in LABELS),
             torch.zeros(()),
         )
         return loss / len(pixels) + self._contrastive(image, text, labels)
@@ -162,7 +162,7 @@ def probe_accuracy(task: VisionTask, pictures: Pictures) -> dict[str, float]:
     task.eval()
     chunks = [task.probe(task.perceiver(task.tokens(normalise(chunk)))) for chunk in pictures.pixels.split(500)]
     accuracy = {}
-    for name in CLASSES:
+    for name in LABELS:
         told = torch.cat([chunk[name] for chunk in chunks]).argmax(-1)
         asked = pictures.labels[name] != IGNORED
         accuracy[name] = round((told == pictures.labels[name])[asked].float().mean().item(), 4)

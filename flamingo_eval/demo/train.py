@@ -23,7 +23,9 @@ import typer
 from flamingo_eval.demo import recipe_episodes as episodes
 from flamingo_eval.demo import recipe_model
 from flamingo_eval.demo import recipe_vision as vision
+from flamingo_eval.demo.data import world_digest
 from flamingo_eval.demo.recipe_tokenizer import train_tokenizer
+from flamingo_eval.files import digest
 from flamingo_eval.models.flamingo.checkpoint import released_layout
 from flamingo_eval.models.flamingo.hosts.gpt_neox import HOST
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
@@ -104,7 +106,7 @@ class Loop:
 
 
 def train_vision(work: Path, pictures: vision.Pictures, held_out: vision.Pictures, steps: int, log: Log) -> Any:
-    """Stage 2; returns the trained CLIP with its resampler, and what the probe tells of held-out pictures."""
+    """Stage 2; returns the trained CLIP with its resampler and probe."""
     tokenizer = FlamingoTokenizer(work / "bundle" / "tokenizer")
     vision.write_clip_config(work / "bundle" / "open_clip_configs")
     torch.manual_seed(SEEDS["weights"])
@@ -120,6 +122,19 @@ def train_vision(work: Path, pictures: vision.Pictures, held_out: vision.Picture
             log({"stage": "vision", "step": step + 1, "loss": round(loss.item(), 4),
                  "told right": vision.probe_accuracy(task, held_out)})  # fmt: skip
     return task
+
+
+def claim(work: Path, settings: Any) -> None:
+    """States in a folder belong to one world and one recipe: what was trained with another is not gone on with.
+
+    Raises:
+        SystemExit: the folder holds something else.
+    """
+    wanted, file = digest([world_digest(), SEEDS, settings]), work / "identity"
+    if file.exists() and file.read_text(encoding="utf-8") != wanted:
+        raise SystemExit(f"{work} holds states of another world or other settings: name another folder with --work")
+    work.mkdir(parents=True, exist_ok=True)
+    file.write_text(wanted, encoding="utf-8")
 
 
 def check_probe(accuracy: dict[str, float], at_least: float) -> None:
@@ -196,7 +211,8 @@ def main(
     install: Annotated[bool, typer.Option(help="Copy the finished bundle into the package.")] = False,
 ) -> None:
     """Train the demo checkpoint from nothing; the same command again resumes."""
-    work.mkdir(parents=True, exist_ok=True)
+    claim(work, [pictures, vision_steps, episode_steps, vision.CLIP_CONFIG, vision.LATENTS, vision.DEPTH,
+                 episodes.SHARES, episodes.SIZES, episodes.FEW, recipe_model.WIDTH, recipe_model.LAYERS])  # fmt: skip
     started = time.monotonic()
 
     def log(entry: dict[str, Any]) -> None:

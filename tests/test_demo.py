@@ -119,9 +119,7 @@ def test_controls_cost_the_demo_its_gain() -> None:
     assert scores["coco", "demo"][16][0] >= 3 * means["wrong"]
     gain = scores["coco", "demo"][16][0] - scores["coco", "demo"][0][0]
     for who in ("text only", "pictures shuffled", "text shuffled"):
-        assert scores["coco", "demo"][16][0] - scores["coco", who][16][0] > gain / 4, (
-            "loan words are not understood"
-        )
+        assert scores["coco", "demo"][16][0] - scores["coco", who][16][0] > gain / 4, "loan words are not understood"
     references = read_source("coco", demo_data_root()).references.by_id
     assert scores["coco", "demo"][16][0] >= 3 * best_single_caption(references)[1]
     assert run_cli("okvqa", "--shots", "16", "--out", "run").returncode == 0

@@ -40,6 +40,7 @@ from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.run import execute, read_sources, reopen
 from flamingo_eval.files import cache_folder
 from flamingo_eval.nouns import Answer, Cell, Id, Trial
+from flamingo_eval.report.table import format_value, markdown_grid
 from flamingo_eval.runspec import DEMO, RunSpec
 
 SHOTS, SEEDS = (0, 4, 8, 16, 32), (42, 43, 44)
@@ -92,7 +93,7 @@ def rule_root(number: int) -> Path:
                         "hateful_memes/dev_seen.jsonl")  # fmt: skip
 
 
-def observe(trials: Sequence[TrialPlan]) -> Row:
+def observe(trials: Sequence[TrialPlan], selector: str = "random") -> Row:
     """The perfect observer's scores on one benchmark; captions in the frame that suits best at each number of shots."""
     benchmark = trials[0].source.benchmark
     dialect, answer = BENCHMARKS[benchmark.name]
@@ -107,7 +108,7 @@ def observe(trials: Sequence[TrialPlan]) -> Row:
         scored = [metric.compute(variant, references, benchmark.scoring) for variant in variants]
         best = max(scored, key=lambda scores: sum(score.value for score in scores))
         results = tuple(Trial(t.seed, s.value, len(t), len(t)) for t, s in zip(members, best, strict=True))
-        row[shots] = Cell(benchmark.name, benchmark.split, shots, "random", "openflamingo", metric.title, results)
+        row[shots] = Cell(benchmark.name, benchmark.split, shots, selector, benchmark.protocol, metric.title, results)
     return row
 
 
@@ -142,40 +143,43 @@ def benchmark_table(out: Path, demo: Mapping[str, Row], rices: Mapping[str, Row]
     """Every benchmark's scores and controls; random demonstrations but for two rows."""
     controlled = _controls(RunFolder(out / "demo"), tuple(TITLES))
     observed, observed_rices = (_observed(RunFolder(out / run)) for run in ("demo", "rices"))
-    lines = [_head("benchmark | who", SHOTS)]
+    lines = []
     for name, row in demo.items():
-        lines += [
-            _line(f"{name}, {row[SHOTS[0]].metric} | **demo**", row, SHOTS),
-            _line(" | demo, RICES (one trial)", rices[name], SHOTS),
-            _line(" | perfect observer", observed[name], SHOTS),
-            _line(" | perfect observer, RICES", observed_rices[name], SHOTS),
-            *(_line(f" | {title}", controlled[control].get(name, {}), SHOTS) for control, title in TITLES.items()),
-        ]
-    return "\n".join(lines)
+        rows = {
+            "**demo**": row,
+            "demo, RICES (one trial)": rices[name],
+            "perfect observer": observed[name],
+            "perfect observer, RICES": observed_rices[name],
+            **{title: controlled[control].get(name, {}) for control, title in TITLES.items()},
+        }
+        firsts = [f"{name}, {row[SHOTS[0]].metric}", *[""] * (len(rows) - 1)]
+        lines += [[first, who, *_numbers(one, SHOTS)] for first, (who, one) in zip(firsts, rows.items(), strict=True)]
+    return _table(["benchmark", "who"], SHOTS, lines)
 
 
 def _observed(folder: RunFolder) -> dict[str, Row]:
     """The perfect observer on every benchmark of a run, with that run's demonstrations."""
-    _, trials = reopen(folder, data_folder)
+    record, trials = reopen(folder, data_folder)
+    selector = record["identity"]["selector"]
     names = dict.fromkeys(trial.source.benchmark.name for trial in trials)
-    return {name: observe([trial for trial in trials if trial.source.benchmark.name == name]) for name in names}
+    return {name: observe([t for t in trials if t.source.benchmark.name == name], selector) for name in names}
 
 
 def rules_table(out: Path) -> str:
     """Hateful Memes' role under every held-out rule; means over rules, with the demonstrations' pictures or without."""
     shots = SHOTS[:4]
-    lines = [_head("rule: marked colours", shots)]
     rows, text_only = [], []
-    for number, rule in enumerate(RULES):
+    for number in range(len(RULES)):
         name = f"rule {number}"
         rows.append(_run(out, name, ["hateful_memes"], shots, rule_root(number) if number else None)["hateful_memes"])
-        lines.append(_line(", ".join(sorted(rule)), rows[-1], shots))
         text_only.append(
             _controls(RunFolder(out / name.replace(" ", "-")), ["text-only"])["text-only"]["hateful_memes"]
         )
-    lines.append(_line(f"**mean of {len(RULES)} rules** (deviation between rules)", _mean(rows), shots))
-    lines.append(_line("the same, text only", _mean(text_only), shots))
-    return "\n".join(lines)
+    titles = [", ".join(sorted(rule)) for rule in RULES]
+    lines = [[title, *_numbers(row, shots)] for title, row in zip(titles, rows, strict=True)]
+    lines.append([f"**mean of {len(RULES)} rules** (deviation between rules)", *_numbers(_mean(rows), shots)])
+    lines.append(["the same, text only", *_numbers(_mean(text_only), shots)])
+    return _table(["rule: marked colours"], shots, lines)
 
 
 def _mean(rows: Sequence[Row]) -> Row:
@@ -200,15 +204,14 @@ def caption_table(out: Path, demo: Row) -> str:
     caption, value = best_single_caption(references)
     other = _run(out, "other dialect", ["coco"], shots, other_dialect_root())["coco"]
     wrong = _run(out, "wrong pictures", ["coco"], shots, wrong_pictures_root())["coco"]
-    return "\n".join((
-        _head("coco, CIDEr x 100", shots), _line("demo", demo, shots), _line("other dialect", other, shots),
-        _line("wrong pictures", wrong, shots),
-        f"| best single caption: {caption} |" + f" {value:.1f} |" * len(shots),
-    ))  # fmt: skip
+    lines = [[name, *_numbers(row, shots)] for name, row in (("demo", demo), ("other dialect", other),
+                                                             ("wrong pictures", wrong))]  # fmt: skip
+    lines.append([f"best single caption: {caption}", *[f"{value:.1f}"] * len(shots)])
+    return _table([f"coco, {demo[0].metric}"], shots, lines)
 
 
 def front_tables(demo: Mapping[str, Row], rices: Mapping[str, Row]) -> dict[str, str]:
-    """What this project's README begins with: the captioning curve, its plot, and every benchmark in two lines."""
+    """What this project's README begins with: the captioning curve, its plot, and a line for every benchmark."""
     curve = demo["coco"]
     means = [curve[k].mean for k in SHOTS]
     top = 100 * math.ceil(max(means) / 100)
@@ -219,34 +222,24 @@ xychart-beta
     y-axis "{curve[0].metric}" 0 --> {top}
     line [{", ".join(f"{mean:.1f}" for mean in means)}]
 ```"""
-    lines = [_head("benchmark | metric", (*SHOTS, "RICES, 4"))]
-    for name, row in demo.items():
-        numbers = " | ".join([*(_number(row[k]) for k in SHOTS), _number(rices[name][4])])
-        lines.append(f"| {name} | {row[0].metric} | {numbers} |")
-    table = [_head("benchmark | split | metric", SHOTS), _line(f"coco | test | {curve[0].metric}", curve, SHOTS)]
-    return {"curve": "\n".join(table), "plot": plot, "all": "\n".join(lines)}
+    lines = [[name, row[0].metric, *_numbers(row, SHOTS), format_value(rices[name][4])] for name, row in demo.items()]
+    heads = ["benchmark", "metric", *(f"{k} shots" for k in SHOTS), "RICES, 4 shots"]
+    return {
+        "curve": _table(
+            ["benchmark", "split", "metric"], SHOTS, [["coco", "test", curve[0].metric, *_numbers(curve, SHOTS)]]
+        ),
+        "plot": plot,
+        "all": markdown_grid(heads, lines, left=2).rstrip("\n"),
+    }
 
 
-def _head(first: str, shots: Sequence[int | str]) -> str:
-    columns = first.count("|") + 1
-    return (
-        f"| {first} | "
-        + " | ".join(f"{k} shots" for k in shots)
-        + " |\n"
-        + "| --- " * columns
-        + "|"
-        + " ---: |" * len(shots)
-    )
+def _table(words_of: Sequence[str], shots: Sequence[int], lines: Sequence[Sequence[str]]) -> str:
+    """Markdown: columns of words, then one for each number of shots."""
+    return markdown_grid([*words_of, *(f"{k} shots" for k in shots)], lines, left=len(words_of)).rstrip("\n")
 
 
-def _line(first: str, row: Row, shots: Sequence[int]) -> str:
-    return f"| {first} | " + " | ".join(_number(row.get(k)) for k in shots) + " |"
-
-
-def _number(cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    return f"{cell.mean:.1f}" + ("" if cell.std is None else f" ({cell.std:.1f})")
+def _numbers(row: Row, shots: Sequence[int]) -> list[str]:
+    return [format_value(row[k]) if k in row else "" for k in shots]
 
 
 def fill_in(page: Path, tables: Mapping[str, str]) -> None:
@@ -263,7 +256,7 @@ def fill_in(page: Path, tables: Mapping[str, str]) -> None:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("results/runs/demo-controls"),
-    write: Annotated[bool, typer.Option(help="Put the tables into the demo's README.")] = False,
+    write: Annotated[bool, typer.Option(help="Put the tables into the READMEs of a checkout.")] = False,
 ) -> None:
     """Run the demo beside its controls and print the tables."""
     rows = _run(out, "demo", list(BENCHMARKS), SHOTS)

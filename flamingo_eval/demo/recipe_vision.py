@@ -35,7 +35,15 @@ CLIP_CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": TEXT_LENGTH, "vocab_size": SIZE, "width": 64, "heads": 2, "layers": 2},
 }
 _COLOURS, _PLACES = list(world.COLOURS), (*world.SIDES, *world.RELATIONS, "")
-LABELS = {"colour": 8, "shape": 8, "second colour": 8, "second shape": 8, "count": 4, "place": 7, "printed": 17}
+LABELS = {
+    "colour": len(_COLOURS),
+    "shape": len(world.SHAPES),
+    "second colour": len(_COLOURS),
+    "second shape": len(world.SHAPES),
+    "count": 4,
+    "place": len(_PLACES),
+    "printed": 1 + len(world.PRINTED),
+}
 """What is read off the latents, and the number of its values; the second thing's is asked of pairs only."""
 IGNORED = -100
 

@@ -10,9 +10,11 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from functools import cache
+from contextvars import ContextVar
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -36,30 +38,103 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "flamingo-eval"
 
 
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BufferedReader]:
+    """A file for reading that is a regular one, links followed: a pipe or a device would hang, or never end.
+
+    Raises:
+        OSError: it can't be opened, or is not a regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        yield file
+
+
+_reads: ContextVar[dict[Path, str] | None] = ContextVar("_reads", default=None)
+
+
+@contextlib.contextmanager
+def digests_of_reads(known: dict[Path, str]) -> Iterator[None]:
+    """Within this context the digest of every data file that is read goes into ``known``: of the bytes parsed.
+
+    A file that is read twice must be the same both times.
+    """
+    token = _reads.set(known)
+    try:
+        yield
+    finally:
+        _reads.reset(token)
+
+
+def read_text(path: Path) -> str:
+    """A data file's text; a byte order mark, as Windows programs write it, is left out.
+
+    Raises:
+        DataError: missing, unreadable, not UTF-8, or changed since it was read before.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read()
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
+    known = _reads.get()
+    if known is not None and known.setdefault(path, bytes_digest(content)) != bytes_digest(content):
+        raise DataError(f"{path} has changed while this command was reading it; give the command again")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
 def read_json(path: Path) -> Any:
     """Parses a JSON file.
 
     Raises:
         DataError: missing, unreadable or malformed; the message names the file, and the line where it breaks.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text)
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except RecursionError as error:
-        raise DataError(f"{path} is nested too deeply to be read") from error
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror}") from error
+    text = read_text(path)
+    value = parse_json(text, path)
     if _HALF_CHARACTER.search(text):
         refuse_half_characters(value, path)
     return value
+
+
+def parse_json(text: str | bytes, where: Path | str) -> Any:
+    """A JSON text's value.
+
+    Raises:
+        DataError: malformed, or a key occurs twice in an object, of which Python would take the last in silence.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except RecursionError as error:
+        raise DataError(f"{where} is nested too deeply to be read") from error
+    except _TwiceError as error:
+        raise DataError(f"{where}: the key {error.args[0]!r} occurs twice in one object") from error
+    except ValueError as error:  # Python reads no integers of over 4,300 digits
+        raise DataError(f"{where} holds a number that is too long to be read") from error
+
+
+class _TwiceError(Exception):
+    """A key that an object has twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+    return table
 
 
 _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
@@ -142,21 +217,65 @@ def inside_root(relative: str, where: str) -> str:
     return str(path)
 
 
+def bytes_digest(content: bytes) -> str:
+    """BLAKE2b digest (128 bits, hex)."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
 def file_digest(path: Path) -> str:
-    """BLAKE2b digest (128 bits, hex) of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    """The same of a file's content. Raises OSError."""
+    with open_regular(path) as file:
+        return _digest_of(file)
+
+
+def _digest_of(file: BufferedReader) -> str:
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+_State = tuple[int, ...]
+_known_digests: dict[_State, str] = {}
 
 
 def file_digest_once(path: Path) -> str:
-    """The same, worked out once in a process as long as the file stays as it is: pictures and weights are large."""
-    state = path.stat()
-    return _digest_of(path, state.st_ino, state.st_size, state.st_mtime_ns)
+    """The same, worked out once in a process as long as the file stays as it is: images and weights are large.
+
+    Raises OSError.
+    """
+    with open_regular(path) as file:
+        state = _state(os.fstat(file.fileno()))
+        if state not in _known_digests:
+            found = _digest_of(file)
+            if _state(os.fstat(file.fileno())) != state:
+                return found  # it is being written: the next one who asks reads it again
+            _known_digests[state] = found
+        return _known_digests[state]
 
 
-@cache
-def _digest_of(path: Path, *state: int) -> str:  # noqa: ARG001  # it tells one content from another
-    return file_digest(path)
+def _state(status: os.stat_result) -> _State:
+    """Tells one content of a file from another; who replaces a file or writes into it can't keep its change time."""
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def path_state(path: Path) -> tuple[_State, ...]:
+    """The state of the file at a path and of every link on the way to it, as far as they can be looked at.
+
+    The same before and after something means that this path led to the same content all the while.
+    """
+    found: list[_State] = []
+    todo, seen = [path.absolute()], set[Path]()
+    while todo:
+        target = todo.pop()
+        for step in {target, *target.parents} - seen:
+            seen.add(step)
+            with contextlib.suppress(OSError):
+                status = step.lstat()
+                if stat.S_ISLNK(status.st_mode):
+                    found.append(_state(status))
+                    todo.append(step.parent / step.readlink())
+    found.sort()
+    with contextlib.suppress(OSError):
+        found.append(_state(path.stat()))
+    return tuple(found)
 
 
 def files_digest(paths: Iterable[Path]) -> str:

@@ -27,6 +27,7 @@ class DataSet:
         files: the annotation files that were read.
         notes: what a user should know about the choice of files.
         names: class names to rank, where the data decides them.
+        listing: whether the data is also which images there are, and not only what ``files`` say.
     """
 
     train: Sequence[Example]
@@ -34,6 +35,7 @@ class DataSet:
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    listing: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,13 @@ class References:
             evaluator's own file; empty where the split has no public answers.
         files: the files they were read from.
         notes: what a reader of the numbers should know about them.
+        names: the class names that answers are chosen from, where the data decides them.
     """
 
     by_id: Mapping[Id, Any]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 class Loader(Protocol):
@@ -124,8 +128,10 @@ class Metric(Protocol):
     value_kinds: tuple[type, ...]
     """Types that such a value may have."""
 
-    def check(self, trials: Sequence[Sequence[Any]]) -> None:
+    def check(self, trials: Sequence[Mapping[Id, Any]]) -> Sequence[str]:
         """Called before any query is answered, with the references of each trial's queries, where they are public.
+
+        Returns what a reader of the score should know, such as which queries can only score 0.
 
         Raises UserError when the metric can't be computed here, DataError when it is undefined for these references.
         """

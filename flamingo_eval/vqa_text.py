@@ -35,6 +35,18 @@ def strip_spaces(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+def tokenise_as_mmf(text: str) -> str:
+    """What TextVQA's owners do to an answer before the challenge's normalisation.
+
+    Source: facebookresearch/mmf, mmf/utils/m4c_evaluators.py (``EvalAIAnswerProcessor.word_tokenize``). What follows
+    there is the challenge's code with the same tables; its comma pattern differs, but no comma is left by then.
+
+    >>> normalise(tokenise_as_mmf("Coca-Cola's red,white"))
+    "coca cola 's redwhite"
+    """
+    return text.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+
+
 @cache
 def normalise(text: str) -> str:
     """An answer as the evaluator compares it.

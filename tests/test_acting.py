@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ def scored(run: Path, score: float, every: int) -> None:
         for trial in cell["trials"]:
             own = [r["score"] for r in rows if (r["shots"], r["seed"]) == (cell["shots"], trial["seed"])]
             trial["value"] = sum(own) / len(own)
+        values = [trial["value"] for trial in cell["trials"]]
+        cell["mean"], cell["std"] = statistics.fmean(values), statistics.pstdev(values)
     (run / "scores.json").write_text(json.dumps(table))
 
 
@@ -298,3 +301,31 @@ def test_a_planted_regression_fails_the_gate(tmp_path: Path) -> None:
     assert worse.returncode == 1, worse.stdout
     run("subset", "demo", "--num-samples", "50")
     assert run_cli("check", "subset", "--baseline", "b.json").returncode == 2
+
+
+@pytest.mark.parametrize("text", ["1.0", "NaN", "1" + "0" * 400, '"70"', "null"])
+@pytest.mark.parametrize("key", ["mean", "std", "value"])
+def test_a_baseline_that_contradicts_its_own_evidence_is_refused(
+    two_runs: tuple[Path, Path], cli: Cli, key: str, text: str
+) -> None:
+    """Its mean and deviation follow from its trials, and these from every query's score."""
+    good, _ = two_runs
+    assert cli("check", good, "--baseline", "b.json", "--update").returncode == 0
+    whole = Path("b.json").read_text()
+    edited = re.sub(rf'"{key}": [\d.e+-]+', f'"{key}": {text}', whole, count=1)
+    assert edited != whole
+    Path("b.json").write_text(edited)
+    for command in (("check", good, "--baseline", "b.json"), ("compare", good, "b.json"), ("report", "b.json")):
+        result = cli(*command)
+        assert result.returncode == 2, result.stderr
+        assert "b.json is no baseline of this version, or is damaged" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_scores_that_contradict_the_queries_own_are_refused(two_runs: tuple[Path, Path], cli: Cli) -> None:
+    good, bad = two_runs
+    rows = (bad / "scores.jsonl").read_text().splitlines(keepends=True)
+    (bad / "scores.jsonl").write_text("".join(rows).replace('"score": 60.0', '"score": 99.0', 1))
+    result = cli("compare", good, bad)
+    assert result.returncode == 2
+    assert re.search(r"bad/scores.jsonl does not hold .* \(coco, 0 shots, seed 42: value is", result.stderr)

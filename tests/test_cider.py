@@ -145,3 +145,16 @@ def test_a_failing_tokenizer_is_an_error_not_a_score(monkeypatch: pytest.MonkeyP
 
 def _without(name: str, find_spec):  # type: ignore[no-untyped-def]
     return lambda wanted: None if wanted == name else find_spec(wanted)
+
+
+def test_what_leaves_cider_undefined_or_always_zero_is_found_beforehand() -> None:
+    metric = CiderMetric()
+    with pytest.raises(DataError, match="no reference of the 2 images holds a word"):
+        metric.check([{1: ["..."], 2: ["?", " - "]}])
+    assert metric.check([{1: ["a dog"], 2: ["a cat"]}]) == ()
+    assert metric.check([{1: ["a dog"], 2: ["!", ";"], 3: ["5"]}]) == (
+        "CIDEr of image 2 is always 0: no reference there holds a word",
+    )
+    (note,) = metric.check([{1: ["a dog"]}])
+    assert "of one image is always 0" in note
+    assert metric.compute([{1: "a dog"}], {1: ["a dog"]})[0].value == 0

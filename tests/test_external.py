@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -324,3 +325,53 @@ def test_an_ensemble_asks_in_at_most_as_many_orders_as_there_are(call: Any, tmp_
         "--ensemble is for benchmarks that rank"
         in call("plan", "coco", "--shots", "1", "--ensemble", "6", "--data-root", root)[2]
     )
+
+
+@pytest.mark.parametrize("answer", ["Tench", "n01440764", "tench ", ""])
+def test_answers_outside_a_closed_set_are_refused_by_name(call: Any, tmp_path: Path, answer: str) -> None:
+    """They would score 0 as if they were wrong."""
+    for split in ("train", "val"):
+        for name in ("x", "y"):
+            (tmp_path / "d/imagenet" / split / name).mkdir(parents=True)
+            (tmp_path / "d/imagenet" / split / name / "1.JPEG").write_bytes(b"never opened")
+    (tmp_path / "d/imagenet/class_names.json").write_text('{"x": "tench", "y": "goldfish"}')
+    rows = [{"id": 0, "answer": "tench"}, {"id": 1, "answer": answer}]
+    code, out, err = call("score", "imagenet", "--predictions", predict(rows), "--data-root", tmp_path / "d")
+    assert (code, out) == (2, "")
+    assert f"p.json: [1]: the answer {answer!r} of id 1 is none of the 2 class names; such are 'tench'" in err
+    rows[1]["answer"] = "goldfish"
+    assert call("score", "imagenet", "--predictions", predict(rows), "--data-root", tmp_path / "d")[0] == 0
+
+
+def test_journalled_names_that_the_benchmark_has_not_are_no_wrong_answers(call: Any, tmp_path: Path) -> None:
+    write_memes(tmp_path / "d", *(json.dumps({"id": i, "img": "1.png", "label": i, "text": "t"}) for i in range(2)))
+    (tmp_path / "d/hateful_memes/img").mkdir()
+    for name in ("1.png", "img/1.png"):
+        (tmp_path / "d/hateful_memes" / name).write_bytes(b"never opened")
+    run = ("hateful-memes", "--shots", "1", "--seeds", "42", "--checkpoint", "scripted", "--data-root", tmp_path / "d",
+           "--out", "run")  # fmt: skip
+    assert call(*run)[0] == 0
+    journal = Path("run/journal.jsonl")
+    for old, new in (('"yes"', '"Yes"'), ('"raw": null', '"raw": "yes"')):
+        whole = journal.read_text()
+        journal.write_text(whole.replace(old, new))
+        code, _, err = call("score", "run")
+        journal.write_text(whole)
+        assert code == 2
+        assert re.search(r"answer to query \d of hateful_memes, 1 shots, seed 42 is not log-likelihoods of the 2", err)
+
+
+def test_cider_of_nothing_is_found_before_anything_is_answered(call: Any, tmp_path: Path) -> None:
+    root = write_coco_root(tmp_path / "d", train=4, test=3)
+    file = root / "coco/dataset_coco.json"
+    file.write_text(re.sub(r'"raw": "[^"]*"', '"raw": "?"', file.read_text()))
+    run = ("coco", "--shots", "0", "--seeds", "42", "--checkpoint", "scripted", "--data-root", root)
+    code, _, err = call(*run, "--out", "run")
+    assert code == 2
+    assert "CIDEr is undefined: no reference of the 3 images holds a word" in err
+    assert not Path("run").exists()
+    write_coco_root(root, train=4, test=3)
+    code, out, err = call(*run, "--out", "one", "--num-samples", "1")
+    assert code == 0
+    assert "note: coco: CIDEr of one image is always 0" in err
+    assert "CIDEr of one image is always 0" in out, "and under the table"

@@ -23,6 +23,7 @@ from flamingo_eval.metrics.vqa_accuracy import METRIC as VQA
 from flamingo_eval.metrics.vqa_accuracy import accuracy
 from flamingo_eval.nouns import Annotation, HumanAnswer, Id
 from flamingo_eval.prompting import extract_answer
+from flamingo_eval.vqa_text import normalise, tokenise_as_mmf
 
 REFERENCE = load_benchmark("vizwiz").scoring
 CHALLENGE = load_benchmark("vqav2", protocol="official").scoring
@@ -179,3 +180,15 @@ def test_accuracy_by_hand() -> None:
     assert score.per_item == {1: 100, 2: 0, 3: 100, 4: 0}
     with pytest.raises(DataError, match="query 9 has an answer but no label"):
         ACCURACY.compute([{9: "dog"}], {1: "dog"}, {})
+
+
+def test_textvqas_official_rule_is_its_owners(golden: Path) -> None:
+    """MMF's evaluator deletes commas and question marks and splits off 's before it normalises."""
+    rules = load_benchmark("textvqa", protocol="official").scoring
+    cases = json.loads((golden / "textvqa_mmf.json").read_text(encoding="utf-8"))
+    assert len(cases) == 300
+    assert len({case["score"] for case in cases}) > 4
+    for case in cases:
+        assert normalise(tokenise_as_mmf(case["said"])) == case["processed"]
+        assert accuracy(case["said"], people(*case["answers"]), rules) == pytest.approx(case["score"])
+    assert sum(accuracy(c["said"], people(*c["answers"]), CHALLENGE) != c["score"] for c in cases) > 30, "it matters"

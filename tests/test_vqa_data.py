@@ -14,10 +14,12 @@ from PIL import Image
 from flamingo_eval.benchmark import DataRules, load_benchmark
 from flamingo_eval.engine.plan import read_source
 from flamingo_eval.errors import DataError, UserError
+from flamingo_eval.files import bytes_digest, digest, resource_folder
 from flamingo_eval.loaders.image_folder import LOADER as FOLDERS
 from flamingo_eval.loaders.jsonl_memes import LOADER as MEMES
 from flamingo_eval.loaders.vqa import LOADER as VQA
 from flamingo_eval.nouns import Annotation, Ranking
+from tests.helpers import write_coco_root
 
 TEXTVQA, VIZWIZ = load_benchmark("textvqa").data, load_benchmark("vizwiz").data
 
@@ -197,7 +199,10 @@ def write_classes(root: Path, splits: dict[str, dict[str, int]]) -> DataRules:
 
 def test_image_folders_in_torchvisions_order(tmp_path: Path) -> None:
     rules = write_classes(tmp_path, {"train": {"n2": 2, "n1": 1}, "val": {"n1": 1, "n2": 1}})
-    with pytest.raises(DataError, match=r"has 2 class folders, not 1000: name them in .*class_names.json"):
+    with pytest.raises(
+        DataError,
+        match=r"train: the class folders are not the 1,000 ids .*2 others, such as n1; .*name the classes in .*class_names.json",
+    ):
         FOLDERS.examples(rules, tmp_path, "val")
     (tmp_path / "imagenet" / "class_names.json").write_text('{"n1": "cat", "n2": "dog"}')
     data = FOLDERS.examples(rules, tmp_path, "val")
@@ -225,8 +230,6 @@ def test_image_folders_are_torchvisions(tmp_path: Path) -> None:
 @pytest.mark.torch
 def test_imagenets_names_are_open_clips() -> None:
     from open_clip import IMAGENET_CLASSNAMES
-
-    from flamingo_eval.files import resource_folder
 
     carried = (resource_folder("benchmarks") / "imagenet_names.txt").read_text().splitlines()
     assert carried == list(IMAGENET_CLASSNAMES)
@@ -258,3 +261,87 @@ def test_no_code_names_a_benchmark() -> None:
     for path in files:
         strings = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
         assert not names & {string for string in strings if isinstance(string, str)}, path
+
+
+def synsets() -> list[str]:
+    return (resource_folder("benchmarks") / "imagenet_synsets.txt").read_text().splitlines()
+
+
+@pytest.mark.torch
+def test_imagenets_folders_are_timms() -> None:
+    import timm
+
+    info = Path(timm.__file__).parent / "data" / "_info" / "imagenet_synsets.txt"
+    assert info.read_text().splitlines() == synsets()
+    assert synsets() == sorted(synsets()), "the order that names are published in"
+
+
+def write_thousand(root: Path, names: list[str]) -> DataRules:
+    """A picture each for a thousand class folders, under both splits."""
+    for split in ("train", "val"):
+        for name in names:
+            folder = root / "imagenet" / split / name
+            folder.mkdir(parents=True)
+            (folder / "a.JPEG").write_bytes(b"never opened")
+    return load_benchmark("imagenet").data
+
+
+def test_a_class_folders_name_says_what_it_shows_not_its_place(tmp_path: Path) -> None:
+    rules = write_thousand(tmp_path / "right", synsets())
+    for hidden in (".ipynb_checkpoints", "n01440764/.cache"):
+        (tmp_path / "right/imagenet/train" / hidden).mkdir()
+        (tmp_path / "right/imagenet/train" / hidden / "b.JPEG").write_bytes(b"a copy that an editor left")
+    (tmp_path / "right/imagenet/train/n01440764/._a.JPEG").write_bytes(b"what macOS leaves")
+    train = FOLDERS.examples(rules, tmp_path / "right", "val").train
+    assert len(train) == 1000
+    assert train[0].fields["label"] == "tench"
+    assert train[999].fields["label"] == "toilet paper"
+    for names in ([str(i) for i in range(1000)], [f"{i:03}" for i in range(1000)], ["n00000001", *synsets()[1:]]):
+        root = tmp_path / names[0]
+        write_thousand(root, names)
+        for read in (FOLDERS.examples, FOLDERS.references):
+            with pytest.raises(DataError, match=r"the class folders are not the 1,000 ids .*class_names.json"):
+                read(rules, root, "val")
+
+
+def test_images_outside_class_folders_are_told_from_none(tmp_path: Path) -> None:
+    rules = write_classes(tmp_path, {"train": {"n1": 1}, "val": {}})
+    (tmp_path / "imagenet" / "class_names.json").write_text('{"n1": "cat"}')
+    (tmp_path / "imagenet" / "val").mkdir()
+    (tmp_path / "imagenet" / "val" / "ILSVRC2012_val_00000001.JPEG").write_bytes(b"")
+    with pytest.raises(DataError, match="val holds images directly; they must lie in a folder per class"):
+        FOLDERS.examples(rules, tmp_path, "val")
+
+
+def test_other_class_names_are_other_data(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"train": {"a": 1, "b": 1}, "val": {"a": 1, "b": 1}})
+    names = tmp_path / "imagenet" / "class_names.json"
+    digests = set()
+    for text in ('{"a": "cat", "b": "dog"}', '{"a": "dog", "b": "cat"}'):
+        names.write_text(text)
+        digests.add(read_source("imagenet", tmp_path).digest)
+    assert len(digests) == 2
+
+
+def test_a_key_that_occurs_twice_is_refused(tmp_path: Path) -> None:
+    write_memes(tmp_path)
+    file = tmp_path / "hateful_memes" / "train.jsonl"
+    file.write_text(file.read_text().replace('"label":', '"label": 0, "label":', 1))
+    with pytest.raises(DataError, match=r"train.jsonl, line 1: the key 'label' occurs twice in one object"):
+        read_source("hateful_memes", tmp_path)
+
+
+def test_annotations_swapped_between_two_reads_are_noticed(tmp_path: Path) -> None:
+    root = write_coco_root(tmp_path, train=3, test=2)
+    file = root / "coco" / "dataset_coco.json"
+    whole = file.read_bytes()
+    source = read_source("coco", root)
+    file.write_bytes(whole.replace(b"a thing 500", b"a king 5000"))
+    with pytest.raises(DataError, match=r"dataset_coco.json has changed while this command was reading it"):
+        _ = source.references
+    file.unlink()
+    assert source.digest == files_digest_of(whole), "of the bytes the plan was made from"
+
+
+def files_digest_of(content: bytes) -> str:
+    return digest([bytes_digest(content)])

@@ -312,6 +312,8 @@ def _score_predictions(
             f"{predictions} says nothing about {len(result.missing)} queries of "
             f"{len(result.missing) + result.queries}, such as {result.missing[0]}; --on-error skip scores what is there"
         )
+    for line in result.notes:
+        note(line)
     if per_item is not None:
         if not result.score.per_item:
             raise UserError(f"{result.metric} has no score per item")
@@ -328,7 +330,8 @@ def _score_predictions(
         **partial,
     }
     if format == "json":
-        emit(json.dumps({**row, "also": dict(result.also), "groups": result.score.groups}))
+        noted = {"notes": [*result.notes]} if result.notes else {}
+        emit(json.dumps({**row, "also": dict(result.also), "groups": result.score.groups, **noted}))
     else:
         for key, value in [*row.items(), *((f"value under {name}", value) for name, value in result.also.items())]:
             emit(f"{key:<24}{value}")

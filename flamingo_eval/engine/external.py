@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from flamingo_eval import registry
 from flamingo_eval.benchmark import Benchmark
 from flamingo_eval.errors import DataError
 from flamingo_eval.files import read_json, record_field
-from flamingo_eval.nouns import Id, Score
+from flamingo_eval.nouns import Id, Ranking, Score
 from flamingo_eval.ports import Metric
 from flamingo_eval.prompting import finish_answer
 
@@ -26,6 +27,7 @@ class ExternalScore:
     Attributes:
         queries: how many were scored.
         missing: ids of the split that the list says nothing about.
+        notes: what a reader of the score should know.
     """
 
     benchmark: Benchmark
@@ -34,6 +36,7 @@ class ExternalScore:
     also: Mapping[str, float]
     queries: int
     missing: tuple[Id, ...]
+    notes: tuple[str, ...] = ()
 
 
 def score_predictions(benchmark: Benchmark, root: Path, path: Path) -> ExternalScore:
@@ -47,21 +50,24 @@ def score_predictions(benchmark: Benchmark, root: Path, path: Path) -> ExternalS
     if not references.by_id:
         raise DataError(f"split {benchmark.split!r} of {benchmark.name} has no public answers to score against")
     metric = registry.metric(benchmark.metric)
-    given = _read_predictions(path, references.by_id, metric)
+    closed = references.names or (benchmark.task.names if isinstance(benchmark.task, Ranking) else ())
+    given = _read_predictions(path, references.by_id, metric, closed)
     answers = {
         id: finish_answer(benchmark.answer, said) if isinstance(said, str) else said for id, said in given.items()
     }
-    metric.check([[references.by_id[id] for id in answers]])
+    notes = metric.check([{id: references.by_id[id] for id in answers}])
     score = metric.compute([answers], references.by_id, benchmark.scoring)[0]
     also = {
         protocol: metric.compute([answers], references.by_id, rules)[0].value
         for protocol, rules in benchmark.also.items()
     }
     missing = tuple(id for id in references.by_id if id not in answers)
-    return ExternalScore(benchmark, metric.title, score, also, len(answers), missing)
+    return ExternalScore(benchmark, metric.title, score, also, len(answers), missing, tuple(notes))
 
 
-def _read_predictions(path: Path, known: Mapping[Id, Any], metric: Metric) -> dict[Id, Any]:
+def _read_predictions(path: Path, known: Mapping[Id, Any], metric: Metric, closed: Sequence[str]) -> dict[Id, Any]:
+    """Query id -> answer; where answers are chosen from ``closed`` names, they must be among these."""
+    names = frozenset(closed)
     rows = read_json(path)
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path} is not a list of predictions")
@@ -79,5 +85,11 @@ def _read_predictions(path: Path, known: Mapping[Id, Any], metric: Metric) -> di
         value = record_field(where, row, metric.value_key, *metric.value_kinds)
         if isinstance(value, float) and not math.isfinite(value):
             raise DataError(f"{where}: {metric.value_key} {value} is not a number")
+        if isinstance(value, str) and names and value not in names:
+            close = difflib.get_close_matches(value.lower(), closed, n=3)
+            raise DataError(
+                f"{where}: the {metric.value_key} {value!r} of {id_key} {said!r} is none of the {len(names)} "
+                f"class names; such are {', '.join(map(repr, close or closed[:3]))}"
+            )
         found[id] = value
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flamingo_eval.errors import DataError
-from flamingo_eval.files import storage_errors
+from flamingo_eval.files import parse_json, storage_errors
 from flamingo_eval.nouns import Id, Prediction, Query
 
 Slot = tuple[str, int, int, Id, int]
@@ -238,11 +238,13 @@ def _line(entry: Entry, extra: Mapping[str, Any]) -> str:
 
 def _parse(line: bytes, where: str) -> Entry:
     try:
-        row = json.loads(line)
+        row = parse_json(line, "it")
         benchmark, shots, seed, query_id = (row[key] for key in ("benchmark", "shots", "seed", "query_id"))
         occurrence, again, key, pictures = row.get("occurrence", 0), row.get("again", 0), row["key"], row["pictures"]
         answer = row["raw"] if row["raw"] is not None else row["class_logprobs"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except DataError as error:
+        raise DataError(f"{where}: not a line of a journal ({error}); move the file away to start anew") from error
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: not a line of a journal ({error!r}); move the file away to start anew") from error
     kinds = (
         (benchmark, str),

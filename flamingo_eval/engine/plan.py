@@ -6,7 +6,7 @@ not depend on batch size, number of processes, or where a run was resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from flamingo_eval import registry
 from flamingo_eval.benchmark import DEFAULT_PROTOCOL, Benchmark, load_benchmark
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import digest, files_digest, many_objects
+from flamingo_eval.files import digest, digests_of_reads, file_digest, many_objects
 from flamingo_eval.nouns import Example, Id, Query, Ranking, Task
 from flamingo_eval.ports import DataSet, Nearest, References, Selection
 from flamingo_eval.prompting import build_prompt
@@ -31,13 +31,20 @@ class Source:
     benchmark: Benchmark
     root: Path
     data: DataSet
+    reads: dict[Path, str] = field(default_factory=dict)
+    """Digest of the bytes that each annotation file was read from."""
 
     @cached_property
     def digest(self) -> str:
-        """Digest of what the plan was made from: annotation files, or the list of pictures where there are none."""
-        if self.data.files:
-            return files_digest(self.data.files)
-        return digest([[example.image for example in part] for part in (self.data.train, self.data.test)])
+        """Digest of what the plan was made from: annotation files, or the list of images, or both."""
+        files = [self.digest_of(self.data.files)] if self.data.files else []
+        if files and not self.data.listing:
+            return files[0]
+        return digest([*([e.image for e in part] for part in (self.data.train, self.data.test)), *files])
+
+    def digest_of(self, files: Iterable[Path]) -> str:
+        """One digest for annotation files as they were read."""
+        return digest([self.reads.get(file) or file_digest(file) for file in files])
 
     @cached_property
     def task(self) -> Task:
@@ -48,7 +55,7 @@ class Source:
     def references(self) -> References:
         """References of the queries; read when they are first needed."""
         rules = self.benchmark.data
-        with many_objects():
+        with many_objects(), digests_of_reads(self.reads):
             return registry.loader(rules.loader).references(rules, self.root, self.benchmark.split)
 
 
@@ -74,9 +81,10 @@ def read_source(
             f"{missing} is not a folder; {benchmark.name} is read from {folder} "
             f"(layout: flamingo-eval data where {benchmark.name})"
         )
-    with many_objects():
+    reads: dict[Path, str] = {}
+    with many_objects(), digests_of_reads(reads):
         data = registry.loader(benchmark.data.loader).examples(benchmark.data, root, benchmark.split)
-    return Source(benchmark, root, data)
+    return Source(benchmark, root, data, reads)
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,9 @@ def execute(
         print(f"note: {line}", file=sys.stderr)
     cells_asked = cells_of(spec, sources)
     for source in sources.values():
-        _check_scorable(source, spec, cells_asked)
+        for line in _check_scorable(source, spec, cells_asked):
+            if first:
+                print(f"note: {source.benchmark.name}: {line}", file=sys.stderr)
     if fresh:
         _start_over(folder, spec)
     with folder.lock(spec.process), closing(Claims(folder.claims_file)) as claims:
@@ -302,13 +304,16 @@ def _cells_there(folder: RunFolder, sources: Mapping[str, Source]) -> list[CellK
     return [(row[0], row[1], row[2]) for row in folder.read_run()["cells"] if row[0] in sources]
 
 
-def _check_scorable(source: Source, spec: RunSpec, cells: Sequence[CellKey]) -> None:
+def _check_scorable(source: Source, spec: RunSpec, cells: Sequence[CellKey]) -> Sequence[str]:
     """Finds out now, not after a day of answering, that references are malformed or leave the metric undefined."""
     references, asked = source.references.by_id, []
     for seed in sorted({seed for name, _, seed in cells if name == source.benchmark.name}):
-        examples = asked_examples(source, seed, spec.num_samples, spec.query_set_size)
-        asked.append([references[example.id] for example in examples if example.id in references])
-    registry.metric(source.benchmark.metric).check(asked)
+        ids = [example.id for example in asked_examples(source, seed, spec.num_samples, spec.query_set_size)]
+        lacking = [id for id in ids if id not in references] if references else []
+        if lacking:
+            raise DataError(f"{source.benchmark.name}: {len(lacking)} queries have no reference, such as {lacking[0]}")
+        asked.append({id: references[id] for id in ids} if references else {})
+    return registry.metric(source.benchmark.metric).check(asked)
 
 
 def select_cells(cells: Sequence[Cell], wanted: set[CellKey]) -> list[Cell]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,8 @@ from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal, Slot
 from flamingo_eval.engine.plan import Source, TrialPlan, query_row
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import changed_fields, digest, files_digest, fits, json_text, read_json, write_atomic
-from flamingo_eval.nouns import Answer, Cell, Id, Prediction, Query, Score, Trial
+from flamingo_eval.files import changed_fields, digest, fits, json_text, parse_json, read_json, write_atomic
+from flamingo_eval.nouns import Answer, Cell, Id, Prediction, Query, Ranking, Score, Trial
 from flamingo_eval.prompting import extract_answer
 
 _NUMBER = (int, float)
@@ -72,6 +73,7 @@ def score_trials(
             if is_whole(trial, journal, skipped):
                 raw = raw_answers(trial, journal)
                 complete.append(trial)
+                _check_kinds(trial, raw)
                 answers.append({id: _processed(rules, said) for id, said in raw})
                 counts.append(len(raw))
         scores = _scores(source, answers, source.benchmark.scoring)
@@ -80,6 +82,20 @@ def score_trials(
             also = {name: score.value for name, results in others.items() if (score := results[i]) is not None}
             scored[trial.cell] = ScoredTrial(answers[i], scores[i], also, counts[i])
     return scored
+
+
+def _check_kinds(trial: TrialPlan, raw: Iterable[tuple[Id, Answer]]) -> None:
+    """Raises DataError for a journalled answer that the benchmark's task can't have: a text, or other names."""
+    task = trial.source.task
+    names = frozenset(task.names) if isinstance(task, Ranking) else None
+    for id, said in raw:
+        fits_task = isinstance(said, str) if names is None else not isinstance(said, str) and set(said) == names
+        if not fits_task:
+            benchmark, shots, seed = trial.cell
+            wanted = "a text" if names is None else f"log-likelihoods of the {len(names)} class names"
+            raise DataError(
+                f"the journal's answer to query {id} of {benchmark}, {shots} shots, seed {seed} is not {wanted}"
+            )
 
 
 def _processed(rules: AnswerRules, said: Answer) -> Answer:
@@ -146,7 +162,7 @@ def write_scores(
     notes = dict.fromkeys(
         note if len(sources) == 1 else f"{source.benchmark.name}: {note}"
         for source in sources
-        for note in (*source.data.notes, *source.references.notes)
+        for note in (*source.data.notes, *source.references.notes, *_metric_notes(source, trials, scored))
     )
     marks = {"demo": run["demo"]} if run["demo"] else {}
     write_atomic(folder.items_file, "".join(_item_lines(trials, scored, marks)))
@@ -155,7 +171,7 @@ def write_scores(
         **marks,
         "checkpoint": run["checkpoint"],
         "identity": run["identity"],
-        "references": {s.benchmark.name: files_digest(s.references.files) for s in sources},
+        "references": {s.benchmark.name: s.digest_of(s.references.files) for s in sources},
         "scoring": {s.benchmark.name: _scoring_digest(s.benchmark) for s in sources},
         "versions": run["sessions"][-1]["versions"] if run["sessions"] else None,
         "notes": list(notes),
@@ -163,6 +179,13 @@ def write_scores(
     }
     write_atomic(folder.scores_file, json_text(table))
     return cells
+
+
+def _metric_notes(source: Source, trials: Iterable[TrialPlan], scored: Mapping[CellKey, ScoredTrial]) -> Sequence[str]:
+    """What the metric says of the references that answers were compared with."""
+    own = [scored[trial.cell] for trial in trials if trial.source is source and trial.cell in scored]
+    references = [{id: source.references.by_id[id] for id in one.answers} for one in own if one.score is not None]
+    return registry.metric(source.benchmark.metric).check(references)
 
 
 def _scoring_digest(benchmark: Benchmark) -> str:
@@ -231,11 +254,44 @@ def read_cells(rows: Any, damaged: UserError) -> list[Cell]:
     """Cells from what :func:`cell_row` made of them. Raises ``damaged`` if they are not that."""
     if not fits(rows, [_CELL_SHAPE]) or not all(row["trials"] for row in rows):
         raise damaged
+    return [_read_cell(row, damaged) for row in rows]
+
+
+def _read_cell(row: Mapping[str, Any], damaged: UserError) -> Cell:
+    """A cell whose mean and deviation are those of its trials."""
+    where = f"{row['benchmark']}, {row['shots']} shots"
+    for trial in row["trials"]:
+        groups = trial.get("groups", {}), {"also": trial.get("also", {})}
+        if not all(fits(table, dict) and fits([*table.values()], [dict]) for table in groups):
+            raise _damaged(damaged, f"{where}: also and groups are tables of numbers")
+        numbers = [value for table in groups for values in table.values() for value in values.values()]
+        if not fits(numbers, [_NUMBER]) or not all_finite([trial["value"], *numbers]):
+            raise _damaged(damaged, f"{where}, seed {trial['seed']}: not all values are numbers")
     keys = ("benchmark", "split", "shots", "selector", "protocol", "metric")
-    return [
-        Cell(**{key: row[key] for key in keys}, trials=tuple(_read_trial(trial) for trial in row["trials"]))
-        for row in rows
-    ]
+    cell = Cell(**{key: row[key] for key in keys}, trials=tuple(_read_trial(trial) for trial in row["trials"]))
+    for key, computed in (("mean", cell.mean), ("std", cell.std)):
+        if key in row and not same_number(row[key], computed):
+            raise _damaged(damaged, f"{where}: {key} is {str(row[key])[:40]}, its trials give {computed}")
+    return cell
+
+
+def _damaged(damaged: UserError, detail: str) -> UserError:
+    return type(damaged)(f"{damaged} ({detail})")
+
+
+def all_finite(numbers: Iterable[Any]) -> bool:
+    """Whether all are numbers as a float holds them: JSON has longer ones, and Python's reads NaN."""
+    try:
+        return all(math.isfinite(number) for number in numbers)
+    except OverflowError:
+        return False
+
+
+def same_number(stated: Any, computed: float | None) -> bool:
+    """Whether a number of a file is the one that follows from the rest of the file, but for rounding."""
+    if computed is None or not isinstance(stated, _NUMBER) or isinstance(stated, bool):
+        return stated is computed
+    return all_finite([stated]) and math.isclose(stated, computed, rel_tol=1e-9, abs_tol=1e-6)
 
 
 def _read_trial(row: Mapping[str, Any]) -> Trial:
@@ -280,10 +336,10 @@ def item_rows(folder: RunFolder) -> dict[tuple[Any, ...], dict[str, Any]]:
     try:
         with folder.items_file.open(encoding="utf-8") as file:
             for line in file:
-                row = json.loads(line)
+                row = parse_json(line, folder.items_file)
                 if not fits(row, {"answer": str, "score": (int, float, type(None))}):
                     raise ValueError(f"not a scored answer: {line[:80]!r}")
                 items[row["benchmark"], row["shots"], row["seed"], row["query_id"]] = row
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise UserError(f"{folder.items_file} can't be read ({error!r}): flamingo-eval score {folder.path}") from error
     return items

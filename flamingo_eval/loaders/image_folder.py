@@ -1,13 +1,15 @@
 """A folder per class under each split, in the order of torchvision's ``ImageFolder``; a row's number is its id.
 
 Options of a benchmark's ``[data]`` section: ``splits``, from a split's name to its folder; ``names``, a file beside
-them that maps class folders to names (``{"n01440764": "tench"}``); ``default_names``, a file of the package that lists
-names in the order of the class folders, used where ``names`` is not there.
+them that maps class folders to names (``{"n01440764": "tench"}``); ``default_folders`` and ``default_names``, files of
+the package with a class folder and its name on each line, used where ``names`` is not there: the folders must then be
+exactly these, since a folder's place among the others says nothing of what it shows.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -27,21 +29,26 @@ class ImageFolderLoader:
     def examples(self, rules: DataRules, root: Path, split: str) -> DataSet:
         """Pictures of the training split and of ``split``."""
         train, test = (_read(rules, root, name) for name in (rules.train, split))
-        names = tuple(dict.fromkeys(_class_names(rules, root).values()))
-        return DataSet(train, test, (), names=names)
+        path = root / rules.folder / rules.options["names"]
+        files = (path,) if path.exists() else ()
+        return DataSet(train, test, files, names=_answer_names(rules, root), listing=True)
 
     def references(self, rules: DataRules, root: Path, split: str) -> References:
         """The class name of each picture."""
-        return References({e.id: e.fields["label"] for e in _read(rules, root, split)}, ())
+        by_id = {e.id: e.fields["label"] for e in _read(rules, root, split)}
+        return References(by_id, (), names=_answer_names(rules, root))
+
+
+def _answer_names(rules: DataRules, root: Path) -> tuple[str, ...]:
+    """The classes' names, each once."""
+    return tuple(dict.fromkeys(_class_names(rules, root).values()))
 
 
 def _class_names(rules: DataRules, root: Path) -> dict[str, str]:
     """Class folder -> name, folders sorted; those of the training split."""
     folder = root / rules.folder
     train = folder / rules.options["splits"][rules.train]
-    if not train.is_dir():
-        raise DataError(f"{train} is not a folder")
-    classes = sorted(entry.name for entry in os.scandir(train) if entry.is_dir())
+    classes = _class_folders(train)
     path = folder / rules.options["names"]
     if path.exists():
         names = read_json(path)
@@ -51,27 +58,65 @@ def _class_names(rules: DataRules, root: Path) -> dict[str, str]:
         if unnamed:
             raise DataError(f"{path} has no name for {len(unnamed)} class folders of {train}, such as {unnamed[0]}")
         return {c: names[c] for c in classes}
-    known = (resource_folder("benchmarks") / rules.options["default_names"]).read_text(encoding="utf-8").splitlines()
-    if len(classes) != len(known):
-        raise DataError(f"{train} has {len(classes)} class folders, not {len(known)}: name them in {path}")
-    return dict(zip(classes, known, strict=True))
+    known = _known_names(rules)
+    if not known:
+        raise DataError(f"{path} does not exist; it names the class folders of {train}")
+    strange, missing = [c for c in classes if c not in known], sorted(known.keys() - set(classes))
+    if strange or missing:
+        told = [f"{len(strange)} others, such as {strange[0]}"] if strange else []
+        told += [f"{len(missing)} are missing, such as {missing[0]}"] if missing else []
+        raise DataError(
+            f"{train}: the class folders are not the {len(known):,} ids that class names are known for "
+            f"({'; '.join(told)}). A folder's place among the others does not say what it shows: name the classes in "
+            f"{path}, as {{folder: name}}"
+        )
+    return {c: known[c] for c in classes}
+
+
+def _known_names(rules: DataRules) -> dict[str, str]:
+    """Folder -> name, of the classes that the package knows; none where the benchmark names no such files."""
+    if not {"default_folders", "default_names"} <= rules.options.keys():
+        return {}
+    folders, names = (
+        (resource_folder("benchmarks") / rules.options[key]).read_text(encoding="utf-8").splitlines()
+        for key in ("default_folders", "default_names")
+    )
+    return dict(zip(folders, names, strict=True))
+
+
+def _class_folders(split: Path) -> list[str]:
+    """Names of the class folders of a split, sorted; hidden ones (``.ipynb_checkpoints``) are none."""
+    if not split.is_dir():
+        raise DataError(f"{split} is not a folder")
+    entries = [entry for entry in os.scandir(split) if not entry.name.startswith(".")]
+    classes = sorted(entry.name for entry in entries if entry.is_dir())
+    if not classes and any(_is_image(entry.name) for entry in entries):
+        raise DataError(f"{split} holds images directly; they must lie in a folder per class")
+    return classes
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(_ENDINGS) and not name.startswith(".")  # macOS leaves "._name.JPEG", no image
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """Image files of a class folder in ``ImageFolder``'s order, hidden ones left out."""
+    for parent, _, files in sorted(os.walk(folder, followlinks=True)):
+        if not any(part.startswith(".") for part in Path(parent).relative_to(folder).parts):
+            yield from (Path(parent, file) for file in sorted(files) if _is_image(file))
 
 
 def _read(rules: DataRules, root: Path, split: str) -> list[Example]:
     names = _class_names(rules, root)
     top = root / rules.folder / rules.options["splits"][split]
-    if not top.is_dir():
-        raise DataError(f"{top} is not a folder")
-    strange = sorted({entry.name for entry in os.scandir(top) if entry.is_dir()} - names.keys())
+    strange = sorted(set(_class_folders(top)) - names.keys())
     if strange:
         raise DataError(f"{top} has class folders that the training split has not, such as {strange[0]}")
     examples: list[Example] = []
     for folder, name in names.items():
-        for parent, _, files in sorted(os.walk(top / folder, followlinks=True)):
-            for file in sorted(files):
-                if file.lower().endswith(_ENDINGS):
-                    image = PurePosixPath(Path(parent, file).relative_to(root).as_posix())
-                    examples.append(Example(len(examples), str(image), {"label": name}))
+        for file in _images(top / folder):
+            image = PurePosixPath(file.relative_to(root).as_posix())
+            examples.append(Example(len(examples), str(image), {"label": name}))
     if not examples:
         raise DataError(f"{top} holds no pictures")
     return examples

@@ -6,7 +6,6 @@ name to what the first release called the file; ``labels``, the class names of l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +13,7 @@ from typing import Any
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError
-from flamingo_eval.files import inside_root, record_field, refuse_half_characters
+from flamingo_eval.files import inside_root, parse_json, read_text, record_field, refuse_half_characters
 from flamingo_eval.nouns import Example, Id
 from flamingo_eval.ports import DataSet, References
 
@@ -50,12 +49,7 @@ def _path(rules: DataRules, root: Path, split: str) -> Path:
 
 
 def _read(rules: DataRules, path: Path) -> list[Example]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} can't be read: {error}") from error
+    lines = read_text(path).split("\n")
     examples: dict[Id, Example] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -69,10 +63,7 @@ def _read(rules: DataRules, path: Path) -> list[Example]:
 
 
 def _example(rules: DataRules, where: str, line: str) -> Example:
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not valid JSON: {error}") from error
+    row: Any = parse_json(line, where)
     refuse_half_characters(row, where)
     labels = rules.options["labels"]
     fields = {"text": record_field(where, row, "text", str)}

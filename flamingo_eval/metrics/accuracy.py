@@ -16,8 +16,9 @@ class AccuracyMetric:
     value_key = "answer"
     value_kinds: tuple[type, ...] = (str,)
 
-    def check(self, trials: Sequence[Sequence[Any]]) -> None:
+    def check(self, trials: Sequence[Mapping[Id, Any]]) -> Sequence[str]:  # noqa: ARG002  # defined for any labels
         """Needs nothing but what is installed."""
+        return ()
 
     def compute(
         self,

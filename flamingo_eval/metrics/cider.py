@@ -26,9 +26,31 @@ class CiderMetric:
     def __init__(self) -> None:
         self._tokens: dict[str, str] = {}
 
-    def check(self, trials: Sequence[Sequence[Any]] = ()) -> None:  # noqa: ARG002  # any captions will do
-        """Runs the tokenizer once; raises UserError if that fails."""
+    def check(self, trials: Sequence[Mapping[Id, Sequence[str]]] = ()) -> Sequence[str]:
+        """Runs the tokenizer once, and finds out whose score is 0 whatever the captions.
+
+        Raises:
+            UserError: the tokenizer fails.
+            DataError: no reference of a trial holds a word, so nothing can be counted.
+        """
         self._tokenize({"a word"})
+        notes: list[str] = []
+        for references in trials:
+            wordless = [id for id, texts in references.items() if not self._holds_word(texts)]
+            if references and len(wordless) == len(references):
+                raise DataError(f"CIDEr is undefined: no reference of the {len(references)} images holds a word")
+            if wordless:
+                others = f" and {len(wordless) - 1} others" if len(wordless) > 1 else ""
+                notes.append(f"CIDEr of image {wordless[0]}{others} is always 0: no reference there holds a word")
+            if len(references) == 1:
+                notes.append("CIDEr of one image is always 0: what occurs in every image weighs nothing")
+        return tuple(dict.fromkeys(notes))
+
+    def _holds_word(self, texts: Sequence[str]) -> bool:
+        """Whether the tokenizer leaves anything of them; a letter or digit is always left."""
+        if any(character.isalnum() for text in texts for character in text):
+            return True
+        return any(self._tokenize(set(texts))[text] for text in texts)
 
     def _tokenize(self, texts: Set[str]) -> dict[str, str]:
         """Tokens of each text; a text met before, in another trial or benchmark, is not tokenized again."""

@@ -21,10 +21,11 @@ class RocAucMetric:
     value_key = "score"
     value_kinds: tuple[type, ...] = (int, float)
 
-    def check(self, trials: Sequence[Sequence[Any]]) -> None:
+    def check(self, trials: Sequence[Mapping[Id, Any]]) -> Sequence[str]:
         """Raises DataError if a trial's labels are of one class only."""
         for labels in trials:
-            _check_classes(labels)
+            _check_classes([*labels.values()])
+        return ()
 
     def compute(
         self,

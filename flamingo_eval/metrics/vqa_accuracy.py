@@ -4,6 +4,7 @@ Scoring rules of a benchmark (``[scoring]`` of its TOML; the first choices are t
 
 - ``normalise_prediction``, ``normalise_annotations``: ``always``, ``never``, or ``when_answers_differ`` (the VQA
   challenge's code normalises only where the annotators' raw answers are not all the same);
+- ``tokenisation``: ``none``, or ``mmf`` (what TextVQA's owners do to every text before it is normalised);
 - ``leave_out``: ``record`` (each annotation is compared with all that are not equal to it *as a record*, so
   answers without an id vanish together) or ``annotator`` (with the other nine).
 
@@ -13,13 +14,14 @@ A question with a single annotated answer is answered right or wrong.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flamingo_eval.errors import DataError
 from flamingo_eval.nouns import Annotation, Id, Score
-from flamingo_eval.vqa_text import normalise, strip_spaces
+from flamingo_eval.vqa_text import normalise, strip_spaces, tokenise_as_mmf
 
+_TOKENISATIONS: Mapping[str, Callable[[str], str]] = {"none": str, "mmf": tokenise_as_mmf}
 _ENOUGH = 3  # as many annotators who agree make an answer right
 
 
@@ -30,8 +32,9 @@ class VqaAccuracyMetric:
     value_key = "answer"
     value_kinds: tuple[type, ...] = (str,)
 
-    def check(self, trials: Sequence[Sequence[Any]]) -> None:
+    def check(self, trials: Sequence[Mapping[Id, Any]]) -> Sequence[str]:  # noqa: ARG002  # defined for any answers
         """Needs nothing but what is installed."""
+        return ()
 
     def compute(
         self, trials: Sequence[Mapping[Id, str]], references: Mapping[Id, Annotation], rules: Mapping[str, Any]
@@ -71,8 +74,9 @@ def accuracy(prediction: str, annotation: Annotation, rules: Mapping[str, Any]) 
     """
     raw = [strip_spaces(answer.text) for answer in annotation.answers]
     differ = len(set(raw)) > 1
-    said = _text(prediction, rules.get("normalise_prediction", "always"), differ)
-    texts = [_text(text, rules.get("normalise_annotations", "always"), differ) for text in raw]
+    tokenise = _TOKENISATIONS[rules.get("tokenisation", "none")]
+    said = _text(tokenise(prediction), rules.get("normalise_prediction", "always"), differ)
+    texts = [_text(tokenise(text), rules.get("normalise_annotations", "always"), differ) for text in raw]
     if len(texts) == 1:
         return float(said == texts[0])
     matches = texts.count(said)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from flamingo_eval.engine.folder import RunFolder, now
-from flamingo_eval.engine.score import CellKey, cell_row, item_rows, read_cells, read_scores
+from flamingo_eval.engine.score import CellKey, cell_row, item_rows, read_cells, read_scores, same_number
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import fits, read_json, write_atomic
-from flamingo_eval.nouns import Cell
+from flamingo_eval.nouns import Cell, Trial
 from flamingo_eval.report.table import Shown, Sure
 from flamingo_eval.statistics import Uncertainty, auc_influence, bootstrap_interval, cluster_sums, mean_influence
 from flamingo_eval.statistics import mean_uncertainty as uncertainty_of_mean
@@ -102,7 +102,18 @@ def read_evidence(path: Path) -> Evidence:
                 trials[key] = _evidence(_columns(key, rows[key]), again)
             except KeyError:
                 raise again from None
+            _check_value(trial, key, trials[key], again)
     return Evidence(str(path), about, {(c.benchmark, c.shots): c for c in cells}, trials)
+
+
+def _check_value(trial: Trial, key: CellKey, evidence: TrialEvidence, damaged: UserError) -> None:
+    """A trial's value must be the one that its queries' own scores give. Raises UserError."""
+    if not same_number(trial.value, evidence.value) or not len(evidence.influence) <= trial.queries <= trial.planned:
+        benchmark, shots, seed = key
+        raise UserError(
+            f"{damaged} ({benchmark}, {shots} shots, seed {seed}: value is {trial.value} over {trial.queries} queries "
+            f"of {trial.planned}, the scores of {len(evidence.influence)} queries give {evidence.value})"
+        )
 
 
 def _columns(key: CellKey, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -152,8 +163,12 @@ def _read_baseline(path: Path) -> Evidence:
     cells = read_cells(table["cells"], damaged)
     keys = [(row["benchmark"], row["shots"], row["seed"]) for row in table["trials"]]
     trials = {key: _evidence(row, damaged) for key, row in zip(keys, table["trials"], strict=True)}
-    if any((c.benchmark, c.shots, t.seed) not in trials for c in cells for t in c.trials):
-        raise damaged
+    for cell in cells:
+        for trial in cell.trials:
+            key = (cell.benchmark, cell.shots, trial.seed)
+            if key not in trials:
+                raise damaged
+            _check_value(trial, key, trials[key], damaged)
     return Evidence(str(path), table, {(c.benchmark, c.shots): c for c in cells}, trials)
 
 

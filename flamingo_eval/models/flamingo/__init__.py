@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flamingo_eval.errors import CheckpointError, UserError
-from flamingo_eval.files import cache_folder, digest, file_digest_once
+from flamingo_eval.errors import CheckpointError, DataError, UserError
+from flamingo_eval.files import cache_folder, digest, file_digest_once, read_json
 from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, VisionSpec, read_spec
 from flamingo_eval.ports import ModelInfo, ModelSource
@@ -55,9 +54,11 @@ class FlamingoSource:
         if not isinstance(folder, Path) or not (folder / "config.json").is_file():
             return
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        except ValueError:  # loading it will say so
-            return
+            config = read_json(folder / "config.json")
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{folder / 'config.json'} is no model's configuration: it is not an object")
         if config.get("model_type") == "llama" and not config.get("tie_word_embeddings", False):
             yield (
                 "the output layer's rows of the added tokens are zero: LLaMA's output layer is not in the checkpoint "

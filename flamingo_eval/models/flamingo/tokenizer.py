@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from flamingo_eval.errors import CheckpointError
+from flamingo_eval.errors import CheckpointError, DataError
+from flamingo_eval.files import read_json
 
 END_OF_CHUNK = "<|endofchunk|>"
 IMAGE = "<image>"
@@ -133,10 +133,10 @@ def _configured_pad_token(source: str | Path) -> str | None:
         if file is None:
             continue
         try:
-            table: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{file} is not JSON: {error}") from error
-        token = table.get("pad_token")
+            table = read_json(Path(file))
+        except DataError as error:
+            raise CheckpointError(str(error)) from error
+        token = table.get("pad_token") if isinstance(table, dict) else None
         if token:
             return str(token["content"] if isinstance(token, dict) else token)
     return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flamingo_eval import registry
 from flamingo_eval.benchmark import canonical_name, load_benchmark
 from flamingo_eval.errors import UserError
+from flamingo_eval.images import Images, formats_with
 from flamingo_eval.nouns import Cell
 from flamingo_eval.ports import ModelSource
 from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
@@ -41,7 +42,7 @@ def load_model(
     """
     source: Any = registry.model_source(checkpoint, None if weights is None else Path(weights))
     device, precision = source.resolve(device, precision)
-    loaded: FlamingoModel = source.load(data_root=Path(data_root), device=device, precision=precision)
+    loaded: FlamingoModel = source.load(images=Images(Path(data_root)), device=device, precision=precision)
     return loaded
 
 
@@ -61,6 +62,7 @@ def evaluate(
     num_samples: int | None = None,
     query_set_size: int = 2048,
     batch_size: int | None = None,
+    image_formats: Sequence[str] = (),
     out: str | Path | None = None,
     name: str = "live model",
 ) -> list[Cell]:
@@ -83,6 +85,7 @@ def evaluate(
         num_samples: queries a trial; None for all.
         query_set_size: size of the pool of random demonstrations.
         batch_size: queries a batch; None for what the model suggests.
+        image_formats: Pillow's names of image formats that are read besides the usual ones, such as ``AVIF``.
         out: run folder, to keep the answers and to resume; None to keep nothing.
         name: what to call a live module.
 
@@ -108,6 +111,7 @@ def evaluate(
         num_samples=num_samples,
         query_set_size=query_set_size,
         batch_size=batch_size,
+        image_formats=formats_with(",".join(image_formats)),
     )
 
     with tempfile.TemporaryDirectory(prefix="flamingo-eval-") as scratch:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flamingo_eval.benchmark import DataRules
+from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, Example, Id, NoAnswer, Prompt, Score, Task
 
 
@@ -227,7 +228,7 @@ class ModelSource(Protocol):
     def load(
         self,
         *,
-        data_root: Path,
+        images: Images,
         device: str,
         precision: str,
         plain: bool = False,
@@ -237,7 +238,7 @@ class ModelSource(Protocol):
         """Loads the model. Raises CheckpointError.
 
         Args:
-            data_root: what pictures' paths are relative to.
+            images: where pictures are; they must be read through it, so that all goes by the same bytes.
             device: a resolved one.
             precision: a resolved one.
             plain: without any shortcut, however slow; for the doubtful.
@@ -249,8 +250,10 @@ class ModelSource(Protocol):
 class ImageEncoder(Protocol):
     """A loaded image encoder, for retrieval."""
 
-    def prepare(self, path: Path, rgb: bool) -> Any:
-        """Reads one picture; ``rgb`` converts it before the transform. Raises QueryError if that can't be done.
+    def prepare(self, image: str, rgb: bool) -> Any:
+        """Reads one picture, by its path among the images; ``rgb`` converts it before the transform.
+
+        Raises QueryError if that can't be done.
 
         Called from several threads at once.
         """
@@ -265,8 +268,8 @@ class EncoderSource(Protocol):
     def info(self) -> ModelInfo:
         """Name and digest of everything that determines its embeddings, without importing torch."""
 
-    def load(self, device: str) -> ImageEncoder:
-        """Loads the encoder. Raises CheckpointError."""
+    def load(self, device: str, images: Images) -> ImageEncoder:
+        """Loads the encoder, whose pictures are among ``images``. Raises CheckpointError."""
 
 
 class ModelFamily(Protocol):
@@ -286,10 +289,11 @@ class ModelFamily(Protocol):
     def find_live(self, model: Any, tokenizer: Any, transform: Any, name: str) -> ModelSource | None:
         """A model that is in memory already, or None if it is not of this family."""
 
-    def find_encoder(self, model: str, pretrained: str | None) -> EncoderSource | None:
+    def find_encoder(self, model: str, pretrained: str | None, quick_gelu: bool | None = None) -> EncoderSource | None:
         """The image encoder that a name or file stands for, or None if that is not of this family.
 
         Args:
             model: name of a vision model, or whatever :meth:`find` takes.
             pretrained: name or file of the weights, for vision models by name.
+            quick_gelu: which activation weights from a file were trained with; None where nobody said.
         """

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 from flamingo_eval.benchmark import AnswerRules, PromptRules
-from flamingo_eval.errors import DataError, UserError
+from flamingo_eval.errors import UserError
 from flamingo_eval.nouns import Example, Prompt
 from flamingo_eval.stemming import stem
 
 IMAGE = "<image>"
+SPECIAL_TOKENS = (IMAGE, "<|endofchunk|>")
+"""What divides a prompt into images and demonstrations; a text of the data that holds one would divide it elsewhere."""
 _SLOT = re.compile(r"\{(\w+)(\|strip)?\}")
 
 
@@ -49,24 +51,26 @@ def build_prompt(rules: PromptRules, demonstrations: Sequence[Example], query: E
     With zero shots the demonstrations are text only: every ``<image>`` is removed from their text and their pictures
     are not given (open_flamingo/eval/evaluate.py, ``evaluate_captioning``), unless the rules say that they are.
 
-    Raises:
-        DataError: a text of the data holds ``<image>`` itself, so that texts and pictures no longer correspond.
+    Texts that hold special tokens are for the caller to find (:func:`special_token_in`).
     """
     context = "".join(fill(rules.demonstration, example.fields) for example in demonstrations)
     images = [example.image for example in demonstrations]
-    tags = len(images) + 1 if shots else 1
     if shots == 0:
         context = context.replace(IMAGE, "")
         images = images if rules.zero_shot_keeps_images else []
     text = context + fill(rules.query, query.fields)
     images.append(query.image)
-    if text.count(IMAGE) != tags:
-        ids = ", ".join(str(example.id) for example in (*demonstrations, query))
-        raise DataError(
-            f"the prompt of query {query.id} has {text.count(IMAGE)} {IMAGE} tags for {tags} pictures: "
-            f"the text of one of the examples {ids} holds the tag itself"
-        )
     return Prompt(text, tuple(images), rgb=rules.rgb)
+
+
+def special_token_in(template: str, example: Example) -> str | None:
+    """The special token that a text of an example holds, among those texts that the template shows.
+
+    >>> special_token_in("Q:{question}", Example(1, "1.jpg", {"question": "is <image> red?", "answer": "no"}))
+    '<image>'
+    """
+    shown = (example.fields.get(name, "") for _, name, _ in _parts(template) if name is not None)
+    return next((token for text in shown if "<" in text for token in SPECIAL_TOKENS if token in text), None)
 
 
 def answer_field(rules: PromptRules) -> str:

@@ -82,8 +82,8 @@ def live_source(model: Any, tokenizer: Any, transform: Any, name: str) -> ModelS
     raise UserError(f"{type(model).__name__} is no model that can be evaluated")
 
 
-def image_encoder(model: str, pretrained: str | None) -> EncoderSource:
-    """The image encoder that ``--rices-model`` and ``--rices-pretrained`` name.
+def image_encoder(model: str, pretrained: str | None, quick_gelu: bool | None = None) -> EncoderSource:
+    """The image encoder that ``--rices-model``, ``--rices-pretrained`` and ``--rices-quick-gelu`` name.
 
     Raises:
         UserError: no family knows it.
@@ -91,7 +91,7 @@ def image_encoder(model: str, pretrained: str | None) -> EncoderSource:
     """
     families = sorted(_model_families(), key=lambda family: model not in family.known())  # a name of its own goes first
     for family in families:
-        source = family.find_encoder(model, pretrained)
+        source = family.find_encoder(model, pretrained, quick_gelu)
         if source is not None:
             return source
     raise UserError(f"unknown --rices-model {model!r}: give an open_clip model name, demo, or a checkpoint's TOML file")

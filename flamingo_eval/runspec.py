@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flamingo_eval.images import FORMATS
+
 DEMO = "demo"
 """Name of the embedded checkpoint and of the embedded data, wherever either can be named."""
 
@@ -19,12 +21,14 @@ class RicesSpec:
         pretrained: tag or file of its weights, for an open_clip model name; None for ``openai``.
         unique_images: show no picture twice among a query's demonstrations.
         exclude_same_image: never show the query's own picture.
+        quick_gelu: whether weights from a file were trained with QuickGELU; None where the model's name says it.
     """
 
     model: str | None = None
     pretrained: str | None = None
     unique_images: bool = False
     exclude_same_image: bool = False
+    quick_gelu: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class RunSpec:
         weights: folder of copies to take a known checkpoint's files from.
         plain: answer without any shortcut; does not change answers.
         feature_cache: bytes of memory for what is computed once per picture; None for the default.
+        image_formats: the image formats that may be decoded; does not change answers.
         on_error: ``stop``: an error once all other queries are answered; ``skip``: score what is there, as partial.
         process: which of the run's processes this is.
     """
@@ -89,6 +94,7 @@ class RunSpec:
     weights: str | None = None
     plain: bool = False
     feature_cache: int | None = None
+    image_formats: tuple[str, ...] = FORMATS
     on_error: str = "stop"
     process: Process = Process()
 

@@ -9,6 +9,7 @@ import pytest
 
 from flamingo_eval import registry
 from flamingo_eval.errors import QueryError
+from flamingo_eval.images import Images
 from flamingo_eval.nouns import NO_PICTURE, Decoding, Prompt, Ranking
 from tests.helpers import LazyModule
 
@@ -31,7 +32,8 @@ def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     goldens: Path = request.getfixturevalue("goldens")
     source = registry.model_source(str(goldens / "model" / "model.toml"))
     return tuple(
-        source.load(data_root=goldens / "data", device="cpu", precision="fp32", plain=plain) for plain in (False, True)
+        source.load(images=Images(goldens / "data"), device="cpu", precision="fp32", plain=plain)
+        for plain in (False, True)
     )  # type: ignore[return-value]
 
 
@@ -141,7 +143,7 @@ def test_each_picture_is_encoded_once(models: tuple[Any, Any], goldens: Path, tm
         (1 << 30, "b", 0),
     ):
         caching = Caching(budget, tmp_path / disk if disk else None, "checkpoint")
-        model = load_model(read_spec(goldens / "model" / "model.toml"), data_root=goldens / "data", device="cpu",
+        model = load_model(read_spec(goldens / "model" / "model.toml"), images=Images(goldens / "data"), device="cpu",
                            precision="fp32", caching=caching)  # fmt: skip
         said = [model.answer([model.prepare(p, task)], task)[0] for p in prompts]
         assert said == expected

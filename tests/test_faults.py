@@ -13,6 +13,7 @@ import pytest
 
 from flamingo_eval.engine.answer import Answering
 from flamingo_eval.engine.journal import Journal
+from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, Decoding, NoAnswer
 from tests.helpers import FAST, Cli, LazyModule, StandIn, read_lines, run_cli, write_coco_root
 
@@ -170,7 +171,7 @@ def test_a_model_that_overflows_answers_the_other_queries(goldens: Path, plain: 
 
     pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())[:4]
     source = registry.model_source(str(goldens / "model" / "model.toml"))
-    model: Any = source.load(data_root=goldens / "data", device="cpu", precision="fp32", plain=plain, keep=False)
+    model: Any = source.load(images=Images(goldens / "data"), device="cpu", precision="fp32", plain=plain, keep=False)
     encode = model.model.encode
     bad = model._store(Decoding(5)).pixels(model._store(Decoding(5)).find(goldens / "data" / pictures[1], rgb=False))
 

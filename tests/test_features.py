@@ -16,6 +16,7 @@ from flamingo_eval.engine.plan import Source, read_source
 from flamingo_eval.engine.retrieval import BATCH, encode_pictures, store_of
 from flamingo_eval.errors import QueryError
 from flamingo_eval.features.store import FeatureStore
+from flamingo_eval.images import Images
 from flamingo_eval.models.scripted import ThumbnailEncoder, ThumbnailSource
 from flamingo_eval.ports import ModelInfo
 from tests.helpers import write_coco_root
@@ -104,20 +105,20 @@ class CountingSource(ThumbnailSource):
     def info(self) -> ModelInfo:
         return ModelInfo("counting", self.digest, {})
 
-    def load(self, device: str) -> ThumbnailEncoder:
+    def load(self, device: str, images: Images) -> ThumbnailEncoder:
         outer = self
         self.loads += 1
 
         class Encoder(ThumbnailEncoder):
-            def prepare(self, path: Path, rgb: bool) -> NDArray[np.float32]:
-                outer.reads[path.name] += 1
-                return super().prepare(path, rgb)
+            def prepare(self, image: str, rgb: bool) -> NDArray[np.float32]:
+                outer.reads[image] += 1
+                return super().prepare(image, rgb)
 
             def encode(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
                 outer.encoded += len(prepared)
                 return super().encode(prepared)
 
-        return Encoder()
+        return Encoder(images)
 
 
 def images_of(source: Source) -> list[str]:
@@ -169,6 +170,7 @@ def test_a_changed_picture_gets_features_of_its_own(tmp_path: Path) -> None:
     first = encode_pictures(source, images_of(source), encoder, "cpu")
     pictures = sorted((root / "coco" / "train2014").iterdir())
     pictures[0].write_bytes(sorted((root / "coco" / "val2014").iterdir())[0].read_bytes())
+    source = read_source("coco", root)  # another command
     second = encode_pictures(source, images_of(source), encoder, "cpu")
     image = source.data.train[0].image
     assert (second.vectors[second.number[image]] != first.vectors[first.number[image]]).any()
@@ -213,8 +215,8 @@ from flamingo_eval.engine.retrieval import encode_pictures
 from tests.test_features import CountingSource, images_of
 
 class Slow(CountingSource):
-    def load(self, device):
-        encoder, outer = super().load(device), self
+    def load(self, device, images):
+        encoder, outer = super().load(device, images), self
         plain = encoder.encode
         def encode(prepared):
             time.sleep(0.2)
@@ -280,7 +282,7 @@ def make_distinct(root: Path) -> None:
 
 def test_a_picture_error_is_a_query_error(tmp_path: Path) -> None:
     with pytest.raises(QueryError):
-        ThumbnailEncoder().prepare(tmp_path / "none.png", rgb=False)
+        ThumbnailEncoder(Images(tmp_path)).prepare("none.png", rgb=False)
 
 
 def test_part_of_a_vector_behind_the_last_whole_one(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from flamingo_eval import registry
 from flamingo_eval.errors import CheckpointError, QueryError
+from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo import DEMO_SPEC
 from flamingo_eval.models.flamingo.spec import VisionSpec, read_spec
 from flamingo_eval.nouns import Decoding, Prompt
@@ -35,7 +36,7 @@ def bundle(tmp_path: Path) -> Path:
 def load(folder: Path, data_root: Path | None = None) -> Any:
     source = registry.model_source(str(folder / "model.toml"))
     source.info()
-    return source.load(data_root=data_root or folder, device="cpu", precision="fp32")
+    return source.load(images=Images(data_root or folder), device="cpu", precision="fp32")
 
 
 def rewrite(folder: Path, change: Callable[[State], object], *, wrap: bool = True) -> None:
@@ -299,6 +300,6 @@ def test_other_precisions_speak_too(precision: str) -> None:
     prompt = Prompt("<image>Output:", ("coco/val2014/COCO_val2014_000000017800.png",))
     texts = []
     for name in ("fp32", precision):
-        model = source.load(data_root=root, device="cpu", precision=name)
+        model = source.load(images=Images(root), device="cpu", precision=name)
         texts.append(model.answer([model.prepare(prompt, Decoding(20))], Decoding(20))[0])
     assert texts[0] == texts[1], "a clear picture is described alike"

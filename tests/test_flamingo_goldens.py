@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from flamingo_eval.images import Images
 from tests.helpers import LazyModule, pixels_of
 
 torch: Any = LazyModule("torch")
@@ -29,7 +30,7 @@ def model(goldens: Path) -> Any:
     from flamingo_eval import registry
 
     source = registry.model_source(str(goldens / "model" / "model.toml"))
-    return source.load(data_root=goldens / "data", device="cpu", precision="fp32")
+    return source.load(images=Images(goldens / "data"), device="cpu", precision="fp32")
 
 
 def prepared(model: Any, expected: dict[str, Any], number: int) -> Any:

@@ -16,6 +16,7 @@ from flamingo_eval.benchmark import load_benchmark
 from flamingo_eval.engine.answer import Pending, _batches
 from flamingo_eval.engine.plan import Source, TrialPlan, plan_trial, query_row, read_source
 from flamingo_eval.errors import UserError
+from flamingo_eval.images import Images
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import DataSet
 
@@ -24,7 +25,7 @@ def source_of(train: int, test: int) -> Source:
     """A made-up COCO whose training rows are numbered 0.. and whose test rows have the ids 1000.. ."""
     examples = [Example(i, f"{i}.jpg", {"caption": f"thing {i}"}) for i in range(train)]
     queries = [Example(1000 + i, f"q{i}.jpg", {"caption": ""}) for i in range(test)]
-    return Source(load_benchmark("coco"), Path("nowhere"), DataSet(examples, queries, ()))
+    return Source(load_benchmark("coco"), Images(Path("nowhere")), DataSet(examples, queries, ()))
 
 
 def plan_of(source: Source, shots: int, seed: int = 42, num_samples: int | None = None, pool: int = 2048) -> TrialPlan:

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flamingo_eval.benchmark import AnswerRules, load_benchmark
-from flamingo_eval.errors import DataError
 from flamingo_eval.nouns import Example
-from flamingo_eval.prompting import build_prompt, extract_answer, fill
+from flamingo_eval.prompting import build_prompt, extract_answer, fill, special_token_in
 
 COCO = load_benchmark("coco")
 DEMONSTRATIONS = [Example(1, "a.jpg", {"caption": " A dog.\n"}), Example(2, "b.jpg", {"caption": "a {cat} \n on it"})]
@@ -30,10 +29,12 @@ def test_zero_shot_prompt_has_two_text_only_demonstrations() -> None:
     assert prompt.images == ("c.jpg",)
 
 
-def test_a_text_that_holds_the_image_tag_is_refused() -> None:
-    rogue = Example(9, "d.jpg", {"caption": "an <image> of a dog"})
-    with pytest.raises(DataError, match=r"query 3 has 3 <image> tags for 2 pictures.*9, 3"):
-        build_prompt(COCO.prompt, [rogue], QUERY, shots=1)
+@pytest.mark.parametrize("token", ["<image>", "<|endofchunk|>"])
+def test_a_text_that_holds_a_special_token_is_found_where_it_is_shown(token: str) -> None:
+    rogue = Example(9, "d.jpg", {"caption": f"an {token} of a dog"})
+    assert special_token_in(COCO.prompt.demonstration, rogue) == token
+    assert special_token_in(COCO.prompt.query, rogue) is None, "a query does not show its caption"
+    assert special_token_in(COCO.prompt.demonstration, DEMONSTRATIONS[0]) is None
 
 
 @given(st.text(), st.text())

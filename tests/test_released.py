@@ -12,6 +12,7 @@ import pytest
 
 from flamingo_eval import registry
 from flamingo_eval.errors import CheckpointError, UserError
+from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.models.flamingo.spec import HubFile
 from tests.helpers import Cli, run_cli
@@ -103,7 +104,7 @@ def test_a_file_that_is_not_the_released_one_is_found_out(goldens: Path, tmp_pat
     assert known is not None
     spec = replace(known.spec(weights), vision=read_spec(toml).vision, head_width=32)
     with pytest.raises(CheckpointError, match=r"block 3 has [\d,]+ parameters, published are 139,476,994"):
-        FlamingoSource(spec).load(data_root=tmp_path, device="cpu", precision="fp32")
+        FlamingoSource(spec).load(images=Images(tmp_path), device="cpu", precision="fp32")
 
 
 class Hub(BaseHTTPRequestHandler):

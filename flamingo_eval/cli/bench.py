@@ -32,12 +32,14 @@ def bench(
     select: opt.Select = "random",
     rices_model: opt.RicesModel = None,
     rices_pretrained: opt.RicesPretrained = None,
+    rices_quick_gelu: opt.RicesQuickGelu = None,
     rices_unique_images: opt.UniqueImages = False,
     exclude_same_image: opt.ExcludeSame = False,
     weights: opt.Weights = None,
     offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
     precision: opt.Precision = "auto",
     device: opt.Device = "auto",
+    image_formats: opt.ImageFormats = None,
     batch_size: opt.BatchSize = "auto",
     feature_cache: opt.FeatureCache = None,
     plain: opt.Plain = False,
@@ -59,9 +61,10 @@ def bench(
     given = {
         "shots": shots, "seeds": seeds, "trials": trials, "checkpoint": checkpoint, "data_root": data_root,
         "protocol": protocol, "num_samples": num_samples, "query_set_size": query_set_size, "select": select,
-        "rices_model": rices_model, "rices_pretrained": rices_pretrained, "rices_unique_images": rices_unique_images,
+        "rices_model": rices_model, "rices_pretrained": rices_pretrained,
+        "rices_quick_gelu": rices_quick_gelu, "rices_unique_images": rices_unique_images,
         "exclude_same_image": exclude_same_image, "weights": weights, "precision": precision,
-        "device": device, "batch_size": batch_size, "feature_cache": feature_cache,
+        "device": device, "image_formats": image_formats, "batch_size": batch_size, "feature_cache": feature_cache,
     }  # fmt: skip
     options = flags_win(context, with_section(context, benchmark, given))
     options["batch_size"] = opt.parse_batch_size(str(options["batch_size"]))

@@ -30,12 +30,13 @@ _OPTIONS = (
     "shots", "seeds", "trials", "checkpoint", "data_root", "num_samples", "query_set_size", "batch_size", "precision",
     "device", "out", "format", "protocol", "split", "ensemble", "select", "rices_model", "rices_pretrained",
     "rices_unique_images", "exclude_same_image", "weights", "feature_cache", "on_error",
+    "image_formats", "rices_quick_gelu",
 )  # fmt: skip
 
 
-_SWITCHES = ("rices_unique_images", "exclude_same_image")
+_SWITCHES = ("rices_unique_images", "exclude_same_image", "rices_quick_gelu")
 _TEXTS = ("select", "rices_model", "rices_pretrained", "checkpoint", "data_root", "protocol", "split", "device",
-          "weights", "feature_cache", "batch_size", "on_error")  # fmt: skip
+          "weights", "feature_cache", "batch_size", "on_error", "image_formats")  # fmt: skip
 
 
 @dataclass(frozen=True)

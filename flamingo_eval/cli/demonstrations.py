@@ -11,6 +11,7 @@ from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import emit
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, UserError, first_few
+from flamingo_eval.images import Images
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +31,9 @@ def features(
     protocol: opt.Protocol = "openflamingo",
     rices_model: opt.RicesModel = None,
     rices_pretrained: opt.RicesPretrained = None,
+    rices_quick_gelu: opt.RicesQuickGelu = None,
     device: opt.Device = "auto",
+    image_formats: opt.ImageFormats = None,
     offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
 ) -> None:
     """Compute image features for --select rices ahead of a run; what is there already is not computed again.
@@ -44,14 +47,15 @@ def features(
 
     name = canonical_name(benchmark)
     given = {"data_root": data_root, "protocol": protocol, "rices_model": rices_model,
-             "rices_pretrained": rices_pretrained, "device": device}  # fmt: skip
+             "rices_pretrained": rices_pretrained,
+             "rices_quick_gelu": rices_quick_gelu, "device": device, "image_formats": image_formats}  # fmt: skip
     options = with_section(context, benchmark, given)
     spec = make_spec(
         context.obj, benchmarks=[name], shots="1", seeds=None, trials=None, checkpoint="demo", split=None,
         select="rices", rices_unique_images=False, exclude_same_image=False, **options,
     )  # fmt: skip
     protocol, device = spec.protocol, spec.device
-    root = data_folder(spec.data_root)
+    root = Images(data_folder(spec.data_root), spec.image_formats)
     overrides = spec.data_overrides.get(name)
     queried = None if split == "train" else split
     source = read_source(name, root, overrides, protocol=protocol, split=queried)

@@ -82,12 +82,14 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         select: opt.Select = "random",
         rices_model: opt.RicesModel = None,
         rices_pretrained: opt.RicesPretrained = None,
+        rices_quick_gelu: opt.RicesQuickGelu = None,
         rices_unique_images: opt.UniqueImages = False,
         exclude_same_image: opt.ExcludeSame = False,
         weights: opt.Weights = None,
         offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
         precision: opt.Precision = "auto",
         device: opt.Device = "auto",
+        image_formats: opt.ImageFormats = None,
         batch_size: opt.BatchSize = "auto",
         feature_cache: opt.FeatureCache = None,
         plain: opt.Plain = False,
@@ -101,8 +103,10 @@ def _benchmark_command(name: str) -> Callable[..., None]:
             context, [name], shots=shots, seeds=seeds, trials=trials, checkpoint=checkpoint, data_root=data_root,
             protocol=protocol, split=split, num_samples=num_samples, query_set_size=query_set_size,
             ensemble=ensemble, select=select, rices_model=rices_model, rices_pretrained=rices_pretrained,
+            rices_quick_gelu=rices_quick_gelu,
             rices_unique_images=rices_unique_images, exclude_same_image=exclude_same_image, weights=weights,
-            precision=precision, device=device, batch_size=batch_size, feature_cache=feature_cache,
+            precision=precision, device=device,
+            image_formats=image_formats, batch_size=batch_size, feature_cache=feature_cache,
             plain=plain, on_error=on_error, process=process, fresh=fresh, out=out, format=format,
         )  # fmt: skip
 

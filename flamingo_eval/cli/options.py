@@ -103,6 +103,12 @@ RicesPretrained = Annotated[
     typer.Option("--rices-pretrained", metavar="TAG|FILE", envvar=_env("RICES_PRETRAINED"), rich_help_panel=_RICES,
                  help="Its weights: an open_clip tag or a file. Default: openai."),
 ]  # fmt: skip
+RicesQuickGelu = Annotated[
+    bool | None,
+    typer.Option("--rices-quick-gelu/--no-rices-quick-gelu", envvar=_env("RICES_QUICK_GELU"), rich_help_panel=_RICES,
+                 help="Which activation weights from a file were trained with, QuickGELU (OpenAI's) or GELU; needed "
+                 "where open_clip has both variants of the model."),
+]  # fmt: skip
 UniqueImages = Annotated[
     bool,
     typer.Option("--rices-unique-images/--no-rices-unique-images", envvar=_env("RICES_UNIQUE_IMAGES"),
@@ -158,6 +164,12 @@ FeatureCache = Annotated[
     typer.Option("--feature-cache", metavar="SIZE", envvar=_env("FEATURE_CACHE"), rich_help_panel=_HOW,
                  help="Memory for what is computed once per picture, such as 8GB (the default); the cache folder keeps "
                  "all of it, for what does not fit and for later runs."),
+]  # fmt: skip
+ImageFormats = Annotated[
+    str | None,
+    typer.Option("--image-formats", metavar="LIST", envvar=_env("IMAGE_FORMATS"), rich_help_panel=_HOW,
+                 help="Also read images of these formats, such as AVIF,JPEG2000. Always read: JPEG, PNG, WEBP, GIF, "
+                 "BMP, TIFF; decoders of others have been less looked at."),
 ]  # fmt: skip
 BatchSize = Annotated[
     str,

@@ -17,7 +17,8 @@ from flamingo_eval.cli.config import Config
 from flamingo_eval.cli.output import emit, note
 from flamingo_eval.cli.reading import check_nothing_missing, check_nothing_partial
 from flamingo_eval.demo.root import data_folder
-from flamingo_eval.errors import DataError, UserError
+from flamingo_eval.errors import DataError, UserError, first_few
+from flamingo_eval.images import Images, formats_with
 from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
 
 _PANEL = "Runs"
@@ -46,6 +47,8 @@ def make_spec(
     rices_pretrained: str | None,
     rices_unique_images: bool,
     exclude_same_image: bool,
+    rices_quick_gelu: bool | None = None,
+    image_formats: str | None = None,
     **others: Any,
 ) -> RunSpec:
     """A RunSpec from options.
@@ -73,7 +76,8 @@ def make_spec(
         protocol=protocol,
         split=split,
         selector=select,
-        rices=RicesSpec(rices_model, rices_pretrained, rices_unique_images, exclude_same_image),
+        rices=RicesSpec(rices_model, rices_pretrained, rices_unique_images, exclude_same_image, rices_quick_gelu),
+        image_formats=formats_with(image_formats),
         data_overrides={name: config.data[name] for name in names if name in config.data},
         **others,
     )
@@ -134,7 +138,13 @@ def flags_win(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]
     options = {**options, "seeds": None} if given("trials") > given("seeds") else options
     if options["select"] == "rices":
         return options
-    off = {"rices_model": None, "rices_pretrained": None, "rices_unique_images": False, "exclude_same_image": False}
+    off = {
+        "rices_model": None,
+        "rices_pretrained": None,
+        "rices_quick_gelu": None,
+        "rices_unique_images": False,
+        "exclude_same_image": False,
+    }
     for name in off:
         if given(name) == strength["COMMANDLINE"]:
             raise UserError(f"--{name.replace('_', '-')} goes with --select rices")
@@ -155,12 +165,14 @@ def run(
     select: opt.Select = "random",
     rices_model: opt.RicesModel = None,
     rices_pretrained: opt.RicesPretrained = None,
+    rices_quick_gelu: opt.RicesQuickGelu = None,
     rices_unique_images: opt.UniqueImages = False,
     exclude_same_image: opt.ExcludeSame = False,
     weights: opt.Weights = None,
     offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
     precision: opt.Precision = "auto",
     device: opt.Device = "auto",
+    image_formats: opt.ImageFormats = None,
     batch_size: opt.BatchSize = "auto",
     feature_cache: opt.FeatureCache = None,
     plain: opt.Plain = False,
@@ -175,8 +187,10 @@ def run(
     run_benchmarks(
         context, names, shots=shots, seeds=seeds, trials=trials, checkpoint=checkpoint, data_root=data_root,
         protocol=protocol, split=None, num_samples=num_samples, query_set_size=query_set_size, select=select,
-        rices_model=rices_model, rices_pretrained=rices_pretrained, rices_unique_images=rices_unique_images,
+        rices_model=rices_model, rices_pretrained=rices_pretrained,
+        rices_quick_gelu=rices_quick_gelu, rices_unique_images=rices_unique_images,
         exclude_same_image=exclude_same_image, weights=weights, precision=precision, device=device,
+        image_formats=image_formats,
         batch_size=batch_size, feature_cache=feature_cache, plain=plain, on_error=on_error, process=process,
         fresh=fresh, out=out, format=format,
     )  # fmt: skip
@@ -217,9 +231,11 @@ def plan(
     select: opt.Select = "random",
     rices_model: opt.RicesModel = None,
     rices_pretrained: opt.RicesPretrained = None,
+    rices_quick_gelu: opt.RicesQuickGelu = None,
     rices_unique_images: opt.UniqueImages = False,
     exclude_same_image: opt.ExcludeSame = False,
     device: opt.Device = "auto",
+    image_formats: opt.ImageFormats = None,
     offline: opt.Offline = False,  # noqa: ARG001
     as_json: Annotated[bool, typer.Option("--json", help="Print every query as a line of JSON.")] = False,
 ) -> None:
@@ -231,11 +247,13 @@ def plan(
         "shots": shots, "seeds": seeds, "trials": trials, "data_root": data_root, "protocol": protocol,
         "split": split, "num_samples": num_samples, "query_set_size": query_set_size, "ensemble": ensemble,
         "select": select, "rices_model": rices_model, "rices_pretrained": rices_pretrained,
+        "rices_quick_gelu": rices_quick_gelu,
         "rices_unique_images": rices_unique_images, "exclude_same_image": exclude_same_image, "device": device,
+        "image_formats": image_formats,
     }  # fmt: skip
     options = with_section(context, benchmark, options)
     spec = make_spec(context.obj, benchmarks=[benchmark], checkpoint=DEMO, **flags_win(context, options))
-    sources = read_sources(spec, data_folder(spec.data_root))
+    sources = read_sources(spec, Images(data_folder(spec.data_root), spec.image_formats))
     for line in [*(["demo data: generated pictures"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
         note(line)
     cells = cells_of(spec, sources)
@@ -249,7 +267,8 @@ def plan(
             emit(f"{trial.cell[0]}  {trial.shots} shots  seed {trial.seed}: {len(trial)} queries, {images} pictures")
     reasons = list(dict.fromkeys(reason for trial in planned for reason in trial.failed.values()))
     if reasons:
-        raise DataError(f"{len(reasons)} pictures of queries can't be read, so nothing is near them: {reasons[0]}")
+        count = sum(len(trial.failed) for trial in planned)
+        raise DataError(f"{count} queries can't be asked. The reasons:{first_few(reasons)}")
 
 
 def score(

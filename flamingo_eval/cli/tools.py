@@ -13,6 +13,7 @@ from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import emit
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, UserError
+from flamingo_eval.images import Images, formats_with
 from flamingo_eval.runspec import DEMO
 
 data_app = typer.Typer(help="About a benchmark's data on disk.", no_args_is_help=True)
@@ -74,13 +75,14 @@ def data_check(
     protocol: opt.Protocol = "openflamingo",
     split: opt.Split = None,
     images: Annotated[bool, typer.Option("--images", help="Open every picture; takes minutes.")] = False,
+    image_formats: opt.ImageFormats = None,
 ) -> None:
     """Read all of a benchmark's files, count what is there, and say what is missing."""
     from flamingo_eval.engine.check import count_lines, picture_problems, raise_problems
     from flamingo_eval.engine.plan import read_source
 
     name, overrides = canonical_name(benchmark), context.obj.data.get(canonical_name(benchmark))
-    root = data_folder(data_root or DEMO)
+    root = Images(data_folder(data_root or DEMO), formats_with(image_formats))
     rules = load_benchmark(name, overrides, protocol=protocol, split=split)
     lines: list[tuple[str, bool]] = []
     problems: list[str] = []

@@ -39,6 +39,7 @@ from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.run import execute, read_sources, reopen
 from flamingo_eval.files import cache_folder
+from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, Cell, Id, Trial
 from flamingo_eval.report.table import format_value, markdown_grid
 from flamingo_eval.runspec import DEMO, RunSpec
@@ -200,7 +201,7 @@ def _controls(folder: RunFolder, names: Sequence[str]) -> dict[str, dict[str, Ro
 def caption_table(out: Path, demo: Row) -> str:
     """What the captioning curve is made of."""
     shots = SHOTS[:4]
-    references = read_sources(RunSpec(("coco",), (0,), SEEDS), demo_data_root())["coco"].references.by_id
+    references = read_sources(RunSpec(("coco",), (0,), SEEDS), Images(demo_data_root()))["coco"].references.by_id
     caption, value = best_single_caption(references)
     other = _run(out, "other dialect", ["coco"], shots, other_dialect_root())["coco"]
     wrong = _run(out, "wrong pictures", ["coco"], shots, wrong_pictures_root())["coco"]

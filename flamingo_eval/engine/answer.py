@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from flamingo_eval.engine.journal import Entry, Failure, Journal, Slot, slot_of
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.errors import DataError, DeviceMemoryError, QueryError, first_few
-from flamingo_eval.files import changed_fields, digest, file_digest_once
+from flamingo_eval.files import changed_fields, digest
+from flamingo_eval.images import Images
 from flamingo_eval.nouns import NO_PICTURE, Answer, NoAnswer, Prediction, Prompt, Query, Task
 from flamingo_eval.ports import Model
 from flamingo_eval.progress import progress_bar
@@ -49,21 +49,12 @@ class Pending:
         return (*self.trial.cell, *self.trial.slots[self.position])
 
 
-def picture_digests(root: Path) -> Callable[[tuple[str, ...]], str | None]:
-    """A function from relative paths to one digest of the pictures' contents; None if one of them can't be read."""
-
-    @cache
-    def of_one(relative: str) -> str | None:
-        try:
-            return file_digest_once(root / relative)
-        except OSError:
-            return None
-
-    def of_all(relatives: tuple[str, ...]) -> str | None:
-        digests = [of_one(relative) for relative in relatives if relative != NO_PICTURE]
-        return None if None in digests else digest(digests)
-
-    return of_all
+def pictures_digest(images: Images, shown: Iterable[str]) -> str | None:
+    """One digest of the contents of the pictures shown; None if one of them can't be read."""
+    try:
+        return digest([images.digest(image) for image in shown if image != NO_PICTURE])
+    except QueryError:
+        return None
 
 
 def answer_key(query: Query, task: Task, model: str) -> str:
@@ -90,14 +81,13 @@ def find_pending(trials: Iterable[TrialPlan], journal: Journal, model: str) -> I
 
     An answer stays valid when a picture has gone since; it is asked for again when a picture has changed.
     """
-    digests: dict[Path, Callable[[tuple[str, ...]], str | None]] = {}
     for trial in trials:
-        of = digests.setdefault(trial.source.root, picture_digests(trial.source.root))
+        images = trial.source.images
         for position, query in enumerate(trial):
             key, known = answer_key(query, trial.source.task, model), journal.get(slot_of(query))
             if known is None or known.key != key:
                 yield Pending(trial, position, key)  # its pictures are looked at when its turn comes
-            elif (pictures := of(query.prompt.images)) not in (known.pictures, None):
+            elif (pictures := pictures_digest(images, query.prompt.images)) not in (known.pictures, None):
                 yield Pending(trial, position, key, pictures)
 
 
@@ -126,7 +116,6 @@ class Answering:
     ) -> None:
         self._tasks, self._model, self._journal, self._extra = tasks, model, journal, extra
         self._runner = _Runner(model, batch_size)
-        self._digests: dict[Path, Callable[[tuple[str, ...]], str | None]] = {}
         self._failed: set[Slot] = set()
         self.failures: list[Failure] = []
 
@@ -186,9 +175,8 @@ class Answering:
             except QueryError as error:
                 ready.failures.append((item, str(error)))
                 continue
-            root = item.trial.source.root
-            of = self._digests.setdefault(root, picture_digests(root))
-            ready.items.append((item, of(query.prompt.images) or ""))
+            # the model has read them through the same object: these are the bytes that it has decoded
+            ready.items.append((item, pictures_digest(item.trial.source.images, query.prompt.images) or ""))
             ready.prepared.append(prepared)
         return ready
 
@@ -253,6 +241,11 @@ class _Runner:
                 size = self._fits[task] = max(1, len(part) // 2)
                 print(f"note: {len(part)} queries at once do not fit into memory; on with {size}", file=sys.stderr)
                 continue
+            except QueryError as error:  # an image was read again, and has gone or changed since it was prepared
+                if len(part) > 1:
+                    size = len(part) // 2
+                    continue
+                answers = [NoAnswer(str(error))]
             done += len(part)
             yield answers
 

@@ -14,6 +14,8 @@ from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.plan import Source, TrialPlan
 from flamingo_eval.engine.run import RootOf, cells_of, plan_all, rank_all, read_sources
 from flamingo_eval.engine.score import score_trials
+from flamingo_eval.errors import DataError, first_few
+from flamingo_eval.images import Images
 from flamingo_eval.nouns import NO_PICTURE
 from flamingo_eval.ports import Measurable, Model, Work
 from flamingo_eval.runspec import RunSpec
@@ -95,15 +97,15 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
     Raises:
         UserError, DataError, CheckpointError: as a run would.
     """
-    root = root_of(spec.data_root)
+    images = Images(root_of(spec.data_root), spec.image_formats)
     weights = None if spec.weights is None else Path(spec.weights).expanduser()
     model_source = registry.model_source(spec.checkpoint, weights)
-    sources = read_sources(spec, root)
+    sources = read_sources(spec, images)
     cells = cells_of(spec, sources)
     trials = plan_all(spec, sources, cells, rank_all(spec, sources, cells))
     source = next(iter(sources.values()))
     device, precision = model_source.resolve(spec.device, spec.precision)
-    model = model_source.load(data_root=root, device=device, precision=precision, plain=spec.plain,
+    model = model_source.load(images=images, device=device, precision=precision, plain=spec.plain,
                               cache=spec.feature_cache, keep=False)  # fmt: skip
     first = {trial.shots: trial for trial in reversed(trials)}
     _ask(model, source, first[min(first)], 1, spec.batch_size)  # warm up
@@ -112,7 +114,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
         row, scored, work = _measure(model, source, first[shots], queries, spec.batch_size)
         rows.append(row)
         metric, seen = metric + scored, seen + row.queries
-    images = {image for trial in trials for query in trial for image in query.prompt.images if image != NO_PICTURE}
+    shown = {image for trial in trials for query in trial for image in query.prompt.images if image != NO_PICTURE}
     whole = {shots: sum(len(trial) for trial in trials if trial.shots == shots) for shots in spec.shots}
     seconds, encoded = model.seconds(), _encoded(model)
     return Bench(
@@ -120,7 +122,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
         metric=metric / seen,
         picture=seconds.get("vision", 0.0) / encoded if encoded else None,
         read=seconds.get("pictures", 0.0) / max(encoded, 1),
-        pictures=len(images),
+        pictures=len(shown),
         whole=whole,
         work=work,
         device=device,
@@ -137,30 +139,37 @@ def _measure(
 ) -> tuple[Measured, float, Work | None]:
     """Asks a sample of a trial; also the seconds that scoring it took, and what one batch needs."""
     before, start = dict(model.seconds()), time.perf_counter()
-    asked, scoring = _ask(model, source, trial, queries, batch_size)
+    answered, scoring = _ask(model, source, trial, queries, batch_size)
+    asked = len(answered)
     wall = time.perf_counter() - start - scoring
     after = model.seconds()
     parts = {key: after[key] - before.get(key, 0.0) for key in ("vision", "prefill", "decode") if key in after}
-    size = min(asked, batch_size or model.suggested_batch(trial.query(0).prompt, source.task))
+    size = min(asked, batch_size or model.suggested_batch(trial.query(answered[0]).prompt, source.task))
     work, flops = None, {}
     if isinstance(model, Measurable):
-        prepared = [model.prepare(trial.query(i).prompt, source.task) for i in range(size)]
+        prepared = [model.prepare(trial.query(i).prompt, source.task) for i in answered[:size]]
         work = model.work(prepared, source.task)
         flops = {key: value / (1 if key == "vision" else size) for key, value in work.flops.items()}
     return Measured(trial.shots, asked, wall, parts, size, flops), scoring, work
 
 
-def _ask(model: Model, source: Source, trial: TrialPlan, queries: int, batch_size: int | None) -> tuple[int, float]:
-    """How many were asked, and the seconds that scoring took."""
-    wanted = min(queries, len(trial))
-    pending = [Pending(trial, i, str(i), "") for i in range(wanted)]
+def _ask(
+    model: Model, source: Source, trial: TrialPlan, queries: int, batch_size: int | None
+) -> tuple[list[int], float]:
+    """Positions of the queries that were answered, and the seconds that scoring took."""
+    asked = [i for i in range(len(trial)) if i not in trial.failed][:queries]
+    if not asked:
+        raise DataError(f"none of the {len(trial)} queries can be asked:{first_few([*trial.failed.values()])}")
+    pending = [Pending(trial, i, str(i), "") for i in asked]
     with TemporaryDirectory(prefix="flamingo-eval-bench-") as folder:
         journal = Journal(Path(folder) / "journal.jsonl")
         tasks = {source.benchmark.name: source.task}
         failures = answer(pending, tasks, model, journal, batch_size=batch_size, extra={}, title=f"{trial.shots} shots")
-        if failures:
+        answered = [item.position for item in pending if journal.get(item.slot) is not None]
+        if not answered:
             raise describe_failures(failures)
         start = time.perf_counter()
-        part = TrialPlan(source, trial.shots, trial.seed, trial.queries[:wanted], trial.demonstrations[:wanted])
+        queries_of = tuple(trial.queries[i] for i in answered)
+        part = TrialPlan(source, trial.shots, trial.seed, queries_of, tuple(trial.demonstrations[i] for i in answered))
         score_trials([part], journal)
-        return wanted, time.perf_counter() - start
+        return answered, time.perf_counter() - start

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 from flamingo_eval.engine.plan import Source
-from flamingo_eval.errors import DataError, first_few
+from flamingo_eval.errors import DataError, QueryError, first_few
 from flamingo_eval.nouns import Example
 
 
@@ -42,18 +40,12 @@ def picture_problems(source: Source, open_them: bool) -> list[str]:
         path = source.root / image
         if not path.is_file():
             problems.append(f"{path} does not exist")
-        elif open_them and (reason := _unreadable(path)):
-            problems.append(f"{path} can't be read: {reason}")
+        elif open_them:
+            try:
+                source.images.decode(image, lambda picture: picture.load())
+            except QueryError as error:
+                problems.append(str(error))
     return problems
-
-
-def _unreadable(path: Path) -> str | None:
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        return str(error)
-    return None
 
 
 def raise_problems(lines: list[tuple[str, bool]], problems: list[str]) -> None:

@@ -155,14 +155,16 @@ def run_controls(
     unscored = [trial.cell[0] for trial in trials if not trial.source.references.by_id]
     if unscored:
         raise UserError(f"{unscored[0]} has no public answers for this split: there is nothing to compare")
+    skipped = folder.skipped()
     planned = {name: [plan for trial in trials if (plan := changed(name, trial))] for name in controls}
     with folder.lock():
         results: dict[str, list[Cell]] = {}
         journals = {name: Journal(folder.path / "controls" / f"{name}.jsonl") for name in controls}
         failures = _answer(folder, record, planned, journals, device, batch_size)
         for name in controls:
-            scored = _majority(trials) if name == "majority" else score_trials(planned[name], journals[name])
+            scored = _majority(trials) if name == "majority" else score_trials(planned[name], journals[name], skipped)
             results[name] = build_cells(planned[name], scored, record["identity"]["selector"])
+    failures = [failure for failure in failures if failure.slot not in skipped]
     if failures:
         raise describe_failures(failures)
     return ControlResult(results, record)
@@ -191,9 +193,9 @@ def _answer(
     device, precision = source.resolve(device, identity["precision"])
     extra = {"demo": record["demo"]} if record["demo"] else {}
     failures = []
-    roots = dict.fromkeys(item.trial.source.root for items in pending.values() for item in items)
-    for root in roots:  # benchmarks of a run may lie under roots of their own
-        model = source.load(data_root=root, device=device, precision=precision)
+    folders = {item.trial.source.root: item.trial.source.images for items in pending.values() for item in items}
+    for root, images in folders.items():  # benchmarks of a run may lie under roots of their own
+        model = source.load(images=images, device=device, precision=precision)
         for name, items in pending.items():
             own = [item for item in items if item.trial.source.root == root]
             if own:

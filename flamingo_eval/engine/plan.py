@@ -6,7 +6,7 @@ not depend on batch size, number of processes, or where a run was resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,10 @@ from flamingo_eval import registry
 from flamingo_eval.benchmark import DEFAULT_PROTOCOL, Benchmark, load_benchmark
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import digest, digests_of_reads, file_digest, many_objects
+from flamingo_eval.images import Images
 from flamingo_eval.nouns import Example, Id, Query, Ranking, Task
 from flamingo_eval.ports import DataSet, Nearest, References, Selection
-from flamingo_eval.prompting import build_prompt
+from flamingo_eval.prompting import build_prompt, special_token_in
 from flamingo_eval.seeds import choose, numpy_generator, visiting_order
 
 
@@ -29,10 +30,15 @@ class Source:
     """A benchmark with its data, read once."""
 
     benchmark: Benchmark
-    root: Path
+    images: Images
     data: DataSet
     reads: dict[Path, str] = field(default_factory=dict)
     """Digest of the bytes that each annotation file was read from."""
+
+    @property
+    def root(self) -> Path:
+        """What paths of images are relative to."""
+        return self.images.root
 
     @cached_property
     def digest(self) -> str:
@@ -45,6 +51,24 @@ class Source:
     def digest_of(self, files: Iterable[Path]) -> str:
         """One digest for annotation files as they were read."""
         return digest([self.reads.get(file) or file_digest(file) for file in files])
+
+    @cached_property
+    def unusable(self) -> tuple[Mapping[int, str], Mapping[int, str]]:
+        """Numbers of the training and of the test examples whose texts would divide a prompt anew -> what is wrong."""
+        rules = self.benchmark.prompt
+        return (
+            self._unusable(self.data.train, rules.demonstration, "demonstration"),
+            self._unusable(self.data.test, rules.query, "query"),
+        )
+
+    def _unusable(self, examples: Sequence[Example], template: str, role: str) -> dict[int, str]:
+        tokens = ((i, special_token_in(template, example)) for i, example in enumerate(examples))
+        where = ", ".join(map(str, self.data.files)) or str(self.root / self.benchmark.data.folder)
+        return {
+            i: f"{self.benchmark.name}: the text of {role} {examples[i].id} ({where}) holds the special token {token}"
+            for i, token in tokens
+            if token is not None
+        }
 
     @cached_property
     def task(self) -> Task:
@@ -61,7 +85,7 @@ class Source:
 
 def read_source(
     name: str,
-    root: Path,
+    root: Path | Images,
     overrides: Mapping[str, Any] | None = None,
     *,
     protocol: str = DEFAULT_PROTOCOL,
@@ -69,11 +93,20 @@ def read_source(
 ) -> Source:
     """Reads a benchmark's definition and its data.
 
+    Args:
+        name: its name.
+        root: the data root, or the images under it, where benchmarks share them.
+        overrides: ``[data]`` settings that differ.
+        protocol: whose rules.
+        split: which split to query; None for the protocol's own.
+
     Raises:
         UserError: unknown benchmark, protocol or split; data folder missing.
         DataError: a file is missing or malformed.
     """
     benchmark = load_benchmark(name, overrides, protocol=protocol, split=split)
+    images = root if isinstance(root, Images) else Images(root)
+    root = images.root
     folder = root / benchmark.data.folder
     if not folder.is_dir():
         missing = root if not root.is_dir() else folder
@@ -84,7 +117,7 @@ def read_source(
     reads: dict[Path, str] = {}
     with many_objects(), digests_of_reads(reads):
         data = registry.loader(benchmark.data.loader).examples(benchmark.data, root, benchmark.split)
-    return Source(benchmark, root, data, reads)
+    return Source(benchmark, images, data, reads)
 
 
 @dataclass(frozen=True)
@@ -98,7 +131,8 @@ class TrialPlan:
         queries: numbers of the queried examples in ``source.data.test``, in the order visited.
         demonstrations: for each of them, and each order it is asked in, the numbers of its demonstrations in
             ``source.data.train``.
-        failed: position of a query that can't be asked, since its demonstrations can't be found -> why.
+        failed: position of a query that can't be asked, since its demonstrations can't be found, or its text or one of
+            theirs holds a special token -> why.
     """
 
     source: Source
@@ -131,7 +165,7 @@ class TrialPlan:
         return tuple(slots)
 
     def query(self, position: int) -> Query:
-        """The query at a position. Raises DataError if its texts and pictures don't correspond."""
+        """The query at a position."""
         benchmark, data = self.source.benchmark, self.source.data
         example = data.test[self.queries[position]]
         orders = [[data.train[i] for i in order] for order in self.demonstrations[position]]
@@ -185,10 +219,28 @@ def plan_trial(
             nearest=nearest,
         )
     )
-    unreadable = nearest.failed if nearest else {}
-    failed = {i: unreadable[image] for i, n in enumerate(queries) if (image := source.data.test[n].image) in unreadable}
     shown = tuple(tuple(map(tuple, orders)) for orders in picked)
+    failed = _cant_be_asked(source, queries, shown, nearest.failed if nearest else {})
     return TrialPlan(source, shots, seed, tuple(queries), shown, failed)
+
+
+def _cant_be_asked(
+    source: Source,
+    queries: Sequence[int],
+    shown: Sequence[tuple[tuple[int, ...], ...]],
+    unreadable: Mapping[str, str],
+) -> dict[int, str]:
+    """Positions of the queries that can't be asked -> why, naming the one record."""
+    demonstrations, asked = source.unusable
+    failed = {}
+    for position, number in enumerate(queries):
+        image = source.data.test[number].image
+        reasons = [unreadable[image]] if image in unreadable else [asked[number]] if number in asked else []
+        if demonstrations:
+            reasons += [demonstrations[i] for i in shown[position][0] if i in demonstrations]
+        if reasons:
+            failed[position] = reasons[0]
+    return failed
 
 
 def check_selector(source: Source, selector: str) -> None:

@@ -128,6 +128,7 @@ def _settings(spec: RunSpec, source: Source, root: Path, queries: int) -> dict[s
     return {
         "data_root": spec.data_root if "data" in spec.demo_parts else str(root.absolute()),
         "data_overrides": dict(spec.data_overrides.get(source.benchmark.name, {})),
+        "image_formats": list(spec.image_formats),
         "pool": min(spec.query_set_size, len(source.data.train)),
         "queries": queries,
         "task": describe_task(source.task),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from flamingo_eval import registry
 from flamingo_eval.engine.plan import Source
 from flamingo_eval.errors import DataError, QueryError, UserError, first_few
 from flamingo_eval.features.store import FeatureStore, Vectors
-from flamingo_eval.files import cache_folder, digest, file_digest_once, fits, read_json, write_atomic
+from flamingo_eval.files import cache_folder, digest, fits, read_json, write_atomic
+from flamingo_eval.images import Images
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import EncoderSource, ImageEncoder, Nearest
 from flamingo_eval.progress import progress_bar
@@ -49,7 +50,9 @@ def default_encoder(spec: RunSpec) -> str:
 
 def encoder_of(spec: RunSpec) -> EncoderSource:
     """The image encoder of a run. Raises UserError, CheckpointError."""
-    return registry.image_encoder(spec.rices.model or default_encoder(spec), spec.rices.pretrained)
+    return registry.image_encoder(
+        spec.rices.model or default_encoder(spec), spec.rices.pretrained, spec.rices.quick_gelu
+    )
 
 
 def store_of(encoder: EncoderSource) -> FeatureStore:
@@ -113,35 +116,31 @@ def _rank(
 def encode_pictures(source: Source, images: Iterable[str], encoder: EncoderSource, device: str) -> Encoding:
     """Features of pictures: from the store, or computed and added to it."""
     rgb = source.benchmark.prompt.rgb
-    paths = {image: source.root / image for image in dict.fromkeys(images)}
-    keys, failed = _keys(paths, rgb)
+    keys, failed = _keys(source.images, dict.fromkeys(images), rgb)
     store = store_of(encoder)
     wanted = list(dict.fromkeys(keys.values()))
     _drop_damaged(store, wanted)
     if any(key not in store for key in wanted):
-        reasons = _build(store, encoder, {key: paths[image] for image, key in keys.items()}, rgb, device)
+        wanted_images = {key: image for image, key in keys.items()}
+        reasons = _build(store, encoder, source.images, wanted_images, rgb, device)
         failed |= {image: reasons[key] for image, key in keys.items() if key in reasons}
     wanted = [key for key in wanted if key in store]
     place = {key: i for i, key in enumerate(wanted)}
     return Encoding(store.read(wanted), {i: place[key] for i, key in keys.items() if key in place}, failed)
 
 
-def _keys(paths: Mapping[str, Path], rgb: bool) -> tuple[dict[str, str], dict[str, str]]:
+def _keys(images: Images, wanted: Collection[str], rgb: bool) -> tuple[dict[str, str], dict[str, str]]:
     """Keys of pictures by content, and how they are read; and what is wrong with those that can't be opened."""
 
-    def key(path: Path) -> str | OSError:
+    def key(image: str) -> str | QueryError:
         try:
-            return file_digest_once(path) + ("-rgb" if rgb else "")
-        except OSError as error:
+            return images.digest(image) + ("-rgb" if rgb else "")
+        except QueryError as error:
             return error
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        found = dict(zip(paths, pool.map(key, paths.values()), strict=True))
-    failed = {
-        image: f"{paths[image]} does not exist" if isinstance(key, FileNotFoundError) else f"{paths[image]}: {key}"
-        for image, key in found.items()
-        if isinstance(key, OSError)
-    }
+        found = dict(zip(wanted, pool.map(key, wanted), strict=True))
+    failed = {image: str(key) for image, key in found.items() if isinstance(key, QueryError)}
     return {image: key for image, key in found.items() if isinstance(key, str)}, failed
 
 
@@ -154,27 +153,31 @@ def _drop_damaged(store: FeatureStore, keys: Sequence[str]) -> None:
 
 
 def _build(
-    store: FeatureStore, source: EncoderSource, paths: Mapping[str, Path], rgb: bool, device: str
+    store: FeatureStore, source: EncoderSource, images: Images, shown: Mapping[str, str], rgb: bool, device: str
 ) -> dict[str, str]:
-    """Adds what the store lacks. Returns why pictures could not be encoded, by key."""
+    """Adds what the store lacks. Returns why pictures could not be encoded, by key.
+
+    Args:
+        shown: key of a picture -> a path that it is at.
+    """
     from flamingo_eval.features.ranking import free_memory, pick_device
 
-    lacking = [key for key in paths if key not in store]
+    lacking = [key for key in shown if key not in store]
     failed: dict[str, str] = {}
     with store.building():
         _drop_damaged(store, [key for key in lacking if key in store])
-        missing = [key for key in paths if key not in store]
+        missing = [key for key in shown if key not in store]
         if not missing:  # another process was faster
             return failed
-        info, encoder = source.info(), source.load(pick_device(device))
+        info, encoder = source.info(), source.load(pick_device(device), images)
         about = {"name": info.name, "parts": dict(info.parts)}
         title = f"image features ({info.name})"
         with progress_bar(len(missing), "picture", title) as bar:
-            for batch, prepared in _read_ahead(encoder, {key: paths[key] for key in missing}, rgb):
+            for batch, prepared in _read_ahead(encoder, {key: shown[key] for key in missing}, rgb):
                 good = [(key, p) for key, p in zip(batch, prepared, strict=True) if not isinstance(p, QueryError)]
                 failed |= {k: str(p) for k, p in zip(batch, prepared, strict=True) if isinstance(p, QueryError)}
                 if good:
-                    vectors = _normalised(encoder.encode([p for _, p in good]), [paths[key] for key, _ in good])
+                    vectors = _normalised(encoder.encode([p for _, p in good]), [shown[key] for key, _ in good])
                     store.append([key for key, _ in good], vectors, about)
                 bar.update(len(batch))
     del encoder
@@ -182,33 +185,33 @@ def _build(
     return failed
 
 
-def _read_ahead(encoder: ImageEncoder, paths: Mapping[str, Path], rgb: bool) -> Iterator[tuple[list[str], list[Any]]]:
+def _read_ahead(encoder: ImageEncoder, shown: Mapping[str, str], rgb: bool) -> Iterator[tuple[list[str], list[Any]]]:
     """Batches of keys with their pictures, or what is wrong with one; two batches are read while one is encoded."""
 
-    def prepare(path: Path) -> Any:
+    def prepare(image: str) -> Any:
         try:
-            return encoder.prepare(path, rgb)
+            return encoder.prepare(image, rgb)
         except QueryError as error:
             return error
 
-    keys = list(paths)
+    keys = list(shown)
     batches = [keys[i : i + BATCH] for i in range(0, len(keys), BATCH)]
     with ThreadPoolExecutor(WORKERS) as pool:
         reading: list[list[Future[Any]]] = []
         try:
             for i, batch in enumerate(batches):
                 while len(reading) < min(len(batches), i + 3):
-                    reading.append([pool.submit(prepare, paths[key]) for key in batches[len(reading)]])
+                    reading.append([pool.submit(prepare, shown[key]) for key in batches[len(reading)]])
                 yield batch, [future.result() for future in reading[i]]
                 reading[i] = []
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _normalised(vectors: Vectors, paths: Sequence[Path]) -> Vectors:
+def _normalised(vectors: Vectors, images: Sequence[str]) -> Vectors:
     """Vectors of length 1, in float32 like the reference's."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    bad = [str(path) for path, length in zip(paths, lengths[:, 0], strict=True) if not 0 < length < np.inf]
+    bad = [image for image, length in zip(images, lengths[:, 0], strict=True) if not 0 < length < np.inf]
     if bad:
         raise DataError(f"the image encoder gives no usable features for {', '.join(bad[:5])}")
     unit: Vectors = vectors / lengths
@@ -247,8 +250,8 @@ def read_nearest(path: Path, source: Source, asked: Iterable[Example], count: in
     return nearest, table["pictures"]
 
 
-def pictures_digest(source: Source, asked: Sequence[Example]) -> tuple[str, bool]:
+def all_pictures_digest(source: Source, asked: Sequence[Example]) -> tuple[str, bool]:
     """Digest of all pictures that a ranking goes by, and whether all of them are there."""
     images = [example.image for example in (*source.data.train, *asked)]
-    keys, failed = _keys({i: source.root / i for i in dict.fromkeys(images)}, source.benchmark.prompt.rgb)
+    keys, failed = _keys(source.images, dict.fromkeys(images), source.benchmark.prompt.rgb)
     return digest([keys, sorted(failed)]), not failed

@@ -35,10 +35,11 @@ from flamingo_eval.engine.record import (
     retrieval_identity,
     run_identity,
 )
-from flamingo_eval.engine.retrieval import encoder_of, find_nearest, pictures_digest, read_nearest, write_nearest
+from flamingo_eval.engine.retrieval import all_pictures_digest, encoder_of, find_nearest, read_nearest, write_nearest
 from flamingo_eval.engine.score import CellKey, check_complete, write_scores
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import digest
+from flamingo_eval.images import FORMATS, Images
 from flamingo_eval.nouns import Cell, Example
 from flamingo_eval.ports import ModelSource, Nearest
 from flamingo_eval.progress import progress_bar
@@ -100,7 +101,7 @@ def rank_all(
     for name, source in sources.items():
         check_selector(source, spec.selector)
         asked, count = _reach(spec, source, cells)
-        pictures, whole = pictures_digest(source, asked)
+        pictures, whole = all_pictures_digest(source, asked)
         if folder is not None and folder.nearest_file(name).is_file():
             try:
                 saved, made_from = read_nearest(folder.nearest_file(name), source, asked, count)
@@ -141,10 +142,10 @@ def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
     return [*chosen, *fixed, *([] if needs else capped)]
 
 
-def read_sources(spec: RunSpec, root: Path) -> dict[str, Source]:
-    """Every benchmark of a run with its data."""
+def read_sources(spec: RunSpec, images: Images) -> dict[str, Source]:
+    """Every benchmark of a run with its data; they share their images."""
     return {
-        name: read_source(name, root, spec.data_overrides.get(name), protocol=spec.protocol, split=spec.split)
+        name: read_source(name, images, spec.data_overrides.get(name), protocol=spec.protocol, split=spec.split)
         for name in spec.benchmarks
     }
 
@@ -169,11 +170,11 @@ def execute(
         StorageError: the run folder can't be written.
     """
     started = now()
-    root = root_of(spec.data_root)
+    images = Images(root_of(spec.data_root), spec.image_formats)
     model_source = model_source or registry.model_source(
         spec.checkpoint, None if spec.weights is None else Path(spec.weights).expanduser()
     )
-    sources = read_sources(spec, root)
+    sources = read_sources(spec, images)
     info = model_source.info()
     device, precision = model_source.resolve(spec.device, spec.precision)
     identity = run_identity(spec, sources, info.digest, precision, retrieval_identity(spec))
@@ -202,7 +203,7 @@ def execute(
             journal.begin()  # others must find it long before there is something in it
         with claims.alone("record"):
             folder.check_identity(identity)  # another process may have made the record meanwhile
-            record = new_record(folder, spec, trials, identity, info, root, sources)
+            record = new_record(folder, spec, trials, identity, info, images.root, sources)
             folder.write_run(record)
         failures: list[Failure] = []
         seconds: dict[str, float] = {}
@@ -212,7 +213,7 @@ def execute(
                                        "processes": spec.process.count}  # fmt: skip
             with _recorded(folder, claims, session, journal):
                 model = model_source.load(
-                    data_root=root, device=device, precision=precision, plain=spec.plain, cache=spec.feature_cache
+                    images=images, device=device, precision=precision, plain=spec.plain, cache=spec.feature_cache
                 )
                 tasks = {name: source.task for name, source in sources.items()}
                 extra = {"demo": record["demo"]} if record["demo"] else {}
@@ -344,7 +345,7 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
     sources = {
         name: read_source(
             name,
-            root_of(data_root or parts[name]["data_root"]),
+            Images(root_of(data_root or parts[name]["data_root"]), parts[name].get("image_formats", FORMATS)),
             parts[name]["data_overrides"],
             protocol=part["protocol"],
             split=part["split"],

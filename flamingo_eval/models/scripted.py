@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from flamingo_eval.errors import QueryError
+from flamingo_eval.images import Images
 from flamingo_eval.nouns import NO_PICTURE, Answer, Decoding, Prompt, Task
 from flamingo_eval.ports import ModelInfo
 
@@ -28,7 +27,7 @@ _LAST_ANSWER = re.compile(r"(?:Output|[Aa]nswer):([^\n]*?)<\|endofchunk\|>")
 class ScriptedModel:
     """Repeats the last demonstration's answer; reads no more of a picture than whether it is there."""
 
-    data_root: Path
+    images: Images
 
     def look_at(self, prompts: Sequence[Prompt], task: Task) -> None:
         """It reads nothing."""
@@ -39,8 +38,8 @@ class ScriptedModel:
     def prepare(self, prompt: Prompt, task: Task) -> Prompt:
         """Raises QueryError if a picture is missing."""
         for image in prompt.images:
-            if image != NO_PICTURE and not (self.data_root / image).is_file():
-                raise QueryError(f"{self.data_root / image} does not exist")
+            if image != NO_PICTURE:
+                self.images.digest(image)
         return prompt
 
     def seconds(self) -> Mapping[str, float]:
@@ -71,23 +70,22 @@ class ScriptedSource:
         return "cpu", "fp32"
 
     def load(
-        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None,
+        self, *, images: Images, device: str, precision: str, plain: bool = False, cache: int | None = None,
         keep: bool = True,
     ) -> ScriptedModel:  # fmt: skip
-        """The model over a data root."""
-        return ScriptedModel(data_root)
+        """The model over images."""
+        return ScriptedModel(images)
 
 
+@dataclass
 class ThumbnailEncoder:
     """A picture's embedding is what an 8 x 8 thumbnail of it looks like."""
 
-    def prepare(self, path: Path, rgb: bool) -> NDArray[np.float32]:
+    images: Images
+
+    def prepare(self, image: str, rgb: bool) -> NDArray[np.float32]:
         """Raises QueryError if the picture can't be read."""
-        try:
-            with Image.open(path) as picture:
-                small = picture.convert("RGB").resize((8, 8))
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise QueryError(f"{path} can't be read: {error}") from error
+        small = self.images.decode(image, lambda picture: picture.convert("RGB").resize((8, 8)))
         return np.asarray(small, np.float32).ravel() + 1
 
     def encode(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -102,9 +100,9 @@ class ThumbnailSource:
         """Always the same."""
         return ModelInfo("thumbnails", "thumbnails-1", {})
 
-    def load(self, device: str) -> ThumbnailEncoder:
+    def load(self, device: str, images: Images) -> ThumbnailEncoder:
         """The encoder."""
-        return ThumbnailEncoder()
+        return ThumbnailEncoder(images)
 
 
 class ScriptedFamily:
@@ -121,7 +119,9 @@ class ScriptedFamily:
     def find_live(self, model: Any, tokenizer: Any, transform: Any, name: str) -> None:
         """None: it has nothing in memory."""
 
-    def find_encoder(self, model: str, pretrained: str | None) -> ThumbnailSource | None:
+    def find_encoder(
+        self, model: str, pretrained: str | None, quick_gelu: bool | None = None
+    ) -> ThumbnailSource | None:
         """Thumbnails, for its own name."""
         return ThumbnailSource() if model == NAME else None
 

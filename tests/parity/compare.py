@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from flamingo_eval.errors import FlamingoEvalError
+from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo import FlamingoSource
 from flamingo_eval.models.flamingo.cross_attention import Media
 from flamingo_eval.models.flamingo.spec import read_spec
@@ -38,7 +39,7 @@ class Comparison:
         self.theirs: dict[str, Any] = torch.load(folder / "outputs.pt", weights_only=True)
         spec = read_spec(folder / "model.toml")
         self.pictures, (_, self.transform) = folder / "pictures", load_clip(spec.vision)
-        self.ours = FlamingoSource(spec).load(data_root=self.pictures, device="cpu", precision="fp32")
+        self.ours = FlamingoSource(spec).load(images=Images(self.pictures), device="cpu", precision="fp32")
         self.prompts = [Prompt(p["text"], tuple(p["pictures"])) for p in self.theirs["prompts"]]
         self.differences: list[str] = []
         self.largest = {"logits": 0.0, "log-likelihoods": 0.0}

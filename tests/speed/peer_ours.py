@@ -22,6 +22,7 @@ import torch
 
 from flamingo_eval.engine import run
 from flamingo_eval.engine.run import execute
+from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo import FlamingoSource, latents
 from flamingo_eval.models.flamingo.adapter import FlamingoModel
 from flamingo_eval.models.flamingo.model import Flamingo
@@ -129,7 +130,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def score(options: argparse.Namespace) -> list[list[float]]:
     """Of each case, ``{"prompt", "images", "ids"}``, the summed log-likelihood of each of its sequences of ids."""
-    model = FlamingoSource(read_spec(options.model)).load(data_root=options.data, device="cpu", precision="fp32")
+    model = FlamingoSource(read_spec(options.model)).load(images=Images(options.data), device="cpu", precision="fp32")
     scores = []
     for case in json.loads(options.score.read_text(encoding="utf-8")):
         scores.append(_sums(model, Prompt(case["prompt"], tuple(case["images"])), case["ids"]))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flamingo_eval.errors import CheckpointError, DataError, UserError
 from flamingo_eval.files import cache_folder, digest, file_digest_once, read_json
+from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, VisionSpec, read_spec
 from flamingo_eval.ports import ModelInfo, ModelSource
@@ -81,7 +82,7 @@ class FlamingoSource:
         return device, precision
 
     def load(
-        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None,
+        self, *, images: Images, device: str, precision: str, plain: bool = False, cache: int | None = None,
         keep: bool = True,
     ) -> FlamingoModel:  # fmt: skip
         """Builds the model and loads its weights. Raises CheckpointError."""
@@ -93,9 +94,7 @@ class FlamingoSource:
         folder = cache_folder() / "latents" if keep else None
         caching = Caching(memory, folder, _latents_digest(self.info().digest, precision, device))
         kind = PlainFlamingoModel if plain else FlamingoModel
-        return load_model(
-            self.spec, data_root=data_root, device=device, precision=precision, kind=kind, caching=caching
-        )
+        return load_model(self.spec, images=images, device=device, precision=precision, kind=kind, caching=caching)
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,11 @@ class ClipSource:
         name = f"{self.spec.model}/{weights.name if isinstance(weights, Path) else weights}"
         return ModelInfo(name, identity, {**parts, **versions})
 
-    def load(self, device: str) -> ClipEncoder:
+    def load(self, device: str, images: Images) -> ClipEncoder:
         """Loads the CLIP. Raises CheckpointError."""
         from flamingo_eval.models.flamingo.encoder import ClipEncoder
 
-        return ClipEncoder(self.spec, device)
+        return ClipEncoder(self.spec, device, images)
 
 
 LATENTS_FORMAT = 1
@@ -184,7 +183,7 @@ class FlamingoFamily:
             return None
         return LiveSource(model, tokenizer, transform, name)
 
-    def find_encoder(self, model: str, pretrained: str | None) -> ClipSource:
+    def find_encoder(self, model: str, pretrained: str | None, quick_gelu: bool | None = None) -> ClipSource:
         """The demo's CLIP, the CLIP of a checkpoint's TOML file, or an open_clip model by name."""
         if model == DEMO or model.endswith(".toml"):
             if pretrained is not None:

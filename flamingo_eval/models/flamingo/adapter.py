@@ -20,6 +20,7 @@ from flamingo_eval.errors import DeviceMemoryError, QueryError, UserError
 from flamingo_eval.features.ranking import free_memory
 from flamingo_eval.features.store import FeatureStore
 from flamingo_eval.files import digest
+from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.cross_attention import Spans
 from flamingo_eval.models.flamingo.decoding import Decoded, decode
 from flamingo_eval.models.flamingo.decoding import room_needed as decoding_room
@@ -93,7 +94,7 @@ class FlamingoModel:
         model: the network, already on its device.
         tokenizer: its tokenizer.
         transform: open_clip's inference transform.
-        data_root: what picture paths are relative to.
+        images: where pictures are.
         precision: ``fp32``, ``bf16``, ``fp16`` (weights in that type) or ``amp_bf16`` (float32 weights, autocast).
         caching: where latents are kept.
     """
@@ -104,20 +105,21 @@ class FlamingoModel:
         tokenizer: FlamingoTokenizer,
         transform: Transform,
         *,
-        data_root: Path,
+        images: Images,
         precision: str,
         caching: Caching | None = None,
     ) -> None:
         caching = caching or Caching()
         self.model, self.tokenizer, self.transform = model, tokenizer, transform
-        self.precision, self._data_root = precision, data_root
+        self.precision = precision
         self._names: dict[Ranking, list[list[int]]] = {}
         self._clock, self._reading = Clock(self.device), 0.0
         like = model.perceiver.latents
         # generation encodes pictures within autocast, ranking without, as the reference does (eval/models)
         self.pictures = {
             autocast: LatentStore(
-                transform, partial(self._encode, autocast), like, budget=caching.memory, disk=caching.disk(autocast)
+                transform, partial(self._encode, autocast), like, budget=caching.memory, disk=caching.disk(autocast),
+                images=images,
             )
             for autocast in ((False, True) if precision == "amp_bf16" else (False,))
         }  # fmt: skip
@@ -139,9 +141,7 @@ class FlamingoModel:
         """
         ids = self._encode_prompt(prompt.text, task)
         store = self._store(task)
-        images = [
-            None if image == NO_PICTURE else store.find(self._data_root / image, prompt.rgb) for image in prompt.images
-        ]
+        images = [None if image == NO_PICTURE else store.find(image, prompt.rgb) for image in prompt.images]
         began = time.perf_counter()
         self._read(store, [image for image in images if image is not None])
         self._reading += time.perf_counter() - began
@@ -154,7 +154,7 @@ class FlamingoModel:
             for image in prompt.images:
                 with contextlib.suppress(QueryError):
                     if image != NO_PICTURE:
-                        pictures.append(store.find(self._data_root / image, prompt.rgb))
+                        pictures.append(store.find(image, prompt.rgb))
         began = time.perf_counter()
         with contextlib.suppress(QueryError):
             self._read(store, pictures)
@@ -312,8 +312,7 @@ class FlamingoModel:
         store = self._store(task)
         ids = self._encode_prompt(prompt, task)
         pictures = [
-            store.adopt(image) if isinstance(image, Image.Image) else store.find(self._data_root / image, rgb=False)
-            for image in images
+            store.adopt(image) if isinstance(image, Image.Image) else store.find(image, rgb=False) for image in images
         ]
         said = self.answer([PreparedPrompt(ids, [*pictures])], task)[0]
         if isinstance(said, NoAnswer):

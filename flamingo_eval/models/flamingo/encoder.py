@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flamingo_eval.features.ranking import full_float32
+from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.spec import VisionSpec
 from flamingo_eval.models.flamingo.vision import load_clip, read_picture
 
@@ -22,14 +22,15 @@ class ClipEncoder:
     Source: open_flamingo/eval/rices.py (``encode_image``: pooled and projected).
     """
 
-    def __init__(self, spec: VisionSpec, device: str) -> None:
+    def __init__(self, spec: VisionSpec, device: str, images: Images) -> None:
+        self._images = images
         clip, self._transform = load_clip(spec)
         self._clip: Any = clip.requires_grad_(False).to(device)
         self._device = torch.device(device)
 
-    def prepare(self, path: Path, rgb: bool) -> Tensor:
+    def prepare(self, image: str, rgb: bool) -> Tensor:
         """(3, height, width), in pinned memory where the device is a GPU. Raises QueryError."""
-        pixels = read_picture(path, self._transform, rgb=rgb)
+        pixels = read_picture(self._images, image, self._transform, rgb=rgb)
         return pixels.pin_memory() if self._device.type == "cuda" else pixels
 
     @torch.inference_mode()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flamingo_eval.errors import QueryError, StorageError
 from flamingo_eval.features.store import FeatureStore
-from flamingo_eval.files import file_digest_once
+from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.vision import Transform, read_picture
 from flamingo_eval.workers import WORKERS
 
@@ -42,12 +42,12 @@ class Picture:
 
     Attributes:
         key: its content and how it is read.
-        path: where it is.
+        image: its path, as its images know it.
         rgb: whether it is converted before the transform.
     """
 
     key: str
-    path: Path
+    image: str
     rgb: bool
 
 
@@ -60,6 +60,7 @@ class LatentStore:
         like: what one picture's latents look like: (n_latents, width), of their type.
         budget: bytes of latents kept in memory.
         disk: where all of them are kept; None for nowhere.
+        images: where pictures are.
     """
 
     def __init__(
@@ -70,12 +71,13 @@ class LatentStore:
         *,
         budget: int,
         disk: FeatureStore | None,
+        images: Images | None = None,
     ) -> None:
+        self._images = images or Images(Path())
         self._transform, self._encode, self._budget, self._disk = transform, encode, budget, disk
         self._shape, self._dtype = like.shape, like.dtype
         self._known: OrderedDict[str, Tensor] = OrderedDict()
         self._bytes = 0
-        self._keys: dict[tuple[Path, bool], str] = {}
         self._pixels: dict[str, Tensor] = {}
         self._encoding: set[str] = set()
         self._damaged: set[str] = set()
@@ -87,20 +89,9 @@ class LatentStore:
         self.encoded = 0
         """How many pictures were encoded."""
 
-    def find(self, path: Path, rgb: bool) -> Picture:
+    def find(self, image: str | Path, rgb: bool) -> Picture:
         """The picture at a path. Raises QueryError if there is none."""
-        with self._lock:
-            key = self._keys.get((path, rgb))
-        if key is None:
-            try:
-                key = file_digest_once(path) + ("-rgb" if rgb else "")
-            except FileNotFoundError as error:
-                raise QueryError(f"{path} does not exist") from error
-            except OSError as error:
-                raise QueryError(f"{path} can't be read: {error}") from error
-            with self._lock:
-                self._keys[path, rgb] = key
-        return Picture(key, path, rgb)
+        return Picture(self._images.digest(str(image)) + ("-rgb" if rgb else ""), str(image), rgb)
 
     def adopt(self, image: Image.Image) -> Picture:
         """A picture that is in memory already."""
@@ -111,7 +102,7 @@ class LatentStore:
         key = "pixels-" + hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
         with self._lock:
             self._pixels[key] = pixels  # there is no file to read it from again
-        return Picture(key, Path(), rgb=False)
+        return Picture(key, "", rgb=False)
 
     def read(self, pictures: Sequence[Picture]) -> None:
         """Reads and transforms the pictures whose latents are not known, in threads; may be called ahead, in one.
@@ -150,7 +141,7 @@ class LatentStore:
 
     def pixels(self, picture: Picture) -> Tensor:
         """(3, height, width), read anew. Raises QueryError."""
-        return read_picture(picture.path, self._transform, rgb=picture.rgb)
+        return read_picture(self._images, picture.image, self._transform, rgb=picture.rgb)
 
     def latents(self, pictures: Sequence[Picture]) -> Tensor:
         """(pictures, n_latents, width), on the CPU, of distinct pictures; unknown ones are encoded together."""

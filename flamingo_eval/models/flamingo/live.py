@@ -6,7 +6,6 @@ import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from flamingo_eval.errors import CheckpointError
+from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import sort_keys
 from flamingo_eval.models.flamingo.hosts import host_for
@@ -59,21 +59,21 @@ class LiveSource:
         return str(next(self.model.parameters()).device), _PRECISIONS[kinds.pop()]
 
     def load(
-        self, *, data_root: Path, device: str, precision: str, plain: bool = False, cache: int | None = None,
+        self, *, images: Images, device: str, precision: str, plain: bool = False, cache: int | None = None,
         keep: bool = True,
     ) -> FlamingoModel:  # fmt: skip
-        """The model over a data root; only this process's memory keeps what is computed once per picture."""
+        """The model over images; only this process's memory keeps what is computed once per picture."""
         kind = PlainFlamingoModel if plain else FlamingoModel
         caching = Caching(Caching.memory if cache is None else cache)
         if isinstance(self.model, FlamingoModel):
             loaded = self.model
-            return kind(loaded.model, loaded.tokenizer, loaded.transform, data_root=data_root, precision=precision,
+            return kind(loaded.model, loaded.tokenizer, loaded.transform, images=images, precision=precision,
                         caching=caching)  # fmt: skip
         if self.tokenizer is None or self.transform is None:
             raise CheckpointError("a live model needs its tokenizer and its image transform beside it")
         model, tidies = share(self.model, len(self.tokenizer))
         tokenizer = FlamingoTokenizer.around(self.tokenizer, tidies_spaces=tidies)
-        return kind(model, tokenizer, self.transform, data_root=data_root, precision=precision, caching=caching)
+        return kind(model, tokenizer, self.transform, images=images, precision=precision, caching=caching)
 
 
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from flamingo_eval.features.ranking import free_memory
+from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
 from flamingo_eval.models.flamingo.hub import fetch
@@ -24,7 +23,7 @@ _WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 def load_model(
     spec: FlamingoSpec,
     *,
-    data_root: Path,
+    images: Images,
     device: str,
     precision: str,
     kind: type[FlamingoModel] = FlamingoModel,
@@ -62,7 +61,7 @@ def load_model(
         cast_ahead(model)
     model = model.to(device)
     free_memory()  # whatever loading left behind
-    return kind(model, tokenizer, transform, data_root=data_root, precision=precision, caching=caching)
+    return kind(model, tokenizer, transform, images=images, precision=precision, caching=caching)
 
 
 def in_precision(model: Flamingo, dtype: torch.dtype) -> Flamingo:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from flamingo_eval.errors import CheckpointError, QueryError
+from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.spec import VisionSpec
 
 Transform = Callable[[Any], Tensor]
@@ -81,30 +82,26 @@ def _weights(spec: VisionSpec, config_quick_gelu: bool) -> tuple[str, bool]:
     return spec.pretrained, wanted
 
 
-def read_picture(path: Path, transform: Transform, *, rgb: bool) -> Tensor:
+def read_picture(images: Images, image: str, transform: Transform, *, rgb: bool) -> Tensor:
     """One picture, handed to the transform as Pillow opened it: that resizes and crops *before* it converts.
 
     Args:
-        path: the file.
+        images: where it is.
+        image: its path there.
         transform: the vision model's.
         rgb: convert before the transform, as ImageNet's loader in the reference does.
 
     Raises:
         QueryError: it can't be read; the message names it.
     """
-    try:
-        with Image.open(path) as picture:
-            if max(picture.size) > MOST_ELONGATED * min(picture.size):
-                raise QueryError(
-                    f"{path} is too long and narrow to be resized: {picture.width} x {picture.height} pixels"
-                )
-            return transform(picture.convert("RGB") if rgb else picture)
-    except FileNotFoundError as error:
-        raise QueryError(f"{path} does not exist") from error
-    except UnidentifiedImageError as error:
-        raise QueryError(f"{path} is not a picture in a known format") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
-        raise QueryError(f"{path} can't be read: {error}") from error
+
+    def pixels(picture: Image.Image) -> Tensor:
+        if max(picture.size) > MOST_ELONGATED * min(picture.size):
+            size = f"{picture.width} x {picture.height} pixels"
+            raise QueryError(f"{images.root / image} is too long and narrow to be resized: {size}")
+        return transform(picture.convert("RGB") if rgb else picture)
+
+    return images.decode(image, pixels)
 
 
 class PatchTokens(nn.Module):

@@ -1,0 +1,174 @@
+"""Images on the disk: the one place that opens them.
+
+An image's bytes are read once and digested, and it is these bytes that are decoded: what a digest stands for can't be
+another file's content, whatever happens to the file meanwhile. Pillow may use the decoders of a few formats only, and
+whatever one of them raises is that image's failure.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from flamingo_eval.errors import QueryError, UserError
+from flamingo_eval.files import bytes_digest, file_digest_once, open_regular
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+T = TypeVar("T")
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is decoded unless the user names more; Pillow's names. Its JPEG reads MPO too, as phones write it."""
+
+NEVER = frozenset({"EPS"})
+"""What is never decoded: a program, which Pillow hands to Ghostscript to be run."""
+
+MOST_BYTES = 1 << 30
+"""Larger files are refused unread. (An uncompressed image as large as Pillow opens has 0.7 GB.)"""
+
+
+@dataclass(frozen=True)
+class ImageBytes:
+    """The content of an image file.
+
+    Attributes:
+        path: where it was read.
+        content: its bytes.
+        digest: of the bytes.
+    """
+
+    path: Path
+    content: bytes
+    digest: str
+
+
+class Images:
+    """The images under a data root, as they were when this command first looked at each.
+
+    Args:
+        root: what paths of images are relative to.
+        formats: Pillow's names of the formats that may be decoded.
+    """
+
+    def __init__(self, root: Path, formats: Sequence[str] = FORMATS) -> None:
+        self.root, self.formats = root, tuple(formats)
+        self._digests: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def digest(self, image: str) -> str:
+        """Digest of an image's bytes as they were first seen.
+
+        Raises:
+            QueryError: it is missing, unreadable, or not a regular file; the message names it.
+        """
+        known = self._digests.get(image)
+        if known is None:
+            path = self.root / image
+            try:
+                _check_size(path, path.stat().st_size)
+                known = self._first_seen(image, file_digest_once(path))
+            except (OSError, ValueError) as error:  # a ValueError for a name with a null character
+                raise _unreadable(path, error) from error
+        return known
+
+    def read(self, image: str) -> ImageBytes:
+        """An image's bytes.
+
+        Raises:
+            QueryError: as :meth:`digest`; or they are others than when it was first looked at.
+        """
+        path = self.root / image
+        try:
+            with open_regular(path) as file:
+                _check_size(path, os.fstat(file.fileno()).st_size)
+                content = file.read()
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        digest = bytes_digest(content)
+        if self._first_seen(image, digest) != digest:
+            raise QueryError(f"{path} has changed since this command began; given again, it reads the new one")
+        return ImageBytes(path, content, digest)
+
+    def decode(self, image: str, use: Callable[[Image.Image], T]) -> T:
+        """What a function makes of an image, which it gets as Pillow opened it.
+
+        Raises:
+            QueryError: as :meth:`read`; or the bytes are no image of an allowed format, or can't be decoded.
+        """
+        return decode(self.read(image), use, self.formats)
+
+    def _first_seen(self, image: str, digest: str) -> str:
+        with self._lock:
+            return self._digests.setdefault(image, digest)
+
+
+def decode(image: ImageBytes, use: Callable[[Image.Image], T], formats: Sequence[str] = FORMATS) -> T:
+    """What a function makes of an image's bytes. Raises QueryError, whatever Pillow or the function raises."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(image.content), formats=tuple(formats)) as opened:
+            return use(opened)
+    except QueryError:
+        raise
+    except UnidentifiedImageError as error:
+        raise QueryError(f"{image.path} {_what_it_is(image.content, formats)}") from error
+    except Exception as error:
+        # decoders raise whatever they like: KeyError, struct.error, MemoryError, errors of their own
+        raise QueryError(f"{image.path} can't be read: {str(error) or type(error).__name__}") from error
+
+
+def _what_it_is(content: bytes, formats: Sequence[str]) -> str:
+    """Why a file is not decoded: by its first bytes, no decoder is run."""
+    from PIL import Image
+
+    if not content:
+        return "is empty"
+    Image.init()
+    for name, (_, accepts) in Image.OPEN.items():
+        if name not in formats and accepts is not None and accepts(content[:16]) is True:
+            if name in NEVER:
+                return f"is an {name} file, a program that would have to be run; it is never read"
+            return f"is a {name} image; read are {', '.join(formats)}, and with --image-formats {name} that one too"
+    return f"is not an image in a known format ({', '.join(formats)})"
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > MOST_BYTES:
+        raise QueryError(
+            f"{path} has {size / 2**30:.1f} GiB, more than any image that is read ({MOST_BYTES >> 30} GiB)"
+        )
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> QueryError:
+    if isinstance(error, OSError) and error.errno == errno.ENOENT:
+        return QueryError(f"{path} does not exist")
+    return QueryError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}")
+
+
+def formats_with(more: str | None) -> tuple[str, ...]:
+    """The formats that are always read, and those of a list like ``AVIF,JPEG2000``.
+
+    Raises:
+        UserError: Pillow knows no such format, or it is one that is never read.
+    """
+    names = [name.strip().upper() for name in (more or "").split(",") if name.strip()]
+    if not names:
+        return FORMATS
+    from PIL import Image
+
+    Image.init()
+    for name in names:
+        if name in NEVER:
+            raise UserError(f"--image-formats {name}: such a file is a program that would have to be run; never read")
+        if name not in Image.OPEN:
+            known = ", ".join(sorted(set(Image.OPEN) - NEVER))
+            raise UserError(f"--image-formats {name}: no such format; Pillow reads {known}")
+    return tuple(dict.fromkeys((*FORMATS, *names)))

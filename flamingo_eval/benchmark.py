@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flamingo_eval.errors import UserError
-from flamingo_eval.files import resource_folder
+from flamingo_eval.errors import DataError, UserError
+from flamingo_eval.files import read_toml, resource_folder
 from flamingo_eval.nouns import Decoding, Ranking, Task
 
 DEFAULT_PROTOCOL = "openflamingo"
@@ -178,9 +177,9 @@ def load_benchmark(
     """
     path = _files()[canonical_name(name)]
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path} is not a benchmark: {error}") from error
+        table = read_toml(path)
+    except DataError as error:
+        raise UserError(f"not a benchmark: {error}") from error
     return parse_benchmark(table, path, data_overrides or {}, protocol=protocol, split=split)
 
 

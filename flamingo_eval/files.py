@@ -12,6 +12,8 @@ import os
 import re
 import stat
 import tempfile
+import time
+import tomllib
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from io import BufferedReader
@@ -123,6 +125,23 @@ def parse_json(text: str | bytes, where: Path | str) -> Any:
         raise DataError(f"{where}: the key {error.args[0]!r} occurs twice in one object") from error
     except ValueError as error:  # Python reads no integers of over 4,300 digits
         raise DataError(f"{where} holds a number that is too long to be read") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parses a TOML file.
+
+    Raises:
+        DataError: missing, unreadable or malformed; the message names the file.
+    """
+    text = read_text(path)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path} is not a TOML file: {error}") from error
+    except RecursionError as error:
+        raise DataError(f"{path} is nested too deeply to be read") from error
+    except ValueError as error:  # Python reads no integers of over 4,300 digits
+        raise DataError(f"{path} holds a number that can't be read") from error
 
 
 class _TwiceError(Exception):
@@ -251,9 +270,50 @@ def file_digest_once(path: Path) -> str:
         return _known_digests[state]
 
 
+_TICK = 0.02
+"""Seconds within which a file system may give two changes one time."""
+
+
+def settled_digest(path: Path) -> str:
+    """:func:`file_digest_once`, of a file that any later change gives another time. Raises OSError."""
+    age = time.time() - path.stat().st_ctime
+    if 0 <= age < _TICK:
+        time.sleep(_TICK - age)
+    return file_digest_once(path)
+
+
 def _state(status: os.stat_result) -> _State:
     """Tells one content of a file from another; who replaces a file or writes into it can't keep its change time."""
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+_SIGNS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "is a Git LFS pointer: `git lfs pull` fetches the file that it stands for"),
+    (b"<!doctype html", "is a web page, not the file that was to be downloaded"),
+    (b"<html", "is a web page, not the file that was to be downloaded"),
+    (b"\x1f\x8b", "is compressed (gzip)"),
+    (b"gguf", "is a GGUF file"),
+    (b"\x89hdf", "is an HDF5 file"),
+)
+
+
+def odd_content(path: Path | bytes) -> str | None:
+    """What a file is, by its first bytes, where that is obviously not what it was meant to be; None otherwise.
+
+    >>> odd_content(b"version https://git-lfs.github.com/spec/v1")
+    'is a Git LFS pointer: `git lfs pull` fetches the file that it stands for'
+    """
+    if isinstance(path, bytes):
+        begins = path[:64]
+    else:
+        try:
+            with open_regular(path) as file:
+                begins = file.read(64)
+        except OSError as error:
+            return f"can't be read: {error.strerror}"
+    if not begins:
+        return "is empty"
+    return next((what for sign, what in _SIGNS if begins.lstrip().lower().startswith(sign)), None)
 
 
 def path_state(path: Path) -> tuple[_State, ...]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from flamingo_eval.errors import QueryError, UserError
-from flamingo_eval.files import bytes_digest, file_digest_once, open_regular
+from flamingo_eval.files import bytes_digest, file_digest_once, odd_content, open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -129,8 +129,9 @@ def _what_it_is(content: bytes, formats: Sequence[str]) -> str:
     """Why a file is not decoded: by its first bytes, no decoder is run."""
     from PIL import Image
 
-    if not content:
-        return "is empty"
+    odd = odd_content(content)
+    if odd is not None:
+        return odd
     Image.init()
     for name, (_, accepts) in Image.OPEN.items():
         if name not in formats and accepts is not None and accepts(content[:16]) is True:

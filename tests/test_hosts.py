@@ -327,7 +327,7 @@ def test_code_in_the_language_models_weights_is_not_run(goldens: Path, tmp_path:
     (toml.parent / "lm" / "pytorch_model.bin").write_bytes(
         pickle.dumps({"gpt_neox.embed_in.weight": Evil()}, protocol=2)
     )
-    with pytest.raises(CheckpointError, match="no language model could be loaded"):
+    with pytest.raises(CheckpointError, match=r"pytorch_model.bin can't be loaded: it holds more than tensors"):
         load(toml, goldens)
     assert not touched.exists()
 

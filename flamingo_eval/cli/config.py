@@ -17,13 +17,13 @@ Flags win over environment variables (``FLAMINGO_EVAL_SHOTS``), those over this 
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flamingo_eval.benchmark import benchmark_names, canonical_name
 from flamingo_eval.errors import UserError
+from flamingo_eval.files import read_toml
 
 FILE = Path("flamingo-eval.toml")
 _OPTIONS = (
@@ -62,12 +62,7 @@ def read_config(path: Path | None) -> Config:
         if not FILE.is_file():
             return Config()
         path = FILE
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from error
+    table = read_toml(path)
     config = Config(
         general=_options(path, {k: v for k, v in table.items() if not isinstance(v, dict)}, "the top level")
     )

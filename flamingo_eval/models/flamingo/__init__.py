@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamingo_eval.errors import CheckpointError, DataError, UserError
-from flamingo_eval.files import cache_folder, digest, file_digest_once, read_json
+from flamingo_eval.files import cache_folder, digest, read_json
 from flamingo_eval.images import Images
+from flamingo_eval.models.flamingo.part_files import DigestedFiles
 from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, VisionSpec, read_spec
 from flamingo_eval.ports import ModelInfo, ModelSource
@@ -31,26 +33,34 @@ class FlamingoSource:
 
     spec: FlamingoSpec
 
+    @cached_property
+    def files(self) -> DigestedFiles:
+        """Its files on this disk, digested once: the model that is loaded must be made of these bytes."""
+        return DigestedFiles.of(self.spec.local_files())
+
     def info(self) -> ModelInfo:
         """Name and digest: local files by content, hub files by the commit they come from.
 
         Raises:
             CheckpointError: a hub file can't be had.
         """
-        files = self.spec.local_files()
-        parts: dict[str, Any] = {str(path): file_digest_once(path) for path in files}
+        parts: dict[str, Any] = {str(path): digest for path, digest in self.files.digests.items()}
         for name in self.spec.remote_parts():
             parts[name] = _hub_commit(name) if name.startswith("hub:") else name
         settings = [
             self.spec.vision.model,
-            self.spec.vision.quick_gelu,
+            bool(self.spec.vision.quick_gelu),
             self.spec.cross_attn_every_n_layers,
             self.spec.head_width,
         ]
-        return ModelInfo(self.spec.name, digest([settings, list(parts.values())]), parts, tuple(self._notes()))
+        identity = digest([settings, list(parts.values())])
+        return ModelInfo(self.spec.name, identity, _with_activation(parts, self.spec.vision), tuple(self._notes()))
 
     def _notes(self) -> Iterator[str]:
         """What a reader of its numbers should know."""
+        activation = self.spec.vision.activation
+        if activation is not None:
+            yield f"vision weights from a file ({Path(self.spec.vision.pretrained).name}), used with {activation}"
         folder = self.spec.language.model
         if not isinstance(folder, Path) or not (folder / "config.json").is_file():
             return
@@ -94,7 +104,10 @@ class FlamingoSource:
         folder = cache_folder() / "latents" if keep else None
         caching = Caching(memory, folder, _latents_digest(self.info().digest, precision, device))
         kind = PlainFlamingoModel if plain else FlamingoModel
-        return load_model(self.spec, images=images, device=device, precision=precision, kind=kind, caching=caching)
+        self.files.check()
+        model = load_model(self.spec, images=images, device=device, precision=precision, kind=kind, caching=caching)
+        self.files.check()
+        return model
 
 
 @dataclass(frozen=True)
@@ -103,25 +116,39 @@ class ClipSource:
 
     spec: VisionSpec
 
+    @cached_property
+    def files(self) -> DigestedFiles:
+        """Its files on this disk, digested once."""
+        return DigestedFiles.of(self.spec.local_files())
+
     def info(self) -> ModelInfo:
         """Name and digest: weights and configuration by content, weights by tag as what they are called.
 
         The libraries that make pixels and embeddings belong to it: another version can round otherwise.
         """
-        parts: dict[str, Any] = {str(path): file_digest_once(path) for path in self.spec.local_files()}
+        parts: dict[str, Any] = {str(path): digest for path, digest in self.files.digests.items()}
         weights = self.spec.pretrained
         if isinstance(weights, str):
             parts["weights"] = f"open_clip:{self.spec.model}/{weights}"
         versions = {package: metadata.version(package) for package in ("open_clip_torch", "torchvision", "pillow")}
-        identity = digest([self.spec.model, self.spec.quick_gelu, list(parts.values()), versions])
-        name = f"{self.spec.model}/{weights.name if isinstance(weights, Path) else weights}"
-        return ModelInfo(name, identity, {**parts, **versions})
+        identity = digest([self.spec.model, bool(self.spec.quick_gelu), list(parts.values()), versions])
+        activation = f" ({self.spec.activation})" if self.spec.activation else ""
+        name = f"{self.spec.model}/{weights.name if isinstance(weights, Path) else weights}{activation}"
+        return ModelInfo(name, identity, {**_with_activation(parts, self.spec), **versions})
 
     def load(self, device: str, images: Images) -> ClipEncoder:
         """Loads the CLIP. Raises CheckpointError."""
         from flamingo_eval.models.flamingo.encoder import ClipEncoder
 
-        return ClipEncoder(self.spec, device, images)
+        self.files.check()
+        encoder = ClipEncoder(self.spec, device, images)
+        self.files.check()
+        return encoder
+
+
+def _with_activation(parts: dict[str, Any], vision: VisionSpec) -> dict[str, Any]:
+    """What a model is made of, and which activation its vision weights are used with where a file does not say it."""
+    return {**parts, "activation": vision.activation} if vision.activation else parts
 
 
 LATENTS_FORMAT = 1
@@ -186,12 +213,17 @@ class FlamingoFamily:
     def find_encoder(self, model: str, pretrained: str | None, quick_gelu: bool | None = None) -> ClipSource:
         """The demo's CLIP, the CLIP of a checkpoint's TOML file, or an open_clip model by name."""
         if model == DEMO or model.endswith(".toml"):
-            if pretrained is not None:
-                raise UserError(f"--rices-pretrained goes with an open_clip name; {model} names its own weights")
+            if pretrained is not None or quick_gelu is not None:
+                option = "--rices-quick-gelu" if pretrained is None else "--rices-pretrained"
+                raise UserError(f"{option} goes with an open_clip name; {model} names its own weights")
             return ClipSource(read_spec(DEMO_SPEC if model == DEMO else Path(model).expanduser()).vision)
         weights = DEFAULT_PRETRAINED if pretrained is None else pretrained
         file = Path(weights).expanduser()
-        return ClipSource(VisionSpec(model, file if file.is_file() else weights))
+        if quick_gelu is not None and not file.is_file():
+            raise UserError(f"--rices-quick-gelu goes with weights from a file; {weights} says itself what it wants")
+        spec = VisionSpec(model, file if file.is_file() else weights, quick_gelu=quick_gelu)
+        spec.check_activation()
+        return ClipSource(spec)
 
 
 MODEL = FlamingoFamily()

@@ -8,7 +8,6 @@ holds the same blocks as ``lang_encoder.gated_cross_attn_layers.<i>.*``.
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,11 +19,10 @@ from torch import Tensor
 
 from flamingo_eval.errors import CheckpointError
 from flamingo_eval.models.flamingo.hosts import Host
+from flamingo_eval.models.flamingo.weights import StateDict, check_tensor, read_torch, unwrapped
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.model import Flamingo
-
-StateDict = dict[str, Tensor]
 
 # buffers that transformers 4.28 kept in its decoder layers and that carry no weights
 _OLD_BUFFER = re.compile(
@@ -51,26 +49,18 @@ class TrainedPart:
 def read_state_dict(path: Path) -> StateDict:
     """The flat state dict in a checkpoint file; tensors stay memory-mapped until they are used.
 
+    Wrappers that training scripts leave around it, and around the names of its tensors, are taken off.
+
     Raises:
-        CheckpointError: not a file, truncated, not a pickled state dict, or a pickle that wants to run code.
+        CheckpointError: not a file, truncated, not a pickled state dict, a pickle that wants to run code, or one with
+            a tensor of another kind than weights are.
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is not a file")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"checkpoint {path} holds more than tensors, or is no checkpoint; it was not loaded: "
-            f"{str(error).partition(chr(10))[0]}"
-        ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} is truncated or not a checkpoint: {str(error).partition(chr(10))[0]}"
-        ) from error
-    state = loaded.get("model_state_dict", loaded) if isinstance(loaded, dict) else loaded
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
-        raise CheckpointError(f"checkpoint {path} is not a state dict (a mapping from names to tensors)")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
+    state = unwrapped(read_torch(path), path)
+    for key, tensor in state.items():
+        check_tensor(path, key, tensor, floating=not _OLD_BUFFER.search(key))
+    return state
 
 
 def sort_keys(state: Mapping[str, Tensor], host: Host, layers: int, every: int, source: str) -> TrainedPart:

@@ -17,7 +17,7 @@ from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import sort_keys
 from flamingo_eval.models.flamingo.hosts import host_for
-from flamingo_eval.models.flamingo.model import Flamingo, assemble_parts
+from flamingo_eval.models.flamingo.model import Flamingo, assemble_parts, padded_rows
 from flamingo_eval.models.flamingo.plain import PlainFlamingoModel
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import PatchTokens, Transform
@@ -99,7 +99,10 @@ def share(module: nn.Module, vocabulary: int) -> tuple[Flamingo, bool]:
         kind = host.model_class
         config = copy.deepcopy(theirs.lang_encoder.config)  # theirs stays as it is
         language = kind(config) if kind else AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        language.resize_token_embeddings(vocabulary, mean_resizing=False)
+        # as many rows as theirs has, where these are the tokens filled up to a multiple of 64
+        rows = theirs.lang_encoder.get_input_embeddings().weight.shape[0]
+        rows = rows if rows == padded_rows(vocabulary) else vocabulary
+        language.resize_token_embeddings(rows, mean_resizing=False)
     language = language.eval()
     own = _plain_language(state, host.decoder_path)
     # under transformers' present name, or under that of the released files

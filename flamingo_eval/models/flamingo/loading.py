@@ -10,12 +10,14 @@ from flamingo_eval.features.ranking import free_memory
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
+from flamingo_eval.models.flamingo.cross_attention import Media
 from flamingo_eval.models.flamingo.hub import fetch
 from flamingo_eval.models.flamingo.model import Flamingo, assemble, check_counts, load_language
 from flamingo_eval.models.flamingo.prefix import check_side_by_side
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import PatchTokens, load_clip
+from flamingo_eval.models.flamingo.weights import loading
 
 _WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp_bf16": torch.float32}
 
@@ -60,15 +62,36 @@ def load_model(
     if precision == "amp_bf16":
         cast_ahead(model)
     model = model.to(device)
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "amp_bf16"):
+        probe(model, tokenizer.image_id, spec.name)
     free_memory()  # whatever loading left behind
     return kind(model, tokenizer, transform, images=images, precision=precision, caching=caching)
 
 
 def in_precision(model: Flamingo, dtype: torch.dtype) -> Flamingo:
-    """The same with its weights of another type; buffers stay as they are: rotary frequencies must stay float32."""
+    """The same with its weights of another type; buffers stay as they are: rotary frequencies must stay float32.
+
+    All are copies: what is still mapped to a file would change with it, in the middle of a run.
+    """
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        parameter.data = parameter.data.to(dtype, copy=True)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.clone()
     return model
+
+
+@torch.inference_mode()
+def probe(model: Flamingo, image_id: int, name: str) -> None:
+    """Runs a prompt of two tokens: sizes that a configuration states wrongly are found here, not by the first query.
+
+    Raises:
+        CheckpointError: it can't be run.
+    """
+    latents = model.perceiver.latents
+    ids = torch.tensor([[image_id, image_id]], device=latents.device)
+    media = Media.of(torch.zeros(1, 2, *latents.shape, dtype=latents.dtype, device=latents.device), ids, image_id)
+    with loading(f"checkpoint {name}"):
+        model(ids, torch.ones_like(ids), media)
 
 
 def cast_ahead(model: Flamingo) -> None:

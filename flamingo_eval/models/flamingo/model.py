@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
@@ -17,8 +15,10 @@ from flamingo_eval.errors import CheckpointError
 from flamingo_eval.models.flamingo.checkpoint import TrainedPart, describe_keys, load_exactly
 from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, Sight
 from flamingo_eval.models.flamingo.hosts import HOSTS, Host, generic_host, host_for
+from flamingo_eval.models.flamingo.part_files import model_files
 from flamingo_eval.models.flamingo.perceiver import PerceiverResampler
 from flamingo_eval.models.flamingo.spec import FlamingoSpec
+from flamingo_eval.models.flamingo.weights import check_language_folder, loading
 
 
 class Flamingo(nn.Module):
@@ -99,10 +99,6 @@ class Flamingo(nn.Module):
         return logits
 
 
-_LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, EOFError,
-                   pickle.UnpicklingError, SafetensorError)  # fmt: skip
-
-
 def load_language(source: str | Path, dtype: torch.dtype, decoder_layers: str | None = None) -> tuple[nn.Module, Host]:
     """The language model, on the CPU in ``dtype``, and its host; never runs code from the hub.
 
@@ -114,27 +110,35 @@ def load_language(source: str | Path, dtype: torch.dtype, decoder_layers: str | 
     Raises:
         CheckpointError: not found, not readable, or of a family that is not supported.
     """
-    try:
+    local = source if isinstance(source, Path) else None
+    if local is not None:
+        check_language_folder(local)
+    where = f"the language model's configuration {local / 'config.json' if local else source}"
+    with loading(where):
         table, _ = PreTrainedConfig.get_config_dict(str(source))
         model_type = str(table.get("model_type"))
-        host = HOSTS.get(model_type) if decoder_layers else host_for(model_type)
+        try:
+            host = HOSTS.get(model_type) if decoder_layers else host_for(model_type)
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from None
         own = host.model_class if host else None
         settings = {} if own else {"trust_remote_code": False}
         config = (own.config_class if own else AutoConfig).from_pretrained(str(source), **settings)
         if host and host.check:
             host.check(config)
+    with loading(f"the language model {source}", model_files(local) if local else ()):
         model, report = (own or AutoModelForCausalLM).from_pretrained(
             str(source), config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )
-    except _LOADING_ERRORS as error:
-        raise CheckpointError(f"no language model could be loaded from {source}: {error}") from error
     if decoder_layers and (host is None or host.decoder_path != decoder_layers):
         host = generic_host(model, model_type, decoder_layers)
     tied = set(model.all_tied_weights_keys)
     missing = sorted(set(report["missing_keys"]) - tied)
     unexpected = sorted({*report["unexpected_keys"], *(key[0] for key in report["mismatched_keys"])})
     if missing or unexpected:  # transformers would start missing weights at random and only log it
-        raise CheckpointError(f"the language model {source} is not whole: {describe_keys(missing, unexpected)}")
+        wrapped = sorted({key.partition(".")[0] for key in unexpected if key.startswith(("_orig_mod.", "module."))})
+        hint = f"; the names begin with {wrapped[0]}: save the model inside that wrapper" if wrapped else ""
+        raise CheckpointError(f"the language model {source} is not whole: {describe_keys(missing, unexpected)}{hint}")
     # whatever the repository suggests about sampling must not leak into the protocol's decoding
     model.generation_config = GenerationConfig()
     if host is None:
@@ -148,7 +152,8 @@ def assemble(
     """Puts the trained part around the language model; sizes are read from the tensors.
 
     Args:
-        vocabulary: number of tokens of the tokenizer, special ones included; embeddings must have as many rows.
+        vocabulary: number of tokens of the tokenizer, special ones included; embeddings must have as many rows, or
+            as many more as fill up a multiple of 64 (``pad_to_multiple_of=64``), which stay as they were trained.
 
     Raises:
         CheckpointError: tensors that don't fit, with their names.
@@ -176,6 +181,7 @@ def resize_embeddings(language: Any, trained: TrainedPart, vocabulary: int) -> N
     The trained tensors take the place of the old ones, which are never read: neither is in memory twice.
     """
     inputs, output = language.get_input_embeddings(), language.get_output_embeddings()
+    vocabulary = rows_of(trained, language, inputs, vocabulary)
     tied = output is not None and output.weight is inputs.weight
     resized = {id(module.weight) for module in (inputs, output) if module is not None}
     parameters = dict(language.named_parameters(remove_duplicate=False))
@@ -202,6 +208,25 @@ def resize_embeddings(language: Any, trained: TrainedPart, vocabulary: int) -> N
         _extend_outputs(output, vocabulary)
 
 
+def rows_of(trained: TrainedPart, language: nn.Module, inputs: nn.Module, vocabulary: int) -> int:
+    """Rows of the trained embeddings where they are the vocabulary filled up to a multiple of 64; else its tokens."""
+    own = {name for name, parameter in language.named_parameters(remove_duplicate=False) if parameter is inputs.weight}
+    for name in own & trained.embeddings.keys():
+        rows = trained.embeddings[name].shape[:1]
+        if rows == (padded_rows(vocabulary),):
+            return int(rows[0])
+    return vocabulary
+
+
+def padded_rows(vocabulary: int) -> int:
+    """A number of tokens filled up to a multiple of 64.
+
+    >>> padded_rows(50_280)
+    50304
+    """
+    return -(-vocabulary // 64) * 64
+
+
 def _replace(module: nn.Module, name: str, value: Tensor) -> None:
     path, _, attribute = name.rpartition(".")
     setattr(module.get_submodule(path), attribute, nn.Parameter(value, requires_grad=False))
@@ -225,16 +250,22 @@ def _perceiver_like(state: Mapping[str, Tensor], head_width: int) -> PerceiverRe
     for key in ("latents", first + "0.to_q.weight", first + "1.1.weight"):
         if key not in state:
             raise CheckpointError(f"checkpoint has no perceiver.{key}")
-    n_latents, width = state["latents"].shape
-    inner = state[first + "0.to_q.weight"].shape[0]
+    n_latents, width = _matrix(state, "latents", "perceiver.")
+    inner, _ = _matrix(state, first + "0.to_q.weight", "perceiver.")
+    hidden, _ = _matrix(state, first + "1.1.weight", "perceiver.")
+    numbers = {part[1] for key in state if (part := key.split("."))[0] == "layers" and len(part) > 2}
+    if numbers != {str(i) for i in range(len(numbers))}:
+        raise CheckpointError(
+            f"checkpoint has perceiver layers {', '.join(sorted(numbers)[:9])}: they must count from 0"
+        )
     _check_heads(inner, head_width, "perceiver")
     return PerceiverResampler(
         width=width,
         n_latents=n_latents,
-        depth=1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers.")),
+        depth=len(numbers),
         inner=inner,
         head_width=head_width,
-        hidden=state[first + "1.1.weight"].shape[0],
+        hidden=hidden,
     )
 
 
@@ -242,15 +273,25 @@ def _block_like(state: Mapping[str, Tensor], head_width: int) -> GatedCrossAtten
     for key in ("attn.to_q.weight", "attn.to_kv.weight", "ff.1.weight"):
         if key not in state:
             raise CheckpointError(f"checkpoint has no gated_cross_attn_layer.{key}")
-    inner, width = state["attn.to_q.weight"].shape
+    inner, width = _matrix(state, "attn.to_q.weight", "gated_cross_attn_layer.")
+    _, media_width = _matrix(state, "attn.to_kv.weight", "gated_cross_attn_layer.")
+    hidden, _ = _matrix(state, "ff.1.weight", "gated_cross_attn_layer.")
     _check_heads(inner, head_width, "cross-attention")
     return GatedCrossAttentionBlock(
         width=width,
-        media_width=state["attn.to_kv.weight"].shape[1],
+        media_width=media_width,
         inner=inner,
         head_width=head_width,
-        hidden=state["ff.1.weight"].shape[0],
+        hidden=hidden,
     )
+
+
+def _matrix(state: Mapping[str, Tensor], key: str, prefix: str) -> tuple[int, int]:
+    """Rows and columns of a tensor. Raises CheckpointError if it has others than two dimensions, or an empty one."""
+    shape = state[key].shape
+    if len(shape) != 2 or 0 in shape:
+        raise CheckpointError(f"checkpoint tensor {prefix}{key} has shape {tuple(shape)}, expected rows and columns")
+    return shape[0], shape[1]
 
 
 def _check_heads(inner: int, head_width: int, where: str) -> None:

@@ -11,7 +11,7 @@ The file names its parts by paths relative to itself, by open_clip tags or by hu
     model = "ViT-L-14"                    # an open_clip model name
     pretrained = "openai"                 # an open_clip tag, or a file
     configs = "open_clip_configs"         # optional folder; only for models that open_clip does not know
-    quick_gelu = false                    # optional; for weights from a file whose model name does not say it
+    quick_gelu = false                    # only for weights from a file; needed where the model's name leaves it open
 
     [language]
     model = "togethercomputer/RedPajama-INCITE-Base-3B-v1"   # a hub name or a folder
@@ -21,13 +21,15 @@ The file names its parts by paths relative to itself, by open_clip tags or by hu
 
 from __future__ import annotations
 
-import tomllib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flamingo_eval.errors import CheckpointError
+from flamingo_eval.errors import CheckpointError, DataError
+from flamingo_eval.files import read_toml
+from flamingo_eval.models.flamingo.part_files import model_files, read_object
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,46 @@ class VisionSpec:
     model: str
     pretrained: str | Path
     configs: Path | None = None
-    quick_gelu: bool = False
+    quick_gelu: bool | None = None
+    """Whether weights from a file were trained with QuickGELU; None where nobody said."""
+
+    @property
+    def config_file(self) -> Path | None:
+        """The open_clip configuration of its model; None for a name that open_clip may resolve in another way."""
+        folders = ([self.configs] if self.configs is not None else []) + [built_in_configs()]
+        return next((file for folder in folders if (file := folder / f"{self.model}.json").is_file()), None)
+
+    @property
+    def activation(self) -> str | None:
+        """The activation that weights from a file are used with; None for a tag, whose own configuration says it."""
+        if not isinstance(self.pretrained, Path) or self.config_file is None:
+            return None
+        table = read_object(self.config_file)
+        vision = table.get("vision_cfg")
+        if isinstance(vision, dict) and "timm_model_name" in vision:
+            return "the model's own"
+        return "QuickGELU" if table.get("quick_gelu") or self.quick_gelu else "GELU"
+
+    def check_activation(self) -> None:
+        """Raises CheckpointError for weights from a file where the model's name leaves open which activation they want.
+
+        open_clip has some models under two names, and weights of either load into both (its issues 771 and 915).
+        """
+        own = self.configs is not None and (self.configs / f"{self.model}.json").is_file()
+        both = (built_in_configs() / f"{self.model}-quickgelu.json").is_file()
+        if isinstance(self.pretrained, Path) and self.quick_gelu is None and both and not own:
+            raise CheckpointError(
+                f"{self.pretrained}: open_clip has {self.model} with GELU and, as {self.model}-quickgelu, with "
+                "QuickGELU, and the file does not say which it was trained with. OpenAI's weights want QuickGELU, most "
+                "of LAION's GELU. Say so: quick_gelu = true or false in [vision] of the TOML file; for RICES "
+                "--rices-quick-gelu or --no-rices-quick-gelu"
+            )
 
     def local_files(self) -> list[Path]:
         """Its files on this disk: weights and configuration."""
         files = [self.pretrained] if isinstance(self.pretrained, Path) else []
-        return files + (sorted(self.configs.rglob(f"{self.model}.json")) if self.configs is not None else [])
+        own = self.configs / f"{self.model}.json" if self.configs is not None else None
+        return files + ([own] if own is not None and own.is_file() else [])
 
 
 @dataclass(frozen=True)
@@ -87,7 +123,7 @@ class FlamingoSpec:
         files += self.vision.local_files()
         for folder in self._language_folders():
             if isinstance(folder, Path):
-                files += sorted(f for f in folder.iterdir() if f.suffix in _MODEL_FILES and not f.name.startswith("."))
+                files += model_files(folder)
         return files
 
     def _language_folders(self) -> list[str | Path]:
@@ -104,7 +140,14 @@ class FlamingoSpec:
         return parts
 
 
-_MODEL_FILES = {".json", ".safetensors", ".bin", ".model", ".txt"}
+def built_in_configs() -> Path:
+    """The folder of open_clip's own model configurations, found without importing it."""
+    found = importlib.util.find_spec("open_clip")
+    if found is None or not found.submodule_search_locations:
+        raise CheckpointError("open_clip is not installed: pip install open_clip_torch")
+    return Path(found.submodule_search_locations[0]) / "model_configs"
+
+
 _KEYS: dict[str, dict[str, type]] = {
     "": {"name": str, "checkpoint": str, "cross_attn_every_n_layers": int, "head_width": int},
     "vision": {"model": str, "pretrained": str, "configs": str, "quick_gelu": bool},
@@ -121,26 +164,27 @@ def read_spec(path: Path) -> FlamingoSpec:
             file it names is not there.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"can't read checkpoint file {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not a TOML file that describes a checkpoint: {error}") from error
+        table = read_toml(path)
+    except DataError as error:
+        raise CheckpointError(
+            f"{error}; a checkpoint is described by a TOML file (README, 'Your own checkpoint')"
+        ) from error
     top = {key: value for key, value in table.items() if not isinstance(value, dict)}
     vision, language = _section(path, table, "vision"), _section(path, table, "language")
     _check(path, "", top, extra_sections=set(table) - set(top) - {"vision", "language"})
     folder = path.parent
-    pretrained = vision["pretrained"]
+    vision_spec = VisionSpec(
+        model=vision["model"],
+        pretrained=_file_or_name(path, folder, vision["pretrained"], "vision.pretrained"),
+        configs=_existing(path, folder / vision["configs"], "vision.configs") if "configs" in vision else None,
+        quick_gelu=vision.get("quick_gelu"),
+    )
+    vision_spec.check_activation()
     return FlamingoSpec(
         name=top.get("name", path.stem),
         checkpoint=_existing(path, folder / top["checkpoint"], "checkpoint"),
         cross_attn_every_n_layers=top["cross_attn_every_n_layers"],
-        vision=VisionSpec(
-            model=vision["model"],
-            pretrained=_file_or_name(path, folder, pretrained, "vision.pretrained"),
-            configs=_existing(path, folder / vision["configs"], "vision.configs") if "configs" in vision else None,
-            quick_gelu=vision.get("quick_gelu", False),
-        ),
+        vision=vision_spec,
         language=LanguageSpec(
             model=_folder_or_hub_name(path, folder, language["model"], "language.model"),
             tokenizer=_folder_or_hub_name(

@@ -9,8 +9,10 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from flamingo_eval.errors import CheckpointError, DataError
+from flamingo_eval.errors import CheckpointError, DataError, QueryError
 from flamingo_eval.files import read_json
+from flamingo_eval.models.flamingo.part_files import model_files, read_object
+from flamingo_eval.models.flamingo.weights import loading, reason_of
 
 END_OF_CHUNK = "<|endofchunk|>"
 IMAGE = "<image>"
@@ -55,10 +57,15 @@ class FlamingoTokenizer:
 
     def __init__(self, source: str | Path, *, tidies_spaces: bool = True) -> None:
         inner = _load(source)
-        inner.add_special_tokens({"extra_special_tokens": [END_OF_CHUNK, IMAGE]}, replace_extra_special_tokens=False)
-        if _configured_pad_token(source) is None:
-            inner.add_special_tokens({"pad_token": PAD})
-        self._take(inner, tidies_spaces)
+        with loading(f"the tokenizer {source}"):
+            special = {"extra_special_tokens": [END_OF_CHUNK, IMAGE]}
+            inner.add_special_tokens(special, replace_extra_special_tokens=False)
+            if _configured_pad_token(source) is None:
+                inner.add_special_tokens({"pad_token": PAD})
+            self._take(inner, tidies_spaces)
+            self.decode(self.encode(f"{IMAGE}Output:a dog, 1{END_OF_CHUNK}"))
+        if not all(type(id) is int for id in (self.image_id, self.end_of_chunk_id, self.pad_id)):
+            raise CheckpointError(f"the tokenizer {source} gives {IMAGE}, {END_OF_CHUNK} or its pad token no number")
 
     @classmethod
     def around(cls, inner: Any, *, tidies_spaces: bool) -> FlamingoTokenizer:
@@ -86,12 +93,18 @@ class FlamingoTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one prompt, with the special tokens the tokenizer itself adds (LLaMA's and OPT's BOS)."""
-        ids: list[int] = self.inner(text)["input_ids"]
-        return ids
+        return self._ids(text, special=True)
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of a text that stands in the middle of another: no special tokens added."""
-        ids: list[int] = self.inner(text, add_special_tokens=False)["input_ids"]
+        return self._ids(text, special=False)
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
+        """Raises QueryError for a text that it can't encode: one without an unknown token, a strange character."""
+        try:
+            ids: list[int] = self.inner(text, add_special_tokens=special)["input_ids"]
+        except Exception as error:  # tokenizers raises bare ones
+            raise QueryError(f"the tokenizer can't encode {text[-60:]!r}: {reason_of(error)}") from error
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -108,7 +121,12 @@ def _load(source: str | Path) -> Any:
     Raises:
         CheckpointError: neither can be had.
     """
-    try:
+    local = source if isinstance(source, Path) else None
+    files = model_files(local) if local else []
+    for file in files:
+        if file.name in _OBJECTS:
+            read_object(file)
+    with loading(f"the tokenizer {source}", files):
         whole = cached_file(str(source), "tokenizer.json", _raise_exceptions_for_missing_entries=False)
         if whole is not None:
             return PreTrainedTokenizerFast.from_pretrained(str(source))
@@ -118,9 +136,19 @@ def _load(source: str | Path) -> Any:
                 "tokenizer.model only must be converted once: open it with transformers' AutoTokenizer, with "
                 "sentencepiece installed, and save it with save_pretrained"
             )
-        return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"no tokenizer could be loaded from {source}: {error}") from error
+        inner = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    loaded = {local / str(name) for name in type(inner).vocab_files_names.values()} if local else set()
+    undigested = sorted(file for file in loaded - set(files) if file.exists())
+    if undigested:
+        raise CheckpointError(
+            f"the tokenizer {source} is read from {undigested[0]}, which is not among its known files"
+        )
+    return inner
+
+
+_OBJECTS = frozenset(
+    ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+)
 
 
 def _configured_pad_token(source: str | Path) -> str | None:
@@ -138,5 +166,5 @@ def _configured_pad_token(source: str | Path) -> str | None:
             raise CheckpointError(str(error)) from error
         token = table.get("pad_token") if isinstance(table, dict) else None
         if token:
-            return str(token["content"] if isinstance(token, dict) else token)
+            return str(token.get("content") if isinstance(token, dict) else token)
     return None

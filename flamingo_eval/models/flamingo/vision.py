@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 
 import open_clip
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from flamingo_eval.errors import CheckpointError, QueryError
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.spec import VisionSpec
+from flamingo_eval.models.flamingo.weights import check_file, check_sizes, loading
 
 Transform = Callable[[Any], Tensor]
 """open_clip's inference transform: a Pillow image, *as opened*, to a (3, height, width) float tensor."""
@@ -25,10 +24,6 @@ Transform = Callable[[Any], Tensor]
 MOST_ELONGATED = 3000
 """Longer side by shorter side of a picture. The transform makes the shorter one 224 *before* it crops: at this ratio
 the picture has 150 megapixels then, and Pillow refuses to open one of 179 (a decompression bomb)."""
-
-_LOADING_ERRORS = (RuntimeError, OSError, UserWarning, EOFError, pickle.UnpicklingError, SafetensorError,
-                   AssertionError, KeyError, ValueError, TypeError, AttributeError)  # fmt: skip
-"""What open_clip raises for weights that are none, or another model's."""
 
 
 def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
@@ -40,24 +35,59 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
     Raises:
         CheckpointError: unknown model or tag, missing or unreadable weights, or an activation that contradicts them.
     """
+    file = spec.pretrained if isinstance(spec.pretrained, Path) else None
+    spec.check_activation()
     if spec.configs is not None:
-        open_clip.add_model_config(spec.configs)
-    config = open_clip.get_model_config(spec.model)
+        with loading(f"open_clip's configurations in {spec.configs}", sorted(spec.configs.glob("*.json"))):
+            open_clip.add_model_config(spec.configs)
+    with loading(f"vision model {spec.model}"):
+        config = open_clip.get_model_config(spec.model)
     if config is None:
         raise CheckpointError(
             f"open_clip does not know the vision model {spec.model!r}"
             + (f" (configs read from {spec.configs})" if spec.configs else _similar_names(spec.model))
         )
     pretrained, quick_gelu = _weights(spec, bool(config.get("quick_gelu", False)))
+    if file is not None:
+        _check_weights(file, spec, config)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="QuickGELU mismatch")
-        try:
+        where = f"vision model {spec.model} ({spec.config_file}) with weights {pretrained}"
+        with loading(where, [file] if file else ()):
             model, _, transform = open_clip.create_model_and_transforms(
                 spec.model, pretrained=pretrained, precision="fp32", force_quick_gelu=quick_gelu
             )
-        except _LOADING_ERRORS as error:
-            raise CheckpointError(f"vision weights {pretrained!r} do not load into {spec.model}: {error}") from error
     return model.eval(), transform
+
+
+def _check_weights(file: Path, spec: VisionSpec, config: dict[str, Any]) -> None:
+    """Raises CheckpointError for weights of another kind, and for a configuration far too large for them."""
+    names = check_file(file)
+    wrapped = sorted({name.partition(".")[0] for name in names} & {"_orig_mod", "_fsdp_wrapped_module"})
+    if wrapped:
+        raise CheckpointError(
+            f"vision weights {file}: the names begin with {wrapped[0]}; save the model inside that wrapper"
+        )
+    if spec.config_file is not None:
+        check_sizes(spec.config_file, config)
+        parameters, size = _parameters(config), file.stat().st_size
+        if parameters > 4 * size:
+            raise CheckpointError(
+                f"{spec.config_file} describes some {parameters:,} parameters; the weights {file} have {size:,} bytes"
+            )
+
+
+def _parameters(config: dict[str, Any]) -> int:
+    """Roughly how many parameters a configuration's transformers have, at least."""
+    total = 0
+    for name, squares in (("vision_cfg", 12), ("text_cfg", 12)):
+        part = config.get(name)
+        numbers = {k: v for k, v in part.items() if type(v) is int} if isinstance(part, dict) else {}
+        width = numbers.get("width", 0)
+        tokens = numbers.get("context_length", 0) + numbers.get("vocab_size", 0)
+        tokens += (numbers.get("image_size", 0) // max(1, numbers.get("patch_size", 16))) ** 2
+        total += squares * numbers.get("layers", 0) * width * width + tokens * width
+    return total
 
 
 def _similar_names(name: str) -> str:
@@ -68,7 +98,9 @@ def _similar_names(name: str) -> str:
 def _weights(spec: VisionSpec, config_quick_gelu: bool) -> tuple[str, bool]:
     """(what to hand to open_clip as ``pretrained``, whether the weights want QuickGELU)."""
     if isinstance(spec.pretrained, Path):
-        return str(spec.pretrained), config_quick_gelu or spec.quick_gelu
+        if config_quick_gelu and spec.quick_gelu is False:
+            raise CheckpointError(f"vision model {spec.model} has QuickGELU, and quick_gelu = false says GELU")
+        return str(spec.pretrained), config_quick_gelu or bool(spec.quick_gelu)
     tags = open_clip.list_pretrained_tags_by_model(spec.model)
     if spec.pretrained not in tags:
         raise CheckpointError(

@@ -1,0 +1,215 @@
+"""Weights and configurations on the disk: checked, and named, before another library is asked to load them."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from flamingo_eval.errors import CheckpointError, FlamingoEvalError
+from flamingo_eval.files import odd_content, open_regular
+from flamingo_eval.models.flamingo.part_files import read_object
+
+StateDict = dict[str, Tensor]
+
+_WRAPPERS = ("model_state_dict", "state_dict", "model")
+_WRAPPED_MODULES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""What torch.compile, FSDP and activation checkpointing put between a module and its parameters' names."""
+
+_MOST_LAYERS, _MOST_WIDE = 4096, 2**24
+_LAYERS = re.compile(r"(num_.*layers|n_layers?|layers|depth|.*_heads|heads|n_head)")
+
+
+@contextmanager
+def loading(what: str, files: Iterable[Path] = ()) -> Iterator[None]:
+    """The boundary around other libraries' loaders: whatever they raise says that a file is not what it should be.
+
+    Args:
+        what: what is being loaded, for the message.
+        files: the files it is loaded from; one that is obviously something else is named.
+
+    Raises:
+        CheckpointError: in place of whatever was raised.
+    """
+    try:
+        yield
+    except FlamingoEvalError:
+        raise
+    except Exception as error:
+        raise CheckpointError(_message(what, error, files)) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # how a library written in Rust fails an assertion
+            raise
+        raise CheckpointError(_message(what, error, files)) from error
+
+
+def _message(what: str, error: BaseException, files: Iterable[Path]) -> str:
+    odd = [f"{file} {content}" for file in files if (content := odd_content(file))]
+    return f"{what} can't be loaded: {'; '.join(odd) or reason_of(error)}"
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, in a line; torch's advice to load the file unsafely is not passed on."""
+    text = str(error).strip()
+    if "weights_only" in text or "Weights only" in text:
+        if "TorchScript" in text:
+            return "it is a TorchScript archive, which holds code; save its state dict instead"
+        if found := re.search(r"Unsupported (?:global|class)[^\n]*?(?:GLOBAL )?([\w.]+) was not", text):
+            return f"it holds more than tensors ({found[1]}), and is not read: that could run code"
+        return "it is not a file that torch.save wrote, but a pickle of another kind, or it is damaged"
+    if isinstance(error, EOFError):
+        return "it is cut off"
+    line = " ".join(text.partition("\n")[0].split())
+    return line[:300] or type(error).__name__
+
+
+def read_torch(path: Path) -> Any:
+    """What ``torch.save`` wrote, tensors memory-mapped where the format allows it; never runs code.
+
+    Raises:
+        CheckpointError: not such a file, truncated, or a pickle that wants to run code; the message says what it is.
+    """
+    with loading(f"checkpoint {path}", [path]):
+        with open_regular(path) as file:
+            archive = zipfile.is_zipfile(file)  # before torch 1.6 files were bare pickles, which can't be mapped
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+
+
+def unwrapped(loaded: Any, path: Path) -> StateDict:
+    """The flat state dict in what a training script saved, under the names that its parameters have in the model.
+
+    Raises:
+        CheckpointError: there is none, or two tensors have one name.
+    """
+    state = loaded
+    for _ in range(3):
+        inner = next((state[key] for key in _WRAPPERS if isinstance(state, dict) and key in state), None)
+        if isinstance(inner, dict):
+            state = inner
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"checkpoint {path} is not a state dict (a mapping from names to tensors)")
+    renamed = {_plain_name(str(key)): value for key, value in state.items()}
+    if len(renamed) != len(state):
+        raise CheckpointError(f"checkpoint {path} holds tensors under names that differ only by their wrappers")
+    return renamed
+
+
+def _plain_name(key: str) -> str:
+    """
+    >>> _plain_name("module.module._orig_mod.perceiver._orig_mod.latents")
+    'perceiver.latents'
+    """
+    parts = [part for part in key.split(".") if part not in _WRAPPED_MODULES]
+    while len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def tensors_in(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of all that a weights file holds, one after the other. Raises CheckpointError."""
+    if path.suffix == ".safetensors":
+        with loading(f"weights {path}", [path]), safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # not a mapping
+                yield name, file.get_tensor(name)
+    else:
+        loaded = read_torch(path)
+        state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+        if not isinstance(state, dict):
+            raise CheckpointError(f"weights {path} are not a state dict (a mapping from names to tensors)")
+        yield from ((str(name), value) for name, value in state.items() if isinstance(value, Tensor))
+
+
+def check_file(path: Path) -> set[str]:
+    """Names of the tensors in a weights file, none of which is of a kind that would be misread in silence.
+
+    Raises:
+        CheckpointError: it can't be read, holds no tensors, or one that is complex, sparse, quantised or not a number.
+    """
+    names = set()
+    for name, tensor in tensors_in(path):
+        check_tensor(path, name, tensor, floating=name.endswith("weight") and tensor.numel() > 1)
+        names.add(name)
+    if not names:
+        raise CheckpointError(f"weights {path} hold no tensors")
+    return names
+
+
+def check_tensor(path: Path, name: str, tensor: Tensor, *, floating: bool) -> None:
+    """Refuses what a module would take after converting it to something else, or without being able to compute with it.
+
+    Args:
+        path: the file, for the message.
+        name: the tensor's.
+        tensor: the tensor.
+        floating: whether it must be of floating-point numbers; a buffer need not be.
+
+    Raises:
+        CheckpointError: names file and tensor.
+    """
+    where = f"{path}: tensor {name}"
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise CheckpointError(f"{where} is sparse or quantised; weights must be plain tensors")
+    if tensor.is_complex() or (floating and not tensor.is_floating_point()):
+        raise CheckpointError(f"{where} is of type {tensor.dtype}; weights must be floating-point numbers")
+    if tensor.is_floating_point() and tensor.numel():
+        plain = tensor if tensor.element_size() > 1 else tensor.float()  # eight bits have no arithmetic
+        low, high = plain.aminmax()
+        if low.isnan() or high.isnan() or (tensor.dim() and not (low.isfinite() and high.isfinite())):
+            raise CheckpointError(f"{where} holds values that are no numbers (NaN or infinite)")
+
+
+def check_language_folder(folder: Path) -> None:
+    """Looks over what transformers will load from a model's folder.
+
+    Raises:
+        CheckpointError: names the file, and the tensor if it is one.
+    """
+    config = read_object(folder / "config.json")
+    check_sizes(folder / "config.json", config)
+    for name in ("generation_config.json", "adapter_config.json"):
+        if (folder / name).exists():
+            read_object(folder / name)
+    for file in weight_files(folder, config):
+        check_file(file)
+
+
+def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """The weights that transformers takes from a folder, in its order of preference (modeling_utils.py).
+
+    Raises:
+        CheckpointError: there are none, or an index names a file that is not there.
+    """
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    explicit = config.get("transformers_weights")
+    for name in (explicit,) if isinstance(explicit, str) else names:
+        file = folder / name
+        if file.is_file():
+            if not name.endswith(".index.json"):
+                return [file]
+            table = read_object(file).get("weight_map")
+            if isinstance(table, dict) and table:
+                return [file.parent / shard for shard in sorted({str(shard) for shard in table.values()})]
+            raise CheckpointError(f"{file} has no weight_map")
+    raise CheckpointError(f"{folder} holds no weights ({', '.join(names[:3])})")
+
+
+def check_sizes(path: Path, table: Mapping[str, Any]) -> None:
+    """Refuses numbers of layers and heads that no model has, and that would take hours to build.
+
+    Raises:
+        CheckpointError: names file and key.
+    """
+    for key, value in table.items():
+        if isinstance(value, dict):
+            check_sizes(path, value)
+        elif type(value) is int and _LAYERS.fullmatch(key) and not 0 < value <= _MOST_LAYERS:
+            raise CheckpointError(f"{path}: {key} is {str(value)[:20]}, expected 1 to {_MOST_LAYERS}")
+        elif type(value) is int and key.endswith(("_size", "width", "d_model", "_dim")) and abs(value) > _MOST_WIDE:
+            raise CheckpointError(f"{path}: {key} is {str(value)[:20]}, expected at most {_MOST_WIDE}")

@@ -1,0 +1,424 @@
+"""A checkpoint's parts: all that is loaded is digested, stays what was digested, and is what it claims to be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flamingo_eval import registry
+from flamingo_eval.errors import CheckpointError, UserError
+from flamingo_eval.images import Images
+from flamingo_eval.models.flamingo import FlamingoSource
+from flamingo_eval.models.flamingo.part_files import DigestedFiles, model_files
+from flamingo_eval.models.flamingo.spec import VisionSpec, read_spec
+from tests.helpers import Cli, LazyModule, read_lines, write_coco_root
+from tests.test_flamingo import bundle, load, rewrite, texts_of
+
+__all__ = ["bundle"]
+
+torch: Any = LazyModule("torch")
+loading: Any = LazyModule("flamingo_eval.models.flamingo.loading")
+pytestmark = pytest.mark.torch
+
+
+def digest_of(folder: Path) -> str:
+    """Digest of the checkpoint in a folder, as a new command sees it."""
+    return registry.model_source(str(folder / "model.toml")).info().digest
+
+
+def in_subfolder(folder: Path, place: str = "sub/w.safetensors") -> Path:
+    """Moves the language model's weights to a subfolder that an index names."""
+    lm = folder / "lm"
+    target = lm / place
+    target.parent.mkdir(exist_ok=True)
+    (lm / "model.safetensors").rename(target)
+    from safetensors import safe_open
+
+    with safe_open(target, framework="pt") as file:
+        names = list(file.keys())
+    (lm / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, place)})
+    )
+    return target
+
+
+def multiply(path: Path, factor: float) -> None:
+    """Changes one tensor of a weights file, not its size."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    name = next(name for name in sorted(tensors) if name.endswith("dense_h_to_4h.weight"))
+    tensors[name] *= factor
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_a_shard_in_a_subfolder_is_digested(bundle: Path, tmp_path: Path, cli: Cli) -> None:
+    plain = texts_of(load(bundle), bundle)
+    shard = in_subfolder(bundle)
+    assert texts_of(load(bundle), bundle) == plain
+    root = write_coco_root(tmp_path / "data", train=4, test=2)
+    run = ("coco", "--checkpoint", bundle / "model.toml", "--data-root", root, "--shots", "0", "--seeds", "42",
+           "--device", "cpu", "--out", "run")  # fmt: skip
+    assert cli(*run).returncode == 0
+    before = digest_of(bundle)
+    multiply(shard, 2)
+    assert digest_of(bundle) != before
+    refused = cli(*run)
+    assert refused.returncode == 2
+    assert "run holds a run with other settings: checkpoint is" in refused.stderr
+
+
+def test_weights_that_the_configuration_names_are_digested(bundle: Path) -> None:
+    (bundle / "lm" / "sub").mkdir()
+    (bundle / "lm" / "model.safetensors").rename(bundle / "lm/sub/w.safetensors")
+    config = json.loads((bundle / "lm/config.json").read_text())
+    (bundle / "lm/config.json").write_text(json.dumps({**config, "transformers_weights": "sub/w.safetensors"}))
+    load(bundle)
+    before = digest_of(bundle)
+    multiply(bundle / "lm/sub/w.safetensors", 2)
+    assert digest_of(bundle) != before
+
+
+@pytest.mark.parametrize(
+    "name", ["../w.safetensors", "/tmp/w.safetensors", "sub/../../w.safetensors", "none.safetensors"]
+)
+def test_a_shard_outside_the_folder_is_refused(bundle: Path, name: str) -> None:
+    in_subfolder(bundle)
+    index = bundle / "lm/model.safetensors.index.json"
+    index.write_text(index.read_text().replace("sub/w.safetensors", name))
+    with pytest.raises(
+        CheckpointError, match=r"model.safetensors.index.json.*(not a path inside|names none.safetensors)"
+    ):
+        digest_of(bundle)
+
+
+def test_layouts_that_reach_elsewhere_are_refused(bundle: Path) -> None:
+    tokenizer = bundle / "tokenizer"
+    (tokenizer / "tokenizer_config.json").write_text('{"fast_tokenizer_files": ["../x/tokenizer.4.0.0.json"]}')
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json.*not a path inside"):
+        model_files(tokenizer)
+    (tokenizer / "tokenizer_config.json").unlink()
+    (bundle / "lm/adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    with pytest.raises(CheckpointError, match=r"holds an adapter \(adapter_config.json\) of another model"):
+        digest_of(bundle)
+
+
+def swaps(folder: Path, name: str) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Puts another content at a path, and the first one back; both are sound."""
+    path, true = folder / name, (folder / name).read_bytes()
+    other = folder.with_name("other")
+    shutil.copytree(folder, other, dirs_exist_ok=True)
+    if name == "checkpoint.pt":
+        rewrite(other, lambda state: state.update({k: v * 0.5 for k, v in state.items() if k.endswith("to_q.weight")}))
+    elif name.endswith("safetensors"):
+        multiply(other / name, 3)
+    else:
+        state = torch.load(other / name, weights_only=True)
+        torch.save({key: value * 0.9 for key, value in state.items()}, other / name)
+    false = (other / name).read_bytes()
+    assert false != true
+    return lambda: path.write_bytes(false), lambda: path.write_bytes(true)
+
+
+@pytest.mark.parametrize("restored", [True, False])
+@pytest.mark.parametrize("name", ["checkpoint.pt", "lm/model.safetensors", "clip.pt"])
+def test_weights_swapped_between_digest_and_read_are_never_used(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str, restored: bool
+) -> None:
+    swap, restore = swaps(bundle, name)
+    source = registry.model_source(str(bundle / "model.toml"))
+    source.info()
+    real = loading.load_model
+
+    def load_swapped(*arguments: Any, **settings: Any) -> Any:
+        swap()
+        try:
+            return real(*arguments, **settings)
+        finally:
+            if restored:
+                restore()
+
+    monkeypatch.setattr("flamingo_eval.models.flamingo.loading.load_model", load_swapped)
+    with pytest.raises(CheckpointError, match=rf"{name} has changed since this command looked at it first"):
+        source.load(images=Images(bundle), device="cpu", precision="fp32")
+
+
+def test_a_link_led_astray_and_back_is_noticed(bundle: Path) -> None:
+    """Neither file changes at all."""
+    for number in ("1", "2"):
+        shutil.copy(bundle / "checkpoint.pt", bundle / f"{number}.pt")
+    link = bundle / "checkpoint.pt"
+    link.unlink()
+    link.symlink_to("1.pt")
+    files = DigestedFiles.of([link])
+    files.check()
+    for target in ("2.pt", "1.pt"):
+        link.unlink()
+        link.symlink_to(target)
+    with pytest.raises(CheckpointError, match="has changed"):
+        files.check()
+
+
+def test_files_overwritten_while_a_run_answers_change_nothing(bundle: Path) -> None:
+    """In float32 on a CPU weights were once mapped to their files."""
+    model = load(bundle)
+    before = texts_of(model, bundle)
+    for name in ("checkpoint.pt", "lm/model.safetensors"):
+        with (bundle / name).open("r+b") as file:
+            file.seek(0)
+            file.write(b"\0" * (bundle / name).stat().st_size)
+    assert texts_of(model, bundle) == before
+
+
+@pytest.mark.parametrize("given", [None, True, False])
+def test_the_activation_of_weights_from_a_file_is_never_guessed(tmp_path: Path, given: bool | None) -> None:
+    """OpenAI's ViT-L-14 as a file: open_clip has the model with GELU and with QuickGELU."""
+    file = tmp_path / "ViT-L-14.safetensors"
+    file.write_bytes(b"stand-in")
+
+    def spec() -> VisionSpec:
+        source: Any = registry.image_encoder("ViT-L-14", str(file), given)
+        found: VisionSpec = source.spec
+        assert found.activation is not None
+        assert source.info().name == f"ViT-L-14/ViT-L-14.safetensors ({found.activation})"
+        assert source.info().parts["activation"] == found.activation
+        return found
+
+    if given is None:
+        with pytest.raises(
+            CheckpointError, match=r"ViT-L-14.safetensors: .*--rices-quick-gelu or --no-rices-quick-gelu"
+        ):
+            spec()
+    else:
+        assert spec().activation == ("QuickGELU" if given else "GELU")
+    assert VisionSpec("ViT-L-14-quickgelu", file).activation == "QuickGELU"
+    VisionSpec("ViT-L-14-quickgelu", file).check_activation()
+    with pytest.raises(UserError, match="--rices-quick-gelu goes with weights from a file"):
+        registry.image_encoder("ViT-L-14", "openai", True)
+
+
+def test_a_checkpoint_description_must_say_the_activation_too(bundle: Path) -> None:
+    toml = bundle / "model.toml"
+    text = toml.read_text().replace('model = "flamingo-eval-demo-vit"', 'model = "ViT-B-32"')
+    toml.write_text("\n".join(line for line in text.splitlines() if not line.startswith("configs")))
+    with pytest.raises(CheckpointError, match=r"clip.pt: open_clip has ViT-B-32 with GELU and"):
+        read_spec(toml)
+    toml.write_text(toml.read_text().replace("[language]", "quick_gelu = false\n[language]"))
+    assert read_spec(toml).vision.activation == "GELU"
+
+
+def test_the_activation_used_is_told_and_recorded(bundle: Path, tmp_path: Path, cli: Cli) -> None:
+    root = write_coco_root(tmp_path / "data", train=4, test=2)
+    toml = bundle / "model.toml"
+    for line, activation in (("", "GELU"), ("quick_gelu = true\n", "QuickGELU")):
+        toml.write_text(toml.read_text().replace("[language]", f"{line}[language]"))
+        out = tmp_path / activation
+        result = cli("coco", "--checkpoint", toml, "--data-root", root, "--shots", "1", "--device", "cpu", "--select",
+                     "rices", "--rices-model", toml, "--out", out)  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert f"vision weights from a file (clip.pt), used with {activation}" in result.stdout
+        record = json.loads((out / "run.json").read_text())
+        assert record["checkpoint"]["parts"]["activation"] == activation
+        assert record["identity"]["rices"]["encoder"].endswith(f"/clip.pt ({activation})")
+
+
+Change = Callable[[dict[str, Any]], object]
+EMBEDDING = "lang_encoder.gpt_neox.embed_in.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update({EMBEDDING: s[EMBEDDING].to(torch.complex64)}), f"{EMBEDDING} is of type torch.complex64"),
+        (lambda s: s.update({EMBEDDING: s[EMBEDDING].to(torch.int8)}), f"{EMBEDDING} is of type torch.int8"),
+        (lambda s: s[EMBEDDING].fill_(float("nan")), f"{EMBEDDING} holds values that are no numbers"),
+        (lambda s: s[EMBEDDING].view(-1)[7:8].fill_(float("inf")), f"{EMBEDDING} holds values that are no numbers"),
+        (lambda s: s.update({"perceiver.latents": torch.tensor(1.0)}), r"perceiver.latents has shape \(\)"),
+        (lambda s: s.update({"perceiver.layers.9999999.0.to_q.weight": torch.ones(1, 1)}), "must count from 0"),
+    ],
+)  # fmt: skip
+def test_tensors_that_would_be_misread_are_refused_by_name(bundle: Path, change: Change, message: str) -> None:
+    rewrite(bundle, change)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load(bundle)
+    assert "checkpoint" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["complex64", "int8", "nan"])
+@pytest.mark.parametrize("part", ["lm/model.safetensors", "clip.pt"])
+def test_the_other_parts_tensors_are_looked_at_too(bundle: Path, part: str, kind: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = bundle / part
+    tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    name = next(name for name in sorted(tensors) if name.endswith("mlp.c_fc.weight") or "dense_h_to_4h.weight" in name)
+    changed = tensors[name] * float("nan") if kind == "nan" else tensors[name].to(getattr(torch, kind))
+    tensors = {**{k: v.clone() for k, v in tensors.items()}, name: changed}
+    if path.suffix == ".safetensors":
+        save_file(tensors, path, metadata={"format": "pt"})
+    else:
+        torch.save(tensors, path)
+    with pytest.raises(CheckpointError, match=rf"{part}: tensor {name} (is of type|holds values)"):
+        load(bundle)
+
+
+CONTENTS = {
+    "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+    "empty": b"",
+    "page": b"<!DOCTYPE html><html><body>404</body></html>",
+    "list": b"[]",
+    "null": b"null",
+    "deep": b"[" * 100_000,
+    "twice": b'{"model_type": "gpt_neox", "model_type": "llama"}',
+    "bytes": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize(
+    "part",
+    ["model.toml", "checkpoint.pt", "clip.pt", "lm/config.json", "lm/model.safetensors", "lm/generation_config.json",
+     "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "open_clip_configs/flamingo-eval-demo-vit.json"],
+)  # fmt: skip
+def test_a_part_that_is_something_else_is_named(bundle: Path, part: str, content: str) -> None:
+    (bundle / part).write_bytes(CONTENTS[content])
+    with pytest.raises(CheckpointError) as error:
+        load(bundle)
+    message = str(error.value)
+    assert str(bundle / part) in message
+    for kind, words in {"pointer": "is a Git LFS pointer", "empty": "is empty", "page": "is a web page"}.items():
+        assert content != kind or words in message or part == "model.toml"
+    assert "weights_only" not in message
+    assert len(message) < 900
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("lm/config.json", "hidden_size", "wide"),
+        ("lm/config.json", "hidden_size", 129),
+        ("lm/config.json", "num_attention_heads", 7),
+        ("lm/config.json", "num_hidden_layers", 10**9),
+        ("lm/config.json", "num_hidden_layers", -1),
+        ("lm/config.json", "model_type", None),
+        ("lm/config.json", "model_type", ["gpt_neox"]),
+        ("lm/config.json", "hidden_act", "no such"),
+        ("lm/config.json", "rope_parameters", 5),
+        ("open_clip_configs/flamingo-eval-demo-vit.json", "vision_cfg", {"layers": 10**9, "width": 64}),
+        ("open_clip_configs/flamingo-eval-demo-vit.json", "vision_cfg", {"layers": 2, "width": 60_000}),
+        ("open_clip_configs/flamingo-eval-demo-vit.json", "vision_cfg", None),
+        ("open_clip_configs/flamingo-eval-demo-vit.json", "vision_cfg", {"patch_size": 0}),
+        ("tokenizer/tokenizer.json", "model", {"type": "BPE"}),
+        ("tokenizer/tokenizer.json", "added_tokens", [{"id": "x"}]),
+        ("tokenizer/tokenizer.json", "pre_tokenizer", {"type": "Split", "pattern": {"Regex": "("}}),
+    ],
+)
+def test_wrong_settings_are_a_checkpoints_mistake(bundle: Path, part: str, key: str, value: object) -> None:
+    table = json.loads((bundle / part).read_text())
+    (bundle / part).write_text(json.dumps({**table, key: value}))
+    with pytest.raises(CheckpointError) as error:
+        load(bundle)
+    assert str((bundle / part).parent) in str(error.value) or "checkpoint demo can't" in str(error.value)
+
+
+def compiled(state: dict[str, Any]) -> dict[str, Any]:
+    return {f"_orig_mod.{key}".replace("perceiver.", "perceiver._orig_mod."): value for key, value in state.items()}
+
+
+def doubled(state: dict[str, Any]) -> dict[str, Any]:
+    return {f"module.module.{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize("wrap", ["state_dict", "model_state_dict", "model", "old pickle", ""])
+@pytest.mark.parametrize("rename", [compiled, doubled])
+def test_wrappers_that_training_leaves_are_taken_off(bundle: Path, rename: Any, wrap: str) -> None:
+    plain = texts_of(load(bundle), bundle)
+    state = torch.load(bundle / "checkpoint.pt", weights_only=True)["model_state_dict"]
+    state = rename({key: value.clone() for key, value in state.items()})
+    whole = {wrap: state, "epoch": 3} if wrap not in ("", "old pickle") else state
+    torch.save(whole, bundle / "checkpoint.pt", _use_new_zipfile_serialization=wrap != "old pickle")
+    assert texts_of(load(bundle), bundle) == plain
+
+
+def test_names_that_wrappers_alone_tell_apart_are_refused(bundle: Path) -> None:
+    rewrite(bundle, lambda state: state.update({"module." + EMBEDDING: state[EMBEDDING] * 2}))
+    with pytest.raises(CheckpointError, match="holds tensors under names that differ only by their wrappers"):
+        load(bundle)
+
+
+def test_embeddings_padded_to_a_multiple_of_64_are_read_as_trained() -> None:
+    """As many rows as pad_to_multiple_of=64 makes stay, logits included; any other number is refused."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    from flamingo_eval.models.flamingo.checkpoint import TrainedPart
+    from flamingo_eval.models.flamingo.model import resize_embeddings
+
+    names = ("gpt_neox.embed_in.weight", "lm_head.weight")
+
+    def language_with(rows: int, tokens: int) -> Any:
+        config = GPTNeoXConfig(vocab_size=90, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                               intermediate_size=16)  # fmt: skip
+        language = GPTNeoXForCausalLM(config).eval()
+        trained = {name: torch.arange(rows * 16.0).reshape(rows, 16) for name in names}
+        resize_embeddings(language, TrainedPart({}, {}, trained), tokens)
+        return language
+
+    for rows, tokens in ((128, 70), (128, 127), (128, 128), (70, 70)):
+        assert language_with(rows, tokens)(torch.tensor([[0]])).logits.shape[-1] == rows
+    for rows, tokens in ((192, 70), (71, 70), (64, 70), (72, 70)):
+        with pytest.raises(CheckpointError, match="wrong tokenizer or wrong language model"):
+            language_with(rows, tokens)
+
+
+def test_a_token_that_is_only_padding_has_no_text(bundle: Path) -> None:
+    tokenizer = load(bundle).tokenizer
+    said = tokenizer.encode("a dog")
+    assert tokenizer.decode([*said, len(tokenizer) + 5]) == tokenizer.decode(said)
+
+
+def test_a_language_model_saved_inside_a_wrapper_is_told_precisely(bundle: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = bundle / "lm/model.safetensors"
+    save_file({f"_orig_mod.{k}": v.clone() for k, v in load_file(path).items()}, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"is not whole: .*the names begin with _orig_mod: save the model inside"):
+        load(bundle)
+
+
+def test_a_pipe_among_the_parts_does_not_hang(bundle: Path) -> None:
+    (bundle / "lm/generation_config.json").unlink()
+    os.mkfifo(bundle / "lm/generation_config.json")
+    with pytest.raises(CheckpointError, match=r"generation_config.json can't be read: it is not a regular file"):
+        load(bundle)
+
+
+def test_a_text_that_the_tokenizer_cant_encode_fails_alone(bundle: Path, tmp_path: Path) -> None:
+    """A tokenizer without an unknown token raises a bare Exception."""
+    root = write_coco_root(tmp_path / "data", train=6, test=4)
+    source = FlamingoSource(read_spec(bundle / "model.toml"))
+    model: Any = source.load(images=Images(root), device="cpu", precision="fp32")
+    inner = model.tokenizer.inner
+
+    class Failing:
+        def __call__(self, text: str, **settings: Any) -> Any:
+            if "thing 101" in text:
+                raise Exception("WordLevel error: Missing [UNK] token")
+            return inner(text, **settings)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(inner, name)
+
+    model.tokenizer.inner = Failing()
+    from flamingo_eval import evaluate
+
+    with pytest.raises(
+        UserError, match=r"could not be answered.*\n.*the tokenizer can't encode .*Missing \[UNK\] token"
+    ):
+        evaluate(model, "coco", shots=[2], seeds=[42], data_root=root, out=tmp_path / "run")
+    assert read_lines(tmp_path / "run/journal.jsonl")

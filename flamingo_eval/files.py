@@ -20,7 +20,7 @@ from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from flamingo_eval.errors import DataError, StorageError
+from flamingo_eval.errors import DataError, StorageError, UserError
 
 _PACKAGE = Path(__file__).parent
 
@@ -38,6 +38,38 @@ def cache_folder() -> Path:
         return Path(explicit)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "flamingo-eval"
+
+
+def _mode(path: Path) -> int:
+    """What is at a path, links followed, as :func:`os.stat` says it; 0 for nothing.
+
+    Raises:
+        UserError: nobody can say, for want of a right, or since the name is too long. (pathlib's own tests end with
+            a traceback there, or say that there is nothing.)
+    """
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a ValueError for a name with a null character
+        return 0
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return 0
+        raise UserError(f"{str(path)[:300]} can't be looked at: {error.strerror}") from error
+
+
+def exists(path: Path) -> bool:
+    """Whether there is anything at a path. Raises UserError if nobody can say."""
+    return _mode(path) != 0
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file is at a path. Raises UserError if nobody can say."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is at a path. Raises UserError if nobody can say."""
+    return stat.S_ISDIR(_mode(path))
 
 
 @contextlib.contextmanager

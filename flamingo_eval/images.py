@@ -134,11 +134,19 @@ def _what_it_is(content: bytes, formats: Sequence[str]) -> str:
         return odd
     Image.init()
     for name, (_, accepts) in Image.OPEN.items():
-        if name not in formats and accepts is not None and accepts(content[:16]) is True:
+        if name not in formats and _accepted(accepts, content[:16]):
             if name in NEVER:
                 return f"is an {name} file, a program that would have to be run; it is never read"
             return f"is a {name} image; read are {', '.join(formats)}, and with --image-formats {name} that one too"
     return f"is not an image in a known format ({', '.join(formats)})"
+
+
+def _accepted(accepts: Callable[[bytes], bool | str] | None, begins: bytes) -> bool:
+    """Whether a format's first bytes are these; what looks at them may fail over fewer than it expects."""
+    try:
+        return accepts is not None and accepts(begins) is True
+    except Exception:  # noqa: BLE001  # struct.error, IndexError
+        return False
 
 
 def _check_size(path: Path, size: int) -> None:

@@ -33,10 +33,10 @@ from tests.helpers import FAST, Cli, run_cli
         (("coco", "--format", "pdf"), "unknown format 'pdf'"),
         (("coco", "--checkpoint", "scripted"), "--checkpoint scripted is given, but no data: add --data-root"),
         (("coco", "--data-root", "."), "--data-root . is given, but no checkpoint: add --checkpoint"),
-        (("coco", "--shots", "0", "--checkpoint", "no.toml", "--data-root", "data"), "can't read checkpoint file"),
+        (("coco", "--shots", "0", "--checkpoint", "no.toml", "--data-root", "data"), "no.toml does not exist; a checkpoint is described by a TOML file"),
         (("report", "nowhere"), "nowhere is not a run folder"),
         (("list", "models"), "nothing to list under 'models'; known: benchmarks, checkpoints"),
-        (("--config", "none.toml", "list"), "can't read none.toml"),
+        (("--config", "none.toml", "list"), "none.toml does not exist"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("root")
@@ -211,7 +211,7 @@ def test_files_can_be_named_otherwise(root: Path, cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("shots = ", "flamingo-eval.toml is not TOML"),
+        ("shots = ", "flamingo-eval.toml is not a TOML file"),
         ("shotz = 4", "unknown key 'shotz' in the top level; known keys: shots"),
         ("[cocoa]", "unknown section [cocoa]; benchmarks: coco, "),
         ("[coco]\nshotz = 4", "unknown key 'shotz' in [coco]"),

@@ -204,7 +204,7 @@ def test_unreadable_pictures_are_named_and_the_others_encoded(tmp_path: Path) ->
     assert len(encoding.vectors) == 4
     reasons = [encoding.failed[source.data.train[i].image] for i in (0, 1)]
     assert "does not exist" in reasons[0]
-    assert "can't be read" in reasons[1]
+    assert "is not an image in a known format" in reasons[1]
 
 
 _SLOW = """

@@ -105,7 +105,7 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, transform: Any, c
 
     path = tmp_path / "odd.jpg"
     path.write_bytes(content)
-    with pytest.raises(QueryError, match=r"odd\.jpg (is not an image|is empty|can't be read)"):
+    with pytest.raises(QueryError, match=r"odd\.jpg (is not an image|is empty|is a web page|can't be read)"):
         read_picture(Images(Path()), str(path), transform, rgb=False)
     folder = tmp_path / "folder.jpg"
     folder.mkdir()

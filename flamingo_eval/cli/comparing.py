@@ -11,6 +11,7 @@ from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import emit, note
 from flamingo_eval.cli.reading import check_nothing_missing
 from flamingo_eval.errors import GateError, UserError
+from flamingo_eval.files import exists, is_folder
 
 _PANEL = "Runs"
 Baseline = Annotated[
@@ -70,17 +71,17 @@ def check(
     from flamingo_eval.report.evidence import read_evidence, write_baseline
 
     found = read_evidence(run)
-    if run.is_dir():
+    if is_folder(run):
         check_nothing_missing(RunFolder(run))
     if update:
         if not found.cells:
             raise UserError(f"{run} has no scored cells to keep")
-        if baseline.is_dir():
+        if is_folder(baseline):
             raise UserError(f"{baseline} is a folder; --update writes a file")
         write_baseline(baseline, found)
         emit(f"{baseline} now holds {len(found.cells)} cells of {run}")
         return
-    if not baseline.exists():
+    if not exists(baseline):
         raise UserError(f"{baseline} does not exist; --update writes it from this run")
     comparison = compared(found, read_evidence(baseline), all_of_baseline=True)
     verdicts = gate.judge(comparison, max_drop=max_drop, margin=margin)

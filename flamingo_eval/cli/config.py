@@ -23,7 +23,7 @@ from typing import Any
 
 from flamingo_eval.benchmark import benchmark_names, canonical_name
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import read_toml
+from flamingo_eval.files import is_file, read_toml
 
 FILE = Path("flamingo-eval.toml")
 _OPTIONS = (
@@ -59,7 +59,7 @@ def read_config(path: Path | None) -> Config:
         UserError: missing, malformed, or with keys that mean nothing; the message lists those that do.
     """
     if path is None:
-        if not FILE.is_file():
+        if not is_file(FILE):
             return Config()
         path = FILE
     table = read_toml(path)

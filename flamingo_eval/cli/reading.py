@@ -13,6 +13,7 @@ from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import binary_output, emit
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, PartialError, UserError, first_few
+from flamingo_eval.files import is_folder
 
 _PANEL = "Runs"
 
@@ -39,7 +40,7 @@ def report(
     if any(part.cells for part in shown):
         emit(render_runs(shown, format), end="")
     for run in runs:
-        if run.is_dir():
+        if is_folder(run):
             from flamingo_eval.engine.folder import RunFolder
 
             check_nothing_missing(RunFolder(run))

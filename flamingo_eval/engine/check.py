@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from flamingo_eval.engine.plan import Source
 from flamingo_eval.errors import DataError, QueryError, first_few
+from flamingo_eval.files import is_file
 from flamingo_eval.nouns import Example
 
 
@@ -38,7 +39,7 @@ def picture_problems(source: Source, open_them: bool) -> list[str]:
     problems = []
     for image in tqdm(images, unit="picture", desc="pictures", disable=not open_them):
         path = source.root / image
-        if not path.is_file():
+        if not is_file(path):
             problems.append(f"{path} does not exist")
         elif open_them:
             try:

@@ -21,7 +21,7 @@ from typing import Any
 
 from flamingo_eval.engine.journal import Failure, Slot
 from flamingo_eval.errors import StorageError, UserError
-from flamingo_eval.files import fits, json_text, read_json, storage_errors, write_atomic
+from flamingo_eval.files import exists, fits, is_file, json_text, read_json, storage_errors, write_atomic
 from flamingo_eval.runspec import Process
 
 FORMAT = 1
@@ -70,7 +70,7 @@ class RunFolder:
         Raises:
             UserError: this is no run folder, or one of a newer version.
         """
-        if not self.run_file.is_file():
+        if not is_file(self.run_file):
             raise UserError(f"{self.path} is not a run folder (it has no run.json)")
         run: dict[str, Any] = read_json(self.run_file)
         if not fits(run, {"format": int}) or run["format"] != FORMAT:
@@ -97,7 +97,7 @@ class RunFolder:
         Raises:
             UserError: names the settings that differ.
         """
-        if not self.run_file.exists():
+        if not exists(self.run_file):
             return
         old: Mapping[str, Any] = self.read_run()["identity"]
         differing = sorted(key for key in identity.keys() & old.keys() - {"benchmarks"} if identity[key] != old[key])
@@ -121,12 +121,12 @@ class RunFolder:
         rows = [row for row in self.read_failures() if (row["benchmark"], row["shots"], row["seed"]) not in cells]
         for failure in failures:
             rows.append({**dict(zip(_SLOT, failure.slot, strict=True)), "reason": failure.reason, "skip": skip})
-        if rows or self.failures_file.exists():
+        if rows or exists(self.failures_file):
             write_atomic(self.failures_file, json_text(rows))
 
     def read_failures(self) -> list[dict[str, Any]]:
         """A row for each query that could not be answered when last asked, with the reason."""
-        if not self.failures_file.exists():
+        if not exists(self.failures_file):
             return []
         rows = read_json(self.failures_file)
         if not fits(rows, [{"benchmark": str, "shots": int, "seed": int, "query_id": (int, str), "occurrence": int,
@@ -144,7 +144,7 @@ class RunFolder:
         """Renames the whole folder, and says to what. Only while it is held."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         names = (f"{self.path.name}.{stamp}{suffix}" for suffix in chain([""], (f"-{n}" for n in count(2))))
-        kept = next(path for name in names if not (path := self.path.with_name(name)).exists())
+        kept = next(path for name in names if not exists(path := self.path.with_name(name)))
         with storage_errors(self.path):
             self.path.rename(kept)
         return kept
@@ -159,10 +159,11 @@ class RunFolder:
             UserError: another process holds it; the message names host, process and since when.
             StorageError: the folder can't be written to, or its file system has no locks.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file; a run is saved in a folder")
         with storage_errors(self.path / _LOCK):
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except FileExistsError as error:
+                raise UserError(f"{self.path} is a file; a run is saved in a folder") from error
         with ExitStack() as held:
             if process.count > 1:
                 held.enter_context(self._hold(f"{_LOCK}-{process.rank}", fcntl.LOCK_EX))
@@ -232,7 +233,7 @@ def _locked(handle: int, kind: int, path: Path) -> bool:
             f"{path} can't be locked ({error.strerror}): a run needs a file system with locks. "
             "Choose another --out, or have this one mounted with them (NFS 4, Lustre with -o flock)"
         ) from error
-    return path.exists() and path.stat().st_ino == os.fstat(handle).st_ino  # --fresh may have moved the folder
+    return exists(path) and path.stat().st_ino == os.fstat(handle).st_ino  # --fresh may have moved the folder
 
 
 def describe_age(seconds: float) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flamingo_eval.errors import DataError
-from flamingo_eval.files import parse_json, storage_errors
+from flamingo_eval.files import exists, is_file, parse_json, storage_errors
 from flamingo_eval.nouns import Id, Prediction, Query
 
 Slot = tuple[str, int, int, Id, int]
@@ -178,7 +178,7 @@ class Journal:
         state = self._files.setdefault(self.path, _File())
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("r+b" if self.path.exists() else "xb") as file:
+            with self.path.open("r+b" if exists(self.path) else "xb") as file:
                 if state.torn:
                     file.truncate(state.whole_bytes)
                 file.seek(state.whole_bytes)
@@ -195,7 +195,7 @@ class Journal:
 
 def journal_files(first: Path) -> list[Path]:
     """The files of all processes that there are."""
-    return [file for file in (first, *sorted(_others(first))) if file.is_file()]
+    return [file for file in (first, *sorted(_others(first))) if is_file(file)]
 
 
 def _file_of(path: Path, rank: int) -> Path:
@@ -209,9 +209,9 @@ def _others(first: Path) -> Iterator[Path]:
 
 def _read(path: Path, state: _File) -> Iterator[Entry]:
     """The whole lines behind what was read before."""
-    if not path.exists():
+    if not exists(path):
         return
-    if not path.is_file():
+    if not is_file(path):
         raise DataError(f"{path} is not a file")
     state.torn = False
     with path.open("rb") as file:

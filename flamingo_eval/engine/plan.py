@@ -17,7 +17,7 @@ import numpy as np
 from flamingo_eval import registry
 from flamingo_eval.benchmark import DEFAULT_PROTOCOL, Benchmark, load_benchmark
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import digest, digests_of_reads, file_digest, many_objects
+from flamingo_eval.files import digest, digests_of_reads, file_digest, is_folder, many_objects
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Example, Id, Query, Ranking, Task
 from flamingo_eval.ports import DataSet, Nearest, References, Selection
@@ -108,8 +108,8 @@ def read_source(
     images = root if isinstance(root, Images) else Images(root)
     root = images.root
     folder = root / benchmark.data.folder
-    if not folder.is_dir():
-        missing = root if not root.is_dir() else folder
+    if not is_folder(folder):
+        missing = root if not is_folder(root) else folder
         raise UserError(
             f"{missing} is not a folder; {benchmark.name} is read from {folder} "
             f"(layout: flamingo-eval data where {benchmark.name})"

@@ -14,7 +14,7 @@ from flamingo_eval import registry
 from flamingo_eval.engine.folder import FORMAT, RunFolder
 from flamingo_eval.engine.plan import Source, TrialPlan
 from flamingo_eval.engine.retrieval import encoder_of
-from flamingo_eval.files import changed_fields, digest
+from flamingo_eval.files import changed_fields, digest, exists
 from flamingo_eval.nouns import Decoding, Task
 from flamingo_eval.ports import ModelInfo
 from flamingo_eval.runspec import RunSpec
@@ -96,7 +96,7 @@ def new_record(
     sources: Mapping[str, Source],
 ) -> dict[str, Any]:
     """``run.json`` as it will be written: what was there, extended by this command's cells."""
-    old = folder.read_run() if folder.run_file.exists() else None
+    old = folder.read_run() if exists(folder.run_file) else None
     cells = [*(tuple(c) for c in old["cells"])] if old else []
     cells += [trial.cell for trial in trials if trial.cell not in cells]
     queries = {trial.cell[0]: len(trial) for trial in trials}
@@ -153,7 +153,7 @@ def provenance() -> dict[str, Any]:
 def _git_commit() -> str | None:
     """The commit of the checkout this package runs from; None for an installed package."""
     folder = Path(__file__).parent.parent.parent
-    if not (folder / ".git").exists():
+    if not exists(folder / ".git"):
         return None
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -38,7 +38,7 @@ from flamingo_eval.engine.record import (
 from flamingo_eval.engine.retrieval import all_pictures_digest, encoder_of, find_nearest, read_nearest, write_nearest
 from flamingo_eval.engine.score import CellKey, check_complete, write_scores
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import digest
+from flamingo_eval.files import digest, exists, is_file
 from flamingo_eval.images import FORMATS, Images
 from flamingo_eval.nouns import Cell, Example
 from flamingo_eval.ports import ModelSource, Nearest
@@ -102,7 +102,7 @@ def rank_all(
         check_selector(source, spec.selector)
         asked, count = _reach(spec, source, cells)
         pictures, whole = all_pictures_digest(source, asked)
-        if folder is not None and folder.nearest_file(name).is_file():
+        if folder is not None and is_file(folder.nearest_file(name)):
             try:
                 saved, made_from = read_nearest(folder.nearest_file(name), source, asked, count)
             except DataError:  # too short, or damaged: made anew
@@ -250,7 +250,7 @@ def _start_over(folder: RunFolder, spec: RunSpec) -> None:
     """Moves a run out of the way. Raises UserError where several processes would do so."""
     if spec.process.count > 1:
         raise UserError(f"--fresh is for one process; for several move {folder.path} away, or name another --out")
-    if folder.run_file.exists():
+    if exists(folder.run_file):
         with folder.lock():
             kept = folder.set_aside()
         print(f"note: starting over; what was there is kept in {kept}", file=sys.stderr)
@@ -300,7 +300,7 @@ def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[CellKey]) -> list[T
 
 def _cells_there(folder: RunFolder, sources: Mapping[str, Source]) -> list[CellKey]:
     """The cells of these benchmarks that earlier commands put into the folder."""
-    if not folder.run_file.is_file():
+    if not is_file(folder.run_file):
         return []
     return [(row[0], row[1], row[2]) for row in folder.read_run()["cells"] if row[0] in sources]
 

@@ -15,6 +15,7 @@ from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.run import RootOf, reopen
 from flamingo_eval.engine.score import item_rows, sample_row
 from flamingo_eval.errors import UserError
+from flamingo_eval.files import exists, is_folder
 from flamingo_eval.nouns import Example
 
 
@@ -49,7 +50,7 @@ class RunState:
 
 def list_runs(folder: Path) -> list[RunState]:
     """The runs in a folder, the latest first. Raises UserError if there is no such folder."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder} is not a folder; runs are saved there unless --out names another one")
     return sorted((_state(path.parent) for path in folder.glob("*/run.json")), key=lambda run: run.age)
 
@@ -71,10 +72,10 @@ def _state(path: Path) -> RunState:
     running = folder.in_use()
     if running:
         state = "running"
-    elif planned is not None and answered >= planned and folder.scores_file.exists():
+    elif planned is not None and answered >= planned and exists(folder.scores_file):
         state = "complete"
     else:
-        state = "partial" if folder.skipped() and folder.scores_file.exists() else "unfinished"
+        state = "partial" if folder.skipped() and exists(folder.scores_file) else "unfinished"
     return RunState(
         path=path,
         state=state,
@@ -125,7 +126,7 @@ def query_details(
     reasons = {(*(row[key] for key in ("benchmark", "shots", "seed")), str(row["query_id"])): row["reason"]
                for row in folder.read_failures()}  # fmt: skip
     items = (
-        {key: row for key, row in item_rows(folder).items() if str(key[3]) == id} if folder.items_file.exists() else {}
+        {key: row for key, row in item_rows(folder).items() if str(key[3]) == id} if exists(folder.items_file) else {}
     )
     found = [row for trial in chosen for row in _details(trial, journal, id, items, reasons)]
     if not found:

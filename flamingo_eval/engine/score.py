@@ -15,7 +15,7 @@ from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal, Slot
 from flamingo_eval.engine.plan import Source, TrialPlan, query_row
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import changed_fields, digest, fits, json_text, parse_json, read_json, write_atomic
+from flamingo_eval.files import changed_fields, digest, exists, fits, json_text, parse_json, read_json, write_atomic
 from flamingo_eval.nouns import Answer, Cell, Id, Prediction, Query, Ranking, Score, Trial
 from flamingo_eval.prompting import extract_answer
 
@@ -240,7 +240,7 @@ def read_scores(folder: RunFolder) -> tuple[list[Cell], list[str]]:
         UserError: the run is not scored, or the file is not one of ours.
     """
     folder.read_run()
-    if not folder.scores_file.exists():
+    if not exists(folder.scores_file):
         raise UserError(f"{folder.path} is not scored yet: flamingo-eval score {folder.path}")
     table = read_json(folder.scores_file)
     damaged = UserError(f"{folder.scores_file} is damaged: flamingo-eval score {folder.path}")

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError
-from flamingo_eval.files import fits, read_json, resource_folder
+from flamingo_eval.files import exists, fits, is_folder, read_json, resource_folder
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import DataSet, References
 
@@ -30,7 +30,7 @@ class ImageFolderLoader:
         """Pictures of the training split and of ``split``."""
         train, test = (_read(rules, root, name) for name in (rules.train, split))
         path = root / rules.folder / rules.options["names"]
-        files = (path,) if path.exists() else ()
+        files = (path,) if exists(path) else ()
         return DataSet(train, test, files, names=_answer_names(rules, root), listing=True)
 
     def references(self, rules: DataRules, root: Path, split: str) -> References:
@@ -50,7 +50,7 @@ def _class_names(rules: DataRules, root: Path) -> dict[str, str]:
     train = folder / rules.options["splits"][rules.train]
     classes = _class_folders(train)
     path = folder / rules.options["names"]
-    if path.exists():
+    if exists(path):
         names = read_json(path)
         if not fits(names, dict) or not all(isinstance(name, str) and name for name in names.values()):
             raise DataError(f"{path} does not map class folders to names")
@@ -86,7 +86,7 @@ def _known_names(rules: DataRules) -> dict[str, str]:
 
 def _class_folders(split: Path) -> list[str]:
     """Names of the class folders of a split, sorted; hidden ones (``.ipynb_checkpoints``) are none."""
-    if not split.is_dir():
+    if not is_folder(split):
         raise DataError(f"{split} is not a folder")
     entries = [entry for entry in os.scandir(split) if not entry.name.startswith(".")]
     classes = sorted(entry.name for entry in entries if entry.is_dir())

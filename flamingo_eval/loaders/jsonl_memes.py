@@ -13,7 +13,7 @@ from typing import Any
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError
-from flamingo_eval.files import inside_root, parse_json, read_text, record_field, refuse_half_characters
+from flamingo_eval.files import exists, inside_root, parse_json, read_text, record_field, refuse_half_characters
 from flamingo_eval.nouns import Example, Id
 from flamingo_eval.ports import DataSet, References
 
@@ -45,7 +45,7 @@ def _path(rules: DataRules, root: Path, split: str) -> Path:
     folder, names = root / rules.folder, rules.options["splits"]
     path: Path = folder / names[split]
     fallback: Mapping[str, str] = rules.options.get("fallbacks", {})
-    return folder / fallback[split] if split in fallback and not path.exists() else path
+    return folder / fallback[split] if split in fallback and not exists(path) else path
 
 
 def _read(rules: DataRules, path: Path) -> list[Example]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError
-from flamingo_eval.files import inside_root, read_json, record_field
+from flamingo_eval.files import exists, inside_root, read_json, record_field
 from flamingo_eval.nouns import Example, Id
 from flamingo_eval.ports import DataSet, References
 
@@ -49,7 +49,7 @@ class KarpathyLoader:
                 captions = [record_field(where, s, "raw", str) for s in _sentences(where, image)]
                 karpathy[_image_id(where, image, rules)] = captions
         coco_path = root / rules.folder / rules.options["references"]
-        if not rules.options["references"] or not coco_path.exists():
+        if not rules.options["references"] or not exists(coco_path):
             return References(karpathy, (path,), (f"references from {path.name}",))
         coco = _coco_captions(coco_path, set(karpathy))
         missing = [id for id in karpathy if id not in coco]

@@ -21,7 +21,7 @@ from typing import Any
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import inside_root, read_json, record_field
+from flamingo_eval.files import exists, inside_root, read_json, record_field
 from flamingo_eval.nouns import Annotation, Example, HumanAnswer, Id
 from flamingo_eval.ports import DataSet, References
 
@@ -103,7 +103,7 @@ def _read_split(rules: DataRules, root: Path, split: str) -> SplitFiles:
         raise UserError(f"{rules.folder} has no files for split {split!r}; described are: {', '.join(splits)}")
     names, folder = splits[split], root / rules.folder
     candidates = [folder / names[key] for key in ("questions", "published") if names.get(key)]
-    path = next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    path = next((candidate for candidate in candidates if exists(candidate)), candidates[0])
     table = read_json(path)
     if isinstance(table, dict) and isinstance(table.get("questions"), list):
         annotations = folder / names["annotations"] if names.get("annotations") else None

@@ -13,7 +13,7 @@ import numpy as np
 from flamingo_eval.engine.folder import RunFolder, now
 from flamingo_eval.engine.score import CellKey, cell_row, item_rows, read_cells, read_scores, same_number
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import fits, read_json, write_atomic
+from flamingo_eval.files import fits, is_file, read_json, write_atomic
 from flamingo_eval.nouns import Cell, Trial
 from flamingo_eval.report.table import Shown, Sure
 from flamingo_eval.statistics import Uncertainty, auc_influence, bootstrap_interval, cluster_sums, mean_influence
@@ -85,7 +85,7 @@ def read_evidence(path: Path) -> Evidence:
     Raises:
         UserError: neither, not scored, damaged, or scored by a version that did not keep what is needed.
     """
-    if path.is_file():
+    if is_file(path):
         return _read_baseline(path)
     folder = RunFolder(path)
     cells, _ = read_scores(folder)
@@ -201,8 +201,8 @@ def shown_runs(paths: Sequence[Path], *, intervals: bool = False) -> list[Shown]
     """
     parts: list[tuple[Path, list[Cell], Mapping[str, Any], list[str], Evidence | None]] = []
     for path in paths:
-        evidence = read_evidence(path) if intervals or path.is_file() else None
-        if path.is_file() and evidence is not None:
+        evidence = read_evidence(path) if intervals or is_file(path) else None
+        if is_file(path) and evidence is not None:
             parts.append((path, [*evidence.cells.values()], _as_run(evidence), [], evidence))
         else:
             folder = RunFolder(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamingo_eval.errors import CheckpointError, DataError, UserError
-from flamingo_eval.files import cache_folder, digest, read_json
+from flamingo_eval.files import cache_folder, digest, exists, is_file, read_json
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.part_files import DigestedFiles
 from flamingo_eval.models.flamingo.released import find_released, released
@@ -62,7 +63,7 @@ class FlamingoSource:
         if activation is not None:
             yield f"vision weights from a file ({Path(self.spec.vision.pretrained).name}), used with {activation}"
         folder = self.spec.language.model
-        if not isinstance(folder, Path) or not (folder / "config.json").is_file():
+        if not isinstance(folder, Path) or not is_file(folder / "config.json"):
             return
         try:
             config = read_json(folder / "config.json")
@@ -105,9 +106,22 @@ class FlamingoSource:
         caching = Caching(memory, folder, _latents_digest(self.info().digest, precision, device))
         kind = PlainFlamingoModel if plain else FlamingoModel
         self.files.check()
-        model = load_model(self.spec, images=images, device=device, precision=precision, kind=kind, caching=caching)
+        with _named(self.spec):
+            model = load_model(self.spec, images=images, device=device, precision=precision, kind=kind, caching=caching)
         self.files.check()
         return model
+
+
+@contextmanager
+def _named(spec: FlamingoSpec) -> Iterator[None]:
+    """Names the checkpoint's file in what is wrong with its parts together, which no single file shows."""
+    try:
+        yield
+    except CheckpointError as error:
+        where = spec.checkpoint if isinstance(spec.checkpoint, Path) else spec.name
+        if str(where if isinstance(where, str) else where.parent) in str(error):
+            raise
+        raise CheckpointError(f"{where}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -192,7 +206,7 @@ class FlamingoFamily:
             return FlamingoSource(read_spec(DEMO_SPEC))
         if checkpoint.endswith(".toml"):
             return FlamingoSource(read_spec(Path(checkpoint).expanduser()))
-        if Path(checkpoint).exists():
+        if exists(Path(checkpoint)):
             raise CheckpointError(
                 f"--checkpoint {checkpoint}: give a TOML file that names this file and the models around it "
                 "(README, 'Your own checkpoint')"
@@ -219,9 +233,9 @@ class FlamingoFamily:
             return ClipSource(read_spec(DEMO_SPEC if model == DEMO else Path(model).expanduser()).vision)
         weights = DEFAULT_PRETRAINED if pretrained is None else pretrained
         file = Path(weights).expanduser()
-        if quick_gelu is not None and not file.is_file():
+        if quick_gelu is not None and not is_file(file):
             raise UserError(f"--rices-quick-gelu goes with weights from a file; {weights} says itself what it wants")
-        spec = VisionSpec(model, file if file.is_file() else weights, quick_gelu=quick_gelu)
+        spec = VisionSpec(model, file if is_file(file) else weights, quick_gelu=quick_gelu)
         spec.check_activation()
         return ClipSource(spec)
 

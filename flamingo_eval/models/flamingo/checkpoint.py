@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flamingo_eval.errors import CheckpointError
+from flamingo_eval.files import is_file
 from flamingo_eval.models.flamingo.hosts import Host
 from flamingo_eval.models.flamingo.weights import StateDict, check_tensor, read_torch, unwrapped
 
@@ -55,7 +56,7 @@ def read_state_dict(path: Path) -> StateDict:
         CheckpointError: not a file, truncated, not a pickled state dict, a pickle that wants to run code, or one with
             a tensor of another kind than weights are.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"checkpoint {path} is not a file")
     state = unwrapped(read_torch(path), path)
     for key, tensor in state.items():

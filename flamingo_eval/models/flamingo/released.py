@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_eval.errors import CheckpointError
+from flamingo_eval.files import is_file
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, LanguageSpec, VisionSpec
 
 FILE = "checkpoint.pt"
@@ -65,7 +66,7 @@ class Released:
             checkpoint = _copy_of(weights, self.name, FILE) / FILE
             language = _copy_of(weights, self.language_model, "config.json")
             for file in (weights / f"{VISION.model}{ending}" for ending in (".safetensors", ".bin", ".pt")):
-                if file.is_file():
+                if is_file(file):
                     vision = VisionSpec(VISION.model, file, quick_gelu=True)
                     break
         elif "/" not in self.language_model:
@@ -92,7 +93,7 @@ def _copy_of(weights: Path, repo: str, file: str) -> Path:
     if file == FILE:
         tried.append(weights)
     for folder in tried:
-        if (folder / file).is_file():
+        if is_file(folder / file):
             return folder
     raise CheckpointError(f"--weights {weights}: there is no {last}/{file} (a copy of {repo})")
 

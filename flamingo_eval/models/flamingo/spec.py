@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_eval.errors import CheckpointError, DataError
-from flamingo_eval.files import read_toml
+from flamingo_eval.files import exists, is_file, is_folder, read_toml
 from flamingo_eval.models.flamingo.part_files import model_files, read_object
 
 
@@ -54,7 +54,7 @@ class VisionSpec:
     def config_file(self) -> Path | None:
         """The open_clip configuration of its model; None for a name that open_clip may resolve in another way."""
         folders = ([self.configs] if self.configs is not None else []) + [built_in_configs()]
-        return next((file for folder in folders if (file := folder / f"{self.model}.json").is_file()), None)
+        return next((file for folder in folders if is_file((file := folder / f"{self.model}.json"))), None)
 
     @property
     def activation(self) -> str | None:
@@ -72,8 +72,8 @@ class VisionSpec:
 
         open_clip has some models under two names, and weights of either load into both (its issues 771 and 915).
         """
-        own = self.configs is not None and (self.configs / f"{self.model}.json").is_file()
-        both = (built_in_configs() / f"{self.model}-quickgelu.json").is_file()
+        own = self.configs is not None and is_file(self.configs / f"{self.model}.json")
+        both = is_file(built_in_configs() / f"{self.model}-quickgelu.json")
         if isinstance(self.pretrained, Path) and self.quick_gelu is None and both and not own:
             raise CheckpointError(
                 f"{self.pretrained}: open_clip has {self.model} with GELU and, as {self.model}-quickgelu, with "
@@ -86,7 +86,7 @@ class VisionSpec:
         """Its files on this disk: weights and configuration."""
         files = [self.pretrained] if isinstance(self.pretrained, Path) else []
         own = self.configs / f"{self.model}.json" if self.configs is not None else None
-        return files + ([own] if own is not None and own.is_file() else [])
+        return files + ([own] if own is not None and is_file(own) else [])
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _check(path: Path, section: str, table: Mapping[str, Any], extra_sections: s
 
 
 def _existing(path: Path, target: Path, key: str) -> Path:
-    if not target.exists():
+    if not exists(target):
         raise CheckpointError(f"{path}: {key} names {target}, which does not exist")
     return target
 
@@ -232,7 +232,7 @@ def _looks_like_path(value: str) -> bool:
 
 def _file_or_name(path: Path, folder: Path, value: str, key: str) -> str | Path:
     target = folder / Path(value).expanduser()
-    if target.is_file() or _looks_like_path(value):
+    if is_file(target) or _looks_like_path(value):
         return _existing(path, target, key)
     return value
 
@@ -240,7 +240,7 @@ def _file_or_name(path: Path, folder: Path, value: str, key: str) -> str | Path:
 def _folder_or_hub_name(path: Path, folder: Path, value: str, key: str) -> str | Path:
     """A folder if one is there; else a hub name, which holds exactly one slash and no dots at its start."""
     target = folder / Path(value).expanduser()
-    if target.is_dir():
+    if is_folder(target):
         return target
     if _looks_like_path(value) or value.count("/") != 1:
         raise CheckpointError(f"{path}: {key} = {value!r} is neither a folder ({target}) nor a hub name like org/name")

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from flamingo_eval.errors import CheckpointError, DataError, QueryError
-from flamingo_eval.files import read_json
+from flamingo_eval.files import exists, read_json
 from flamingo_eval.models.flamingo.part_files import model_files, read_object
 from flamingo_eval.models.flamingo.weights import loading, reason_of
 
@@ -138,7 +138,7 @@ def _load(source: str | Path) -> Any:
             )
         inner = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     loaded = {local / str(name) for name in type(inner).vocab_files_names.values()} if local else set()
-    undigested = sorted(file for file in loaded - set(files) if file.exists())
+    undigested = sorted(file for file in loaded - set(files) if exists(file))
     if undigested:
         raise CheckpointError(
             f"the tokenizer {source} is read from {undigested[0]}, which is not among its known files"

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from flamingo_eval.errors import CheckpointError, FlamingoEvalError
-from flamingo_eval.files import odd_content, open_regular
+from flamingo_eval.errors import CheckpointError, FlamingoEvalError, QueryError
+from flamingo_eval.files import exists, is_file, odd_content, open_regular
 from flamingo_eval.models.flamingo.part_files import read_object
 
 StateDict = dict[str, Tensor]
@@ -40,7 +40,9 @@ def loading(what: str, files: Iterable[Path] = ()) -> Iterator[None]:
     """
     try:
         yield
-    except FlamingoEvalError:
+    except FlamingoEvalError as error:
+        if isinstance(error, QueryError):  # a loaded part that can't do what it is for
+            raise CheckpointError(f"{what}: {error}") from error
         raise
     except Exception as error:
         raise CheckpointError(_message(what, error, files)) from error
@@ -174,7 +176,7 @@ def check_language_folder(folder: Path) -> None:
     config = read_object(folder / "config.json")
     check_sizes(folder / "config.json", config)
     for name in ("generation_config.json", "adapter_config.json"):
-        if (folder / name).exists():
+        if exists(folder / name):
             read_object(folder / name)
     for file in weight_files(folder, config):
         check_file(file)
@@ -190,7 +192,7 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     explicit = config.get("transformers_weights")
     for name in (explicit,) if isinstance(explicit, str) else names:
         file = folder / name
-        if file.is_file():
+        if is_file(file):
             if not name.endswith(".index.json"):
                 return [file]
             table = read_object(file).get("weight_map")

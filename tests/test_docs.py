@@ -19,6 +19,8 @@ MODULES = [
         *MODULES,
         pytest.param("stemming", marks=pytest.mark.slow),
         pytest.param("models.flamingo.tokenizer", marks=pytest.mark.torch),
+        pytest.param("models.flamingo.weights", marks=pytest.mark.torch),
+        pytest.param("models.flamingo.model", marks=pytest.mark.torch),
     ],
 )
 def test_examples(name: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import read_toml, resource_folder
+from flamingo_eval.files import read_toml, resource_folder, user_path
 from flamingo_eval.nouns import Decoding, Ranking, Task
 
 DEFAULT_PROTOCOL = "openflamingo"
@@ -126,7 +126,7 @@ def _files() -> dict[str, Path]:
     """Name -> TOML file of every benchmark: those that ship with the package, and the user's own."""
     folders = [resource_folder("benchmarks")]
     if os.environ.get(MORE_BENCHMARKS):
-        folders.append(Path(os.environ[MORE_BENCHMARKS]).expanduser())
+        folders.append(user_path(os.environ[MORE_BENCHMARKS], MORE_BENCHMARKS))
     files: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.toml")):

@@ -32,12 +32,44 @@ def resource_folder(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where generated and downloaded things are kept: ``FLAMINGO_EVAL_CACHE``, else the user's cache folder."""
+    """Where generated and downloaded things are kept: ``FLAMINGO_EVAL_CACHE``, else the user's cache folder.
+
+    Raises UserError if there is neither that nor a home folder.
+    """
     explicit = os.environ.get("FLAMINGO_EVAL_CACHE")
     if explicit:
-        return Path(explicit)
+        return user_path(explicit, "FLAMINGO_EVAL_CACHE")
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "flamingo-eval"
+    if base:
+        return user_path(base, "XDG_CACHE_HOME") / "flamingo-eval"
+    try:
+        return Path.home() / ".cache" / "flamingo-eval"
+    except RuntimeError as error:
+        raise UserError(
+            "there is no home folder to keep generated and downloaded things in: set HOME or FLAMINGO_EVAL_CACHE"
+        ) from error
+
+
+def user_path(text: str, what: str) -> Path:
+    """A path as a user wrote it, ``~`` taken for the home folder.
+
+    Args:
+        text: what was written.
+        what: the option or variable, for messages.
+
+    Raises:
+        UserError: no such user, or a name that is not UTF-8, which no record could hold.
+    """
+    try:
+        path = Path(text).expanduser()
+        str(path.absolute()).encode("utf-8")
+    except RuntimeError as error:
+        raise UserError(f"{what} {text!r}: there is no such user, or no home folder") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} {str(path)!a}: the path is not UTF-8 text; give the folder another name") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{what} {text!r}: the current folder is gone") from error
+    return path
 
 
 def _mode(path: Path) -> int:
@@ -231,7 +263,7 @@ def fits(value: Any, shape: Any) -> bool:
 @contextlib.contextmanager
 def many_objects() -> Iterator[None]:
     """While millions of small objects are made that live on: the collector of cycles would go through all of them,
-    again and again, and find none. It does not look at them later either."""
+    again and again, and find none."""
     if not gc.isenabled():
         yield
         return
@@ -239,7 +271,6 @@ def many_objects() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
         gc.enable()
 
 
@@ -386,6 +417,19 @@ def changed_fields(record: Any) -> dict[str, Any]:
     return {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if getattr(record, f.name) != f.default}
 
 
+def open_own(path: Path, flags: int) -> int:
+    """Opens a file of our own for writing: never through a link, and a regular one only. Returns its descriptor.
+
+    Raises:
+        OSError: it is a link (ELOOP), or a pipe, a device or a folder; or whatever opening raises.
+    """
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return handle
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turns the operating system's complaints about writing to ``path`` into :class:`StorageError`."""
@@ -397,6 +441,7 @@ def storage_errors(path: Path) -> Iterator[None]:
             errno.EDQUOT: "the quota is used up",
             errno.EROFS: "the file system is read-only",
             errno.EACCES: "permission denied",
+            errno.ELOOP: "it is a link, and nothing is written through links",
         }.get(error.errno or 0, error.strerror or str(error))
         raise StorageError(
             f"can't write {path}: {reason}. Nothing already saved is lost; "
@@ -423,7 +468,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=_PARTIAL)
         try:
             with os.fdopen(handle, "wb") as file:
                 yield file
@@ -435,6 +480,16 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(partial)
             raise
+
+
+_PARTIAL = ".partial"
+
+
+def drop_partial(folder: Path) -> None:
+    """Removes what processes that were killed left half written in a folder; only while nobody else writes there."""
+    for left in folder.glob(f".*{_PARTIAL}"):
+        with contextlib.suppress(OSError):
+            left.unlink()
 
 
 def _umask() -> int:

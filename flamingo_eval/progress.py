@@ -7,6 +7,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from flamingo_eval.text import printable
+
+
+def note(text: str) -> None:
+    """A remark on stderr."""
+    print(f"note: {printable(text)}", file=sys.stderr)
+
 
 def progress_bar(total: int, unit: str, title: str, *, shown: bool = True) -> Any:
     """A tqdm bar; it writes rarely where it ends up in a log file."""

@@ -131,7 +131,12 @@ def test_a_split_without_answers_gives_a_submission_and_no_score(call: Any, tmp_
                  "--data-root", tmp_path / "d", "--out", "run")  # fmt: skip
     code, out, err = call(*arguments)
     assert code == 0, err
-    assert "no public answers: predictions, no score" in err
+    assert "no scores: split test-dev of vqav2 has no public answers: " in out
+    for format in ("json", "csv", "table"):
+        code, told, _ = call("report", "run", "--format", format)
+        assert code == 0
+        assert "no public answers" in told or format == "csv"
+        assert format != "json" or json.loads(told)["cells"] == []
     assert "run saved in run" in out
     code, _, err = call("submit", "run", "--out", "s.json")
     assert code == 0, err
@@ -215,7 +220,7 @@ def test_run_all_leaves_out_what_a_protocol_has_no_rules_for(call: Any, tmp_path
     ("name", "content", "message"),
     [
         ("easy-vqa.toml", "", "is named by small letters, digits and underscores"),
-        ("mine.toml", "name = ", "is not a benchmark"),
+        ("mine.toml", "name = ", "not a benchmark: "),
         ("mine.toml", 'name = "mine"', "'answer' is missing in the top level"),
         ("coco.toml", "", "there is a benchmark coco already"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -75,10 +76,16 @@ def test_a_broken_line_is_an_error_that_names_it(tmp_path: Path, line: str) -> N
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "reason"), [(errno.ENOSPC, "the disk is full"), (errno.EIO, "Input/output error")])
+def test_a_full_or_broken_disk_is_a_storage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
     journal = Journal(tmp_path / "j")
-    (tmp_path / "j").symlink_to("/dev/full")
-    with pytest.raises(StorageError, match="the disk is full") as error:
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError, match=reason) as error:
         journal.append([entry(1)])
     assert error.value.exit_code == 3
     assert len(journal) == 0, "what is not on the disk does not count as answered"

@@ -95,5 +95,9 @@ def test_partial_cells_are_marked() -> None:
 def test_unknown_format_and_nothing_to_show() -> None:
     with pytest.raises(UserError, match="unknown format 'pdf'; known formats: table, markdown, csv, json"):
         render([cell(0, 1.0)], RUN, [], "pdf")
-    with pytest.raises(UserError, match="nothing to show"):
-        render([], RUN, [], "table")
+    note = "split test-dev of vqav2 has no public answers: 3 answers, no score"
+    assert render([], RUN, ["a file", note], "table") == f"no scores: {note}\n"
+    assert render([], RUN, [], "markdown") == "no scores: no trial of this run is complete\n"
+    assert json.loads(render([], RUN, [note], "json"))["cells"] == []
+    assert json.loads(render([], RUN, [note], "json"))["notes"] == [note]
+    assert render([], RUN, [note], "csv") == render([cell(0, 1.0)], RUN, [], "csv").splitlines(keepends=True)[0]

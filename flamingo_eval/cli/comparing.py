@@ -8,14 +8,15 @@ from typing import Annotated
 import typer
 
 from flamingo_eval.cli import options as opt
-from flamingo_eval.cli.output import emit, note
+from flamingo_eval.cli.output import emit
 from flamingo_eval.cli.reading import check_nothing_missing
 from flamingo_eval.errors import GateError, UserError
 from flamingo_eval.files import exists, is_folder
+from flamingo_eval.progress import note
 
 _PANEL = "Runs"
 Baseline = Annotated[
-    Path, typer.Argument(metavar="BASELINE", help="A run folder, or a file that check --update wrote.")
+    Path, typer.Argument(parser=opt.path, metavar="BASELINE", help="A run folder, or a file that check --update wrote.")
 ]
 
 
@@ -45,7 +46,8 @@ def compare(
 def check(
     run: opt.Run,
     baseline: Annotated[
-        Path, typer.Option("--baseline", metavar="FILE|RUN", help="What it is held against: a baseline file or a run.")
+        Path, typer.Option("--baseline", parser=opt.path,
+                metavar="FILE|RUN", help="What it is held against: a baseline file or a run.")
     ],
     max_drop: Annotated[
         float,
@@ -56,9 +58,11 @@ def check(
         typer.Option("--margin", min=0.0, help="A cell also fails unless it is surely (95%) no more than this worse."),
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Write a table for a pull request.")
+        Path | None, typer.Option("--markdown", parser=opt.path,
+                metavar="FILE", help="Write a table for a pull request.")
     ] = None,
-    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML.")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", parser=opt.path,
+            metavar="FILE", help="Write JUnit XML.")] = None,
     update: Annotated[
         bool, typer.Option("--update", help="Write the run as the new baseline, with its provenance; judge nothing.")
     ] = False,

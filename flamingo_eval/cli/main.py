@@ -16,8 +16,9 @@ from flamingo_eval.benchmark import benchmark_names, load_benchmark
 from flamingo_eval.cli import bench, comparing, demonstrations, publishing, reading, runs, tools
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.config import read_config
-from flamingo_eval.cli.output import finish
+from flamingo_eval.cli.output import finish, prepare_streams
 from flamingo_eval.errors import FlamingoEvalError
+from flamingo_eval.text import printable
 from flamingo_eval.version import __version__
 
 _INTERRUPTED, _OUR_MISTAKE = 130, 70
@@ -47,7 +48,7 @@ def root(
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", envvar="FLAMINGO_EVAL_CONFIG",
+        typer.Option("--config", parser=opt.path, metavar="FILE", envvar="FLAMINGO_EVAL_CONFIG",
                      help="Defaults for all options. Without it: flamingo-eval.toml of the current folder."),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
@@ -136,39 +137,36 @@ def _command() -> Callable[..., object]:
 
 def main() -> None:
     """Runs the command line and ends the process with the exit code that the README states."""
+    prepare_streams()
     signal.signal(signal.SIGTERM, _terminated)  # what Slurm and torchrun send: ends like Ctrl-C, in good order
     debug = "--debug" in sys.argv[1:]
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    code = 0
+    sys.exit(finish(_run([argument for argument in sys.argv[1:] if argument != "--debug"], debug)))
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    """Runs a command. Returns its exit code."""
     try:
-        try:
-            result = _command()(args=arguments, prog_name="flamingo-eval", standalone_mode=False)
-            code = result if isinstance(result, int) else 0
-            finish()
-        except typer.Exit as stop:
-            code = stop.exit_code
+        result = _command()(args=arguments, prog_name="flamingo-eval", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except typer.Exit as stop:
+        code = stop.exit_code
     except FlamingoEvalError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        _interrupted()
+        code = _INTERRUPTED
     except _USAGE_ERROR as error:
         error.show()
-        sys.exit(2)
+        return 2
     except Exception:  # noqa: BLE001  # a mistake of ours; Python's own exit code for it, 1, means that a gate failed
         traceback.print_exc()
-        sys.exit(_OUR_MISTAKE)
+        return _OUR_MISTAKE
     if code == _INTERRUPTED:  # typer turns Ctrl-C into this
-        _interrupted()
-    sys.exit(code)
+        print("\ninterrupted; a run keeps its finished batches, and the same command continues it", file=sys.stderr)
+    return code
 
 
 def _terminated(*_: object) -> NoReturn:
     raise KeyboardInterrupt
-
-
-def _interrupted() -> NoReturn:
-    print("\ninterrupted; a run keeps its finished batches, and the same command continues it", file=sys.stderr)
-    sys.exit(_INTERRUPTED)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from flamingo_eval.errors import UserError
+from flamingo_eval.files import user_path
 
 _DATA = "Data and demonstrations"
 _RICES = "Retrieval (--select rices)"
@@ -30,11 +31,21 @@ def parse_numbers(text: str, option: str, *, most: int) -> tuple[int, ...]:
     """
     try:
         numbers = tuple(dict.fromkeys(int(part) for part in text.strip("[]").replace(" ", ",").split(",") if part))
-    except ValueError:
+    except ValueError:  # no numbers, or one of over 4,300 digits
         numbers = ()
     if not numbers or min(numbers) < 0 or max(numbers) > most:
-        raise UserError(f"{option} {text!r}: give whole numbers from 0 to {most}, separated by commas, such as 0,4,8")
+        raise UserError(
+            f"{option} {text[:60]!r}: give whole numbers from 0 to {most}, separated by commas, such as 0,4,8"
+        )
     return numbers
+
+
+def path(text: str) -> Path:
+    """A path on the command line, ``~`` taken for the home folder."""
+    try:
+        return user_path(text, "path")
+    except UserError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _ask_no_hub(value: bool) -> bool:
@@ -195,7 +206,7 @@ Fresh = Annotated[
 ]  # fmt: skip
 Out = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", envvar=_env("OUT"), rich_help_panel=_OUT,
+    typer.Option("--out", metavar="DIR", parser=path, envvar=_env("OUT"), rich_help_panel=_OUT,
                  help="Run folder. Default: results/runs/<benchmark>-<digest of what determines answers>."),
 ]  # fmt: skip
 Format = Annotated[
@@ -203,7 +214,12 @@ Format = Annotated[
     typer.Option("--format", metavar="table|markdown|csv|json|latex|html", envvar=_env("FORMAT"), rich_help_panel=_OUT,
                  help="How the table is printed."),
 ]  # fmt: skip
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+EscapeFormulas = Annotated[
+    bool,
+    typer.Option("--escape-formulas", help="With --format csv: an apostrophe before cells that begin like a formula, "
+                 "for spreadsheets; without it cells are as they are."),
+]  # fmt: skip
+Run = Annotated[Path, typer.Argument(metavar="RUN", parser=path, help="A run folder.")]
 MovedData = Annotated[
     str | None, typer.Option("--data-root", metavar="DIR", help="Where the data is now, if it has moved.")
 ]
@@ -217,6 +233,12 @@ def check_format(format: str) -> None:
         raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
 
 
+def check_escape(escape: bool, format: str) -> None:
+    """Raises UserError for formulas to be escaped in anything but CSV."""
+    if escape and format != "csv":
+        raise UserError("--escape-formulas goes with --format csv")
+
+
 def check_on_error(choice: str) -> None:
     """Raises UserError for anything but ``stop`` and ``skip``."""
     if choice not in ("stop", "skip"):
@@ -227,8 +249,8 @@ def parse_batch_size(text: str) -> int | None:
     """None for ``auto``. Raises UserError for anything but that and a number from 1 on."""
     if text == "auto":
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"--batch-size {text!r}: give auto or a number from 1 on")
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise UserError(f"--batch-size {text[:60]!r}: give auto or a number from 1 on")
     return int(text)
 
 
@@ -239,9 +261,9 @@ def parse_size(text: str | None, option: str) -> int | None:
     """``"8GB"`` -> bytes. Raises UserError, naming the option."""
     if text is None:
         return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)I?B?", text.strip().upper())
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)\s*([KMGT]?)I?B?", text.strip().upper())
     if match is None:
-        raise UserError(f"{option} {text!r}: give a size such as 8GB or 500MB")
+        raise UserError(f"{option} {text[:60]!r}: give a size such as 8GB or 500MB")
     return int(float(match[1]) * _UNITS[f"{match[2]}B" if match[2] else ""])
 
 

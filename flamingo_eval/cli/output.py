@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import BinaryIO, NoReturn
+from contextlib import contextmanager, suppress
+from typing import Any, BinaryIO, TextIO, cast
 
 import typer
 
 from flamingo_eval.errors import StorageError
+from flamingo_eval.text import printable
+
+_lost: list[OSError] = []
+"""Why stdout takes no more, once that is so; what is still printed then goes nowhere."""
 
 
 def emit(text: str, end: str = "\n") -> None:
-    """Prints to stdout.
+    """Prints to stdout, control characters from data and models spelled out.
 
-    Raises:
-        StorageError: stdout can't be written.
+    A stdout that is full or has no reader any more ends no command: it may still have a verdict to come to.
     """
     try:
-        print(text, end=end)
+        print(printable(text), end=end)
     except OSError as error:
-        _failed(error)
+        _give_up(error)
+
+
+def wanted() -> bool:
+    """Whether anybody still reads what is printed."""
+    return not _lost
 
 
 @contextmanager
@@ -35,30 +44,79 @@ def binary_output() -> Iterator[BinaryIO]:
     try:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
+    except BrokenPipeError as error:
+        _give_up(error)
+        raise typer.Exit(0) from error  # the reader (head, less) has seen enough: nothing to complain about
     except OSError as error:
-        _failed(error)
+        _give_up(error)
+        _lost.clear()
+        raise StorageError(_full(error)) from error
 
 
-def finish() -> None:
-    """Makes sure that everything printed has arrived."""
-    if sys.stdout is None:
-        return
+def finish(code: int) -> int:
+    """Makes sure that everything printed has arrived. Returns the exit code: success without its output is none."""
     try:
         sys.stdout.flush()
-    except OSError as error:
-        _failed(error)
+    except (OSError, ValueError) as error:
+        _give_up(error if isinstance(error, OSError) else OSError(str(error)))
+    full = next((error for error in _lost if not isinstance(error, BrokenPipeError)), None)
+    _lost.clear()
+    if full is None or code != 0:
+        return code
+    print(f"error: {_full(full)}", file=sys.stderr)
+    return StorageError.exit_code
 
 
-def _failed(error: OSError) -> NoReturn:
-    # what Python still holds back must not be written again at exit
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):
-        raise typer.Exit(0) from error  # the reader (head, less) has seen enough: nothing to complain about
-    raise StorageError(
-        f"can't write the output: {error.strerror}. What was computed is saved in the run folder"
-    ) from error
+def _give_up(error: OSError) -> None:
+    """From now on stdout leads nowhere: what Python still holds back must not be written again at exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _lost.append(error)
 
 
-def note(text: str) -> None:
-    """A remark on stderr."""
-    print(f"note: {text}", file=sys.stderr)
+def _full(error: OSError) -> str:
+    return f"can't write the output: {error.strerror}. What was computed is saved in the run folder"
+
+
+class _Stderr:
+    """Stderr that may be full, or gone: remarks are lost then, but neither work nor an exit code."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes what can be written."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            return len(text)
+
+    def flush(self) -> None:
+        """Lets go of what can't be written, so that Python does not fail over it at exit."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def prepare_streams() -> None:
+    """Standard streams that are closed lead nowhere, and characters that one can't encode are spelled out.
+
+    A closed one must be taken: the next file that is opened would get its number, and with it what libraries write.
+    """
+    for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if not isinstance(sys.stderr, _Stderr):
+        sys.stderr = cast(TextIO, _Stderr(sys.stderr))

@@ -9,12 +9,15 @@ import typer
 
 from flamingo_eval.benchmark import canonical_name
 from flamingo_eval.cli import options as opt
-from flamingo_eval.cli.output import emit, note
+from flamingo_eval.cli.output import emit
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import CheckpointError, UserError
+from flamingo_eval.progress import note
 
 _PANEL = "Runs"
-RunList = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or baseline files.")]
+RunList = Annotated[
+    list[Path], typer.Argument(parser=opt.path, metavar="RUN...", help="Folders of runs, or baseline files.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -100,7 +103,8 @@ def reproduce(
 def plot(
     runs: RunList,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="A .png or .svg file. Default: small, in the terminal.")
+        Path | None, typer.Option("--out", parser=opt.path,
+                metavar="FILE", help="A .png or .svg file. Default: small, in the terminal.")
     ] = None,
     checkpoint: Annotated[
         str | None, typer.Option("--published", metavar="CHECKPOINT", help="Draw its published numbers too.")

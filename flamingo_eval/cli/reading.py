@@ -25,20 +25,23 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or baseline files.")],
+    runs: Annotated[
+        list[Path], typer.Argument(parser=opt.path, metavar="RUN...", help="Folders of runs, or baseline files.")
+    ],
     format: opt.Format = "table",
     intervals: Annotated[
         bool, typer.Option("--intervals", help="Show 95% intervals instead of standard deviations.")
     ] = False,
+    escape_formulas: opt.EscapeFormulas = False,
 ) -> None:
     """Print the table of a scored run, or of several side by side."""
     from flamingo_eval.report.evidence import shown_runs
     from flamingo_eval.report.table import render_runs
 
     opt.check_format(format)
+    opt.check_escape(escape_formulas, format)
     shown = shown_runs(runs, intervals=intervals)
-    if any(part.cells for part in shown):
-        emit(render_runs(shown, format), end="")
+    emit(render_runs(shown, format, escape_formulas=escape_formulas), end="")
     for run in runs:
         if is_folder(run):
             from flamingo_eval.engine.folder import RunFolder
@@ -51,7 +54,9 @@ def samples(
     format: Annotated[
         str, typer.Option("--format", metavar="jsonl|csv|parquet", help="How they are written.")
     ] = "jsonl",
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Where to. Default: stdout.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", parser=opt.path,
+            metavar="FILE", help="Where to. Default: stdout.")] = None,
+    escape_formulas: opt.EscapeFormulas = False,
     data_root: opt.MovedData = None,
 ) -> None:  # fmt: skip
     """Write every query of a scored run, a row each: prompt, demonstrations, raw text, answer, score.
@@ -63,10 +68,11 @@ def samples(
     from flamingo_eval.engine.run import reopen
     from flamingo_eval.engine.score import samples as rows
     from flamingo_eval.files import open_atomic
-    from flamingo_eval.report.samples import FORMATS
+    from flamingo_eval.report.samples import FORMATS, write_csv
 
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+    opt.check_escape(escape_formulas, format)
     if out is None and format == "parquet" and sys.stdout.isatty():
         raise UserError("Parquet is nothing to look at: name a file with --out")
     folder = RunFolder(run)
@@ -74,7 +80,10 @@ def samples(
     found = rows(folder, trials, Journal(folder.journal_file))
     with open_atomic(out) if out is not None else binary_output() as file:
         target: BinaryIO = file
-        FORMATS[format](found, target)
+        if escape_formulas:
+            write_csv(found, target, escape_formulas=True)
+        else:
+            FORMATS[format](found, target)
     check_nothing_missing(folder)
 
 
@@ -107,7 +116,9 @@ def show(
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of runs.")] = Path("results/runs"),
+    folder: Annotated[Path, typer.Argument(parser=opt.path, metavar="DIR", help="Folder of runs.")] = Path(
+        "results/runs"
+    ),
     format: Annotated[str, typer.Option("--format", metavar="table|json", help="How they are printed.")] = "table",
 ) -> None:
     """List the runs in a folder: how far they have come, how old they are, and who is at work on them."""

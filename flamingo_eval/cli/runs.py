@@ -14,12 +14,14 @@ import typer
 from flamingo_eval.benchmark import Benchmark, benchmark_names, canonical_name, load_benchmark
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.config import Config
-from flamingo_eval.cli.output import emit, note
+from flamingo_eval.cli.output import emit, wanted
 from flamingo_eval.cli.reading import check_nothing_missing, check_nothing_partial
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, UserError, first_few
 from flamingo_eval.images import Images, formats_with
+from flamingo_eval.progress import note
 from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
+from flamingo_eval.text import printable
 
 _PANEL = "Runs"
 
@@ -113,11 +115,12 @@ def run_benchmarks(
     if who.rank:
         return  # the first process shows the table
     notes = read_scores(result.folder)[1]
-    if result.cells:
-        emit(render(result.cells, result.folder.read_run(), notes, format), end="")
-    elif not result.folder.skipped():
-        note(f"split {spec.split} has no public answers: predictions, no score")
-    print(f"\nrun saved in {result.folder.path}", file=sys.stdout if format == "table" else sys.stderr)
+    emit(render(result.cells, result.folder.read_run(), notes, format), end="")
+    saved = f"\nrun saved in {result.folder.path}"
+    if format == "table":
+        emit(saved)
+    else:
+        print(printable(saved), file=sys.stderr)
     check_nothing_partial(result.folder)
 
 
@@ -261,6 +264,8 @@ def plan(
     for trial in planned:
         if as_json:
             for query in trial:
+                if not wanted():  # `plan ... | head`
+                    return
                 emit(json.dumps(query_row(query), ensure_ascii=False))
         else:
             images = len({image for query in trial for image in query.prompt.images})
@@ -276,7 +281,7 @@ def score(
     what: Annotated[str, typer.Argument(metavar="RUN|BENCHMARK", help="A run folder; with --predictions a benchmark.")],
     predictions: Annotated[
         Path | None,
-        typer.Option("--predictions", metavar="FILE",
+        typer.Option("--predictions", parser=opt.path, metavar="FILE",
                      help='A JSON list of {"question_id", "answer"}, {"image_id", "caption"} or {"id", "score"}.'),
     ] = None,
     data_root: opt.MovedData = None,
@@ -284,7 +289,8 @@ def score(
     split: opt.Split = None,
     format: opt.Format = "table",
     per_item: Annotated[
-        Path | None, typer.Option("--per-item", metavar="FILE", help="With --predictions: write a line per item.")
+        Path | None, typer.Option("--per-item", parser=opt.path,
+                metavar="FILE", help="With --predictions: write a line per item.")
     ] = None,
     on_error: Annotated[
         str, typer.Option("--on-error", metavar="stop|skip", help="skip: score what predictions there are (exit 4).")
@@ -309,8 +315,7 @@ def score(
             raise UserError(f"--{option.replace('_', '-')} goes with --predictions; a run keeps its own rules")
     folder = RunFolder(Path(what))
     cells = rescore(folder, data_folder, data_root)
-    if cells:
-        emit(render(cells, folder.read_run(), read_scores(folder)[1], format), end="")
+    emit(render(cells, folder.read_run(), read_scores(folder)[1], format), end="")
     check_nothing_missing(folder)
 
 
@@ -360,7 +365,7 @@ def _score_predictions(
 
 def submit(
     run: opt.Run,
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to write the submission.")],
+    out: Annotated[Path, typer.Option("--out", parser=opt.path, metavar="FILE", help="Where to write the submission.")],
     shots: Annotated[int | None, typer.Option("--shots", help="Which number of shots, if the run has several.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Which trial, if the run has several.")] = None,
     data_root: opt.MovedData = None,

@@ -13,6 +13,7 @@ from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import emit
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, UserError
+from flamingo_eval.files import user_path
 from flamingo_eval.images import Images, formats_with
 from flamingo_eval.runspec import DEMO
 
@@ -56,7 +57,7 @@ def data_where(
     """Show where a benchmark's files are looked for, and which are there."""
     name = canonical_name(benchmark)
     rules = load_benchmark(name, context.obj.data.get(name), protocol=protocol).data
-    root = None if data_root in (None, DEMO) else Path(str(data_root)).expanduser()
+    root = None if data_root in (None, DEMO) else user_path(str(data_root), "--data-root")
     folder = (root or Path("<data root>")) / rules.folder
     emit(f"{folder}/")
     for line in rules.layout:

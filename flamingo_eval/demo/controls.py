@@ -18,7 +18,6 @@ into this folder's README, and the first ones of this project's. Runs are kept: 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +40,7 @@ from flamingo_eval.engine.run import execute, read_sources, reopen
 from flamingo_eval.files import cache_folder
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, Cell, Id, Trial
+from flamingo_eval.progress import note
 from flamingo_eval.report.table import format_value, markdown_grid
 from flamingo_eval.runspec import DEMO, RunSpec
 
@@ -134,7 +134,7 @@ def _rows(cells: Sequence[Cell]) -> dict[str, Row]:
 
 def _run(out: Path, name: str, benchmarks: Sequence[str], shots: Sequence[int], root: Path | None = None,
          selector: str = "random") -> dict[str, Row]:  # fmt: skip
-    print(f"note: {name}", file=sys.stderr)
+    note(name)
     spec = RunSpec(benchmarks=tuple(benchmarks), shots=tuple(shots), seeds=SEEDS, selector=selector,
                    data_root=DEMO if root is None else str(root))  # fmt: skip
     return _rows(execute(spec, data_folder, out / name.replace(" ", "-")).cells)

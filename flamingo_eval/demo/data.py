@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from flamingo_eval.demo.held_out import DIALECTS, OWNED, RULES, SEED
 from flamingo_eval.demo.others import SIZES, write_others
 from flamingo_eval.demo.writing import Size, dump, write_pictures
 from flamingo_eval.files import cache_folder, digest, storage_errors
+from flamingo_eval.progress import note
 
 SIZE = Size(train=2400, test=200)
 DIALECT: words.Dialect = DIALECTS["captions"]
@@ -122,7 +122,7 @@ def demo_data_root() -> Path:
 
     def write(folder: Path) -> None:
         count = sum(size.train + size.test for size in (SIZE, *SIZES.values()))
-        print(f"note: writing the demo's {count} pictures to {final}", file=sys.stderr)
+        note(f"writing the demo's {count} pictures to {final}")
         write_coco(folder / "coco")
         write_others(folder)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flamingo_eval.files import user_path
 from flamingo_eval.runspec import DEMO
 
 
 def data_folder(data_root: str) -> Path:
     """The folder that a data root names; the demo's is written first if need be."""
     if data_root != DEMO:
-        return Path(data_root).expanduser()
+        return user_path(data_root, "--data-root")
     from flamingo_eval.demo.data import demo_data_root
 
     return demo_data_root()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from flamingo_eval.files import changed_fields, digest
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import NO_PICTURE, Answer, NoAnswer, Prediction, Prompt, Query, Task
 from flamingo_eval.ports import Model
-from flamingo_eval.progress import progress_bar
+from flamingo_eval.progress import note, progress_bar
 from flamingo_eval.workers import ahead
 
 
@@ -239,7 +238,7 @@ class _Runner:
                 if len(part) == 1:
                     raise
                 size = self._fits[task] = max(1, len(part) // 2)
-                print(f"note: {len(part)} queries at once do not fit into memory; on with {size}", file=sys.stderr)
+                note(f"{len(part)} queries at once do not fit into memory; on with {size}")
                 continue
             except QueryError as error:  # an image was read again, and has gone or changed since it was prepared
                 if len(part) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from flamingo_eval.engine.plan import Source, TrialPlan
 from flamingo_eval.engine.run import RootOf, cells_of, plan_all, rank_all, read_sources
 from flamingo_eval.engine.score import score_trials
 from flamingo_eval.errors import DataError, first_few
+from flamingo_eval.files import user_path
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import NO_PICTURE
 from flamingo_eval.ports import Measurable, Model, Work
@@ -98,25 +100,27 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
         UserError, DataError, CheckpointError: as a run would.
     """
     images = Images(root_of(spec.data_root), spec.image_formats)
-    weights = None if spec.weights is None else Path(spec.weights).expanduser()
+    weights = None if spec.weights is None else user_path(spec.weights, "--weights")
     model_source = registry.model_source(spec.checkpoint, weights)
     sources = read_sources(spec, images)
     cells = cells_of(spec, sources)
     trials = plan_all(spec, sources, cells, rank_all(spec, sources, cells))
     source = next(iter(sources.values()))
     device, precision = model_source.resolve(spec.device, spec.precision)
-    model = model_source.load(images=images, device=device, precision=precision, plain=spec.plain,
-                              cache=spec.feature_cache, keep=False)  # fmt: skip
     first = {trial.shots: trial for trial in reversed(trials)}
-    _ask(model, source, first[min(first)], 1, spec.batch_size)  # warm up
     rows, metric, seen, work = [], 0.0, 0.0, None
-    for shots in spec.shots:
-        row, scored, work = _measure(model, source, first[shots], queries, spec.batch_size)
-        rows.append(row)
-        metric, seen = metric + scored, seen + row.queries
+    with closing(
+        model_source.load(images=images, device=device, precision=precision, plain=spec.plain,
+                          cache=spec.feature_cache, keep=False)
+    ) as model:  # fmt: skip
+        _ask(model, source, first[min(first)], 1, spec.batch_size)  # warm up
+        for shots in spec.shots:
+            row, scored, work = _measure(model, source, first[shots], queries, spec.batch_size)
+            rows.append(row)
+            metric, seen = metric + scored, seen + row.queries
+        seconds, encoded = model.seconds(), _encoded(model)
     shown = {image for trial in trials for query in trial for image in query.prompt.images if image != NO_PICTURE}
     whole = {shots: sum(len(trial) for trial in trials if trial.shots == shots) for shots in spec.shots}
-    seconds, encoded = model.seconds(), _encoded(model)
     return Bench(
         rows=rows,
         metric=metric / seen,

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -195,14 +196,13 @@ def _answer(
     failures = []
     folders = {item.trial.source.root: item.trial.source.images for items in pending.values() for item in items}
     for root, images in folders.items():  # benchmarks of a run may lie under roots of their own
-        model = source.load(images=images, device=device, precision=precision)
-        for name, items in pending.items():
-            own = [item for item in items if item.trial.source.root == root]
-            if own:
-                tasks = {item.trial.cell[0]: item.trial.source.task for item in own}
-                told = {"control": name, **extra}
-                failures += answer(own, tasks, model, journals[name], batch_size=batch_size, extra=told, title=name)
-        model.close()
+        with closing(source.load(images=images, device=device, precision=precision)) as model:
+            for name, items in pending.items():
+                own = [item for item in items if item.trial.source.root == root]
+                if own:
+                    tasks = {item.trial.cell[0]: item.trial.source.task for item in own}
+                    told = {"control": name, **extra}
+                    failures += answer(own, tasks, model, journals[name], batch_size=batch_size, extra=told, title=name)
     return failures
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import socket
 import time
@@ -21,7 +22,18 @@ from typing import Any
 
 from flamingo_eval.engine.journal import Failure, Slot
 from flamingo_eval.errors import StorageError, UserError
-from flamingo_eval.files import exists, fits, is_file, json_text, read_json, storage_errors, write_atomic
+from flamingo_eval.files import (
+    drop_partial,
+    exists,
+    fits,
+    is_file,
+    json_text,
+    open_own,
+    open_regular,
+    read_json,
+    storage_errors,
+    write_atomic,
+)
 from flamingo_eval.runspec import Process
 
 FORMAT = 1
@@ -144,8 +156,8 @@ class RunFolder:
         """Renames the whole folder, and says to what. Only while it is held."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         names = (f"{self.path.name}.{stamp}{suffix}" for suffix in chain([""], (f"-{n}" for n in count(2))))
-        kept = next(path for name in names if not exists(path := self.path.with_name(name)))
         with storage_errors(self.path):
+            kept = next(path for name in names if not os.path.lexists(path := self.path.with_name(name)))
             self.path.rename(kept)
         return kept
 
@@ -168,6 +180,8 @@ class RunFolder:
             if process.count > 1:
                 held.enter_context(self._hold(f"{_LOCK}-{process.rank}", fcntl.LOCK_EX))
             held.enter_context(self._hold(_LOCK, fcntl.LOCK_EX if process.count == 1 else fcntl.LOCK_SH))
+            if process.count == 1:
+                drop_partial(self.path)
             yield
 
     @contextmanager
@@ -175,7 +189,7 @@ class RunFolder:
         path = self.path / name
         for patience in (0.02, 0.05, 0.1, None):  # who lists runs holds the lock for a moment too
             with storage_errors(path):
-                handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                handle = open_own(path, os.O_RDWR | os.O_CREAT)
             if _locked(handle, kind, path):
                 break
             os.close(handle)
@@ -194,7 +208,8 @@ class RunFolder:
     def holder(self, name: str = "") -> str:
         """Who holds the folder, or held it last: host, process, and since when."""
         try:
-            who = json.loads((self.path / (name or _LOCK)).read_text(encoding="utf-8"))
+            with open_regular(self.path / (name or _LOCK)) as file:
+                who = json.loads(file.read())
             age = describe_age((datetime.now(UTC) - datetime.fromisoformat(who["since"])).total_seconds())
             return f"host {who['host']}, process {who['process']}, since {who['since']}, {age} ago"
         except (OSError, ValueError, KeyError, TypeError):
@@ -203,7 +218,7 @@ class RunFolder:
     def in_use(self) -> bool:
         """Whether a process holds the folder now."""
         try:
-            handle = os.open(self.path / _LOCK, os.O_RDWR)
+            handle = open_own(self.path / _LOCK, os.O_RDWR)
         except OSError:
             return False
         try:
@@ -233,7 +248,7 @@ def _locked(handle: int, kind: int, path: Path) -> bool:
             f"{path} can't be locked ({error.strerror}): a run needs a file system with locks. "
             "Choose another --out, or have this one mounted with them (NFS 4, Lustre with -o flock)"
         ) from error
-    return exists(path) and path.stat().st_ino == os.fstat(handle).st_ino  # --fresh may have moved the folder
+    return exists(path) and path.lstat().st_ino == os.fstat(handle).st_ino  # --fresh may have moved the folder
 
 
 def describe_age(seconds: float) -> str:
@@ -242,6 +257,8 @@ def describe_age(seconds: float) -> str:
     >>> describe_age(7300)
     '2 h'
     """
+    if not math.isfinite(seconds):
+        return "?"
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"

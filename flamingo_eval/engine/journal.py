@@ -12,12 +12,13 @@ import os
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flamingo_eval.errors import DataError
-from flamingo_eval.files import exists, is_file, parse_json, storage_errors
+from flamingo_eval.errors import DataError, StorageError
+from flamingo_eval.files import is_file, open_own, open_regular, parse_json, storage_errors
 from flamingo_eval.nouns import Id, Prediction, Query
 
 Slot = tuple[str, int, int, Id, int]
@@ -81,9 +82,11 @@ class _Ranked(Mapping[str, float]):
 class _File:
     """How far a file has been read: bytes and lines up to its last line break, and whether something is behind that.
 
-    ``trials``: how often in a row its next line could not be read.
+    ``trials``: how often in a row its next line could not be read. ``inode``: device and number of the file, once it
+    has been looked at.
     """
 
+    inode: tuple[int, int] | None = None
     whole_bytes: int = 0
     lines: int = 0
     torn: bool = False
@@ -146,7 +149,8 @@ class Journal:
         """Makes this process's file, empty, if there is none. Raises StorageError."""
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch()
+            state = self._files.setdefault(self.path, _File())
+            os.close(_open_for_writing(self.path, state))
 
     def _add(self, entry: Entry) -> None:
         if entry.again >= self._again.get(entry.slot, 0):
@@ -178,7 +182,7 @@ class Journal:
         state = self._files.setdefault(self.path, _File())
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("r+b" if exists(self.path) else "xb") as file:
+            with os.fdopen(_open_for_writing(self.path, state), "r+b") as file:
                 if state.torn:
                     file.truncate(state.whole_bytes)
                 file.seek(state.whole_bytes)
@@ -191,6 +195,36 @@ class Journal:
         self.written += len(entries)
         for entry in entries:
             self._add(entry)
+
+    def check(self) -> None:
+        """Raises StorageError if a file that answers were read from or written to is not there any more."""
+        for path, state in self._files.items():
+            if state.inode is not None:
+                with storage_errors(path):
+                    os.close(_open_for_writing(path, state))
+
+
+def _open_for_writing(path: Path, state: _File) -> int:
+    """Opens a journal that is still the file it was, or makes it if it has not been there. Returns a descriptor.
+
+    Raises:
+        StorageError: it has been deleted, replaced or cut.
+        OSError: it can't be opened, or is a link.
+    """
+    lost = StorageError(
+        f"{path} has been deleted, replaced or cut while this run was answering. Answers that were in it are lost with "
+        "it; give the same command again, and what is missing is answered"
+    )
+    try:
+        handle = open_own(path, os.O_RDWR if state.inode else os.O_RDWR | os.O_CREAT)
+    except FileNotFoundError:
+        raise lost from None
+    status = os.fstat(handle)
+    if state.inode not in (None, (status.st_dev, status.st_ino)) or status.st_size < state.whole_bytes:
+        os.close(handle)
+        raise lost
+    state.inode = (status.st_dev, status.st_ino)
+    return handle
 
 
 def journal_files(first: Path) -> list[Path]:
@@ -209,12 +243,18 @@ def _others(first: Path) -> Iterator[Path]:
 
 def _read(path: Path, state: _File) -> Iterator[Entry]:
     """The whole lines behind what was read before."""
-    if not exists(path):
-        return
-    if not is_file(path):
-        raise DataError(f"{path} is not a file")
     state.torn = False
-    with path.open("rb") as file:
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open_regular(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise DataError(f"{path} can't be read: {error.strerror}") from error
+        status = os.fstat(file.fileno())
+        if state.inode not in (None, (status.st_dev, status.st_ino)) or status.st_size < state.whole_bytes:
+            raise DataError(f"{path} has been replaced or cut while it was in use")
+        state.inode = (status.st_dev, status.st_ino)
         file.seek(state.whole_bytes)
         for line in file:
             if not line.endswith(b"\n"):

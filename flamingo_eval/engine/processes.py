@@ -22,7 +22,7 @@ from typing import Protocol
 
 from flamingo_eval.engine.answer import Pending
 from flamingo_eval.errors import StorageError, UserError
-from flamingo_eval.files import storage_errors
+from flamingo_eval.files import open_own, storage_errors
 from flamingo_eval.runspec import Process
 
 CHUNK = 16
@@ -42,7 +42,7 @@ def process_from(environment: Mapping[str, str], option: str | None) -> Process:
         UserError: it makes no sense.
     """
     if option is not None:
-        match = re.fullmatch(r"(\d+)/(\d+)", option.strip())
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", option.strip())
         if match is None or int(match[1]) >= int(match[2]):
             raise UserError(f"--process {option!r}: give RANK/COUNT, ranks from 0 on, such as 0/4, 1/4, 2/4 and 3/4")
         return Process(int(match[1]), int(match[2]), int(match[1]))
@@ -71,7 +71,7 @@ class Claims:
     def __init__(self, path: Path) -> None:
         self._path = path
         with storage_errors(path):
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._file = open_own(path, os.O_RDWR | os.O_CREAT)
 
     def close(self) -> None:
         """Lets go of everything."""

@@ -14,7 +14,7 @@ from flamingo_eval import registry
 from flamingo_eval.engine.folder import FORMAT, RunFolder
 from flamingo_eval.engine.plan import Source, TrialPlan
 from flamingo_eval.engine.retrieval import encoder_of
-from flamingo_eval.files import changed_fields, digest, exists
+from flamingo_eval.files import changed_fields, digest, exists, user_path
 from flamingo_eval.nouns import Decoding, Task
 from flamingo_eval.ports import ModelInfo
 from flamingo_eval.runspec import RunSpec
@@ -109,7 +109,7 @@ def new_record(
         "checkpoint": {"name": info.name, "digest": info.digest, "parts": dict(info.parts), "notes": list(info.notes)},
         "settings": {
             "checkpoint": _findable(spec.checkpoint),
-            "weights": None if spec.weights is None else str(Path(spec.weights).expanduser().absolute()),
+            "weights": None if spec.weights is None else str(user_path(spec.weights, "--weights").absolute()),
             "benchmarks": {**(old["settings"]["benchmarks"] if old else {}), **own},
         },
         "cells": [list(cell) for cell in cells],
@@ -119,7 +119,7 @@ def new_record(
 
 def _findable(checkpoint: str) -> str:
     """The same checkpoint, also from another folder."""
-    file = Path(checkpoint).expanduser()
+    file = user_path(checkpoint, "--checkpoint") if checkpoint.endswith(".toml") else Path(checkpoint)
     return str(file.absolute()) if file.suffix == ".toml" else checkpoint
 
 

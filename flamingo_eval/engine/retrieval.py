@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from flamingo_eval.files import cache_folder, digest, fits, read_json, write_ato
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import EncoderSource, ImageEncoder, Nearest
-from flamingo_eval.progress import progress_bar
+from flamingo_eval.progress import note, progress_bar
 from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
 from flamingo_eval.workers import WORKERS
 
@@ -148,7 +147,7 @@ def _drop_damaged(store: FeatureStore, keys: Sequence[str]) -> None:
     try:
         store.read([key for key in keys if key in store])
     except KeyError as error:
-        print(f"note: {len(error.args)} features in {store.folder} are damaged; computed again", file=sys.stderr)
+        note(f"{len(error.args)} features in {store.folder} are damaged; computed again")
         store.forget(error.args)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -38,11 +37,11 @@ from flamingo_eval.engine.record import (
 from flamingo_eval.engine.retrieval import all_pictures_digest, encoder_of, find_nearest, read_nearest, write_nearest
 from flamingo_eval.engine.score import CellKey, check_complete, write_scores
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import digest, exists, is_file
+from flamingo_eval.files import digest, exists, is_file, user_path
 from flamingo_eval.images import FORMATS, Images
 from flamingo_eval.nouns import Cell, Example
 from flamingo_eval.ports import ModelSource, Nearest
-from flamingo_eval.progress import progress_bar
+from flamingo_eval.progress import note, progress_bar
 from flamingo_eval.runspec import Process, RunSpec
 
 RootOf = Callable[[str], Path]
@@ -172,7 +171,7 @@ def execute(
     started = now()
     images = Images(root_of(spec.data_root), spec.image_formats)
     model_source = model_source or registry.model_source(
-        spec.checkpoint, None if spec.weights is None else Path(spec.weights).expanduser()
+        spec.checkpoint, None if spec.weights is None else user_path(spec.weights, "--weights")
     )
     sources = read_sources(spec, images)
     info = model_source.info()
@@ -180,14 +179,14 @@ def execute(
     identity = run_identity(spec, sources, info.digest, precision, retrieval_identity(spec))
     folder = RunFolder(out or default_folder(spec, identity))
     first = spec.process.rank == 0
-    note = demo_note(spec)
-    for line in [*([note] if note else []), *notices(spec, sources)] if first else []:
-        print(f"note: {line}", file=sys.stderr)
+    demo = demo_note(spec)
+    for line in [*([demo] if demo else []), *notices(spec, sources)] if first else []:
+        note(line)
     cells_asked = cells_of(spec, sources)
     for source in sources.values():
         for line in _check_scorable(source, spec, cells_asked):
             if first:
-                print(f"note: {source.benchmark.name}: {line}", file=sys.stderr)
+                note(f"{source.benchmark.name}: {line}")
     if fresh:
         _start_over(folder, spec)
     with folder.lock(spec.process), closing(Claims(folder.claims_file)) as claims:
@@ -197,7 +196,7 @@ def execute(
         trials = plan_all(spec, sources, cells_asked, nearest)
         journal = Journal(folder.journal_file, spec.process.rank)
         for file in journal.torn if first else []:
-            print(f"note: {file} ended in the middle of a line; that answer is dropped", file=sys.stderr)
+            note(f"{file} ended in the middle of a line; that answer is dropped")
         pending = list(find_pending(trials, journal, digest([info.digest, precision])))
         if spec.process.count > 1:
             journal.begin()  # others must find it long before there is something in it
@@ -219,10 +218,11 @@ def execute(
                 extra = {"demo": record["demo"]} if record["demo"] else {}
                 work = Answering(tasks, model, journal, batch_size=spec.batch_size, extra=extra)
                 began = time.perf_counter()
-                _answer(pending, work, spec.process, claims)
-                failures = work.failures
-                seconds = session["seconds"] = {"answering": time.perf_counter() - began, **model.seconds()}
-                model.close()
+                with closing(model):
+                    _answer(pending, work, spec.process, claims)
+                    failures = work.failures
+                    seconds = session["seconds"] = {"answering": time.perf_counter() - began, **model.seconds()}
+        journal.check()
         if not first:
             return RunResult(folder, [])
         wanted = set(cells_asked)
@@ -253,7 +253,7 @@ def _start_over(folder: RunFolder, spec: RunSpec) -> None:
     if exists(folder.run_file):
         with folder.lock():
             kept = folder.set_aside()
-        print(f"note: starting over; what was there is kept in {kept}", file=sys.stderr)
+        note(f"starting over; what was there is kept in {kept}")
 
 
 def _tell_speed(seconds: Mapping[str, float], queries: int) -> None:
@@ -264,7 +264,7 @@ def _tell_speed(seconds: Mapping[str, float], queries: int) -> None:
         parts["idle"] = seconds["answering"] - sum(parts.values())
     parts["scoring"] = seconds["scoring"]
     told = ", ".join(f"{name} {100 * value / whole:.0f}%" for name, value in parts.items())
-    print(f"note: {queries / seconds['answering']:.2f} queries/s; {told}", file=sys.stderr)
+    note(f"{queries / seconds['answering']:.2f} queries/s; {told}")
 
 
 @contextmanager
@@ -294,7 +294,7 @@ def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[CellKey]) -> list[T
     try:
         return [trial for trial in reopen(folder, root_of)[1] if trial.cell not in wanted]
     except UserError as error:
-        print(f"note: trials of earlier commands are not scored again: {error}", file=sys.stderr)
+        note(f"trials of earlier commands are not scored again: {error}")
         return []
 
 

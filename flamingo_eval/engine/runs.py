@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.run import RootOf, reopen
 from flamingo_eval.engine.score import item_rows, sample_row
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import exists, is_folder
+from flamingo_eval.files import exists, is_folder, open_regular
 from flamingo_eval.nouns import Example
 
 
@@ -52,10 +54,33 @@ def list_runs(folder: Path) -> list[RunState]:
     """The runs in a folder, the latest first. Raises UserError if there is no such folder."""
     if not is_folder(folder):
         raise UserError(f"{folder} is not a folder; runs are saved there unless --out names another one")
-    return sorted((_state(path.parent) for path in folder.glob("*/run.json")), key=lambda run: run.age)
+    return sorted((_state(path.parent) for path in _records(folder)), key=lambda run: run.age)
+
+
+def _records(folder: Path) -> list[Path]:
+    """What may be a run's record, in every folder of a folder, also where nobody can look into it."""
+    try:
+        folders = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} can't be read: {error.strerror}") from error
+    return [one / "run.json" for one in folders if os.path.lexists(one / "run.json") or _closed(one)]
+
+
+def _closed(path: Path) -> bool:
+    return path.is_dir() and not os.access(path, os.R_OK | os.X_OK)
 
 
 def _state(path: Path) -> RunState:
+    """One run's; whatever is wrong with it is its own."""
+    try:
+        return _read_state(path)
+    except OSError as error:
+        return RunState(path, f"can't be read: {error.strerror}", age=math.inf)
+    except UserError as error:
+        return RunState(path, str(error), age=math.inf)
+
+
+def _read_state(path: Path) -> RunState:
     folder = RunFolder(path)
     journals = journal_files(folder.journal_file)
     age = time.time() - max(file.stat().st_mtime for file in (folder.run_file, *journals))
@@ -92,7 +117,7 @@ def _state(path: Path) -> RunState:
 
 def _count_lines(path: Path) -> int:
     count = 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 20):
             count += block.count(b"\n")
     return count

@@ -24,6 +24,9 @@ _CELL_SHAPE = {
     "benchmark": str, "split": str, "shots": int, "selector": str, "protocol": str, "metric": str,
     "trials": [{"seed": int, "value": _NUMBER, "queries": int, "planned": int}],
 }  # fmt: skip
+NO_ANSWERS = "no public answers"
+"""Stands in the notes of a run whose answers nobody can score here."""
+
 CellKey = tuple[str, int, int]
 """(benchmark, shots, seed)."""
 
@@ -164,6 +167,11 @@ def write_scores(
         for source in sources
         for note in (*source.data.notes, *source.references.notes, *_metric_notes(source, trials, scored))
     )
+    for source in sources:
+        if not source.references.by_id:
+            count = sum(scored[t.cell].answered for t in trials if t.source is source and t.cell in scored)
+            name, split = source.benchmark.name, source.benchmark.split
+            notes[f"split {split} of {name} has {NO_ANSWERS}: {count} answers, no score"] = None
     marks = {"demo": run["demo"]} if run["demo"] else {}
     write_atomic(folder.items_file, "".join(_item_lines(trials, scored, marks)))
     table = {

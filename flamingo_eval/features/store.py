@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flamingo_eval.files import storage_errors
+from flamingo_eval.errors import StorageError
+from flamingo_eval.files import open_own, open_regular, storage_errors
+from flamingo_eval.progress import note
 
 FORMAT = 1
 Vectors = NDArray[np.float32]
@@ -46,8 +47,9 @@ class FeatureStore:
     def refresh(self) -> None:
         """Reads the index again: another process may have added to it. Who reads meanwhile goes by the old one."""
         try:
-            data = self._index_file.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+            with open_regular(self._index_file) as file:
+                data = file.read()
+        except OSError:  # not there; or nothing that can be read, which is as good as nothing
             data = b""
         self._rows, self._width, self._whole_bytes = self._parse(data)
 
@@ -58,7 +60,7 @@ class FeatureStore:
         width = _width_of(head, self.encoder)
         if width == 0:
             if data:
-                print(f"note: {self.folder} holds no features of this encoder; it is not used", file=sys.stderr)
+                note(f"{self.folder} holds no features of this encoder; it is not used")
             return {}, 0, 0
         stored = _size(self._vectors_file) // (4 * width)
         rows, length = {}, len(head) + 1
@@ -126,8 +128,8 @@ class FeatureStore:
         except OSError:
             sizes = ((self._vectors_file, 4 * self._width * self._next_row), (self._index_file, self._whole_bytes))
             for file, size in sizes:
-                with suppress(OSError):
-                    os.truncate(file, size)
+                with suppress(OSError), os.fdopen(open_own(file, os.O_RDWR), "r+b") as opened:
+                    opened.truncate(size)
             raise
 
     @contextmanager
@@ -139,14 +141,9 @@ class FeatureStore:
         path = self.folder / ".lock"
         with storage_errors(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = open_own(path, os.O_RDWR | os.O_CREAT)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                who = path.read_text(encoding="utf-8", errors="replace") or "another process"
-                print(f"note: waiting for {who}, which is adding features to {self.folder}", file=sys.stderr)
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            self._wait_for(handle)
             with storage_errors(path):
                 os.truncate(handle, 0)
                 os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -156,19 +153,34 @@ class FeatureStore:
         finally:
             os.close(handle)
 
+    def _wait_for(self, handle: int) -> None:
+        """Locks the store. Raises StorageError if its file system has no locks."""
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = os.pread(handle, 200, 0).decode("utf-8", "replace") or "another process"
+            note(f"waiting for {who}, which is adding features to {self.folder}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StorageError(
+                f"{self.folder} can't be locked ({error.strerror}): features are kept on a file system with locks. "
+                "Set FLAMINGO_EVAL_CACHE to a folder on another one"
+            ) from error
+
     def _count_lines(self) -> int:
         """Whole lines behind the head, those of pictures added twice included."""
         if self._width == 0:
             return 0
-        return self._index_file.read_bytes()[: self._whole_bytes].count(b"\n") - 1
+        with open_regular(self._index_file) as file:
+            return file.read(self._whole_bytes).count(b"\n") - 1
 
 
 def _size(path: Path) -> int:
     """Bytes of a file as it is now: opening it makes a network file system look again."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return os.fstat(file.fileno()).st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 
@@ -189,7 +201,7 @@ def _check_sum(vector: Vectors) -> str:
 
 def _write_at(path: Path, start: int, data: bytes) -> int:
     """Writes behind the first ``start`` bytes, dropping whatever was there, and syncs. Returns the new length."""
-    with path.open("r+b" if path.exists() else "w+b") as file:
+    with os.fdopen(open_own(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
         file.truncate(start)
         file.seek(start)
         file.write(data)

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 from flamingo_eval.report.compare import CellDifference, Comparison
 from flamingo_eval.report.table import markdown_grid, text_grid
+from flamingo_eval.text import one_line, printable
 
 SIGNIFICANCE = 0.05
 _HEAD = ["benchmark", "metric", "shots", "run", "baseline", "difference", "p of a drop (Holm)", "verdict"]
@@ -62,7 +63,7 @@ def as_markdown(comparison: Comparison, verdicts: Sequence[Verdict]) -> str:
     title = f"**{len(bad)} of {len(verdicts)} cells failed**" if bad else f"**All {len(verdicts)} cells pass**"
     notes = "".join(f"\nnote: {warning}  " for warning in comparison.warnings)
     table = markdown_grid(_HEAD, _body(verdicts), left=2)
-    return f"{title}: {comparison.run} against {comparison.baseline}\n\n{table}{notes}"
+    return f"{title}: {one_line(f'{comparison.run} against {comparison.baseline}')}\n\n{table}{printable(notes)}"
 
 
 def _body(verdicts: Sequence[Verdict]) -> list[list[str]]:
@@ -80,11 +81,11 @@ def as_junit(comparison: Comparison, verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         row = verdict.row
         case = ElementTree.SubElement(
-            suite, "testcase", classname=row.benchmark, name=f"{row.shots} shots, {row.metric}"
+            suite, "testcase", classname=one_line(row.benchmark), name=one_line(f"{row.shots} shots, {row.metric}")
         )
         if verdict.reason is not None:
             told = f"{row.run:.4f} against {row.baseline:.4f} ({comparison.run} against {comparison.baseline})"
-            ElementTree.SubElement(case, "failure", message=verdict.reason).text = told
+            ElementTree.SubElement(case, "failure", message=one_line(verdict.reason)).text = one_line(told)
     suites = ElementTree.Element("testsuites", counts)
     suites.append(suite)
     ElementTree.indent(suites)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
 
+from flamingo_eval.text import neutralised, printable
+
 Row = Mapping[str, Any]
 COLUMNS = ("benchmark", "shots", "seed", "query_id", "demonstration_ids", "images", "prompt", "raw", "class_logprobs",
            "answer", "score")  # fmt: skip
@@ -19,11 +21,17 @@ _ROWS_AT_ONCE = 10_000
 def write_jsonl(rows: Iterable[Row], file: BinaryIO) -> None:
     """A JSON object a line, ids as the data has them."""
     for row in rows:
-        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+        file.write((printable(json.dumps(row, ensure_ascii=False)) + "\n").encode("utf-8", "backslashreplace"))
 
 
-def write_csv(rows: Iterable[Row], file: BinaryIO) -> None:
-    """A header and a line a query; lists and log-likelihoods are JSON texts."""
+def write_csv(rows: Iterable[Row], file: BinaryIO, *, escape_formulas: bool = False) -> None:
+    """A header and a line a query; lists and log-likelihoods are JSON texts.
+
+    Args:
+        rows: as :func:`flamingo_eval.engine.score.samples` gives them.
+        file: where to.
+        escape_formulas: put an apostrophe before texts that a spreadsheet would take for formulas.
+    """
 
     class _Text:
         def write(self, text: str) -> None:
@@ -33,9 +41,8 @@ def write_csv(rows: Iterable[Row], file: BinaryIO) -> None:
     writer.writerow(COLUMNS)
     for row in rows:
         flat = _flat(row)
-        writer.writerow(
-            json.dumps(flat[c], ensure_ascii=False) if isinstance(flat[c], list) else flat[c] for c in COLUMNS
-        )
+        cells = (json.dumps(flat[c], ensure_ascii=False) if isinstance(flat[c], list) else flat[c] for c in COLUMNS)
+        writer.writerow(neutralised(cell) if escape_formulas and isinstance(cell, str) else cell for cell in cells)
 
 
 def write_parquet(rows: Iterable[Row], file: BinaryIO) -> None:

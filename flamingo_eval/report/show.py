@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def runs_json(runs: Sequence[RunState]) -> str:
     rows = [
         {"run": str(run.path), "state": run.state, "benchmarks": list(run.benchmarks), "checkpoint": run.checkpoint,
          "shots": list(run.shots), "trials": run.trials, "answered": run.answered, "planned": run.planned,
-         "age_seconds": round(run.age, 1), "holder": run.holder}
+         "age_seconds": round(run.age, 1) if math.isfinite(run.age) else None, "holder": run.holder}
         for run in runs
     ]  # fmt: skip
     return json.dumps(rows, indent=1) + "\n"

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flamingo_eval.engine.score import cell_row
+from flamingo_eval.engine.score import NO_ANSWERS, cell_row
 from flamingo_eval.errors import UserError
 from flamingo_eval.nouns import Cell
+from flamingo_eval.text import neutralised, one_line
 
 if TYPE_CHECKING:
     import pandas
@@ -92,8 +93,8 @@ def grid_of(shown: Sequence[Shown]) -> Grid:
 def legend(shown: Sequence[Shown]) -> list[str]:
     """What has to stand under a table of these runs."""
     if len(shown) == 1:
-        return _legend(shown[0])
-    return [f"{part.name}: {line}" for part in shown for line in _legend(part)]
+        return [*map(one_line, _legend(shown[0]))]
+    return [one_line(f"{part.name}: {line}") for part in shown for line in _legend(part)]
 
 
 def _legend(part: Shown) -> list[str]:
@@ -180,6 +181,7 @@ def as_text(shown: Sequence[Shown]) -> str:
 
 def text_grid(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 3) -> str:
     """Columns for the terminal, the first ``left`` of them words, the others numbers."""
+    head, body = [*map(one_line, head)], [[*map(one_line, row)] for row in body]
     widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
 
     def line(row: Sequence[str]) -> str:
@@ -200,6 +202,7 @@ def as_markdown(shown: Sequence[Shown]) -> str:
 
 def markdown_grid(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 3) -> str:
     """A GitHub-flavoured Markdown table, the first ``left`` columns words, the others numbers."""
+    head, body = [*map(one_line, head)], [[*map(one_line, row)] for row in body]
     ruler = ["---"] * left + ["---:"] * (len(head) - left)
     return "".join("| " + " | ".join(row) + " |\n" for row in (head, ruler, *body))
 
@@ -208,11 +211,15 @@ def _escape_markdown(text: str) -> str:
     return text.replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;").replace("|", "\\|")
 
 
+_COLUMNS = ("benchmark", "split", "shots", "selector", "protocol", "metric", "mean", "std", "ddof", "complete",
+            "trials", "queries", "checkpoint", "checkpoint_digest", "demo")  # fmt: skip
+
+
 def cells_frame(cells: Sequence[Cell], run: Run) -> pandas.DataFrame:
     """One row per cell, full precision; ``std`` is empty for one trial."""
     import pandas
 
-    columns = ["benchmark", "split", "shots", "selector", "protocol", "metric", "mean", "std", "ddof", "complete"]
+    columns = _COLUMNS[:10]
     rows = []
     for cell in cells:
         row = cell_row(cell)
@@ -225,7 +232,7 @@ def cells_frame(cells: Sequence[Cell], run: Run) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def as_csv(shown: Sequence[Shown]) -> str:
+def as_csv(shown: Sequence[Shown], *, escape_formulas: bool = False) -> str:
     """One line per cell, full precision."""
     import pandas
 
@@ -239,7 +246,10 @@ def as_csv(shown: Sequence[Shown]) -> str:
             columns = ["low", "high", "error_queries", "error_demonstrations"]
             frame[columns] = [part.intervals[key][:4] for key in keys]
         frames.append(frame)
-    return pandas.concat(frames).to_csv(index=False)
+    whole = pandas.concat(frames).map(lambda value: one_line(value) if isinstance(value, str) else value)
+    if escape_formulas:
+        whole = whole.map(lambda value: neutralised(value) if isinstance(value, str) else value)
+    return whole.to_csv(index=False)
 
 
 def as_json(shown: Sequence[Shown]) -> str:
@@ -277,7 +287,7 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 
 
 def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
 def as_html(shown: Sequence[Shown]) -> str:
@@ -287,7 +297,9 @@ def as_html(shown: Sequence[Shown]) -> str:
 
     def cells(row: Sequence[str], tag: str) -> str:
         style = ' style="text-align: right"'
-        return "".join(f"<{tag}{style if i >= grid.left else ''}>{escape(w)}</{tag}>" for i, w in enumerate(row))
+        return "".join(
+            f"<{tag}{style if i >= grid.left else ''}>{escape(one_line(w))}</{tag}>" for i, w in enumerate(row)
+        )
 
     body = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in grid.body)
     return (
@@ -311,14 +323,29 @@ def render(cells: Sequence[Cell], run: Run, notes: Sequence[str], format: str) -
     return render_runs([Shown("", cells, run, notes)], format)
 
 
-def render_runs(shown: Sequence[Shown], format: str) -> str:
+def render_runs(shown: Sequence[Shown], format: str, *, escape_formulas: bool = False) -> str:
     """Runs side by side in one of ``FORMATS``.
+
+    Args:
+        shown: the runs.
+        format: one of ``FORMATS``.
+        escape_formulas: in CSV, put an apostrophe before texts that a spreadsheet would take for formulas.
 
     Raises:
         UserError: unknown format, or nothing to show.
     """
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
-    if not any(part.cells for part in shown):
-        raise UserError("there is nothing to show: no trial of this run is complete")
-    return FORMATS[format]([part for part in shown if part.cells])
+    with_cells = [part for part in shown if part.cells]
+    if with_cells and format == "csv":
+        return as_csv(with_cells, escape_formulas=escape_formulas)
+    if with_cells or format == "json":
+        return FORMATS[format](with_cells or shown)
+    if format == "csv":
+        return ",".join(_COLUMNS) + "\n"
+    return "no scores: " + "; ".join(dict.fromkeys(line for part in shown for line in _without_scores(part))) + "\n"
+
+
+def _without_scores(part: Shown) -> list[str]:
+    """Why a run has no cells."""
+    return [note for note in part.notes if NO_ANSWERS in note] or ["no trial of this run is complete"]

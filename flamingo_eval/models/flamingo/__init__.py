@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamingo_eval.errors import CheckpointError, DataError, UserError
-from flamingo_eval.files import cache_folder, digest, exists, is_file, read_json
+from flamingo_eval.files import cache_folder, digest, exists, is_file, read_json, user_path
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.part_files import DigestedFiles
 from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, VisionSpec, read_spec
 from flamingo_eval.ports import ModelInfo, ModelSource
+from flamingo_eval.progress import note
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel
@@ -102,7 +103,7 @@ class FlamingoSource:
         from flamingo_eval.models.flamingo.plain import PlainFlamingoModel
 
         memory = Caching.memory if cache is None else cache
-        folder = cache_folder() / "latents" if keep else None
+        folder = _latents_folder() if keep else None
         caching = Caching(memory, folder, _latents_digest(self.info().digest, precision, device))
         kind = PlainFlamingoModel if plain else FlamingoModel
         self.files.check()
@@ -165,6 +166,15 @@ def _with_activation(parts: dict[str, Any], vision: VisionSpec) -> dict[str, Any
     return {**parts, "activation": vision.activation} if vision.activation else parts
 
 
+def _latents_folder() -> Path | None:
+    """Where latents are kept; None, with a note, where there is no home folder: they only save time."""
+    try:
+        return cache_folder() / "latents"
+    except UserError as error:
+        note(f"encoded pictures are not kept on the disk: {error}")
+        return None
+
+
 LATENTS_FORMAT = 1
 """Counted up when a change of this package's code changes latents."""
 
@@ -205,8 +215,8 @@ class FlamingoFamily:
         if checkpoint == DEMO:
             return FlamingoSource(read_spec(DEMO_SPEC))
         if checkpoint.endswith(".toml"):
-            return FlamingoSource(read_spec(Path(checkpoint).expanduser()))
-        if exists(Path(checkpoint)):
+            return FlamingoSource(read_spec(user_path(checkpoint, "--checkpoint")))
+        if exists(user_path(checkpoint, "--checkpoint")):
             raise CheckpointError(
                 f"--checkpoint {checkpoint}: give a TOML file that names this file and the models around it "
                 "(README, 'Your own checkpoint')"
@@ -230,9 +240,9 @@ class FlamingoFamily:
             if pretrained is not None or quick_gelu is not None:
                 option = "--rices-quick-gelu" if pretrained is None else "--rices-pretrained"
                 raise UserError(f"{option} goes with an open_clip name; {model} names its own weights")
-            return ClipSource(read_spec(DEMO_SPEC if model == DEMO else Path(model).expanduser()).vision)
+            return ClipSource(read_spec(DEMO_SPEC if model == DEMO else user_path(model, "--rices-model")).vision)
         weights = DEFAULT_PRETRAINED if pretrained is None else pretrained
-        file = Path(weights).expanduser()
+        file = user_path(weights, "--rices-pretrained")
         if quick_gelu is not None and not is_file(file):
             raise UserError(f"--rices-quick-gelu goes with weights from a file; {weights} says itself what it wants")
         spec = VisionSpec(model, file if is_file(file) else weights, quick_gelu=quick_gelu)

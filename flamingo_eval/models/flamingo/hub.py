@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNot
 
 from flamingo_eval.errors import CheckpointError
 from flamingo_eval.models.flamingo.spec import HubFile
+from flamingo_eval.progress import note
 
 WAITS = (1.0, 4.0, 15.0)
 """Seconds before a lost connection is tried again. (huggingface_hub itself goes on where a download stopped.)"""
@@ -32,10 +32,7 @@ def fetch(file: HubFile) -> Path:
         except _LostError:
             if constants.HF_HUB_OFFLINE:
                 raise
-            print(
-                f"note: {file.filename} of {file.repo}: the hub can't be reached; again in {wait:.0f} s",
-                file=sys.stderr,
-            )
+            note(f"{file.filename} of {file.repo}: the hub can't be reached; again in {wait:.0f} s")
             time.sleep(wait)
     return _fetch_once(file)
 

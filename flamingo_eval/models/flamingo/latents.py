@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from flamingo_eval.errors import QueryError, StorageError
 from flamingo_eval.features.store import FeatureStore
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.vision import Transform, read_picture
+from flamingo_eval.progress import note
 from flamingo_eval.workers import WORKERS
 
 ENCODED_AT_ONCE = 32
@@ -217,7 +217,7 @@ class LatentStore:
                     disk.append([*fresh], rows, {"latents": list(self._shape)})
                     self._damaged -= fresh.keys()
         except (StorageError, OSError) as error:  # what is kept here only saves time
-            print(f"note: encoded pictures are not kept on the disk any more: {error}", file=sys.stderr)
+            note(f"encoded pictures are not kept on the disk any more: {error}")
             self._disk = None
         finally:
             with self._lock:

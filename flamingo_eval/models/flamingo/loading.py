@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -36,8 +39,34 @@ def load_model(
     Raises:
         CheckpointError: a part is missing or does not fit; the message names it.
     """
+    with quiet_transformers():
+        return _load(spec, images=images, device=device, precision=precision, kind=kind, caching=caching)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within this context transformers says nothing but errors; afterwards what it said before: a host may want it."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _load(
+    spec: FlamingoSpec,
+    *,
+    images: Images,
+    device: str,
+    precision: str,
+    kind: type[FlamingoModel],
+    caching: Caching | None,
+) -> FlamingoModel:
+    """See :func:`load_model`."""
     dtype = _WEIGHTS[precision]
     clip, transform = load_clip(spec.vision)
     vision = PatchTokens(clip.get_submodule("visual"))

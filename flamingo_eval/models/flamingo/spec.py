@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_eval.errors import CheckpointError, DataError
-from flamingo_eval.files import exists, is_file, is_folder, read_toml
+from flamingo_eval.files import exists, is_file, is_folder, read_toml, user_path
 from flamingo_eval.models.flamingo.part_files import model_files, read_object
 
 
@@ -231,7 +231,7 @@ def _looks_like_path(value: str) -> bool:
 
 
 def _file_or_name(path: Path, folder: Path, value: str, key: str) -> str | Path:
-    target = folder / Path(value).expanduser()
+    target = folder / user_path(value, key)
     if is_file(target) or _looks_like_path(value):
         return _existing(path, target, key)
     return value
@@ -239,7 +239,7 @@ def _file_or_name(path: Path, folder: Path, value: str, key: str) -> str | Path:
 
 def _folder_or_hub_name(path: Path, folder: Path, value: str, key: str) -> str | Path:
     """A folder if one is there; else a hub name, which holds exactly one slash and no dots at its start."""
-    target = folder / Path(value).expanduser()
+    target = folder / user_path(value, key)
     if is_folder(target):
         return target
     if _looks_like_path(value) or value.count("/") != 1:

@@ -111,7 +111,7 @@ def evaluate(
         num_samples=num_samples,
         query_set_size=query_set_size,
         batch_size=batch_size,
-        image_formats=formats_with(",".join(image_formats)),
+        image_formats=formats_with([image_formats] if isinstance(image_formats, str) else image_formats),
     )
 
     with tempfile.TemporaryDirectory(prefix="flamingo-eval-") as scratch:

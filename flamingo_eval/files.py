@@ -14,6 +14,7 @@ import stat
 import tempfile
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from io import BufferedReader
@@ -134,35 +135,41 @@ def digests_of_reads(known: dict[Path, str]) -> Iterator[None]:
         _reads.reset(token)
 
 
-def read_text(path: Path) -> str:
-    """A data file's text; a byte order mark, as Windows programs write it, is left out.
+def read_text(path: Path, *, any_kind: bool = False) -> str:
+    """A file's text; a byte order mark, as Windows programs write it, is left out.
+
+    Args:
+        path: the file.
+        any_kind: whether it may be a pipe, which the user has named; a data file may not.
 
     Raises:
         DataError: missing, unreadable, not UTF-8, or changed since it was read before.
     """
     try:
-        with open_regular(path) as file:
+        with path.open("rb") if any_kind else open_regular(path) as file:
             content = file.read()
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
     known = _reads.get()
-    if known is not None and known.setdefault(path, bytes_digest(content)) != bytes_digest(content):
-        raise DataError(f"{path} has changed while this command was reading it; give the command again")
+    if known is not None:
+        digest_of_content = bytes_digest(content)
+        if known.setdefault(path, digest_of_content) != digest_of_content:
+            raise DataError(f"{path} has changed while this command was reading it; give the command again")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def read_json(path: Path) -> Any:
-    """Parses a JSON file.
+def read_json(path: Path, *, any_kind: bool = False) -> Any:
+    """Parses a JSON file; see :func:`read_text`.
 
     Raises:
         DataError: missing, unreadable or malformed; the message names the file, and the line where it breaks.
     """
-    text = read_text(path)
+    text = read_text(path, any_kind=any_kind)
     value = parse_json(text, path)
     if _HALF_CHARACTER.search(text):
         refuse_half_characters(value, path)
@@ -178,9 +185,8 @@ def parse_json(text: str | bytes, where: Path | str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise DataError(f"{where} is not valid JSON: {error.msg} at {line}column {error.colno}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except RecursionError as error:
@@ -191,13 +197,13 @@ def parse_json(text: str | bytes, where: Path | str) -> Any:
         raise DataError(f"{where} holds a number that is too long to be read") from error
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Parses a TOML file.
+def read_toml(path: Path, *, any_kind: bool = False) -> dict[str, Any]:
+    """Parses a TOML file; see :func:`read_text`.
 
     Raises:
         DataError: missing, unreadable or malformed; the message names the file.
     """
-    text = read_text(path)
+    text = read_text(path, any_kind=any_kind)
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -215,8 +221,8 @@ class _TwiceError(Exception):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _TwiceError(next(key for key in keys if keys.count(key) > 1))
+        counts = Counter(key for key, _ in pairs)
+        raise _TwiceError(next(key for key, count in counts.items() if count > 1))
     return table
 
 
@@ -287,7 +293,7 @@ def record_field(where: str, record: Any, key: str, *kinds: type) -> Any:
     return value
 
 
-def inside_root(relative: str, where: str) -> str:
+def inside_root(relative: str, where: str, folder: str = "the data folder") -> str:
     """The same path, once it is sure that it stays inside the folder it is relative to.
 
     Raises:
@@ -295,7 +301,7 @@ def inside_root(relative: str, where: str) -> str:
     """
     path = PurePosixPath(relative)
     if not relative or path.is_absolute() or ".." in path.parts or "\0" in relative or "\\" in relative:
-        raise DataError(f"{where}: {relative!r} is not a path inside the data folder")
+        raise DataError(f"{where}: {relative!r} is not a path inside {folder}")
     return str(path)
 
 
@@ -315,7 +321,7 @@ def _digest_of(file: BufferedReader) -> str:
 
 
 _State = tuple[int, ...]
-_known_digests: dict[_State, str] = {}
+_known_digests: dict[tuple[Path, _State], str] = {}
 
 
 def file_digest_once(path: Path) -> str:
@@ -325,12 +331,13 @@ def file_digest_once(path: Path) -> str:
     """
     with open_regular(path) as file:
         state = _state(os.fstat(file.fileno()))
-        if state not in _known_digests:
+        known = (path, state)
+        if known not in _known_digests:
             found = _digest_of(file)
             if _state(os.fstat(file.fileno())) != state:
                 return found  # it is being written: the next one who asks reads it again
-            _known_digests[state] = found
-        return _known_digests[state]
+            _known_digests[known] = found
+        return _known_digests[known]
 
 
 _TICK = 0.02

@@ -11,7 +11,7 @@ import errno
 import io
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -55,12 +55,22 @@ class Images:
     Args:
         root: what paths of images are relative to.
         formats: Pillow's names of the formats that may be decoded.
+
+    Raises:
+        UserError: one of them is never read.
     """
 
     def __init__(self, root: Path, formats: Sequence[str] = FORMATS) -> None:
+        refused = sorted(NEVER & set(formats))
+        if refused:
+            raise UserError(f"images in {refused[0]}: such a file is a program that would have to be run; never read")
         self.root, self.formats = root, tuple(formats)
         self._digests: dict[str, str] = {}
         self._lock = threading.Lock()
+
+    def anew(self) -> Images:
+        """The same images, of which nothing has been seen yet."""
+        return Images(self.root, self.formats)
 
     def digest(self, image: str) -> str:
         """Digest of an image's bytes as they were first seen.
@@ -109,20 +119,36 @@ class Images:
             return self._digests.setdefault(image, digest)
 
 
+_UNUSABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, ArithmeticError, RuntimeError)
+"""What resizing and converting raise for an image that can't be resized or converted."""
+
+
 def decode(image: ImageBytes, use: Callable[[Image.Image], T], formats: Sequence[str] = FORMATS) -> T:
-    """What a function makes of an image's bytes. Raises QueryError, whatever Pillow or the function raises."""
+    """What a function makes of an image's bytes. Raises QueryError, whatever a decoder raises."""
+    with _opened(image, formats) as opened:
+        try:
+            return use(opened)
+        except _UNUSABLE as error:
+            raise _cant_be_decoded(image, error) from error
+
+
+def _opened(image: ImageBytes, formats: Sequence[str]) -> Image.Image:
+    """An image, decoded, otherwise as Pillow opened it. Raises QueryError."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(image.content), formats=tuple(formats)) as opened:
-            return use(opened)
-    except QueryError:
-        raise
+        opened = Image.open(io.BytesIO(image.content), formats=tuple(formats))
+        opened.load()
     except UnidentifiedImageError as error:
         raise QueryError(f"{image.path} {_what_it_is(image.content, formats)}") from error
     except Exception as error:
         # decoders raise whatever they like: KeyError, struct.error, MemoryError, errors of their own
-        raise QueryError(f"{image.path} can't be read: {str(error) or type(error).__name__}") from error
+        raise _cant_be_decoded(image, error) from error
+    return opened
+
+
+def _cant_be_decoded(image: ImageBytes, error: Exception) -> QueryError:
+    return QueryError(f"{image.path} can't be read: {str(error) or type(error).__name__}")
 
 
 def _what_it_is(content: bytes, formats: Sequence[str]) -> str:
@@ -162,13 +188,13 @@ def _unreadable(path: Path, error: OSError | ValueError) -> QueryError:
     return QueryError(f"{path} can't be read: {getattr(error, 'strerror', None) or error}")
 
 
-def formats_with(more: str | None) -> tuple[str, ...]:
-    """The formats that are always read, and those of a list like ``AVIF,JPEG2000``.
+def formats_with(more: Iterable[str]) -> tuple[str, ...]:
+    """The formats that are always read, and more of them, such as ``AVIF`` and ``JPEG2000``.
 
     Raises:
         UserError: Pillow knows no such format, or it is one that is never read.
     """
-    names = [name.strip().upper() for name in (more or "").split(",") if name.strip()]
+    names = [name.strip().upper() for name in more if name.strip()]
     if not names:
         return FORMATS
     from PIL import Image

@@ -180,7 +180,7 @@ class Model(Protocol):
 
         A prompt whose numbers overflow has no answer; the others of its batch do.
 
-        Raises DeviceMemoryError if the batch is too large.
+        Raises DeviceMemoryError if the batch is too large, QueryError if an image of it has gone since it was prepared.
         """
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:

@@ -17,6 +17,14 @@ from tests.helpers import Cli, write_coco_root
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The whole of a fuzz runs only where ``-m`` asks for it by name."""
+    if "fuzz" not in str(config.getoption("markexpr")):
+        asked = [item for item in items if item.get_closest_marker("fuzz") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item not in asked])
+        items[:] = asked
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """The extracts of the reference's outputs that are kept here."""

@@ -171,7 +171,7 @@ def test_reading_ahead_while_the_same_pictures_are_being_encoded(goldens: Path, 
         del picture
         return torch.rand(3, 4, 4)
 
-    store = LatentStore(transform, encode, torch.zeros(1, 3), budget=1 << 20, disk=None)
+    store = LatentStore(transform, encode, torch.zeros(1, 3), budget=1 << 20, disk=None, images=Images(Path()))
     pictures = [store.find(path, rgb=False) for path in paths]
     store.read(pictures[:4])
     worker = threading.Thread(target=store.latents, args=(pictures[:4],))
@@ -201,7 +201,7 @@ def test_latents_are_on_the_disk_long_before_the_end(
 
     def store() -> LatentStore:
         return LatentStore(lambda _: torch.rand(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],
-                           torch.zeros(1, 3), budget=1 << 20, disk=FeatureStore(tmp_path / "x", "d"))  # fmt: skip
+                           torch.zeros(1, 3), budget=1 << 20, disk=FeatureStore(tmp_path / "x", "d"), images=Images(Path()))  # fmt: skip
 
     killed = store()
     first = [killed.latents([killed.find(path, rgb=False)]) for path in paths]
@@ -229,7 +229,7 @@ def test_a_cache_disk_that_fails_costs_nothing_but_time(
 
     (tmp_path / "file").write_text("not a folder")
     store = LatentStore(lambda _: torch.rand(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],
-                        torch.zeros(1, 3), budget=12, disk=FeatureStore(tmp_path / "file" / "x", "d"))  # fmt: skip
+                        torch.zeros(1, 3), budget=12, disk=FeatureStore(tmp_path / "file" / "x", "d"), images=Images(Path()))  # fmt: skip
     pictures = [store.find(path, rgb=False) for path in sorted((goldens / "data/coco/val2014").iterdir())[:6]]
     store.read(pictures)
     assert store.latents(pictures).shape == (6, 1, 3)
@@ -247,7 +247,7 @@ def test_a_cache_that_is_emptied_meanwhile_costs_nothing_but_time(goldens: Path,
 
     def store() -> LatentStore:
         return LatentStore(lambda _: torch.ones(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],
-                           torch.zeros(1, 3), budget=1, disk=FeatureStore(tmp_path / "x", "d"))  # fmt: skip
+                           torch.zeros(1, 3), budget=1, disk=FeatureStore(tmp_path / "x", "d"), images=Images(Path()))  # fmt: skip
 
     first = store()
     first.latents([first.find(path, rgb=False) for path in paths])

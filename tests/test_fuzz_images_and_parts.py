@@ -41,12 +41,16 @@ HEADS = (
 """First bytes of formats, of those too that Pillow only reads."""
 
 
+class Late(BaseException):
+    """A case took too long. No Exception, so that nothing takes it for an image's or a checkpoint's failure."""
+
+
 @contextmanager
 def limited() -> Iterator[None]:
-    """Raises TimeoutError, whatever is going on, when a case takes too long."""
+    """Raises Late, whatever is going on, when a case takes too long."""
 
     def late(*_: object) -> None:
-        raise TimeoutError(f"longer than {LONGEST} s")
+        raise Late(f"longer than {LONGEST} s")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(LONGEST)

@@ -52,11 +52,11 @@ def test_other_formats_are_named_and_read_if_asked_for(tmp_path: Path) -> None:
     message = refusal(Images(tmp_path), "a.png")
     assert "is a JPEG2000 image; read are JPEG, PNG," in message
     assert "--image-formats JPEG2000" in message
-    more = Images(tmp_path, formats_with(" jpeg2000,JPEG2000 "))
+    more = Images(tmp_path, formats_with([" jpeg2000", "JPEG2000 "]))
     assert more.formats == (*FORMATS, "JPEG2000")
     assert more.decode("a.png", lambda opened: opened.size) == (16, 16)
     with pytest.raises(UserError, match="--image-formats JPEGXXL: no such format; Pillow reads AVIF, "):
-        formats_with("JPEGXXL")
+        formats_with(["JPEGXXL"])
 
 
 def test_a_program_in_an_image_file_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,9 @@ def test_a_program_in_an_image_file_is_never_run(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(subprocess, "Popen", run)
     assert "is an EPS file, a program that would have to be run; it is never read" in refusal(Images(tmp_path), "a.png")
     with pytest.raises(UserError, match="never read"):
-        formats_with("EPS")
+        formats_with(["EPS"])
+    with pytest.raises(UserError, match="never read"):
+        Images(tmp_path, ("JPEG", "EPS"))
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def read_config(path: Path | None) -> Config:
         if not is_file(FILE):
             return Config()
         path = FILE
-    table = read_toml(path)
+    table = read_toml(path, any_kind=True)
     config = Config(
         general=_options(path, {k: v for k, v in table.items() if not isinstance(v, dict)}, "the top level")
     )

@@ -68,6 +68,8 @@ def features(
         emit(f"{name} {part}: {len(examples)} examples, {len(encoding.vectors)} distinct pictures")
         problems += dict.fromkeys(encoding.failed.values())
     emit(f"features of {encoder.info().name} in {store_of(encoder).folder}")
+    for line in encoder.info().notes:
+        emit(line)
     if problems:
         raise DataError(f"{len(problems)} pictures can't be read; all others are done:{first_few(problems)}")
 

@@ -79,7 +79,7 @@ def make_spec(
         split=split,
         selector=select,
         rices=RicesSpec(rices_model, rices_pretrained, rices_unique_images, exclude_same_image, rices_quick_gelu),
-        image_formats=formats_with(image_formats),
+        image_formats=formats_with((image_formats or "").split(",")),
         data_overrides={name: config.data[name] for name in names if name in config.data},
         **others,
     )

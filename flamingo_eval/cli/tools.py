@@ -83,7 +83,7 @@ def data_check(
     from flamingo_eval.engine.plan import read_source
 
     name, overrides = canonical_name(benchmark), context.obj.data.get(canonical_name(benchmark))
-    root = Images(data_folder(data_root or DEMO), formats_with(image_formats))
+    root = Images(data_folder(data_root or DEMO), formats_with((image_formats or "").split(",")))
     rules = load_benchmark(name, overrides, protocol=protocol, split=split)
     lines: list[tuple[str, bool]] = []
     problems: list[str] = []

@@ -242,7 +242,9 @@ class _Runner:
                 continue
             except QueryError as error:  # an image was read again, and has gone or changed since it was prepared
                 if len(part) > 1:
-                    size = len(part) // 2
+                    yield from self.answer(part[: len(part) // 2], task)
+                    yield from self.answer(part[len(part) // 2 :], task)
+                    done += len(part)
                     continue
                 answers = [NoAnswer(str(error))]
             done += len(part)

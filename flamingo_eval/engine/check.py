@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from tqdm import tqdm
 
 from flamingo_eval.engine.plan import Source
-from flamingo_eval.errors import DataError, QueryError, first_few
+from flamingo_eval.errors import DataError, UserError, first_few
 from flamingo_eval.files import is_file
 from flamingo_eval.nouns import Example
 
@@ -38,14 +38,13 @@ def picture_problems(source: Source, open_them: bool) -> list[str]:
     images = dict.fromkeys(example.image for example in examples)
     problems = []
     for image in tqdm(images, unit="picture", desc="pictures", disable=not open_them):
-        path = source.root / image
-        if not is_file(path):
-            problems.append(f"{path} does not exist")
-        elif open_them:
-            try:
-                source.images.decode(image, lambda picture: picture.load())
-            except QueryError as error:
-                problems.append(str(error))
+        try:
+            if open_them:
+                source.images.decode(image, lambda _: None)
+            elif not is_file(source.root / image):
+                problems.append(f"{source.root / image} does not exist")
+        except UserError as error:  # it can't be decoded, or nobody may look
+            problems.append(str(error))
     return problems
 
 

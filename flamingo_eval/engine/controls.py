@@ -194,11 +194,11 @@ def _answer(
     device, precision = source.resolve(device, identity["precision"])
     extra = {"demo": record["demo"]} if record["demo"] else {}
     failures = []
-    folders = {item.trial.source.root: item.trial.source.images for items in pending.values() for item in items}
-    for root, images in folders.items():  # benchmarks of a run may lie under roots of their own
+    shown = {id(item.trial.source.images): item.trial.source.images for items in pending.values() for item in items}
+    for images in shown.values():  # benchmarks of a run may lie under roots of their own
         with closing(source.load(images=images, device=device, precision=precision)) as model:
             for name, items in pending.items():
-                own = [item for item in items if item.trial.source.root == root]
+                own = [item for item in items if item.trial.source.images is images]
                 if own:
                     tasks = {item.trial.cell[0]: item.trial.source.task for item in own}
                     told = {"control": name, **extra}

@@ -68,7 +68,7 @@ def score_predictions(benchmark: Benchmark, root: Path, path: Path) -> ExternalS
 def _read_predictions(path: Path, known: Mapping[Id, Any], metric: Metric, closed: Sequence[str]) -> dict[Id, Any]:
     """Query id -> answer; where answers are chosen from ``closed`` names, they must be among these."""
     names = frozenset(closed)
-    rows = read_json(path)
+    rows = read_json(path, any_kind=True)
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path} is not a list of predictions")
     by_text = {str(id): id for id in known}

@@ -95,6 +95,11 @@ class RunFolder:
         parts = zip((_BENCHMARK_IDENTITY, _BENCHMARK_SETTINGS), ("identity", "settings"), strict=True)
         names = {*run["identity"]["benchmarks"], *(cell[0] for cell in run["cells"])} if whole else set()
         whole = whole and ("rices" not in run["identity"] or fits(run["identity"]["rices"], _RICES))
+        whole = whole and all(
+            fits(part.get("image_formats", []), [str])
+            for part in run["settings"]["benchmarks"].values()
+            if fits(part, dict)
+        )
         if not whole or not all(fits(run[part]["benchmarks"], dict.fromkeys(names, shape)) for shape, part in parts):
             raise UserError(f"{self.run_file} is damaged: something that every run states is missing in it")
         return run
@@ -248,7 +253,7 @@ def _locked(handle: int, kind: int, path: Path) -> bool:
             f"{path} can't be locked ({error.strerror}): a run needs a file system with locks. "
             "Choose another --out, or have this one mounted with them (NFS 4, Lustre with -o flock)"
         ) from error
-    return exists(path) and path.lstat().st_ino == os.fstat(handle).st_ino  # --fresh may have moved the folder
+    return os.path.lexists(path) and path.lstat().st_ino == os.fstat(handle).st_ino  # --fresh may have moved the folder
 
 
 def describe_age(seconds: float) -> str:

@@ -70,7 +70,11 @@ def retrieval_identity(spec: RunSpec) -> dict[str, Any] | None:
 def _benchmark_identity(source: Source) -> dict[str, Any]:
     benchmark = source.benchmark
     rules = (benchmark.prompt, source.task, benchmark.plan)
-    options = {key: value for key, value in benchmark.data.options.items() if key not in ("references", "counts")}
+    options = {
+        key: value
+        for key, value in benchmark.data.options.items()
+        if key not in ("references", "counts", "default_folders")
+    }
     return {
         "protocol": benchmark.protocol,
         "split": benchmark.split,
@@ -107,6 +111,7 @@ def new_record(
         "demo": demo_note(spec),
         "identity": merged,
         "checkpoint": {"name": info.name, "digest": info.digest, "parts": dict(info.parts), "notes": list(info.notes)},
+        **_encoder(spec),
         "settings": {
             "checkpoint": _findable(spec.checkpoint),
             "weights": None if spec.weights is None else str(user_path(spec.weights, "--weights").absolute()),
@@ -115,6 +120,14 @@ def new_record(
         "cells": [list(cell) for cell in cells],
         "sessions": old["sessions"] if old else [],
     }
+
+
+def _encoder(spec: RunSpec) -> dict[str, Any]:
+    """The image encoder of RICES, for people; what makes it another run is in the identity."""
+    if not registry.selector(spec.selector).needs_features:
+        return {}
+    info = encoder_of(spec).info()
+    return {"encoder": {"name": info.name, "parts": dict(info.parts), "notes": list(info.notes)}}
 
 
 def _findable(checkpoint: str) -> str:

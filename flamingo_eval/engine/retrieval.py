@@ -176,7 +176,9 @@ def _build(
                 good = [(key, p) for key, p in zip(batch, prepared, strict=True) if not isinstance(p, QueryError)]
                 failed |= {k: str(p) for k, p in zip(batch, prepared, strict=True) if isinstance(p, QueryError)}
                 if good:
-                    vectors = _normalised(encoder.encode([p for _, p in good]), [shown[key] for key, _ in good])
+                    vectors = _normalised(
+                        encoder.encode([p for _, p in good]), [images.root / shown[key] for key, _ in good]
+                    )
                     store.append([key for key, _ in good], vectors, about)
                 bar.update(len(batch))
     del encoder
@@ -207,10 +209,10 @@ def _read_ahead(encoder: ImageEncoder, shown: Mapping[str, str], rgb: bool) -> I
             pool.shutdown(cancel_futures=True)
 
 
-def _normalised(vectors: Vectors, images: Sequence[str]) -> Vectors:
+def _normalised(vectors: Vectors, images: Sequence[Path]) -> Vectors:
     """Vectors of length 1, in float32 like the reference's."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    bad = [image for image, length in zip(images, lengths[:, 0], strict=True) if not 0 < length < np.inf]
+    bad = [str(image) for image, length in zip(images, lengths[:, 0], strict=True) if not 0 < length < np.inf]
     if bad:
         raise DataError(f"the image encoder gives no usable features for {', '.join(bad[:5])}")
     unit: Vectors = vectors / lengths

@@ -38,7 +38,7 @@ from flamingo_eval.engine.retrieval import all_pictures_digest, encoder_of, find
 from flamingo_eval.engine.score import CellKey, check_complete, write_scores
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import digest, exists, is_file, user_path
-from flamingo_eval.images import FORMATS, Images
+from flamingo_eval.images import FORMATS, Images, formats_with
 from flamingo_eval.nouns import Cell, Example
 from flamingo_eval.ports import ModelSource, Nearest
 from flamingo_eval.progress import note, progress_bar
@@ -312,7 +312,10 @@ def _check_scorable(source: Source, spec: RunSpec, cells: Sequence[CellKey]) -> 
         ids = [example.id for example in asked_examples(source, seed, spec.num_samples, spec.query_set_size)]
         lacking = [id for id in ids if id not in references] if references else []
         if lacking:
-            raise DataError(f"{source.benchmark.name}: {len(lacking)} queries have no reference, such as {lacking[0]}")
+            files = ", ".join(map(str, source.references.files))
+            raise DataError(
+                f"{source.benchmark.name}: {len(lacking)} queries have no reference in {files}, such as {lacking[0]}"
+            )
         asked.append({id: references[id] for id in ids} if references else {})
     return registry.metric(source.benchmark.metric).check(asked)
 
@@ -342,10 +345,18 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
     """
     record = folder.read_run()
     identity, parts = record["identity"], record["settings"]["benchmarks"]
+    shared: dict[tuple[Path, tuple[str, ...]], Images] = {}
+
+    def images_of(name: str) -> Images:
+        """Where a benchmark's images are; benchmarks that share them share what is known of their content too."""
+        root, formats = root_of(data_root or parts[name]["data_root"]), parts[name].get("image_formats", FORMATS)
+        known = formats_with(set(formats) - set(FORMATS))
+        return shared.setdefault((root, known), Images(root, known))
+
     sources = {
         name: read_source(
             name,
-            Images(root_of(data_root or parts[name]["data_root"]), parts[name].get("image_formats", FORMATS)),
+            images_of(name),
             parts[name]["data_overrides"],
             protocol=part["protocol"],
             split=part["split"],

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flamingo_eval import registry
@@ -76,7 +77,7 @@ def score_trials(
             if is_whole(trial, journal, skipped):
                 raw = raw_answers(trial, journal)
                 complete.append(trial)
-                _check_kinds(trial, raw)
+                _check_kinds(trial, raw, journal.path)
                 answers.append({id: _processed(rules, said) for id, said in raw})
                 counts.append(len(raw))
         scores = _scores(source, answers, source.benchmark.scoring)
@@ -87,7 +88,7 @@ def score_trials(
     return scored
 
 
-def _check_kinds(trial: TrialPlan, raw: Iterable[tuple[Id, Answer]]) -> None:
+def _check_kinds(trial: TrialPlan, raw: Iterable[tuple[Id, Answer]], path: Path) -> None:
     """Raises DataError for a journalled answer that the benchmark's task can't have: a text, or other names."""
     task = trial.source.task
     names = frozenset(task.names) if isinstance(task, Ranking) else None
@@ -97,7 +98,7 @@ def _check_kinds(trial: TrialPlan, raw: Iterable[tuple[Id, Answer]]) -> None:
             benchmark, shots, seed = trial.cell
             wanted = "a text" if names is None else f"log-likelihoods of the {len(names)} class names"
             raise DataError(
-                f"the journal's answer to query {id} of {benchmark}, {shots} shots, seed {seed} is not {wanted}"
+                f"{path}: the answer to query {id} of {benchmark}, {shots} shots, seed {seed} is not {wanted}"
             )
 
 
@@ -191,8 +192,10 @@ def write_scores(
 
 def _metric_notes(source: Source, trials: Iterable[TrialPlan], scored: Mapping[CellKey, ScoredTrial]) -> Sequence[str]:
     """What the metric says of the references that answers were compared with."""
-    own = [scored[trial.cell] for trial in trials if trial.source is source and trial.cell in scored]
-    references = [{id: source.references.by_id[id] for id in one.answers} for one in own if one.score is not None]
+    own = {trial.seed: scored[trial.cell] for trial in trials if trial.source is source and trial.cell in scored}
+    references = [  # trials of one seed ask the same
+        {id: source.references.by_id[id] for id in one.answers} for one in own.values() if one.score is not None
+    ]
     return registry.metric(source.benchmark.metric).check(references)
 
 
@@ -343,11 +346,12 @@ def item_rows(folder: RunFolder) -> dict[tuple[Any, ...], dict[str, Any]]:
     items = {}
     try:
         with folder.items_file.open(encoding="utf-8") as file:
-            for line in file:
-                row = parse_json(line, folder.items_file)
+            for number, line in enumerate(file, start=1):
+                row = parse_json(line, f"line {number}")
                 if not fits(row, {"answer": str, "score": (int, float, type(None))}):
                     raise ValueError(f"not a scored answer: {line[:80]!r}")
                 items[row["benchmark"], row["shots"], row["seed"], row["query_id"]] = row
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
-        raise UserError(f"{folder.items_file} can't be read ({error!r}): flamingo-eval score {folder.path}") from error
+        told = error if isinstance(error, DataError) else repr(error)
+        raise UserError(f"{folder.items_file} can't be read ({told}): flamingo-eval score {folder.path}") from error
     return items

@@ -2,8 +2,8 @@
 
 Options of a benchmark's ``[data]`` section: ``splits``, from a split's name to its folder; ``names``, a file beside
 them that maps class folders to names (``{"n01440764": "tench"}``); ``default_folders`` and ``default_names``, files of
-the package with a class folder and its name on each line, used where ``names`` is not there: the folders must then be
-exactly these, since a folder's place among the others says nothing of what it shows.
+the package whose n-th lines are a class folder and its name, used where ``names`` is not there: the folders must then
+be exactly these, since a folder's place among the others says nothing of what it shows.
 """
 
 from __future__ import annotations

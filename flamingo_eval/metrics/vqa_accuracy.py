@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flamingo_eval.errors import DataError
+from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.nouns import Annotation, Id, Score
 from flamingo_eval.vqa_text import normalise, strip_spaces, tokenise_as_mmf
 
@@ -74,7 +74,10 @@ def accuracy(prediction: str, annotation: Annotation, rules: Mapping[str, Any]) 
     """
     raw = [strip_spaces(answer.text) for answer in annotation.answers]
     differ = len(set(raw)) > 1
-    tokenise = _TOKENISATIONS[rules.get("tokenisation", "none")]
+    name = rules.get("tokenisation", "none")
+    if name not in _TOKENISATIONS:
+        raise UserError(f"[scoring] tokenisation = {name!r}: no such tokenisation; known: {', '.join(_TOKENISATIONS)}")
+    tokenise = _TOKENISATIONS[name]
     said = _text(tokenise(prediction), rules.get("normalise_prediction", "always"), differ)
     texts = [_text(tokenise(text), rules.get("normalise_annotations", "always"), differ) for text in raw]
     if len(texts) == 1:

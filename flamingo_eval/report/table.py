@@ -163,6 +163,7 @@ def _retrieval(cells: Sequence[Cell], run: Run) -> list[str]:
         f"rices: the most similar of all training examples by {rices['encoder']} ({rices['encoder_digest'][:10]})"
         + "".join(f", {variant}" for variant in variants)
     ]
+    lines += [f"rices: {note}" for note in run.get("encoder", {}).get("notes", ())]
     if identity["num_samples"] is None and identity["ensemble"] == 1 and all(len(c.trials) == 1 for c in cells):
         lines.append("RICES over all queries picks the same with every seed: one trial, so no standard deviation")
     return lines

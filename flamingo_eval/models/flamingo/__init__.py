@@ -60,9 +60,7 @@ class FlamingoSource:
 
     def _notes(self) -> Iterator[str]:
         """What a reader of its numbers should know."""
-        activation = self.spec.vision.activation
-        if activation is not None:
-            yield f"vision weights from a file ({Path(self.spec.vision.pretrained).name}), used with {activation}"
+        yield from _activation_notes(self.spec.vision)
         folder = self.spec.language.model
         if not isinstance(folder, Path) or not is_file(folder / "config.json"):
             return
@@ -77,6 +75,22 @@ class FlamingoSource:
                 "the output layer's rows of the added tokens are zero: LLaMA's output layer is not in the checkpoint "
                 "(the reference starts these rows at random, anew each time)"
             )
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Names the checkpoint's file in what is wrong with its parts together, which no single file shows."""
+        language = self.spec.language
+        files = [
+            *self.files.digests,
+            *(part for part in (language.model, language.tokenizer) if isinstance(part, Path)),
+        ]
+        try:
+            yield
+        except CheckpointError as error:
+            if any(str(file) in str(error) for file in files):
+                raise
+            where = self.spec.checkpoint if isinstance(self.spec.checkpoint, Path) else self.spec.name
+            raise CheckpointError(f"{where}: {error}") from error
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
         """Device and precision that ``auto`` stands for: CUDA if there is one; float32 on a CPU, amp_bf16 on CUDA.
@@ -107,22 +121,10 @@ class FlamingoSource:
         caching = Caching(memory, folder, _latents_digest(self.info().digest, precision, device))
         kind = PlainFlamingoModel if plain else FlamingoModel
         self.files.check()
-        with _named(self.spec):
+        with self._named():
             model = load_model(self.spec, images=images, device=device, precision=precision, kind=kind, caching=caching)
         self.files.check()
         return model
-
-
-@contextmanager
-def _named(spec: FlamingoSpec) -> Iterator[None]:
-    """Names the checkpoint's file in what is wrong with its parts together, which no single file shows."""
-    try:
-        yield
-    except CheckpointError as error:
-        where = spec.checkpoint if isinstance(spec.checkpoint, Path) else spec.name
-        if str(where if isinstance(where, str) else where.parent) in str(error):
-            raise
-        raise CheckpointError(f"{where}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,9 @@ class ClipSource:
             parts["weights"] = f"open_clip:{self.spec.model}/{weights}"
         versions = {package: metadata.version(package) for package in ("open_clip_torch", "torchvision", "pillow")}
         identity = digest([self.spec.model, bool(self.spec.quick_gelu), list(parts.values()), versions])
-        activation = f" ({self.spec.activation})" if self.spec.activation else ""
-        name = f"{self.spec.model}/{weights.name if isinstance(weights, Path) else weights}{activation}"
-        return ModelInfo(name, identity, {**_with_activation(parts, self.spec), **versions})
+        name = f"{self.spec.model}/{weights.name if isinstance(weights, Path) else weights}"
+        parts = _with_activation(parts, self.spec)
+        return ModelInfo(name, identity, {**parts, **versions}, tuple(_activation_notes(self.spec)))
 
     def load(self, device: str, images: Images) -> ClipEncoder:
         """Loads the CLIP. Raises CheckpointError."""
@@ -164,6 +166,12 @@ class ClipSource:
 def _with_activation(parts: dict[str, Any], vision: VisionSpec) -> dict[str, Any]:
     """What a model is made of, and which activation its vision weights are used with where a file does not say it."""
     return {**parts, "activation": vision.activation} if vision.activation else parts
+
+
+def _activation_notes(vision: VisionSpec) -> Iterator[str]:
+    """Which activation weights from a file are used with."""
+    if vision.activation is not None:
+        yield f"vision weights from a file ({Path(vision.pretrained).name}), used with {vision.activation}"
 
 
 def _latents_folder() -> Path | None:

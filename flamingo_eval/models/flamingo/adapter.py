@@ -311,9 +311,7 @@ class FlamingoModel:
         task = Decoding(max_new_tokens, num_beams, min_new_tokens, length_penalty)
         store = self._store(task)
         ids = self._encode_prompt(prompt, task)
-        pictures = [
-            store.adopt(image) if isinstance(image, Image.Image) else store.find(image, rgb=False) for image in images
-        ]
+        pictures = [store.adopt(image) for image in images]
         said = self.answer([PreparedPrompt(ids, [*pictures])], task)[0]
         if isinstance(said, NoAnswer):
             raise QueryError(said.reason)

@@ -20,7 +20,7 @@ from torch import Tensor
 from flamingo_eval.errors import CheckpointError
 from flamingo_eval.files import is_file
 from flamingo_eval.models.flamingo.hosts import Host
-from flamingo_eval.models.flamingo.weights import StateDict, check_tensor, read_torch, unwrapped
+from flamingo_eval.models.flamingo.weights import StateDict, check_kind, check_values, read_torch, unwrapped
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.model import Flamingo
@@ -60,7 +60,8 @@ def read_state_dict(path: Path) -> StateDict:
         raise CheckpointError(f"checkpoint {path} is not a file")
     state = unwrapped(read_torch(path), path)
     for key, tensor in state.items():
-        check_tensor(path, key, tensor, floating=not _OLD_BUFFER.search(key))
+        check_kind(path, key, tensor, floating=not _OLD_BUFFER.search(key))
+    check_values(((key, tensor) for key, tensor in state.items() if not _OLD_BUFFER.search(key)), str(path))
     return state
 
 

@@ -71,9 +71,9 @@ class LatentStore:
         *,
         budget: int,
         disk: FeatureStore | None,
-        images: Images | None = None,
+        images: Images,
     ) -> None:
-        self._images = images or Images(Path())
+        self._images = images
         self._transform, self._encode, self._budget, self._disk = transform, encode, budget, disk
         self._shape, self._dtype = like.shape, like.dtype
         self._known: OrderedDict[str, Tensor] = OrderedDict()
@@ -93,12 +93,16 @@ class LatentStore:
         """The picture at a path. Raises QueryError if there is none."""
         return Picture(self._images.digest(str(image)) + ("-rgb" if rgb else ""), str(image), rgb)
 
-    def adopt(self, image: Image.Image) -> Picture:
-        """A picture that is in memory already."""
-        try:
-            pixels = self._transform(image)
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise QueryError(f"a picture can't be read: {error}") from error
+    def adopt(self, image: Image.Image | str | Path) -> Picture:
+        """A picture that is in memory already, or at a path, as it is now. Raises QueryError."""
+        if isinstance(image, Image.Image):
+            try:
+                image.load()
+                pixels = self._transform(image)
+            except Exception as error:  # Pillow's decoders raise whatever they like, and images may be lazy
+                raise QueryError(f"a picture can't be read: {str(error) or type(error).__name__}") from error
+        else:  # by itself: what was seen of this path before does not count
+            pixels = read_picture(self._images.anew(), str(image), self._transform, rgb=False)
         key = "pixels-" + hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
         with self._lock:
             self._pixels[key] = pixels  # there is no file to read it from again

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from flamingo_eval.errors import CheckpointError, DeviceMemoryError
 from flamingo_eval.features.ranking import free_memory
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
@@ -20,7 +21,7 @@ from flamingo_eval.models.flamingo.prefix import check_side_by_side
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import PatchTokens, load_clip
-from flamingo_eval.models.flamingo.weights import loading
+from flamingo_eval.models.flamingo.weights import reason_of
 
 _WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp_bf16": torch.float32}
 
@@ -87,7 +88,7 @@ def _load(
     check_counts(model, spec)
     if spec.language.decoder_layers is not None:
         check_side_by_side(model)
-    model = in_precision(model.eval().requires_grad_(False), dtype)
+    model = in_precision(model.eval().requires_grad_(False), dtype, copy=torch.device(device).type == "cpu")
     if precision == "amp_bf16":
         cast_ahead(model)
     model = model.to(device)
@@ -97,15 +98,19 @@ def _load(
     return kind(model, tokenizer, transform, images=images, precision=precision, caching=caching)
 
 
-def in_precision(model: Flamingo, dtype: torch.dtype) -> Flamingo:
+def in_precision(model: Flamingo, dtype: torch.dtype, *, copy: bool = True) -> Flamingo:
     """The same with its weights of another type; buffers stay as they are: rotary frequencies must stay float32.
 
-    All are copies: what is still mapped to a file would change with it, in the middle of a run.
+    Args:
+        model: whose weights may still be mapped to files, and would change with these in the middle of a run.
+        dtype: the type.
+        copy: copy what has that type already; not needed where the model goes to another device next.
     """
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype, copy=True)
-    for buffer in model.buffers():
-        buffer.data = buffer.data.clone()
+        parameter.data = parameter.data.to(dtype, copy=copy)
+    if copy:
+        for buffer in model.buffers():
+            buffer.data = buffer.data.clone()
     return model
 
 
@@ -119,8 +124,12 @@ def probe(model: Flamingo, image_id: int, name: str) -> None:
     latents = model.perceiver.latents
     ids = torch.tensor([[image_id, image_id]], device=latents.device)
     media = Media.of(torch.zeros(1, 2, *latents.shape, dtype=latents.dtype, device=latents.device), ids, image_id)
-    with loading(f"checkpoint {name}"):
+    try:
         model(ids, torch.ones_like(ids), media)
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, ArithmeticError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise DeviceMemoryError(f"checkpoint {name} leaves no memory to answer in: {reason_of(error)}") from error
+        raise CheckpointError(f"checkpoint {name} can't be run: {reason_of(error)}") from error
 
 
 def cast_ahead(model: Flamingo) -> None:

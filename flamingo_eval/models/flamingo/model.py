@@ -18,7 +18,7 @@ from flamingo_eval.models.flamingo.hosts import HOSTS, Host, generic_host, host_
 from flamingo_eval.models.flamingo.part_files import model_files
 from flamingo_eval.models.flamingo.perceiver import PerceiverResampler
 from flamingo_eval.models.flamingo.spec import FlamingoSpec
-from flamingo_eval.models.flamingo.weights import check_language_folder, loading
+from flamingo_eval.models.flamingo.weights import check_language_folder, check_values, loading
 
 
 class Flamingo(nn.Module):
@@ -139,6 +139,7 @@ def load_language(source: str | Path, dtype: torch.dtype, decoder_layers: str | 
         wrapped = sorted({key.partition(".")[0] for key in unexpected if key.startswith(("_orig_mod.", "module."))})
         hint = f"; the names begin with {wrapped[0]}: save the model inside that wrapper" if wrapped else ""
         raise CheckpointError(f"the language model {source} is not whole: {describe_keys(missing, unexpected)}{hint}")
+    check_values(model.named_parameters(), str(source))
     # whatever the repository suggests about sampling must not leak into the protocol's decoding
     model.generation_config = GenerationConfig()
     if host is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_eval.errors import CheckpointError, DataError
-from flamingo_eval.files import inside_root, odd_content, path_state, read_json, settled_digest
+from flamingo_eval.files import inside_root, is_file, is_folder, odd_content, path_state, read_json, settled_digest
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class DigestedFiles:
 
 
 _MODEL_FILES = {
-    ".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".spm", ".tiktoken", ".codes", ".vocab", ".bpe"
+    ".json", ".safetensors", ".bin", ".model", ".txt", ".spm", ".tiktoken", ".codes", ".vocab", ".bpe"
 }  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def model_files(folder: Path) -> list[Path]:
         top = sorted(f for f in folder.iterdir() if f.suffix in _MODEL_FILES and not f.name.startswith("."))
     except OSError as error:
         raise CheckpointError(f"{folder} can't be read: {error.strerror}") from error
-    top = [file for file in top if not file.is_dir()]
+    top = [file for file in top if not is_folder(file)]
     if (folder / "adapter_config.json") in top:
         raise CheckpointError(
             f"{folder} holds an adapter (adapter_config.json) of another model: merge it, and save it whole"
@@ -72,10 +72,10 @@ def model_files(folder: Path) -> list[Path]:
         file = todo.pop()
         for name in _names_in(file):
             try:
-                target = file.parent / inside_root(name, str(file))
+                target = file.parent / inside_root(name, str(file), "the model's folder")
             except DataError as error:
                 raise CheckpointError(str(error)) from error
-            if not target.is_file():
+            if not is_file(target):
                 raise CheckpointError(f"{file} names {name}, which is not there")
             if target not in known:
                 known.add(target)

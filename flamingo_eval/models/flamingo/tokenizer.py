@@ -166,5 +166,8 @@ def _configured_pad_token(source: str | Path) -> str | None:
             raise CheckpointError(str(error)) from error
         token = table.get("pad_token") if isinstance(table, dict) else None
         if token:
-            return str(token.get("content") if isinstance(token, dict) else token)
+            content = token.get("content") if isinstance(token, dict) else token
+            if not isinstance(content, str):
+                raise CheckpointError(f"{file}: pad_token is {str(token)[:60]}, expected a text")
+            return content
     return None

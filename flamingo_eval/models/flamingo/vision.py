@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flamingo_eval.errors import CheckpointError, QueryError
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.spec import VisionSpec
-from flamingo_eval.models.flamingo.weights import check_file, check_sizes, loading
+from flamingo_eval.models.flamingo.weights import check_file, check_sizes, check_values, loading
 
 Transform = Callable[[Any], Tensor]
 """open_clip's inference transform: a Pillow image, *as opened*, to a (3, height, width) float tensor."""
@@ -57,6 +57,7 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
             model, _, transform = open_clip.create_model_and_transforms(
                 spec.model, pretrained=pretrained, precision="fp32", force_quick_gelu=quick_gelu
             )
+    check_values(model.named_parameters(), f"vision weights {pretrained}")
     return model.eval(), transform
 
 

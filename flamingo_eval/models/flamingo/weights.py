@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from flamingo_eval.errors import CheckpointError, FlamingoEvalError, QueryError
+from flamingo_eval.errors import CheckpointError, DeviceMemoryError, FlamingoEvalError, QueryError
 from flamingo_eval.files import exists, is_file, odd_content, open_regular
 from flamingo_eval.models.flamingo.part_files import read_object
 
@@ -44,6 +44,8 @@ def loading(what: str, files: Iterable[Path] = ()) -> Iterator[None]:
         if isinstance(error, QueryError):  # a loaded part that can't do what it is for
             raise CheckpointError(f"{what}: {error}") from error
         raise
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(f"{what} does not fit into memory: {reason_of(error)}") from error
     except Exception as error:
         raise CheckpointError(_message(what, error, files)) from error
     except BaseException as error:
@@ -114,37 +116,42 @@ def _plain_name(key: str) -> str:
     return ".".join(parts)
 
 
-def tensors_in(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of all that a weights file holds, one after the other. Raises CheckpointError."""
-    if path.suffix == ".safetensors":
-        with loading(f"weights {path}", [path]), safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  # not a mapping
-                yield name, file.get_tensor(name)
-    else:
-        loaded = read_torch(path)
-        state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-        if not isinstance(state, dict):
-            raise CheckpointError(f"weights {path} are not a state dict (a mapping from names to tensors)")
-        yield from ((str(name), value) for name, value in state.items() if isinstance(value, Tensor))
+_WANTED = "weights must be floating-point numbers"
 
 
 def check_file(path: Path) -> set[str]:
     """Names of the tensors in a weights file, none of which is of a kind that would be misread in silence.
 
+    Only types are looked at here; values are, once they are loaded (:func:`check_values`).
+
     Raises:
-        CheckpointError: it can't be read, holds no tensors, or one that is complex, sparse, quantised or not a number.
+        CheckpointError: it can't be read, holds no tensors, or one that is complex, sparse or quantised.
     """
-    names = set()
-    for name, tensor in tensors_in(path):
-        check_tensor(path, name, tensor, floating=name.endswith("weight") and tensor.numel() > 1)
-        names.add(name)
+    if path.suffix == ".safetensors":
+        with loading(f"weights {path}", [path]), safe_open(path, framework="pt") as file:
+            kinds = {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118  # no mapping
+        for name, kind in kinds.items():
+            if kind.startswith("C") or (name.endswith("weight") and kind.startswith(("I", "U", "BOOL"))):
+                raise CheckpointError(
+                    f"{path}: tensor {name} is of type {kind}; weights must be floating-point numbers"
+                )
+        names = set(kinds)
+    else:
+        loaded = read_torch(path)
+        state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+        if not isinstance(state, dict):
+            raise CheckpointError(f"weights {path} are not a state dict (a mapping from names to tensors)")
+        tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+        for name, tensor in tensors.items():
+            check_kind(path, name, tensor, floating=name.endswith("weight") and tensor.numel() > 1)
+        names = set(tensors)
     if not names:
         raise CheckpointError(f"weights {path} hold no tensors")
     return names
 
 
-def check_tensor(path: Path, name: str, tensor: Tensor, *, floating: bool) -> None:
-    """Refuses what a module would take after converting it to something else, or without being able to compute with it.
+def check_kind(path: Path, name: str, tensor: Tensor, *, floating: bool) -> None:
+    """Refuses a tensor that a module would take after converting it to something else.
 
     Args:
         path: the file, for the message.
@@ -155,16 +162,29 @@ def check_tensor(path: Path, name: str, tensor: Tensor, *, floating: bool) -> No
     Raises:
         CheckpointError: names file and tensor.
     """
-    where = f"{path}: tensor {name}"
     if tensor.layout != torch.strided or tensor.is_quantized:
-        raise CheckpointError(f"{where} is sparse or quantised; weights must be plain tensors")
+        raise CheckpointError(f"{path}: tensor {name} is sparse or quantised; weights must be plain tensors")
     if tensor.is_complex() or (floating and not tensor.is_floating_point()):
-        raise CheckpointError(f"{where} is of type {tensor.dtype}; weights must be floating-point numbers")
-    if tensor.is_floating_point() and tensor.numel():
-        plain = tensor if tensor.element_size() > 1 else tensor.float()  # eight bits have no arithmetic
-        low, high = plain.aminmax()
-        if low.isnan() or high.isnan() or (tensor.dim() and not (low.isfinite() and high.isfinite())):
-            raise CheckpointError(f"{where} holds values that are no numbers (NaN or infinite)")
+        raise CheckpointError(
+            f"{path}: tensor {name} is of type {tensor.dtype}; weights must be floating-point numbers"
+        )
+
+
+def check_values(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """Refuses weights that are no numbers: every answer would be one of them, or none.
+
+    Args:
+        tensors: (name, weights).
+        where: what they were loaded from, for the message.
+
+    Raises:
+        CheckpointError: names the tensor.
+    """
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = (tensor if tensor.element_size() > 1 else tensor.float()).aminmax()  # eight bits have none
+            if not (low.isfinite() and high.isfinite()):
+                raise CheckpointError(f"{where}: tensor {name} holds values that are no numbers in {tensor.dtype}")
 
 
 def check_language_folder(folder: Path) -> None:
@@ -186,7 +206,7 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     """The weights that transformers takes from a folder, in its order of preference (modeling_utils.py).
 
     Raises:
-        CheckpointError: there are none, or an index names a file that is not there.
+        CheckpointError: there are none, or an index that names none.
     """
     names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
     explicit = config.get("transformers_weights")
@@ -211,7 +231,7 @@ def check_sizes(path: Path, table: Mapping[str, Any]) -> None:
     for key, value in table.items():
         if isinstance(value, dict):
             check_sizes(path, value)
-        elif type(value) is int and _LAYERS.fullmatch(key) and not 0 < value <= _MOST_LAYERS:
-            raise CheckpointError(f"{path}: {key} is {str(value)[:20]}, expected 1 to {_MOST_LAYERS}")
+        elif type(value) is int and _LAYERS.fullmatch(key) and not 0 <= value <= _MOST_LAYERS:
+            raise CheckpointError(f"{path}: {key} is {str(value)[:20]}, expected 0 to {_MOST_LAYERS}")
         elif type(value) is int and key.endswith(("_size", "width", "d_model", "_dim")) and abs(value) > _MOST_WIDE:
             raise CheckpointError(f"{path}: {key} is {str(value)[:20]}, expected at most {_MOST_WIDE}")

@@ -27,8 +27,8 @@ T = TypeVar("T")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """What is decoded unless the user names more; Pillow's names. Its JPEG reads MPO too, as phones write it."""
 
-NEVER = frozenset({"EPS"})
-"""What is never decoded: a program, which Pillow hands to Ghostscript to be run."""
+NEVER = frozenset({"EPS", "IPTC"})
+"""What is never decoded: a program, which Pillow hands to Ghostscript to be run, and what may hold one inside."""
 
 MOST_BYTES = 1 << 30
 """Larger files are refused unread. (An uncompressed image as large as Pillow opens has 0.7 GB.)"""
@@ -162,7 +162,7 @@ def _what_it_is(content: bytes, formats: Sequence[str]) -> str:
     for name, (_, accepts) in Image.OPEN.items():
         if name not in formats and _accepted(accepts, content[:16]):
             if name in NEVER:
-                return f"is an {name} file, a program that would have to be run; it is never read"
+                return f"is an {name} file, that is, or may hold, a program that would have to be run; it is never read"
             return f"is a {name} image; read are {', '.join(formats)}, and with --image-formats {name} that one too"
     return f"is not an image in a known format ({', '.join(formats)})"
 

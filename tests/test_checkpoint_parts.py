@@ -102,7 +102,7 @@ def test_layouts_that_reach_elsewhere_are_refused(bundle: Path) -> None:
     tokenizer = bundle / "tokenizer"
     (tokenizer / "tokenizer_config.json").write_text('{"fast_tokenizer_files": ["../x/tokenizer.4.0.0.json"]}')
     with pytest.raises(CheckpointError, match=r"tokenizer_config.json.*not a path inside"):
-        model_files(tokenizer)
+        model_files(tokenizer, weights=False)
     (tokenizer / "tokenizer_config.json").unlink()
     (bundle / "lm/adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
     with pytest.raises(CheckpointError, match=r"holds an adapter \(adapter_config.json\) of another model"):
@@ -200,7 +200,7 @@ def test_the_activation_of_weights_from_a_file_is_never_guessed(tmp_path: Path, 
     else:
         assert spec().activation == ("QuickGELU" if given else "GELU")
     assert VisionSpec("ViT-L-14-quickgelu", file).activation == "QuickGELU"
-    VisionSpec("ViT-L-14-quickgelu", file).check_activation()
+    VisionSpec("ViT-L-14-quickgelu", file).check()
     with pytest.raises(UserError, match="--rices-quick-gelu goes with weights from a file"):
         registry.image_encoder("ViT-L-14", "openai", True)
 
@@ -426,3 +426,93 @@ def test_a_text_that_the_tokenizer_cant_encode_fails_alone(bundle: Path, tmp_pat
     ):
         evaluate(model, "coco", shots=[2], seeds=[42], data_root=root, out=tmp_path / "run")
     assert read_lines(tmp_path / "run/journal.jsonl")
+
+
+def swapped_around(bundle: Path, monkeypatch: pytest.MonkeyPatch, swap: Any, restore: Any) -> None:
+    """Loads with something done between digest and load, and undone afterwards; must be refused."""
+    source = registry.model_source(str(bundle / "model.toml"))
+    source.info()
+    from flamingo_eval.models.flamingo import loading as module
+
+    real = module.load_model
+
+    def load_swapped(*arguments: Any, **settings: Any) -> Any:
+        swap()
+        try:
+            return real(*arguments, **settings)
+        finally:
+            restore()
+
+    monkeypatch.setattr("flamingo_eval.models.flamingo.loading.load_model", load_swapped)
+    with pytest.raises(CheckpointError, match="has changed since this command looked at it first"):
+        source.load(images=Images(bundle), device="cpu", precision="fp32")
+
+
+@pytest.mark.parametrize("folder", ["lm", "."])
+def test_a_folder_moved_away_and_back_is_noticed(bundle: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    place = (bundle / folder).resolve()
+    other, aside = place.with_name("other"), place.with_name("aside")
+    shutil.copytree(place, other)
+    multiply(other / ("model.safetensors" if folder == "lm" else "lm/model.safetensors"), 3)
+    swapped_around(
+        bundle,
+        monkeypatch,
+        lambda: (place.rename(aside), other.rename(place)),
+        lambda: (place.rename(other), aside.rename(place)),
+    )
+
+
+def test_a_file_that_comes_after_the_digest_is_noticed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would take model.safetensors before pytorch_model.bin."""
+    from safetensors.torch import load_file
+
+    file = bundle / "lm/model.safetensors"
+    torch.save(load_file(file), bundle / "lm/pytorch_model.bin")
+    content = file.read_bytes()
+    file.unlink()
+    swapped_around(bundle, monkeypatch, lambda: file.write_bytes(content), lambda: None)
+
+
+def test_what_training_leaves_beside_a_model_is_no_obstacle(bundle: Path) -> None:
+    """Indexes of weights that are not loaded, an adapter beside a tokenizer, optimizer states."""
+    lm, tokenizer = bundle / "lm", bundle / "tokenizer"
+    plain = texts_of(load(bundle), bundle)
+    for index in (lm / "pytorch_model.bin.index.json", lm / "flax_model.msgpack.index.json",
+                  tokenizer / "model.safetensors.index.json"):  # fmt: skip
+        index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "not-downloaded.bin"}}))
+    (tokenizer / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')
+    (tokenizer / "tokenizer_config.json").write_text(
+        json.dumps({"fast_tokenizer_files": ["tokenizer.json", "tokenizer.9.9.9.json"]})
+    )
+    for name in ("training_args.bin", "optimizer.pt", "README.md", ".gitattributes", "trainer_state.json"):
+        (lm / name).write_bytes(b"{}")
+    assert texts_of(load(bundle), bundle) == plain
+
+
+@pytest.mark.parametrize("name", ["local-dir:/tmp/x", "hf-hub:org/name", "org/name"])
+def test_vision_models_that_bring_weights_of_their_own_are_refused(bundle: Path, name: str) -> None:
+    toml = bundle / "model.toml"
+    toml.write_text(toml.read_text().replace('model = "flamingo-eval-demo-vit"', f'model = "{name}"'))
+    with pytest.raises(CheckpointError, match="give the name of an open_clip model configuration"):
+        digest_of(bundle)
+
+
+def test_configurations_of_another_checkpoint_do_not_serve(bundle: Path) -> None:
+    load(bundle)
+    toml = bundle / "model.toml"
+    os.mkfifo(bundle / "open_clip_configs/other.json")
+    load(bundle)
+    (bundle / "open_clip_configs/flamingo-eval-demo-vit.json").unlink()
+    with pytest.raises(CheckpointError, match="open_clip does not know the vision model 'flamingo-eval-demo-vit'"):
+        load(bundle)
+    toml.write_text(toml.read_text().replace('configs = "open_clip_configs"', 'configs = "clip.pt"'))
+    with pytest.raises(CheckpointError, match=r"vision.configs: .*clip.pt is not a folder"):
+        load(bundle)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_labels", 20_000_000), ("num_hidden_layers", 9999)])
+def test_numbers_that_would_take_hours_are_refused(bundle: Path, key: str, value: int) -> None:
+    table = json.loads((bundle / "lm/config.json").read_text())
+    (bundle / "lm/config.1.0.0.json").write_text(json.dumps({**table, key: value}))
+    with pytest.raises(CheckpointError, match=rf"config.1.0.0.json: {key} is {value}"):
+        load(bundle)

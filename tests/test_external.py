@@ -380,3 +380,49 @@ def test_cider_of_nothing_is_found_before_anything_is_answered(call: Any, tmp_pa
     assert code == 0
     assert "note: coco: CIDEr of one image is always 0" in err
     assert "CIDEr of one image is always 0" in out, "and under the table"
+
+
+def test_a_skip_that_leaves_a_metric_undefined_costs_no_other_score(call: Any, tmp_path: Path) -> None:
+    """One positive meme, whose image is missing: no ROC AUC, but the captions beside it are scored."""
+    root = write_coco_root(tmp_path / "d", train=4, test=3)
+    write_memes(root, *(json.dumps({"id": i, "img": f"{i}.png", "label": int(i == 2), "text": "t"}) for i in range(3)))
+    (root / "hateful_memes/img").mkdir()
+    for name in ("0.png", "1.png", "img/1.png"):
+        (root / "hateful_memes" / name).write_bytes(b"never opened")
+    code, out, err = call("run", "hateful-memes", "coco", "--shots", "1", "--trials", "1", "--checkpoint", "scripted",
+                          "--data-root", root, "--out", "run", "--on-error", "skip")  # fmt: skip
+    assert code == 4, err
+    cells = json.loads(call("report", "run", "--format", "json")[1])
+    assert [cell["benchmark"] for cell in cells["cells"]] == ["coco"]
+    told = "hateful_memes, 1 shots, seed 42: no score, since queries were left out: ROC AUC is undefined"
+    assert any(note.startswith(told) for note in cells["notes"])
+    assert told in out
+
+
+@pytest.mark.parametrize("text", ["\U00010330\U00010331", "\U0001d7d9", "?"])
+def test_letters_that_the_tokenizer_drops_are_no_words(text: str) -> None:
+    from flamingo_eval.errors import DataError
+    from flamingo_eval.metrics.cider import CiderMetric
+
+    with pytest.raises(DataError, match="holds a word"):
+        CiderMetric().check([{1: [text], 2: [text]}])
+    with pytest.raises(DataError, match="holds a word"):
+        CiderMetric().compute([{1: "a", 2: "b"}], {1: [text], 2: [text]})
+
+
+def test_predictions_from_a_pipe_and_numbers_beyond_floats(call: Any, tmp_path: Path) -> None:
+    import os
+    import threading
+
+    write_memes(tmp_path / "d", *(json.dumps({"id": i, "img": "1.png", "label": i, "text": "t"}) for i in range(2)))
+    rows: list[dict[str, Any]] = [{"id": 0, "score": 0.1}, {"id": 1, "score": 10**400}]
+    command = ("score", "hateful-memes", "--data-root", tmp_path / "d", "--format", "json", "--predictions")
+    code, _, err = call(*command, predict(rows))
+    assert code == 2
+    assert "p.json: [1]: score 1000" in err
+    rows[1]["score"] = 0.9
+    os.mkfifo("pipe")
+    threading.Thread(target=lambda: Path("pipe").write_text(json.dumps(rows)), daemon=True).start()
+    code, out, err = call(*command, "pipe")
+    assert code == 0, err
+    assert json.loads(out)["value"] == 100

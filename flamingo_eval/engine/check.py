@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from flamingo_eval.engine.plan import Source
 from flamingo_eval.errors import DataError, UserError, first_few
-from flamingo_eval.files import is_file
+from flamingo_eval.files import exists, is_file
 from flamingo_eval.nouns import Example
 
 
@@ -42,7 +42,8 @@ def picture_problems(source: Source, open_them: bool) -> list[str]:
             if open_them:
                 source.images.decode(image, lambda _: None)
             elif not is_file(source.root / image):
-                problems.append(f"{source.root / image} does not exist")
+                there = exists(source.root / image)
+                problems.append(f"{source.root / image} {'is not a regular file' if there else 'does not exist'}")
         except UserError as error:  # it can't be decoded, or nobody may look
             problems.append(str(error))
     return problems

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from flamingo_eval import registry
 from flamingo_eval.benchmark import Benchmark
+from flamingo_eval.engine.score import all_finite
 from flamingo_eval.errors import DataError
 from flamingo_eval.files import read_json, record_field
 from flamingo_eval.nouns import Id, Ranking, Score
@@ -83,8 +83,8 @@ def _read_predictions(path: Path, known: Mapping[Id, Any], metric: Metric, close
         if id in found:
             raise DataError(f"{where}: {id_key} {said!r} occurs twice")
         value = record_field(where, row, metric.value_key, *metric.value_kinds)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise DataError(f"{where}: {metric.value_key} {value} is not a number")
+        if isinstance(value, int | float) and not all_finite([value]):
+            raise DataError(f"{where}: {metric.value_key} {str(value)[:30]} is not a number")
         if isinstance(value, str) and names and value not in names:
             close = difflib.get_close_matches(value.lower(), closed, n=3)
             raise DataError(

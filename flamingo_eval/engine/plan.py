@@ -17,7 +17,7 @@ import numpy as np
 from flamingo_eval import registry
 from flamingo_eval.benchmark import DEFAULT_PROTOCOL, Benchmark, load_benchmark
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import digest, digests_of_reads, file_digest, is_folder, many_objects
+from flamingo_eval.files import digest, digests_of_reads, file_digest, is_folder, many_objects, read_text
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Example, Id, Query, Ranking, Task
 from flamingo_eval.ports import DataSet, Nearest, References, Selection
@@ -63,12 +63,18 @@ class Source:
 
     def _unusable(self, examples: Sequence[Example], template: str, role: str) -> dict[int, str]:
         tokens = ((i, special_token_in(template, example)) for i, example in enumerate(examples))
-        where = ", ".join(map(str, self.data.files)) or str(self.root / self.benchmark.data.folder)
+        found = {i: token for i, token in tokens if token is not None}
+        where = {token: self._files_with(token) for token in set(found.values())}
         return {
-            i: f"{self.benchmark.name}: the text of {role} {examples[i].id} ({where}) holds the special token {token}"
-            for i, token in tokens
-            if token is not None
+            i: f"{self.benchmark.name}: the text of {role} {examples[i].id} ({where[token]}) holds the special token "
+            f"{token}"
+            for i, token in found.items()
         }
+
+    def _files_with(self, token: str) -> str:
+        """The annotation files in which a special token occurs."""
+        holding = [file for file in self.data.files if token in read_text(file)]
+        return ", ".join(map(str, holding or self.data.files)) or str(self.root / self.benchmark.data.folder)
 
     @cached_property
     def task(self) -> Task:

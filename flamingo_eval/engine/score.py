@@ -34,12 +34,16 @@ CellKey = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class ScoredTrial:
-    """A trial's answers after post-processing, its score, values under other scoring rules, and how many answers."""
+    """A trial's answers after post-processing, its score, values under other scoring rules, and how many answers.
+
+    ``undefined`` is why there is no score, where skipped queries have left the metric without one.
+    """
 
     answers: Mapping[Id, Answer]
     score: Score | None
     also: Mapping[str, float]
     answered: int
+    undefined: str | None = None
 
 
 def raw_answers(trial: TrialPlan, journal: Journal) -> list[tuple[Id, Answer]]:
@@ -80,12 +84,25 @@ def score_trials(
                 _check_kinds(trial, raw, journal.path)
                 answers.append({id: _processed(rules, said) for id, said in raw})
                 counts.append(len(raw))
+                if len(raw) < len(trial) and (reason := _undefined(source, answers[-1])):
+                    answered = ScoredTrial(answers.pop(), None, {}, counts.pop(), reason)
+                    scored[complete.pop().cell] = answered
         scores = _scores(source, answers, source.benchmark.scoring)
         others = {name: _scores(source, answers, rules) for name, rules in source.benchmark.also.items()}
         for i, trial in enumerate(complete):
             also = {name: score.value for name, results in others.items() if (score := results[i]) is not None}
             scored[trial.cell] = ScoredTrial(answers[i], scores[i], also, counts[i])
     return scored
+
+
+def _undefined(source: Source, answers: Mapping[Id, Answer]) -> str | None:
+    """Why the metric is undefined for a trial of which queries were skipped; None where it is defined."""
+    references = source.references.by_id
+    try:
+        registry.metric(source.benchmark.metric).check([{id: references[id] for id in answers}] if references else [])
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def _check_kinds(trial: TrialPlan, raw: Iterable[tuple[Id, Answer]], path: Path) -> None:
@@ -168,6 +185,10 @@ def write_scores(
         for source in sources
         for note in (*source.data.notes, *source.references.notes, *_metric_notes(source, trials, scored))
     )
+    for cell, one in scored.items():
+        if one.undefined:
+            where = f"{cell[0]}, {cell[1]} shots, seed {cell[2]}"
+            notes[f"{where}: no score, since queries were left out: {one.undefined}"] = None
     for source in sources:
         if not source.references.by_id:
             count = sum(scored[t.cell].answered for t in trials if t.source is source and t.cell in scored)

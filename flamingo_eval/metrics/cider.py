@@ -47,8 +47,8 @@ class CiderMetric:
         return tuple(dict.fromkeys(notes))
 
     def _holds_word(self, texts: Sequence[str]) -> bool:
-        """Whether the tokenizer leaves anything of them; a letter or digit is always left."""
-        if any(character.isalnum() for text in texts for character in text):
+        """Whether the tokenizer leaves anything of them; an English letter or a digit is always left."""
+        if any(character.isascii() and character.isalnum() for text in texts for character in text):
             return True
         return any(self._tokenize(set(texts))[text] for text in texts)
 
@@ -68,7 +68,7 @@ class CiderMetric:
         """One score per trial (image id -> caption).
 
         Raises:
-            DataError: an image without references, or a trial without captions.
+            DataError: an image without references, a trial without captions, or one without a word in its references.
             UserError: no Java, or the tokenizer failed.
         """
         for captions in trials:
@@ -77,6 +77,7 @@ class CiderMetric:
             for id in captions:
                 if not references.get(id):
                     raise DataError(f"image {id} has a caption but no references")
+            self.check([{id: references[id] for id in captions}])
         evaluated = [id for id in references if any(id in captions for captions in trials)]
         texts = {text for id in evaluated for text in references[id]}
         texts.update(text for captions in trials for text in captions.values())

@@ -38,7 +38,7 @@ class FlamingoSource:
     @cached_property
     def files(self) -> DigestedFiles:
         """Its files on this disk, digested once: the model that is loaded must be made of these bytes."""
-        return DigestedFiles.of(self.spec.local_files())
+        return DigestedFiles.of(self.spec.local_files(), self.spec.local_folders())
 
     def info(self) -> ModelInfo:
         """Name and digest: local files by content, hub files by the commit they come from.
@@ -254,7 +254,7 @@ class FlamingoFamily:
         if quick_gelu is not None and not is_file(file):
             raise UserError(f"--rices-quick-gelu goes with weights from a file; {weights} says itself what it wants")
         spec = VisionSpec(model, file if is_file(file) else weights, quick_gelu=quick_gelu)
-        spec.check_activation()
+        spec.check()
         return ClipSource(spec)
 
 

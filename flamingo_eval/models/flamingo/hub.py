@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from flamingo_eval.errors import CheckpointError
+from flamingo_eval.models.flamingo.part_files import read_object, weight_files
 from flamingo_eval.models.flamingo.spec import HubFile
 from flamingo_eval.progress import note
 
@@ -20,6 +28,7 @@ class _LostError(CheckpointError):
     """The hub can't be reached, or is out of order, which may be over soon."""
 
 
+@cache
 def fetch(file: HubFile) -> Path:
     """The local copy of a hub file, ``.../snapshots/<commit>/<file>``; a lost connection is tried again a few times.
 
@@ -37,6 +46,46 @@ def fetch(file: HubFile) -> Path:
     return _fetch_once(file)
 
 
+_OPTIONAL = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+"""Files that change what is loaded, and that a repository need not have."""
+
+
+@cache
+def snapshot(repo: str) -> Path | None:
+    """The folder in the cache that holds a repository's model and tokenizer; None if it is not all there yet.
+
+    Loading from it asks the hub for nothing: transformers would ask for every optional file, and, without a network,
+    wait for each.
+
+    Raises:
+        CheckpointError: see :func:`fetch`.
+    """
+    folder = fetch(HubFile(repo, "config.json")).parent
+    names = {entry.name for entry in folder.iterdir() if entry.exists()}
+    if not names & _TOKENIZERS or not names & _WEIGHTS:
+        return None
+    try:
+        weights_are_there = all(file.exists() for file in weight_files(folder, read_object(folder / "config.json")))
+    except CheckpointError:
+        return None
+    if not weights_are_there:
+        return None
+    for name in _OPTIONAL:
+        if name not in names and try_to_load_from_cache(repo, name, revision=folder.name) is None:
+            try:
+                hf_hub_download(repo, name, revision=folder.name)
+            except EntryNotFoundError as error:
+                if isinstance(error, LocalEntryNotFoundError):
+                    break  # no network: what is cached is what there was
+            except (OSError, ValueError, RuntimeError, HfHubHTTPError):
+                break
+    return folder
+
+
+_TOKENIZERS = {"tokenizer.json", "vocab.json"}
+_WEIGHTS = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}
+
+
 def _fetch_once(file: HubFile) -> Path:
     where = f"{file.filename} of {file.repo}"
     try:
@@ -49,8 +98,9 @@ def _fetch_once(file: HubFile) -> Path:
         raise CheckpointError(f"{where}: no such repository, or it is private and needs `hf auth login`") from error
     except LocalEntryNotFoundError as error:
         raise _LostError(
-            f"{where} is not in the local cache and the hub can't be reached. Download it where there is a network, "
-            "or name local files in a TOML file (README, 'Your own checkpoint')"
+            f"{where} is not in the local cache and the hub can't be reached. Download it where there is a network "
+            "(--offline then uses what is there), take copies with --weights DIR, or name local files in a TOML file "
+            "(README, 'Your own checkpoint')"
         ) from error
     except HfHubHTTPError as error:
         kind = _LostError if error.response is not None and error.response.status_code >= 500 else CheckpointError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
 from flamingo_eval.models.flamingo.cross_attention import Media
-from flamingo_eval.models.flamingo.hub import fetch
+from flamingo_eval.models.flamingo.hub import fetch, snapshot
 from flamingo_eval.models.flamingo.model import Flamingo, assemble, check_counts, load_language
 from flamingo_eval.models.flamingo.prefix import check_side_by_side
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
@@ -72,8 +73,8 @@ def _load(
     clip, transform = load_clip(spec.vision)
     vision = PatchTokens(clip.get_submodule("visual"))
     del clip  # its text half is not needed
-    language, host = load_language(spec.language.model, dtype, spec.language.decoder_layers)
-    tokenizer = FlamingoTokenizer(spec.language.tokenizer, tidies_spaces=host.tidies_spaces)
+    language, host = load_language(_in_cache(spec.language.model), dtype, spec.language.decoder_layers)
+    tokenizer = FlamingoTokenizer(_in_cache(spec.language.tokenizer), tidies_spaces=host.tidies_spaces)
     path = fetch(spec.checkpoint) if isinstance(spec.checkpoint, HubFile) else spec.checkpoint
     layers = len(language.get_submodule(host.decoder_path))  # type: ignore[arg-type]  # a ModuleList
     trained = sort_keys(read_state_dict(path), host, layers, spec.cross_attn_every_n_layers, str(path))
@@ -96,6 +97,11 @@ def _load(
         probe(model, tokenizer.image_id, spec.name)
     free_memory()  # whatever loading left behind
     return kind(model, tokenizer, transform, images=images, precision=precision, caching=caching)
+
+
+def _in_cache(source: str | Path) -> str | Path:
+    """A repository's folder in the hub's cache, once all is there; else what it is called."""
+    return source if isinstance(source, Path) else snapshot(source) or source
 
 
 def in_precision(model: Flamingo, dtype: torch.dtype, *, copy: bool = True) -> Flamingo:

@@ -126,7 +126,7 @@ def load_language(source: str | Path, dtype: torch.dtype, decoder_layers: str | 
         config = (own.config_class if own else AutoConfig).from_pretrained(str(source), **settings)
         if host and host.check:
             host.check(config)
-    with loading(f"the language model {source}", model_files(local) if local else ()):
+    with loading(f"the language model {source}", model_files(local, weights=True) if local else ()):
         model, report = (own or AutoModelForCausalLM).from_pretrained(
             str(source), config=config, dtype=dtype, trust_remote_code=False, output_loading_info=True
         )

@@ -17,34 +17,59 @@ class DigestedFiles:
 
     Attributes:
         digests: file -> digest of its content.
-        states: file -> what tells that its path has led to that content ever since.
+        states: file, or folder whose files were looked for -> what tells that its path has led to it ever since.
+        above: folder above them -> inode, time of the last entry, time of the last change.
     """
 
     digests: Mapping[Path, str]
     states: Mapping[Path, object]
+    above: Mapping[Path, tuple[int, int, int]]
 
     @classmethod
-    def of(cls, files: Iterable[Path]) -> DigestedFiles:
-        """Digests files. Raises CheckpointError if one can't be read."""
-        digests, states = {}, {}
+    def of(cls, files: Iterable[Path], folders: Iterable[Path] = ()) -> DigestedFiles:
+        """Digests files.
+
+        Args:
+            files: the files.
+            folders: those that the files were found in: a file that is added there later might be loaded too.
+
+        Raises:
+            CheckpointError: one can't be read.
+        """
+        files, folders = list(files), list(folders)
+        states = {path: path_state(path) for path in (*files, *folders)}
+        above = {path: _above(path) for one in files for path in one.absolute().parents}
+        digests = {}
         for file in files:
-            states[file] = path_state(file)
             try:
                 digests[file] = settled_digest(file)
             except OSError as error:
                 raise CheckpointError(f"{file} can't be read: {error.strerror}") from error
-        found = cls(digests, states)
+        found = cls(digests, states, above)
         found.check()
         return found
 
     def check(self) -> None:
         """Raises CheckpointError if a file may have been another one at any time since it was digested."""
-        for file, state in self.states.items():
-            if path_state(file) != state:
-                raise CheckpointError(
-                    f"{file} has changed since this command looked at it first: what was loaded may not be what was "
-                    "digested. Give the command again, once nothing writes to it"
-                )
+        changed = [path for path, state in self.states.items() if path_state(path) != state]
+        for path, (inode, entry, change) in self.above.items():
+            now = _above(path)
+            # a new entry sets both times; a folder that was moved away and back has a new time of change alone
+            if now[0] != inode or (now[1] == entry and now[2] != change):
+                changed.append(path)
+        if changed:
+            raise CheckpointError(
+                f"{changed[0]} has changed since this command looked at it first: what was loaded may not be what was "
+                "digested. Give the command again, once nothing writes to it"
+            )
+
+
+def _above(folder: Path) -> tuple[int, int, int]:
+    try:
+        status = folder.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
 
 
 _MODEL_FILES = {
@@ -52,8 +77,12 @@ _MODEL_FILES = {
 }  # fmt: skip
 
 
-def model_files(folder: Path) -> list[Path]:
+def model_files(folder: Path, *, weights: bool) -> list[Path]:
     """The files that transformers may load from a model's or tokenizer's folder: on top, and what these name.
+
+    Args:
+        folder: the folder.
+        weights: whether a model is loaded from it, and not only a tokenizer.
 
     Raises:
         CheckpointError: one of them names a file outside the folder, or another model.
@@ -63,38 +92,64 @@ def model_files(folder: Path) -> list[Path]:
     except OSError as error:
         raise CheckpointError(f"{folder} can't be read: {error.strerror}") from error
     top = [file for file in top if not is_folder(file)]
-    if (folder / "adapter_config.json") in top:
+    named = [folder / name for name in _tokenizer_files(folder)]
+    if weights and (folder / "adapter_config.json") in top:
         raise CheckpointError(
             f"{folder} holds an adapter (adapter_config.json) of another model: merge it, and save it whole"
         )
-    known, todo = set(top), [*top]
-    while todo:
-        file = todo.pop()
-        for name in _names_in(file):
-            try:
-                target = file.parent / inside_root(name, str(file), "the model's folder")
-            except DataError as error:
-                raise CheckpointError(str(error)) from error
-            if not is_file(target):
-                raise CheckpointError(f"{file} names {name}, which is not there")
-            if target not in known:
-                known.add(target)
-                todo.append(target)
-    return [*top, *sorted(known - set(top))]
+    if weights and (folder / "config.json") in top:
+        named += weight_files(folder, read_object(folder / "config.json"))
+    return [*top, *sorted({file for file in named if file not in top})]
 
 
-def _names_in(file: Path) -> list[str]:
-    """Files of the same folder that a file names, and that are loaded because of it."""
-    if file.name.endswith(".index.json"):
-        table = read_object(file).get("weight_map")
-        return sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
-    if file.name == "config.json":
-        name = read_object(file).get("transformers_weights")
-        return [name] if isinstance(name, str) else []
-    if file.name == "tokenizer_config.json":
-        names = read_object(file).get("fast_tokenizer_files")
-        return [str(name) for name in names] if isinstance(names, list) else []
-    return []
+def _tokenizer_files(folder: Path) -> list[str]:
+    """What a tokenizer's configuration names besides the usual files, as far as it is there."""
+    config = folder / "tokenizer_config.json"
+    names = read_object(config).get("fast_tokenizer_files") if is_file(config) else None
+    inside = [_inside(str(name), config) for name in names] if isinstance(names, list) else []
+    return [name for name in inside if is_file(folder / name)]
+
+
+def _inside(name: str, file: Path) -> str:
+    """The path that a file of a model names; it must not lead out of the model's folder. Raises CheckpointError."""
+    try:
+        return inside_root(name, str(file), "the model's folder")
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """The weights that transformers takes from a folder, in its order of preference (modeling_utils.py).
+
+    Raises:
+        CheckpointError: there are none; or an index, or the configuration, names a file that is not in the folder.
+    """
+    names: tuple[str, ...] = (
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+    )
+    explicit = config.get("transformers_weights")
+    if isinstance(explicit, str):
+        names = (_inside(explicit, folder / "config.json"),)
+    for name in names:
+        file = folder / name
+        if is_file(file):
+            return _shards(file) if name.endswith(".index.json") else [file]
+    raise CheckpointError(f"{folder} holds no weights ({', '.join(names)})")
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, itself among them. Raises CheckpointError."""
+    table = read_object(index).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise CheckpointError(f"{index} has no weight_map")
+    shards = [index.parent / _inside(str(name), index) for name in sorted({str(name) for name in table.values()})]
+    missing = [shard for shard in shards if not is_file(shard)]
+    if missing:
+        raise CheckpointError(f"{index} names {missing[0].name}, which is not there")
+    return [index, *shards]
 
 
 def read_object(file: Path) -> dict[str, Any]:

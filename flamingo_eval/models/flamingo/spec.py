@@ -67,12 +67,20 @@ class VisionSpec:
             return "the model's own"
         return "QuickGELU" if table.get("quick_gelu") or self.quick_gelu else "GELU"
 
-    def check_activation(self) -> None:
-        """Raises CheckpointError for weights from a file where the model's name leaves open which activation they want.
+    def check(self) -> None:
+        """Refuses what would bring weights of its own, or leave something open.
+
+        Raises:
+            CheckpointError: the model is not the name of a configuration, or its configurations are not a folder; or
+                weights come from a file, and the model's name leaves open which activation they want.
 
         open_clip has some models under two names, and weights of either load into both (its issues 771 and 915).
         """
         own = self.configs is not None and is_file(self.configs / f"{self.model}.json")
+        if ":" in self.model or "/" in self.model:
+            raise CheckpointError(f"vision model {self.model!r}: give the name of an open_clip model configuration")
+        if self.configs is not None and not is_folder(self.configs):
+            raise CheckpointError(f"vision.configs: {self.configs} is not a folder")
         both = is_file(built_in_configs() / f"{self.model}-quickgelu.json")
         if isinstance(self.pretrained, Path) and self.quick_gelu is None and both and not own:
             raise CheckpointError(
@@ -123,8 +131,12 @@ class FlamingoSpec:
         files += self.vision.local_files()
         for folder in self._language_folders():
             if isinstance(folder, Path):
-                files += model_files(folder)
+                files += model_files(folder, weights=folder == self.language.model)
         return files
+
+    def local_folders(self) -> list[Path]:
+        """The folders that these were found in."""
+        return [folder for folder in self._language_folders() if isinstance(folder, Path)]
 
     def _language_folders(self) -> list[str | Path]:
         return [*dict.fromkeys((self.language.model, self.language.tokenizer))]
@@ -179,7 +191,7 @@ def read_spec(path: Path) -> FlamingoSpec:
         configs=_existing(path, folder / vision["configs"], "vision.configs") if "configs" in vision else None,
         quick_gelu=vision.get("quick_gelu"),
     )
-    vision_spec.check_activation()
+    vision_spec.check()
     return FlamingoSpec(
         name=top.get("name", path.stem),
         checkpoint=_existing(path, folder / top["checkpoint"], "checkpoint"),
@@ -215,6 +227,8 @@ def _check(path: Path, section: str, table: Mapping[str, Any], extra_sections: s
     for key, value in table.items():
         if type(value) is not known[key]:
             raise CheckpointError(f"{path}: {key!r} in {where} must be of type {known[key].__name__}, not {value!r}")
+    if table.get("decoder_layers") == "":
+        raise CheckpointError(f"{path}: decoder_layers in {where} is empty")
     n = table.get("cross_attn_every_n_layers", 1)
     if n < 1 or table.get("head_width", 1) < 1:
         raise CheckpointError(f"{path}: cross_attn_every_n_layers and head_width must be at least 1")

@@ -122,7 +122,7 @@ def _load(source: str | Path) -> Any:
         CheckpointError: neither can be had.
     """
     local = source if isinstance(source, Path) else None
-    files = model_files(local) if local else []
+    files = model_files(local, weights=False) if local else []
     for file in files:
         if file.name in _OBJECTS:
             read_object(file)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flamingo_eval.errors import CheckpointError, QueryError
 from flamingo_eval.images import Images
+from flamingo_eval.models.flamingo.part_files import read_object
 from flamingo_eval.models.flamingo.spec import VisionSpec
 from flamingo_eval.models.flamingo.weights import check_file, check_sizes, check_values, loading
 
@@ -36,17 +37,17 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
         CheckpointError: unknown model or tag, missing or unreadable weights, or an activation that contradicts them.
     """
     file = spec.pretrained if isinstance(spec.pretrained, Path) else None
-    spec.check_activation()
-    if spec.configs is not None:
-        with loading(f"open_clip's configurations in {spec.configs}", sorted(spec.configs.glob("*.json"))):
-            open_clip.add_model_config(spec.configs)
-    with loading(f"vision model {spec.model}"):
-        config = open_clip.get_model_config(spec.model)
-    if config is None:
+    spec.check()
+    if spec.config_file is None:
         raise CheckpointError(
             f"open_clip does not know the vision model {spec.model!r}"
             + (f" (configs read from {spec.configs})" if spec.configs else _similar_names(spec.model))
         )
+    config = read_object(spec.config_file)
+    with loading(f"vision model {spec.model} ({spec.config_file})", [spec.config_file]):
+        open_clip.add_model_config(spec.config_file)  # the last one of a name counts: none of another checkpoint
+        if open_clip.get_model_config(spec.model) != config:
+            raise CheckpointError(f"{spec.config_file} is no configuration of an open_clip model")
     pretrained, quick_gelu = _weights(spec, bool(config.get("quick_gelu", False)))
     if file is not None:
         _check_weights(file, spec, config)

@@ -14,8 +14,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from flamingo_eval.errors import CheckpointError, DeviceMemoryError, FlamingoEvalError, QueryError
-from flamingo_eval.files import exists, is_file, odd_content, open_regular
-from flamingo_eval.models.flamingo.part_files import read_object
+from flamingo_eval.files import exists, odd_content, open_regular
+from flamingo_eval.models.flamingo.part_files import read_object, weight_files
 
 StateDict = dict[str, Tensor]
 
@@ -23,7 +23,7 @@ _WRAPPERS = ("model_state_dict", "state_dict", "model")
 _WRAPPED_MODULES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP and activation checkpointing put between a module and its parameters' names."""
 
-_MOST_LAYERS, _MOST_WIDE = 4096, 2**24
+_MOST_LAYERS, _MOST_WIDE, _MOST_LABELS = 4096, 2**24, 100_000
 _LAYERS = re.compile(r"(num_.*layers|n_layers?|layers|depth|.*_heads|heads|n_head)")
 
 
@@ -194,32 +194,14 @@ def check_language_folder(folder: Path) -> None:
         CheckpointError: names the file, and the tensor if it is one.
     """
     config = read_object(folder / "config.json")
-    check_sizes(folder / "config.json", config)
+    for file in sorted(folder.glob("config*.json")):  # configuration_files may choose another one
+        check_sizes(file, read_object(file))
     for name in ("generation_config.json", "adapter_config.json"):
         if exists(folder / name):
             read_object(folder / name)
     for file in weight_files(folder, config):
-        check_file(file)
-
-
-def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
-    """The weights that transformers takes from a folder, in its order of preference (modeling_utils.py).
-
-    Raises:
-        CheckpointError: there are none, or an index that names none.
-    """
-    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-    explicit = config.get("transformers_weights")
-    for name in (explicit,) if isinstance(explicit, str) else names:
-        file = folder / name
-        if is_file(file):
-            if not name.endswith(".index.json"):
-                return [file]
-            table = read_object(file).get("weight_map")
-            if isinstance(table, dict) and table:
-                return [file.parent / shard for shard in sorted({str(shard) for shard in table.values()})]
-            raise CheckpointError(f"{file} has no weight_map")
-    raise CheckpointError(f"{folder} holds no weights ({', '.join(names[:3])})")
+        if file.suffix != ".json":
+            check_file(file)
 
 
 def check_sizes(path: Path, table: Mapping[str, Any]) -> None:
@@ -233,5 +215,7 @@ def check_sizes(path: Path, table: Mapping[str, Any]) -> None:
             check_sizes(path, value)
         elif type(value) is int and _LAYERS.fullmatch(key) and not 0 <= value <= _MOST_LAYERS:
             raise CheckpointError(f"{path}: {key} is {str(value)[:20]}, expected 0 to {_MOST_LAYERS}")
+        elif type(value) is int and key == "num_labels" and value > _MOST_LABELS:  # a dictionary of as many is made
+            raise CheckpointError(f"{path}: {key} is {str(value)[:20]}, expected at most {_MOST_LABELS}")
         elif type(value) is int and key.endswith(("_size", "width", "d_model", "_dim")) and abs(value) > _MOST_WIDE:
             raise CheckpointError(f"{path}: {key} is {str(value)[:20]}, expected at most {_MOST_WIDE}")

@@ -103,6 +103,7 @@ def test_tilde_everywhere(root: Path, cli: Cli, tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "t/run.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_path_that_is_not_utf8_is_named(root: Path) -> None:
     odd = os.fsdecode(b"caf\xe9")
     (root.parent / odd).symlink_to(root)
@@ -137,6 +138,7 @@ def unreachable(path: Path) -> bool:
     return "Permission denied" in as_nobody("--version").stderr or not path
 
 
+@pytest.mark.slow
 def test_without_a_home_a_message_says_what_to_set(root: Path, tmp_path: Path) -> None:
     opened(tmp_path)
     opened(root)
@@ -154,6 +156,7 @@ def test_without_a_home_a_message_says_what_to_set(root: Path, tmp_path: Path) -
         assert "set HOME or FLAMINGO_EVAL_CACHE" in result.stderr
 
 
+@pytest.mark.slow
 def test_what_nobody_may_read_is_a_message(root: Path, tmp_path: Path, cli: Cli) -> None:
     run(cli, root, tmp_path / "runs/a")
     run(cli, root, tmp_path / "runs/b")
@@ -307,6 +310,7 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
                           env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment})  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "code"),
     [
@@ -343,6 +347,7 @@ def two_runs(tmp_path: Path, cli: Cli) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_run_with_streams_closed_or_full_is_whole(root: Path) -> None:
     command = f"CLI {' '.join(FAST)} --data-root {root}"
     for i, (streams, code) in enumerate({"2>&-": 0, "2>/dev/full": 0, ">&- 2>&-": 0, ">/dev/full": 3}.items()):
@@ -354,6 +359,7 @@ def test_a_run_with_streams_closed_or_full_is_whole(root: Path) -> None:
             assert json.loads(result.stdout)["cells"], "no note has slipped into the output"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_output_of_another_encoding(root: Path, encoding: str) -> None:
     file = root / "coco/dataset_coco.json"

@@ -127,7 +127,8 @@ class Hub(BaseHTTPRequestHandler):
         file = self.folder / repo / "/".join(rest[2:])
         if repo == "gated" or not file.is_file():
             self.send_response(403 if repo == "gated" else 404)
-            self.send_header("X-Error-Code", "GatedRepo" if repo == "gated" else "RepoNotFound")
+            missing = "EntryNotFound" if (self.folder / repo).is_dir() else "RepoNotFound"
+            self.send_header("X-Error-Code", "GatedRepo" if repo == "gated" else missing)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -268,3 +269,45 @@ def test_weights_are_remembered_by_the_run() -> None:
     assert _findable("demo") == "demo"
     assert _findable("openflamingo/OpenFlamingo-4B-vitl-rpj3b") == "openflamingo/OpenFlamingo-4B-vitl-rpj3b"
     assert Path(_findable("my.toml")).is_absolute()
+
+
+_SNAPSHOT = """
+import sys, time
+from flamingo_eval.models.flamingo.hub import snapshot
+began = time.monotonic()
+folder = snapshot("me/tiny")
+print(folder.name if folder else None, time.monotonic() - began < 15)
+"""
+
+
+@pytest.mark.slow
+def test_a_cached_model_is_loaded_from_its_folder_without_asking_again(hub: type[Hub], tmp_path: Path) -> None:
+    """With a hub: what is lacking is fetched once. Without one: seconds, and the folder as it is; not whole: none."""
+    import os
+    import subprocess
+    import sys
+
+    def snapshot(**environment: str) -> list[str]:
+        result = subprocess.run([sys.executable, "-c", _SNAPSHOT], capture_output=True, text=True, check=True,
+                                env={**os.environ, **environment})  # fmt: skip
+        return result.stdout.split()
+
+    commit = "a" * 40
+    cache = tmp_path / "hf/hub/models--me--tiny"
+    folder = cache / "snapshots" / commit
+    folder.mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text(commit)
+    (tmp_path / "hub/tiny").mkdir(parents=True)
+    for name in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        (tmp_path / "hub/tiny" / name).write_text("{}")
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    assert snapshot() == ["None", "True"], "no weights yet"
+    (folder / "model.safetensors").write_bytes(b"stand-in")
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert snapshot(**nowhere) == [commit, "True"]
+    assert not (folder / "tokenizer_config.json").exists()
+    assert snapshot() == [commit, "True"]
+    assert any("tokenizer_config.json" in line for line in hub.asked)
+    assert (folder / "tokenizer_config.json").exists(), "a hub that can be reached is asked for it"

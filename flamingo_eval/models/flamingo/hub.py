@@ -6,7 +6,13 @@ import time
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import (
+    constants,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -72,14 +78,22 @@ def snapshot(repo: str) -> Path | None:
         return None
     for name in _OPTIONAL:
         if name not in names and try_to_load_from_cache(repo, name, revision=folder.name) is None:
-            try:
-                hf_hub_download(repo, name, revision=folder.name)
-            except EntryNotFoundError as error:
-                if isinstance(error, LocalEntryNotFoundError):
-                    break  # no network: what is cached is what there was
-            except (OSError, ValueError, RuntimeError, HfHubHTTPError):
+            try:  # asked once, without the pauses that a download makes between its tries
+                get_hf_file_metadata(hf_hub_url(repo, name, revision=folder.name))
+            except EntryNotFoundError:
+                continue
+            except Exception:  # noqa: BLE001  # no network, each client with errors of its own: what is cached must do
                 break
+            _download(repo, name, folder.name)
     return folder
+
+
+def _download(repo: str, name: str, revision: str) -> None:
+    """Downloads a file of a repository as it was at a commit. Raises CheckpointError."""
+    try:
+        hf_hub_download(repo, name, revision=revision)
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{name} of {repo} can't be downloaded: {error}") from error
 
 
 _TOKENIZERS = {"tokenizer.json", "vocab.json"}

@@ -539,3 +539,102 @@ def test_a_broken_journal_under_a_finished_run_is_named(root: Path, cli: Cli) ->
     Path("run/journal.jsonl").write_bytes(b"\0" * 100 + b"\n")
     with pytest.raises(DataError, match="line 1: not a line of a journal"):
         Journal(Path("run/journal.jsonl"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "result"),
+    [
+        (("score", "run"), "run/scores.json"),
+        (("samples", "run", "--out", "s.jsonl"), "s.jsonl"),
+        (("check", "run", "--baseline", "b.json", "--update"), "b.json"),
+        (("controls", "run", "--only", "blind"), "run/controls/blind.jsonl"),
+        (("report", "run"), "run/scores.json"),
+    ],
+)
+def test_commands_killed_anywhere_give_the_same_afterwards(
+    root: Path, cli: Cli, command: tuple[str, ...], result: str
+) -> None:
+    """Killed at ten moments; what is there then is the old file or the new one, and the command given again is whole."""
+    import random
+    import signal
+    import time
+
+    def content(path: Path) -> object:
+        text = path.read_text()
+        return sorted(text.splitlines()) if path.suffix == ".jsonl" else {**json.loads(text), "written": None}
+
+    run(cli, root)
+    began = time.monotonic()
+    assert run_cli(*command).returncode == 0
+    whole, seconds = content(Path(result)), time.monotonic() - began
+    draw = random.Random(0)
+    for _ in range(10):
+        if result.startswith(("s.", "b.", "run/controls")) and draw.random() < 0.5:
+            Path(result).unlink(missing_ok=True)
+        process = subprocess.Popen([sys.executable, "-m", "flamingo_eval", *command], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL,
+                                   env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})  # fmt: skip
+        time.sleep(draw.uniform(0.3, 1.1) * seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if not result.endswith("blind.jsonl"):
+            assert not Path(result).exists() or content(Path(result)) == whole
+    assert run_cli(*command).returncode == 0
+    assert content(Path(result)) == whole
+    assert cli("report", "run").returncode == 0
+    assert not list(Path("run").glob(".*.partial")) or command[0] in ("samples", "check", "report")
+
+
+@pytest.mark.slow
+def test_demo_data_killed_while_it_is_written_is_whole_afterwards(tmp_path: Path) -> None:
+    import signal
+    import time
+
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-c", "from flamingo_eval.demo.data import demo_data_root; print(demo_data_root())"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "FLAMINGO_EVAL_CACHE": str(cache)}
+    for seconds in (0.5, 1.5, 3.0):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    folder = Path(done.stdout.strip())
+    assert (folder / "imagenet/class_names.json").is_file()
+    assert run_cli("coco", "--checkpoint", "scripted", "--data-root", folder, "--shots", "0", "--seeds", "42",
+                   "--num-samples", "5", "--out", tmp_path / "run").returncode == 0  # fmt: skip
+
+
+def test_hundred_megabytes_in_one_string(root: Path, cli: Cli) -> None:
+    file = root / "coco/dataset_coco.json"
+    file.write_text(file.read_text().replace('"a thing 500"', json.dumps("x" * 100_000_000)))
+    result = cli("data", "check", "coco", "--data-root", root)
+    assert result.returncode == 2
+    assert "published are" in result.stderr + result.stdout
+    assert len(result.stderr) < 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_little_memory_is_a_message_and_no_loop(root: Path) -> None:
+    """Under an address space that the weights do not fit into."""
+    command = (
+        f"ulimit -v 1500000; CLI coco --checkpoint demo --data-root {root} --shots 0 --seeds 42 --device cpu --out r"
+    )
+    result = subprocess.run(["bash", "-c", command.replace("CLI", f"{sys.executable} -m flamingo_eval")],
+                            capture_output=True, text=True, check=False, timeout=200,
+                            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})  # fmt: skip
+    assert result.returncode == 2, result.stderr
+    assert re.search("error: (there is not enough memory|a library can't be loaded): ", result.stderr)
+    assert "Traceback" not in result.stderr
+
+
+def test_another_precision_or_device_on_resume(root: Path, cli: Cli) -> None:
+    """The precision is part of what a run is, the device is not."""
+    run(cli, root)
+    record = json.loads(Path("run/run.json").read_text())
+    Path("run/run.json").write_text(json.dumps({**record, "identity": {**record["identity"], "precision": "bf16"}}))
+    result = cli(*FAST, "--data-root", root, "--out", "run")
+    assert result.returncode == 2
+    assert "precision is fp32, there bf16" in result.stderr

@@ -160,6 +160,12 @@ def _run(arguments: list[str], debug: bool) -> int:
     except _USAGE_ERROR as error:
         error.show()
         return 2
+    except (MemoryError, ImportError) as error:  # a library that is broken, or that does not fit into the memory
+        if debug:
+            traceback.print_exc()
+        what = "there is not enough memory" if isinstance(error, MemoryError) else "a library can't be loaded"
+        print(f"error: {what}: {printable(str(error)) or type(error).__name__} (--debug shows where)", file=sys.stderr)
+        return 2
     except Exception:  # noqa: BLE001  # a mistake of ours; Python's own exit code for it, 1, means that a gate failed
         traceback.print_exc()
         return _OUR_MISTAKE

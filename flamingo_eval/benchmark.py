@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import read_toml, resource_folder, user_path
+from flamingo_eval.files import resource_folder, user_path
 from flamingo_eval.nouns import Decoding, Ranking, Task
+from flamingo_eval.reading import read_toml
 
 DEFAULT_PROTOCOL = "openflamingo"
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from flamingo_eval.errors import QueryError, UserError
-from flamingo_eval.files import bytes_digest, file_digest_once, odd_content, open_regular
+from flamingo_eval.files import bytes_digest, file_digest_once, open_regular
+from flamingo_eval.reading import odd_content
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,7 +8,7 @@ import importlib
 import pytest
 
 MODULES = [
-    "errors", "workers", "engine.controls", "files", "prompting", "seeds", "vqa_text", "metrics.cider", "metrics.roc_auc",
+    "errors", "workers", "engine.controls", "reading", "text", "prompting", "seeds", "vqa_text", "metrics.cider", "metrics.roc_auc",
     "metrics.vqa_accuracy", "metrics.accuracy",
 ]  # fmt: skip
 

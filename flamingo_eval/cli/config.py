@@ -23,7 +23,8 @@ from typing import Any
 
 from flamingo_eval.benchmark import benchmark_names, canonical_name
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import is_file, read_toml
+from flamingo_eval.files import is_file
+from flamingo_eval.reading import read_toml
 
 FILE = Path("flamingo-eval.toml")
 _OPTIONS = (

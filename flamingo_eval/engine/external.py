@@ -12,10 +12,10 @@ from flamingo_eval import registry
 from flamingo_eval.benchmark import Benchmark
 from flamingo_eval.engine.score import all_finite
 from flamingo_eval.errors import DataError
-from flamingo_eval.files import read_json, record_field
 from flamingo_eval.nouns import Id, Ranking, Score
 from flamingo_eval.ports import Metric
 from flamingo_eval.prompting import finish_answer
+from flamingo_eval.reading import read_json, record_field
 
 _IDS = ("question_id", "image_id", "id")
 

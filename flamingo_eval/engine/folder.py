@@ -25,15 +25,14 @@ from flamingo_eval.errors import StorageError, UserError
 from flamingo_eval.files import (
     drop_partial,
     exists,
-    fits,
     is_file,
     json_text,
     open_own,
     open_regular,
-    read_json,
     storage_errors,
     write_atomic,
 )
+from flamingo_eval.reading import fits, read_json
 from flamingo_eval.runspec import Process
 
 FORMAT = 1

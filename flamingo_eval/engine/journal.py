@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flamingo_eval.errors import DataError, StorageError
-from flamingo_eval.files import is_file, open_own, open_regular, parse_json, storage_errors
+from flamingo_eval.files import is_file, open_own, open_regular, storage_errors
 from flamingo_eval.nouns import Id, Prediction, Query
+from flamingo_eval.reading import parse_json
 
 Slot = tuple[str, int, int, Id, int]
 """(benchmark, shots, seed, query id, occurrence): what an answer belongs to."""

@@ -17,11 +17,12 @@ import numpy as np
 from flamingo_eval import registry
 from flamingo_eval.benchmark import DEFAULT_PROTOCOL, Benchmark, load_benchmark
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import digest, digests_of_reads, file_digest, is_folder, many_objects, read_text
+from flamingo_eval.files import digest, file_digest, is_folder, many_objects
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Example, Id, Query, Ranking, Task
 from flamingo_eval.ports import DataSet, Nearest, References, Selection
 from flamingo_eval.prompting import build_prompt, special_token_in
+from flamingo_eval.reading import digests_of_reads, read_text
 from flamingo_eval.seeds import choose, numpy_generator, visiting_order
 
 

@@ -15,11 +15,12 @@ from flamingo_eval import registry
 from flamingo_eval.engine.plan import Source
 from flamingo_eval.errors import DataError, QueryError, UserError, first_few
 from flamingo_eval.features.store import FeatureStore, Vectors
-from flamingo_eval.files import cache_folder, digest, fits, read_json, write_atomic
+from flamingo_eval.files import cache_folder, digest, write_atomic
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import EncoderSource, ImageEncoder, Nearest
 from flamingo_eval.progress import note, progress_bar
+from flamingo_eval.reading import fits, read_json
 from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
 from flamingo_eval.workers import WORKERS
 

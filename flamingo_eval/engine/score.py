@@ -16,9 +16,10 @@ from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal, Slot
 from flamingo_eval.engine.plan import Source, TrialPlan, query_row
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import changed_fields, digest, exists, fits, json_text, parse_json, read_json, write_atomic
+from flamingo_eval.files import changed_fields, digest, exists, json_text, write_atomic
 from flamingo_eval.nouns import Answer, Cell, Id, Prediction, Query, Ranking, Score, Trial
 from flamingo_eval.prompting import extract_answer
+from flamingo_eval.reading import fits, parse_json, read_json
 
 _NUMBER = (int, float)
 _CELL_SHAPE = {

@@ -11,9 +11,9 @@ from typing import Any
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError
-from flamingo_eval.files import inside_root, read_json, record_field
 from flamingo_eval.nouns import Example, Id
 from flamingo_eval.ports import DataSet, References
+from flamingo_eval.reading import inside_root, read_json, record_field
 
 
 @dataclass(frozen=True)

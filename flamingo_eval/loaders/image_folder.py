@@ -15,9 +15,10 @@ from pathlib import Path, PurePosixPath
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError
-from flamingo_eval.files import exists, fits, is_folder, read_json, resource_folder
+from flamingo_eval.files import exists, is_folder, resource_folder
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import DataSet, References
+from flamingo_eval.reading import fits, read_json
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
 

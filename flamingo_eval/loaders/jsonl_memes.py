@@ -13,9 +13,10 @@ from typing import Any
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError
-from flamingo_eval.files import exists, inside_root, parse_json, read_text, record_field, refuse_half_characters
+from flamingo_eval.files import exists
 from flamingo_eval.nouns import Example, Id
 from flamingo_eval.ports import DataSet, References
+from flamingo_eval.reading import inside_root, parse_json, read_text, record_field, refuse_half_characters
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from typing import Any
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import exists, inside_root, read_json, record_field
+from flamingo_eval.files import exists
 from flamingo_eval.nouns import Annotation, Example, HumanAnswer, Id
 from flamingo_eval.ports import DataSet, References
+from flamingo_eval.reading import inside_root, read_json, record_field
 
 
 @dataclass(frozen=True)

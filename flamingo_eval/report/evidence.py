@@ -13,8 +13,9 @@ import numpy as np
 from flamingo_eval.engine.folder import RunFolder, now
 from flamingo_eval.engine.score import CellKey, cell_row, item_rows, read_cells, read_scores, same_number
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import fits, is_file, read_json, write_atomic
+from flamingo_eval.files import is_file, write_atomic
 from flamingo_eval.nouns import Cell, Trial
+from flamingo_eval.reading import fits, read_json
 from flamingo_eval.report.table import Shown, Sure
 from flamingo_eval.statistics import Uncertainty, auc_influence, bootstrap_interval, cluster_sums, mean_influence
 from flamingo_eval.statistics import mean_uncertainty as uncertainty_of_mean

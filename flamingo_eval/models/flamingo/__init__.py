@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamingo_eval.errors import CheckpointError, DataError, UserError
-from flamingo_eval.files import cache_folder, digest, exists, is_file, read_json, user_path
+from flamingo_eval.files import cache_folder, digest, exists, is_file, user_path
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.part_files import DigestedFiles
 from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, VisionSpec, read_spec
 from flamingo_eval.ports import ModelInfo, ModelSource
 from flamingo_eval.progress import note
+from flamingo_eval.reading import read_json
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_eval.errors import CheckpointError, DataError
-from flamingo_eval.files import inside_root, is_file, is_folder, odd_content, path_state, read_json, settled_digest
+from flamingo_eval.files import is_file, is_folder, path_state, settled_digest
+from flamingo_eval.reading import inside_root, odd_content, read_json
 
 
 @dataclass(frozen=True)

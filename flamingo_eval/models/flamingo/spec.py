@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_eval.errors import CheckpointError, DataError
-from flamingo_eval.files import exists, is_file, is_folder, read_toml, user_path
+from flamingo_eval.files import exists, is_file, is_folder, user_path
 from flamingo_eval.models.flamingo.part_files import model_files, read_object
+from flamingo_eval.reading import read_toml
 
 
 @dataclass(frozen=True)

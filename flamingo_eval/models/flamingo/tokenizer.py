@@ -10,9 +10,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from flamingo_eval.errors import CheckpointError, DataError, QueryError
-from flamingo_eval.files import exists, read_json
+from flamingo_eval.files import exists
 from flamingo_eval.models.flamingo.part_files import model_files, read_object
 from flamingo_eval.models.flamingo.weights import loading, reason_of
+from flamingo_eval.reading import read_json
 
 END_OF_CHUNK = "<|endofchunk|>"
 IMAGE = "<image>"

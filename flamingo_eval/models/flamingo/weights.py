@@ -14,8 +14,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from flamingo_eval.errors import CheckpointError, DeviceMemoryError, FlamingoEvalError, QueryError
-from flamingo_eval.files import exists, odd_content, open_regular
+from flamingo_eval.files import exists, open_regular
 from flamingo_eval.models.flamingo.part_files import read_object, weight_files
+from flamingo_eval.reading import odd_content
 
 StateDict = dict[str, Tensor]
 

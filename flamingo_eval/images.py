@@ -12,7 +12,6 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -31,23 +30,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 NEVER = frozenset({"EPS", "IPTC"})
 """What is never decoded: a program, which Pillow hands to Ghostscript to be run, and what may hold one inside."""
 
+_PROGRAM = "such a file is, or may hold, a program that would have to be run"
+
 MOST_BYTES = 1 << 30
 """Larger files are refused unread. (An uncompressed image as large as Pillow opens has 0.7 GB.)"""
-
-
-@dataclass(frozen=True)
-class ImageBytes:
-    """The content of an image file.
-
-    Attributes:
-        path: where it was read.
-        content: its bytes.
-        digest: of the bytes.
-    """
-
-    path: Path
-    content: bytes
-    digest: str
 
 
 class Images:
@@ -62,9 +48,9 @@ class Images:
     """
 
     def __init__(self, root: Path, formats: Sequence[str] = FORMATS) -> None:
-        refused = sorted(NEVER & set(formats))
-        if refused:
-            raise UserError(f"images in {refused[0]}: such a file is a program that would have to be run; never read")
+        for name in formats:
+            if name in NEVER:
+                raise UserError(f"images in {name} are never read: {_PROGRAM}")
         self.root, self.formats = root, tuple(formats)
         self._digests: dict[str, str] = {}
         self._lock = threading.Lock()
@@ -89,8 +75,8 @@ class Images:
                 raise _unreadable(path, error) from error
         return known
 
-    def read(self, image: str) -> ImageBytes:
-        """An image's bytes.
+    def read(self, image: str) -> bytes:
+        """The content of an image's file.
 
         Raises:
             QueryError: as :meth:`digest`; or they are others than when it was first looked at.
@@ -105,7 +91,7 @@ class Images:
         digest = bytes_digest(content)
         if self._first_seen(image, digest) != digest:
             raise QueryError(f"{path} has changed since this command began; given again, it reads the new one")
-        return ImageBytes(path, content, digest)
+        return content
 
     def decode(self, image: str, use: Callable[[Image.Image], T]) -> T:
         """What a function makes of an image, which it gets as Pillow opened it.
@@ -113,7 +99,12 @@ class Images:
         Raises:
             QueryError: as :meth:`read`; or the bytes are no image of an allowed format, or can't be decoded.
         """
-        return decode(self.read(image), use, self.formats)
+        path = self.root / image
+        with _opened(path, self.read(image), self.formats) as opened:
+            try:
+                return use(opened)
+            except _UNUSABLE as error:
+                raise _cant_be_decoded(path, error) from error
 
     def _first_seen(self, image: str, digest: str) -> str:
         with self._lock:
@@ -124,32 +115,23 @@ _UNUSABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Arithmetic
 """What resizing and converting raise for an image that can't be resized or converted."""
 
 
-def decode(image: ImageBytes, use: Callable[[Image.Image], T], formats: Sequence[str] = FORMATS) -> T:
-    """What a function makes of an image's bytes. Raises QueryError, whatever a decoder raises."""
-    with _opened(image, formats) as opened:
-        try:
-            return use(opened)
-        except _UNUSABLE as error:
-            raise _cant_be_decoded(image, error) from error
-
-
-def _opened(image: ImageBytes, formats: Sequence[str]) -> Image.Image:
+def _opened(path: Path, content: bytes, formats: Sequence[str]) -> Image.Image:
     """An image, decoded, otherwise as Pillow opened it. Raises QueryError."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        opened = Image.open(io.BytesIO(image.content), formats=tuple(formats))
+        opened = Image.open(io.BytesIO(content), formats=tuple(formats))
         opened.load()
     except UnidentifiedImageError as error:
-        raise QueryError(f"{image.path} {_what_it_is(image.content, formats)}") from error
+        raise QueryError(f"{path} {_what_it_is(content, formats)}") from error
     except Exception as error:
         # decoders raise whatever they like: KeyError, struct.error, MemoryError, errors of their own
-        raise _cant_be_decoded(image, error) from error
+        raise _cant_be_decoded(path, error) from error
     return opened
 
 
-def _cant_be_decoded(image: ImageBytes, error: Exception) -> QueryError:
-    return QueryError(f"{image.path} can't be read: {str(error) or type(error).__name__}")
+def _cant_be_decoded(path: Path, error: Exception) -> QueryError:
+    return QueryError(f"{path} can't be read: {str(error) or type(error).__name__}")
 
 
 def _what_it_is(content: bytes, formats: Sequence[str]) -> str:
@@ -163,7 +145,7 @@ def _what_it_is(content: bytes, formats: Sequence[str]) -> str:
     for name, (_, accepts) in Image.OPEN.items():
         if name not in formats and _accepted(accepts, content[:16]):
             if name in NEVER:
-                return f"is an {name} file, that is, or may hold, a program that would have to be run; it is never read"
+                return f"is an {name} file, which is never read: {_PROGRAM}"
             return f"is a {name} image; read are {', '.join(formats)}, and with --image-formats {name} that one too"
     return f"is not an image in a known format ({', '.join(formats)})"
 
@@ -203,7 +185,7 @@ def formats_with(more: Iterable[str]) -> tuple[str, ...]:
     Image.init()
     for name in names:
         if name in NEVER:
-            raise UserError(f"--image-formats {name}: such a file is a program that would have to be run; never read")
+            raise UserError(f"--image-formats {name}: never read; {_PROGRAM}")
         if name not in Image.OPEN:
             known = ", ".join(sorted(set(Image.OPEN) - NEVER))
             raise UserError(f"--image-formats {name}: no such format; Pillow reads {known}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from flamingo_eval.cli.main import main
 from flamingo_eval.files import cache_folder
+from flamingo_eval.models.flamingo import DEMO_SPEC
 from tests.helpers import Cli, write_coco_root
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -84,3 +86,21 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return subprocess.CompletedProcess(list(arguments), stop.value.code, out, err)
 
     return call
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A copy of the demo's checkpoint that a test may break."""
+    shutil.copytree(DEMO_SPEC.parent, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def call(cli: Cli) -> Callable[..., tuple[int, str, str]]:
+    """The command line: exit code, output, messages."""
+
+    def called(*arguments: object) -> tuple[int, str, str]:
+        result = cli(*arguments)
+        return result.returncode, result.stdout, result.stderr
+
+    return called

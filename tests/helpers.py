@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -59,6 +60,20 @@ def run_cli(*arguments: str | Path, env: dict[str, str] | None = None) -> subpro
         check=False,
         env={**os.environ, **(env or {})},
     )
+
+
+def run_scripted(cli: Cli, root: Path, out: str | Path = "run", *more: object) -> Any:
+    """A finished run of the scripted model."""
+    result = cli(*FAST, "--data-root", root, "--out", out, *more)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A line of shell with ``CLI`` in it."""
+    command = line.replace("CLI", f"{sys.executable} -m flamingo_eval")
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **environment})  # fmt: skip
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

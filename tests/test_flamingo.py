@@ -14,9 +14,9 @@ from PIL import Image
 from flamingo_eval import registry
 from flamingo_eval.errors import CheckpointError, QueryError
 from flamingo_eval.images import Images
-from flamingo_eval.models.flamingo import DEMO_SPEC
 from flamingo_eval.models.flamingo.spec import VisionSpec, read_spec
 from flamingo_eval.nouns import Decoding, Prompt
+from tests.bundles import load, rewrite, texts_of
 from tests.helpers import LazyModule, run_cli
 
 torch: Any = LazyModule("torch")
@@ -24,32 +24,6 @@ pytestmark = pytest.mark.torch
 
 State = dict[str, Any]
 BLOCK = "lang_encoder.gpt_neox.layers.2.gated_cross_attn_layer."
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    """A copy of the demo's checkpoint that a test may break."""
-    shutil.copytree(DEMO_SPEC.parent, tmp_path / "bundle")
-    return tmp_path / "bundle"
-
-
-def load(folder: Path, data_root: Path | None = None) -> Any:
-    source = registry.model_source(str(folder / "model.toml"))
-    source.info()
-    return source.load(images=Images(data_root or folder), device="cpu", precision="fp32")
-
-
-def rewrite(folder: Path, change: Callable[[State], object], *, wrap: bool = True) -> None:
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)["model_state_dict"]
-    state = {key: value.clone() for key, value in state.items()}
-    change(state)
-    torch.save({"model_state_dict": state} if wrap else state, folder / "checkpoint.pt")
-
-
-def texts_of(model: Any, root: Path) -> list[str]:
-    Image.new("RGB", (64, 64), "red").save(root / "red.png")
-    item = model.prepare(Prompt("<image>Output:", ("red.png",)), Decoding(8))
-    return list(model.answer([item], Decoding(8)))
 
 
 def test_wrappings_of_the_released_files_all_load_to_the_same(bundle: Path) -> None:

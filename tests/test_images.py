@@ -65,7 +65,7 @@ def test_a_program_in_an_image_file_is_never_run(tmp_path: Path, monkeypatch: py
 
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     monkeypatch.setattr(subprocess, "Popen", run)
-    assert "is an EPS file, that is, or may hold, a program that would have to be run; it is never read" in refusal(
+    assert "is an EPS file, which is never read: such a file is, or may hold, a program" in refusal(
         Images(tmp_path), "a.png"
     )
     with pytest.raises(UserError, match="never read"):

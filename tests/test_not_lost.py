@@ -139,6 +139,7 @@ input()
     claims.close()
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_run(coco: Path, tmp_path: Path, cli: Cli) -> None:
     """Each query once, in one of two journals; the first process shows the table that one alone would show."""
     starter = Starter(tmp_path, (*SCRIPTED, "--data-root", coco), pause=0.004)

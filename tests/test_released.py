@@ -232,7 +232,7 @@ def test_a_hub_that_stays_away(
     tries: list[str] = []
     waits: list[float] = []
 
-    def download(repo: str, file: str) -> str:
+    def download(repo: str, file: str, **_: object) -> str:
         tries.append(f"{repo}/{file}")
         raise LocalEntryNotFoundError("no network")
 

@@ -286,6 +286,7 @@ def write_thousand(root: Path, names: list[str]) -> DataRules:
     return load_benchmark("imagenet").data
 
 
+@pytest.mark.slow
 def test_a_class_folders_name_says_what_it_shows_not_its_place(tmp_path: Path) -> None:
     rules = write_thousand(tmp_path / "right", synsets())
     for hidden in (".ipynb_checkpoints", "n01440764/.cache"):

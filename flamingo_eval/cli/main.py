@@ -161,6 +161,9 @@ def _run(arguments: list[str], debug: bool) -> int:
         error.show()
         return 2
     except (MemoryError, ImportError) as error:  # a library that is broken, or that does not fit into the memory
+        if isinstance(error, ImportError) and (error.name or "").startswith("flamingo_eval"):
+            traceback.print_exc()
+            return _OUR_MISTAKE
         if debug:
             traceback.print_exc()
         what = "there is not enough memory" if isinstance(error, MemoryError) else "a library can't be loaded"

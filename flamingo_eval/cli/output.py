@@ -49,7 +49,6 @@ def binary_output() -> Iterator[BinaryIO]:
         raise typer.Exit(0) from error  # the reader (head, less) has seen enough: nothing to complain about
     except OSError as error:
         _give_up(error)
-        _lost.clear()
         raise StorageError(_full(error)) from error
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import typer
 
@@ -75,15 +76,12 @@ def samples(
     opt.check_escape(escape_formulas, format)
     if out is None and format == "parquet" and sys.stdout.isatty():
         raise UserError("Parquet is nothing to look at: name a file with --out")
+    write = partial(write_csv, escape_formulas=True) if escape_formulas else FORMATS[format]
     folder = RunFolder(run)
     _, trials = reopen(folder, data_folder, data_root)
     found = rows(folder, trials, Journal(folder.journal_file))
     with open_atomic(out) if out is not None else binary_output() as file:
-        target: BinaryIO = file
-        if escape_formulas:
-            write_csv(found, target, escape_formulas=True)
-        else:
-            FORMATS[format](found, target)
+        write(found, file)
     check_nothing_missing(folder)
 
 

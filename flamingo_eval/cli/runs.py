@@ -244,6 +244,7 @@ def plan(
 ) -> None:
     """Show which queries and demonstrations a run would have, without loading a model."""
     from flamingo_eval.engine.plan import query_row
+    from flamingo_eval.engine.retrieval import encoder_if_needed
     from flamingo_eval.engine.run import cells_of, notices, plan_all, rank_all, read_sources
 
     options = {
@@ -260,7 +261,7 @@ def plan(
     for line in [*(["demo data: generated pictures"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
         note(line)
     cells = cells_of(spec, sources)
-    planned = plan_all(spec, sources, cells, rank_all(spec, sources, cells))
+    planned = plan_all(spec, sources, cells, rank_all(spec, sources, cells, encoder_if_needed(spec)))
     for trial in planned:
         if as_json:
             for query in trial:

@@ -6,17 +6,16 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flamingo_eval import registry
 from flamingo_eval.engine.folder import FORMAT, RunFolder
 from flamingo_eval.engine.plan import Source, TrialPlan
-from flamingo_eval.engine.retrieval import encoder_of
 from flamingo_eval.files import changed_fields, digest, exists, user_path
 from flamingo_eval.nouns import Decoding, Task
-from flamingo_eval.ports import ModelInfo
+from flamingo_eval.ports import EncoderSource, ModelInfo
 from flamingo_eval.runspec import RunSpec
 from flamingo_eval.version import __version__
 
@@ -58,11 +57,11 @@ def run_identity(
     }
 
 
-def retrieval_identity(spec: RunSpec) -> dict[str, Any] | None:
+def retrieval_identity(spec: RunSpec, encoder: EncoderSource | None) -> dict[str, Any] | None:
     """What decides which demonstrations are nearest; None where that is not asked."""
-    if not registry.selector(spec.selector).needs_features:
+    if encoder is None:
         return None
-    info = encoder_of(spec).info()
+    info = encoder.info()
     rules = {"unique_images": spec.rices.unique_images, "exclude_same_image": spec.rices.exclude_same_image}
     return {"encoder": info.name, "encoder_digest": info.digest, **rules}
 
@@ -96,6 +95,7 @@ def new_record(
     trials: Sequence[TrialPlan],
     identity: dict[str, Any],
     info: ModelInfo,
+    encoder: EncoderSource | None,
     root: Path,
     sources: Mapping[str, Source],
 ) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def new_record(
         "demo": demo_note(spec),
         "identity": merged,
         "checkpoint": {"name": info.name, "digest": info.digest, "parts": dict(info.parts), "notes": list(info.notes)},
-        **_encoder(spec),
+        **_encoder(encoder),
         "settings": {
             "checkpoint": _findable(spec.checkpoint),
             "weights": None if spec.weights is None else str(user_path(spec.weights, "--weights").absolute()),
@@ -122,11 +122,11 @@ def new_record(
     }
 
 
-def _encoder(spec: RunSpec) -> dict[str, Any]:
+def _encoder(encoder: EncoderSource | None) -> dict[str, Any]:
     """The image encoder of RICES, for people; what makes it another run is in the identity."""
-    if not registry.selector(spec.selector).needs_features:
+    if encoder is None:
         return {}
-    info = encoder_of(spec).info()
+    info = encoder.info()
     return {"encoder": {"name": info.name, "parts": dict(info.parts), "notes": list(info.notes)}}
 
 
@@ -163,6 +163,7 @@ def provenance() -> dict[str, Any]:
     return {"versions": versions, "git_commit": _git_commit()}
 
 
+@cache
 def _git_commit() -> str | None:
     """The commit of the checkout this package runs from; None for an installed package."""
     folder = Path(__file__).parent.parent.parent

@@ -55,6 +55,11 @@ def encoder_of(spec: RunSpec) -> EncoderSource:
     )
 
 
+def encoder_if_needed(spec: RunSpec) -> EncoderSource | None:
+    """The image encoder of a run whose demonstrations are retrieved, or None. Raises as :func:`encoder_of`."""
+    return encoder_of(spec) if registry.selector(spec.selector).needs_features else None
+
+
 def store_of(encoder: EncoderSource) -> FeatureStore:
     """Where the features of an encoder are kept, shared by all runs."""
     key = encoder.info().digest

@@ -34,13 +34,19 @@ from flamingo_eval.engine.record import (
     retrieval_identity,
     run_identity,
 )
-from flamingo_eval.engine.retrieval import all_pictures_digest, encoder_of, find_nearest, read_nearest, write_nearest
+from flamingo_eval.engine.retrieval import (
+    all_pictures_digest,
+    encoder_if_needed,
+    find_nearest,
+    read_nearest,
+    write_nearest,
+)
 from flamingo_eval.engine.score import CellKey, check_complete, write_scores
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import digest, exists, is_file, user_path
 from flamingo_eval.images import FORMATS, Images, formats_with
 from flamingo_eval.nouns import Cell, Example
-from flamingo_eval.ports import ModelSource, Nearest
+from flamingo_eval.ports import EncoderSource, ModelSource, Nearest
 from flamingo_eval.progress import note, progress_bar
 from flamingo_eval.runspec import Process, RunSpec
 
@@ -83,20 +89,26 @@ def plan_all(
 
 
 def rank_all(
-    spec: RunSpec, sources: Mapping[str, Source], cells: Sequence[CellKey], folder: RunFolder | None = None
+    spec: RunSpec,
+    sources: Mapping[str, Source],
+    cells: Sequence[CellKey],
+    encoder: EncoderSource | None,
+    folder: RunFolder | None = None,
 ) -> dict[str, Nearest]:
     """For every benchmark what its queries are nearest to, once for all numbers of shots; empty without retrieval.
 
     Args:
+        encoder: what :func:`flamingo_eval.engine.retrieval.encoder_if_needed` gives: one for the whole command, which
+            notices files that change after its digest was taken.
         folder: a run that keeps its ranking: one made from the same pictures that reaches far enough is used, also
             where the pictures have gone since.
 
     Raises:
         UserError, DataError, CheckpointError: see :func:`flamingo_eval.engine.retrieval.find_nearest`.
     """
-    if not registry.selector(spec.selector).needs_features:
-        return {}
-    encoder, nearest = encoder_of(spec), {}
+    nearest: dict[str, Nearest] = {}
+    if encoder is None:
+        return nearest
     for name, source in sources.items():
         check_selector(source, spec.selector)
         asked, count = _reach(spec, source, cells)
@@ -174,25 +186,21 @@ def execute(
         spec.checkpoint, None if spec.weights is None else user_path(spec.weights, "--weights")
     )
     sources = read_sources(spec, images)
-    info = model_source.info()
+    info, encoder = model_source.info(), encoder_if_needed(spec)
     device, precision = model_source.resolve(spec.device, spec.precision)
-    identity = run_identity(spec, sources, info.digest, precision, retrieval_identity(spec))
+    identity = run_identity(spec, sources, info.digest, precision, retrieval_identity(spec, encoder))
     folder = RunFolder(out or default_folder(spec, identity))
     first = spec.process.rank == 0
-    demo = demo_note(spec)
-    for line in [*([demo] if demo else []), *notices(spec, sources)] if first else []:
-        note(line)
     cells_asked = cells_of(spec, sources)
-    for source in sources.values():
-        for line in _check_scorable(source, spec, cells_asked):
-            if first:
-                note(f"{source.benchmark.name}: {line}")
+    for line in _told_beforehand(spec, sources, cells_asked):
+        if first:
+            note(line)
     if fresh:
         _start_over(folder, spec)
     with folder.lock(spec.process), closing(Claims(folder.claims_file)) as claims:
         folder.check_identity(identity)
         with claims.alone("ranking"):
-            nearest = rank_all(spec, sources, [*cells_asked, *_cells_there(folder, sources)], folder)
+            nearest = rank_all(spec, sources, [*cells_asked, *_cells_there(folder, sources)], encoder, folder)
         trials = plan_all(spec, sources, cells_asked, nearest)
         journal = Journal(folder.journal_file, spec.process.rank)
         for file in journal.torn if first else []:
@@ -202,7 +210,7 @@ def execute(
             journal.begin()  # others must find it long before there is something in it
         with claims.alone("record"):
             folder.check_identity(identity)  # another process may have made the record meanwhile
-            record = new_record(folder, spec, trials, identity, info, images.root, sources)
+            record = new_record(folder, spec, trials, identity, info, encoder, images.root, sources)
             folder.write_run(record)
         failures: list[Failure] = []
         seconds: dict[str, float] = {}
@@ -235,6 +243,16 @@ def execute(
             raise describe_failures(failures)
         check_complete(trials, journal, wanted, folder)
     return RunResult(folder, select_cells(cells, wanted))
+
+
+def _told_beforehand(spec: RunSpec, sources: Mapping[str, Source], cells: Sequence[CellKey]) -> Iterator[str]:
+    """What is said before anything is answered. Raises DataError where the references could not be scored with."""
+    demo = demo_note(spec)
+    if demo:
+        yield demo
+    yield from notices(spec, sources)
+    for name, source in sources.items():
+        yield from (f"{name}: {line}" for line in _check_scorable(source, spec, cells))
 
 
 def _answer(pending: Sequence[Pending], work: Answering, process: Process, claims: Claims) -> None:
@@ -350,7 +368,7 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
     def images_of(name: str) -> Images:
         """Where a benchmark's images are; benchmarks that share them share what is known of their content too."""
         root, formats = root_of(data_root or parts[name]["data_root"]), parts[name].get("image_formats", FORMATS)
-        known = formats_with(set(formats) - set(FORMATS))
+        known = formats_with(name for name in formats if name not in FORMATS)
         return shared.setdefault((root, known), Images(root, known))
 
     sources = {

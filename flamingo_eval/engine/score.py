@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal, Slot
 from flamingo_eval.engine.plan import Source, TrialPlan, query_row
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import changed_fields, digest, exists, json_text, write_atomic
+from flamingo_eval.files import changed_fields, digest, exists, json_text, open_regular, write_atomic
 from flamingo_eval.nouns import Answer, Cell, Id, Prediction, Query, Ranking, Score, Trial
 from flamingo_eval.prompting import extract_answer
 from flamingo_eval.reading import fits, parse_json, read_json
@@ -214,10 +215,10 @@ def write_scores(
 
 def _metric_notes(source: Source, trials: Iterable[TrialPlan], scored: Mapping[CellKey, ScoredTrial]) -> Sequence[str]:
     """What the metric says of the references that answers were compared with."""
-    own = {trial.seed: scored[trial.cell] for trial in trials if trial.source is source and trial.cell in scored}
-    references = [  # trials of one seed ask the same
-        {id: source.references.by_id[id] for id in one.answers} for one in own.values() if one.score is not None
-    ]
+    own = [scored[trial.cell] for trial in trials if trial.source is source and trial.cell in scored]
+    # trials of one seed ask the same, but for what was left out
+    asked = dict.fromkeys(tuple(one.answers) for one in own if one.score is not None)
+    references = [{id: source.references.by_id[id] for id in ids} for ids in asked]
     return registry.metric(source.benchmark.metric).check(references)
 
 
@@ -367,7 +368,7 @@ def item_rows(folder: RunFolder) -> dict[tuple[Any, ...], dict[str, Any]]:
     """(benchmark, shots, seed, query id) -> its line of ``scores.jsonl``. Raises UserError if that is broken."""
     items = {}
     try:
-        with folder.items_file.open(encoding="utf-8") as file:
+        with open_regular(folder.items_file) as raw, TextIOWrapper(raw, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 row = parse_json(line, f"line {number}")
                 if not fits(row, {"answer": str, "score": (int, float, type(None))}):

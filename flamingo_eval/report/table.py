@@ -220,17 +220,12 @@ def cells_frame(cells: Sequence[Cell], run: Run) -> pandas.DataFrame:
     """One row per cell, full precision; ``std`` is empty for one trial."""
     import pandas
 
-    columns = _COLUMNS[:10]
-    rows = []
-    for cell in cells:
-        row = cell_row(cell)
-        rows.append(
-            {column: row[column] for column in columns}
-            | {"trials": len(cell.trials), "queries": cell.trials[0].queries}
-            | {"checkpoint": run["checkpoint"]["name"], "checkpoint_digest": run["checkpoint"]["digest"]}
-            | {"demo": run["demo"]}
-        )
-    return pandas.DataFrame(rows)
+    checkpoint = run["checkpoint"]
+    about = {"checkpoint": checkpoint["name"], "checkpoint_digest": checkpoint["digest"], "demo": run["demo"]}
+    rows = [
+        {**cell_row(cell), "trials": len(cell.trials), "queries": cell.trials[0].queries, **about} for cell in cells
+    ]
+    return pandas.DataFrame(rows, columns=[*_COLUMNS])
 
 
 def as_csv(shown: Sequence[Shown], *, escape_formulas: bool = False) -> str:
@@ -338,12 +333,10 @@ def render_runs(shown: Sequence[Shown], format: str, *, escape_formulas: bool = 
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
     with_cells = [part for part in shown if part.cells]
-    if with_cells and format == "csv":
-        return as_csv(with_cells, escape_formulas=escape_formulas)
+    if format == "csv":
+        return as_csv(with_cells or shown, escape_formulas=escape_formulas)
     if with_cells or format == "json":
         return FORMATS[format](with_cells or shown)
-    if format == "csv":
-        return ",".join(_COLUMNS) + "\n"
     return "no scores: " + "; ".join(dict.fromkeys(line for part in shown for line in _without_scores(part))) + "\n"
 
 

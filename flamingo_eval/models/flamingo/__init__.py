@@ -10,15 +10,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flamingo_eval.errors import CheckpointError, DataError, UserError
+from flamingo_eval.errors import CheckpointError, UserError
 from flamingo_eval.files import cache_folder, digest, exists, is_file, user_path
 from flamingo_eval.images import Images
-from flamingo_eval.models.flamingo.part_files import DigestedFiles
+from flamingo_eval.models.flamingo.part_files import DigestedFiles, read_object
 from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, VisionSpec, read_spec
 from flamingo_eval.ports import ModelInfo, ModelSource
 from flamingo_eval.progress import note
-from flamingo_eval.reading import read_json
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel
@@ -65,12 +64,7 @@ class FlamingoSource:
         folder = self.spec.language.model
         if not isinstance(folder, Path) or not is_file(folder / "config.json"):
             return
-        try:
-            config = read_json(folder / "config.json")
-        except DataError as error:
-            raise CheckpointError(str(error)) from error
-        if not isinstance(config, dict):
-            raise CheckpointError(f"{folder / 'config.json'} is no model's configuration: it is not an object")
+        config = read_object(folder / "config.json")
         if config.get("model_type") == "llama" and not config.get("tie_word_embeddings", False):
             yield (
                 "the output layer's rows of the added tokens are zero: LLaMA's output layer is not in the checkpoint "

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
 )
 
 from flamingo_eval.errors import CheckpointError
+from flamingo_eval.files import exists
 from flamingo_eval.models.flamingo.part_files import read_object, weight_files
 from flamingo_eval.models.flamingo.spec import HubFile
 from flamingo_eval.progress import note
@@ -55,6 +56,8 @@ def fetch(file: HubFile) -> Path:
 _OPTIONAL = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 """Files that change what is loaded, and that a repository need not have."""
 
+_TOKENIZERS = ("tokenizer.json", "vocab.json")
+
 
 @cache
 def snapshot(repo: str) -> Path | None:
@@ -67,43 +70,36 @@ def snapshot(repo: str) -> Path | None:
         CheckpointError: see :func:`fetch`.
     """
     folder = fetch(HubFile(repo, "config.json")).parent
-    names = {entry.name for entry in folder.iterdir() if entry.exists()}
-    if not names & _TOKENIZERS or not names & _WEIGHTS:
+    if not any(exists(folder / name) for name in _TOKENIZERS):
         return None
     try:
-        weights_are_there = all(file.exists() for file in weight_files(folder, read_object(folder / "config.json")))
+        weight_files(folder, read_object(folder / "config.json"))
     except CheckpointError:
         return None
-    if not weights_are_there:
-        return None
     for name in _OPTIONAL:
-        if name not in names and try_to_load_from_cache(repo, name, revision=folder.name) is None:
-            try:  # asked once, without the pauses that a download makes between its tries
-                get_hf_file_metadata(hf_hub_url(repo, name, revision=folder.name))
-            except EntryNotFoundError:
-                continue
-            except Exception:  # noqa: BLE001  # no network, each client with errors of its own: what is cached must do
-                break
-            _download(repo, name, folder.name)
+        if exists(folder / name) or try_to_load_from_cache(repo, name, revision=folder.name) is not None:
+            continue
+        try:  # asked once, without the pauses that a download makes between its tries
+            get_hf_file_metadata(hf_hub_url(repo, name, revision=folder.name))
+        except EntryNotFoundError:
+            continue
+        except Exception as error:
+            if not (isinstance(error, (HfHubHTTPError, OSError)) or _of_the_client(error)):
+                raise
+            break  # no network, or no right to ask: what is cached must do
+        _fetch_once(HubFile(repo, name), folder.name)
     return folder
 
 
-def _download(repo: str, name: str, revision: str) -> None:
-    """Downloads a file of a repository as it was at a commit. Raises CheckpointError."""
-    try:
-        hf_hub_download(repo, name, revision=revision)
-    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{name} of {repo} can't be downloaded: {error}") from error
+def _of_the_client(error: Exception) -> bool:
+    """Whether an error is of httpx, by which huggingface_hub asks: it passes some on as they are."""
+    return type(error).__module__.partition(".")[0] == "httpx"
 
 
-_TOKENIZERS = {"tokenizer.json", "vocab.json"}
-_WEIGHTS = {"model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"}
-
-
-def _fetch_once(file: HubFile) -> Path:
+def _fetch_once(file: HubFile, revision: str | None = None) -> Path:
     where = f"{file.filename} of {file.repo}"
     try:
-        return Path(hf_hub_download(file.repo, file.filename))
+        return Path(hf_hub_download(file.repo, file.filename, revision=revision))
     except GatedRepoError as error:
         raise CheckpointError(
             f"{where}: the repository is gated; accept its terms, then log in with `hf auth login`"
@@ -122,6 +118,6 @@ def _fetch_once(file: HubFile) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{where} can't be downloaded: {error}") from error
     except Exception as error:
-        if "httpx" not in type(error).__module__:  # the hub's client raises its own errors for a lost connection
+        if not _of_the_client(error):
             raise
         raise _LostError(f"{where} can't be downloaded: {error}; given again, it goes on where it stopped") from error

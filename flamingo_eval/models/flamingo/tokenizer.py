@@ -9,11 +9,10 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from flamingo_eval.errors import CheckpointError, DataError, QueryError
+from flamingo_eval.errors import CheckpointError, QueryError
 from flamingo_eval.files import exists
 from flamingo_eval.models.flamingo.part_files import model_files, read_object
 from flamingo_eval.models.flamingo.weights import loading, reason_of
-from flamingo_eval.reading import read_json
 
 END_OF_CHUNK = "<|endofchunk|>"
 IMAGE = "<image>"
@@ -161,11 +160,7 @@ def _configured_pad_token(source: str | Path) -> str | None:
             raise CheckpointError(f"can't tell the pad token of {source}: {error}") from error
         if file is None:
             continue
-        try:
-            table = read_json(Path(file))
-        except DataError as error:
-            raise CheckpointError(str(error)) from error
-        token = table.get("pad_token") if isinstance(table, dict) else None
+        token = read_object(Path(file)).get("pad_token")
         if token:
             content = token.get("content") if isinstance(token, dict) else token
             if not isinstance(content, str):

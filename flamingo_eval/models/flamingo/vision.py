@@ -16,7 +16,7 @@ from flamingo_eval.errors import CheckpointError, QueryError
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.part_files import read_object
 from flamingo_eval.models.flamingo.spec import VisionSpec
-from flamingo_eval.models.flamingo.weights import check_file, check_sizes, check_values, loading
+from flamingo_eval.models.flamingo.weights import WRAPPED_MODULES, check_file, check_sizes, check_values, loading
 
 Transform = Callable[[Any], Tensor]
 """open_clip's inference transform: a Pillow image, *as opened*, to a (3, height, width) float tensor."""
@@ -38,22 +38,23 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
     """
     file = spec.pretrained if isinstance(spec.pretrained, Path) else None
     spec.check()
-    if spec.config_file is None:
+    config_file = spec.config_file
+    if config_file is None:
         raise CheckpointError(
             f"open_clip does not know the vision model {spec.model!r}"
             + (f" (configs read from {spec.configs})" if spec.configs else _similar_names(spec.model))
         )
-    config = read_object(spec.config_file)
-    with loading(f"vision model {spec.model} ({spec.config_file})", [spec.config_file]):
-        open_clip.add_model_config(spec.config_file)  # the last one of a name counts: none of another checkpoint
+    config = read_object(config_file)
+    with loading(f"vision model {spec.model} ({config_file})", [config_file]):
+        open_clip.add_model_config(config_file)  # the last one of a name counts: none of another checkpoint
         if open_clip.get_model_config(spec.model) != config:
-            raise CheckpointError(f"{spec.config_file} is no configuration of an open_clip model")
+            raise CheckpointError(f"{config_file} is no configuration of an open_clip model")
     pretrained, quick_gelu = _weights(spec, bool(config.get("quick_gelu", False)))
     if file is not None:
-        _check_weights(file, spec, config)
+        _check_weights(file, config_file, config)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="QuickGELU mismatch")
-        where = f"vision model {spec.model} ({spec.config_file}) with weights {pretrained}"
+        where = f"vision model {spec.model} ({config_file}) with weights {pretrained}"
         with loading(where, [file] if file else ()):
             model, _, transform = open_clip.create_model_and_transforms(
                 spec.model, pretrained=pretrained, precision="fp32", force_quick_gelu=quick_gelu
@@ -62,33 +63,40 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
     return model.eval(), transform
 
 
-def _check_weights(file: Path, spec: VisionSpec, config: dict[str, Any]) -> None:
+def _check_weights(file: Path, config_file: Path, config: dict[str, Any]) -> None:
     """Raises CheckpointError for weights of another kind, and for a configuration far too large for them."""
     names = check_file(file)
-    wrapped = sorted({name.partition(".")[0] for name in names} & {"_orig_mod", "_fsdp_wrapped_module"})
+    wrapped = sorted({name.partition(".")[0] for name in names} & {*WRAPPED_MODULES})
     if wrapped:
         raise CheckpointError(
             f"vision weights {file}: the names begin with {wrapped[0]}; save the model inside that wrapper"
         )
-    if spec.config_file is not None:
-        check_sizes(spec.config_file, config)
-        parameters, size = _parameters(config), file.stat().st_size
-        if parameters > 4 * size:
-            raise CheckpointError(
-                f"{spec.config_file} describes some {parameters:,} parameters; the weights {file} have {size:,} bytes"
-            )
+    check_sizes(config_file, config)
+    parameters, size = _parameters(config), file.stat().st_size
+    if parameters > _MOST_A_BYTE * size:
+        raise CheckpointError(
+            f"{config_file} describes some {parameters:,} parameters; the weights {file} have {size:,} bytes"
+        )
+
+
+_MOST_A_BYTE = 4
+"""Parameters by bytes of a weights file at which a configuration is refused before hours are spent on building it.
+A real file has at least a byte for each; the estimate may be too high."""
+
+_SQUARES = 12
+"""A transformer's layer has 12 width² parameters: 4 of attention, 8 of a four times wider MLP."""
 
 
 def _parameters(config: dict[str, Any]) -> int:
-    """Roughly how many parameters a configuration's transformers have, at least."""
+    """Roughly how many parameters a configuration's transformers have."""
     total = 0
-    for name, squares in (("vision_cfg", 12), ("text_cfg", 12)):
+    for name in ("vision_cfg", "text_cfg"):
         part = config.get(name)
         numbers = {k: v for k, v in part.items() if type(v) is int} if isinstance(part, dict) else {}
         width = numbers.get("width", 0)
         tokens = numbers.get("context_length", 0) + numbers.get("vocab_size", 0)
         tokens += (numbers.get("image_size", 0) // max(1, numbers.get("patch_size", 16))) ** 2
-        total += squares * numbers.get("layers", 0) * width * width + tokens * width
+        total += _SQUARES * numbers.get("layers", 0) * width * width + tokens * width
     return total
 
 

@@ -21,7 +21,7 @@ from flamingo_eval.reading import odd_content
 StateDict = dict[str, Tensor]
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
-_WRAPPED_MODULES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+WRAPPED_MODULES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """What torch.compile, FSDP and activation checkpointing put between a module and its parameters' names."""
 
 _MOST_LAYERS, _MOST_WIDE, _MOST_LABELS = 4096, 2**24, 100_000
@@ -111,13 +111,10 @@ def _plain_name(key: str) -> str:
     >>> _plain_name("module.module._orig_mod.perceiver._orig_mod.latents")
     'perceiver.latents'
     """
-    parts = [part for part in key.split(".") if part not in _WRAPPED_MODULES]
+    parts = [part for part in key.split(".") if part not in WRAPPED_MODULES]
     while len(parts) > 1 and parts[0] == "module":
         parts = parts[1:]
     return ".".join(parts)
-
-
-_WANTED = "weights must be floating-point numbers"
 
 
 def check_file(path: Path) -> set[str]:
@@ -133,9 +130,7 @@ def check_file(path: Path) -> set[str]:
             kinds = {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118  # no mapping
         for name, kind in kinds.items():
             if kind.startswith("C") or (name.endswith("weight") and kind.startswith(("I", "U", "BOOL"))):
-                raise CheckpointError(
-                    f"{path}: tensor {name} is of type {kind}; weights must be floating-point numbers"
-                )
+                raise _not_floating(path, name, kind)
         names = set(kinds)
     else:
         loaded = read_torch(path)
@@ -166,9 +161,11 @@ def check_kind(path: Path, name: str, tensor: Tensor, *, floating: bool) -> None
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise CheckpointError(f"{path}: tensor {name} is sparse or quantised; weights must be plain tensors")
     if tensor.is_complex() or (floating and not tensor.is_floating_point()):
-        raise CheckpointError(
-            f"{path}: tensor {name} is of type {tensor.dtype}; weights must be floating-point numbers"
-        )
+        raise _not_floating(path, name, tensor.dtype)
+
+
+def _not_floating(path: Path, name: str, kind: object) -> CheckpointError:
+    return CheckpointError(f"{path}: tensor {name} is of type {kind}; weights must be floating-point numbers")
 
 
 def check_values(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:

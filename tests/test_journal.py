@@ -89,10 +89,3 @@ def test_a_full_or_broken_disk_is_a_storage_error(
         journal.append([entry(1)])
     assert error.value.exit_code == 3
     assert len(journal) == 0, "what is not on the disk does not count as answered"
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_a_storage_error(tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(StorageError, match="permission denied"):
-        Journal(tmp_path / "locked" / "j").append([entry(1)])

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -96,80 +97,101 @@ def test_a_path_that_is_not_utf8_is_named(root: Path) -> None:
         assert "is not UTF-8 text" in result.stderr
 
 
-def as_nobody(*command: object, home: str | None = None) -> subprocess.CompletedProcess[str]:
-    """The command line as a user without rights, passwd entry or home."""
+ROOT = os.geteuid() == 0
+STRANGER = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", "--inh-caps=+dac_read_search",
+            "--ambient-caps=+dac_read_search")  # fmt: skip
+"""A user without a passwd entry, who may read anything: the interpreter may lie in a home folder."""
+POWERLESS = ("setpriv", "--inh-caps=-all", "--bounding-set=-all") if ROOT else ()
+"""Root without what lets root read and write anything; any other user as they are."""
+
+
+def under(prefix: Sequence[str], *command: object) -> subprocess.CompletedProcess[str]:
+    """The command line behind another program that changes its rights, with an almost empty environment."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[1])}
-    user = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"] if os.geteuid() == 0 else []
-    return subprocess.run(
-        [*user, sys.executable, "-m", "flamingo_eval", *map(str, command)], capture_output=True, text=True, check=False,
-        env={**environment, **({"HOME": home} if home else {})},
-    )  # fmt: skip
-
-
-def opened(path: Path) -> None:
-    """Lets anybody through to a folder of a test."""
-    for part in (path, *path.parents):
-        if part.stat().st_uid == os.geteuid() and part != Path("/"):
-            part.chmod(part.stat().st_mode | 0o555)
-
-
-def unreachable() -> bool:
-    """Whether nobody can reach even the interpreter, in which case these tests have nothing to say."""
-    return "Permission denied" in as_nobody("--version").stderr
+    return subprocess.run([*prefix, sys.executable, "-m", "flamingo_eval", *map(str, command)], capture_output=True,
+                          text=True, check=False, env=environment)  # fmt: skip
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not ROOT, reason="only root may become another user")
 def test_without_a_home_a_message_says_what_to_set(root: Path, tmp_path: Path) -> None:
-    opened(tmp_path)
-    opened(root)
     (tmp_path / "out").mkdir()
     (tmp_path / "out").chmod(0o777)
-    if unreachable():
-        pytest.skip("another user can't start the interpreter here")
-    result = as_nobody("coco", "--shots", "0", "--seeds", "42", "--checkpoint", "scripted", "--data-root", root,
-                       "--out", tmp_path / "out/run")  # fmt: skip
+    for part in (root, *root.parents):
+        if part != Path("/"):
+            part.chmod(part.stat().st_mode | 0o555)
+    result = under(STRANGER, *FAST, "--data-root", root, "--out", tmp_path / "out/run")
     assert result.returncode == 0, result.stderr
     for command in (("coco", "--shots", "0", "--out", tmp_path / "out/demo"),
                     ("features", "coco", "--data-root", root, "--rices-model", "scripted")):  # fmt: skip
-        result = as_nobody(*command)
+        result = under(STRANGER, *command)
         assert result.returncode == 2, result.stderr
         assert "set HOME or FLAMINGO_EVAL_CACHE" in result.stderr
 
 
 @pytest.mark.slow
-def test_what_nobody_may_read_is_a_message(root: Path, tmp_path: Path, cli: Cli) -> None:
-    run_scripted(cli, root, tmp_path / "runs/a")
-    run_scripted(cli, root, tmp_path / "runs/b")
-    opened(tmp_path)
-    for path in tmp_path.rglob("*"):
-        path.chmod(0o777 if path.is_dir() else 0o666)
-    if unreachable():
-        pytest.skip("another user can't start the interpreter here")
+@pytest.mark.torch
+@pytest.mark.skipif(not ROOT, reason="only root may become another user")
+def test_without_a_home_a_model_keeps_nothing_on_disk_and_says_so(root: Path, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o777)
+    for part in (root, *root.parents):
+        if part != Path("/"):
+            part.chmod(part.stat().st_mode | 0o555)
+    result = under(STRANGER, "coco", "--shots", "0", "--seeds", "42", "--checkpoint", bundle / "model.toml",
+                   "--data-root", root, "--device", "cpu", "--out", tmp_path / "out/run")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("note: encoded pictures are not kept") == 1
+    assert "FLAMINGO_EVAL_CACHE" in result.stderr
+
+
+@pytest.mark.slow
+def test_what_may_not_be_read_is_a_message(root: Path, tmp_path: Path, cli: Cli) -> None:
+    for name in ("a", "b"):
+        run_scripted(cli, root, tmp_path / "runs" / name)
     (tmp_path / "runs/b").chmod(0)
-    listed = as_nobody("runs", tmp_path / "runs")
+    listed = under(POWERLESS, "runs", tmp_path / "runs")
     assert listed.returncode == 0, listed.stderr
     assert re.search(r"runs/a .*complete", listed.stdout)
     assert "runs/b" in listed.stdout
     assert "Permission denied" in listed.stdout
-    (tmp_path / "runs/b").chmod(0o777)
-    for name in ("journal.jsonl", "run.json", "scores.jsonl"):
+    (tmp_path / "runs/b").chmod(0o755)
+    for name, refused in (("journal.jsonl", "score"), ("run.json", "score"), ("scores.jsonl", "")):
         (tmp_path / "runs/a" / name).chmod(0)
         for command in (("score", tmp_path / "runs/a"), ("samples", tmp_path / "runs/a"), ("runs", tmp_path / "runs")):
-            result = as_nobody(*command)
-            assert result.returncode in (0, 2), (name, command, result.stderr)
+            result = under(POWERLESS, *command)
+            assert result.returncode in ((2, 3) if command[0] == refused else (0, 2)), (name, command, result.stderr)
             assert "Traceback" not in result.stderr
-        (tmp_path / "runs/a" / name).chmod(0o666)
+            assert result.returncode == 0 or "Permission denied" in result.stderr
+        (tmp_path / "runs/a" / name).chmod(0o644)
     (root / "coco/val2014").chmod(0)
     for options in (("--images",), ()):
-        result = as_nobody("data", "check", "coco", "--data-root", root, *options)
+        result = under(POWERLESS, "data", "check", "coco", "--data-root", root, *options)
         assert result.returncode == 2
+        assert "Permission denied" in result.stderr
         assert "Traceback" not in result.stderr
     (root / "coco").chmod(0)
-    result = as_nobody(*FAST, "--data-root", root, "--out", tmp_path / "runs/c")
+    result = under(POWERLESS, *FAST, "--data-root", root, "--out", tmp_path / "runs/c")
     assert result.returncode == 2
     assert "Permission denied" in result.stderr
     assert "Traceback" not in result.stderr
-    (root / "coco").chmod(0o777)
+    for folder in (root / "coco", root / "coco/val2014"):
+        folder.chmod(0o755)
+
+
+@pytest.mark.slow
+def test_where_nothing_may_be_written_is_a_storage_error(root: Path, tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    result = under(POWERLESS, *FAST, "--data-root", root, "--out", tmp_path / "locked/run")
+    assert result.returncode == 3, result.stderr
+    assert "ermission denied" in result.stderr
+    run_scripted(cli, root, "run")
+    Path("run").chmod(0o500)
+    for command in (("score", "run"), (*FAST, "--data-root", root, "--out", "run", "--shots", "1")):
+        result = under(POWERLESS, *command)
+        assert result.returncode == 3, (command, result.stderr)
+        assert "Traceback" not in result.stderr
+    Path("run").chmod(0o755)
 
 
 @pytest.mark.parametrize("digits", ["9" * 5000, "1" + "0" * 5000])

@@ -15,6 +15,7 @@ from flamingo_eval.cli.output import binary_output, emit
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, PartialError, UserError, first_few
 from flamingo_eval.files import is_folder
+from flamingo_eval.progress import note
 
 _PANEL = "Runs"
 
@@ -37,12 +38,15 @@ def report(
 ) -> None:
     """Print the table of a scored run, or of several side by side."""
     from flamingo_eval.report.evidence import shown_runs
-    from flamingo_eval.report.table import render_runs
+    from flamingo_eval.report.table import render_runs, without_scores
 
     opt.check_format(format)
     opt.check_escape(escape_formulas, format)
     shown = shown_runs(runs, intervals=intervals)
     emit(render_runs(shown, format, escape_formulas=escape_formulas), end="")
+    for part in shown:
+        if not part.cells and (format == "csv" or any(other.cells for other in shown)):
+            note(f"no scores of {part.name}: {'; '.join(without_scores(part))}")
     for run in runs:
         if is_folder(run):
             from flamingo_eval.engine.folder import RunFolder

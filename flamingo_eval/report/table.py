@@ -335,11 +335,13 @@ def render_runs(shown: Sequence[Shown], format: str, *, escape_formulas: bool = 
     with_cells = [part for part in shown if part.cells]
     if format == "csv":
         return as_csv(with_cells or shown, escape_formulas=escape_formulas)
-    if with_cells or format == "json":
-        return FORMATS[format](with_cells or shown)
-    return "no scores: " + "; ".join(dict.fromkeys(line for part in shown for line in _without_scores(part))) + "\n"
+    if format == "json":
+        return as_json(shown)
+    if with_cells:
+        return FORMATS[format](with_cells)
+    return "no scores: " + "; ".join(dict.fromkeys(line for part in shown for line in without_scores(part))) + "\n"
 
 
-def _without_scores(part: Shown) -> list[str]:
+def without_scores(part: Shown) -> list[str]:
     """Why a run has no cells."""
     return [note for note in part.notes if NO_ANSWERS in note] or ["no trial of this run is complete"]

@@ -90,6 +90,7 @@ EMBEDDING = "lang_encoder.gpt_neox.embed_in.weight"
         (lambda s: s[EMBEDDING].fill_(float("nan")), f"{EMBEDDING} holds values that are no numbers"),
         (lambda s: s[EMBEDDING].view(-1)[7:8].fill_(float("inf")), f"{EMBEDDING} holds values that are no numbers"),
         (lambda s: s.update({"perceiver.latents": torch.tensor(1.0)}), r"perceiver.latents has shape \(\)"),
+        (lambda s: s.update({EMBEDDING: torch.ones(1).expand(10**6, 10**6)}), "has 1,000,000,000,000 values, more than"),
         (lambda s: s.update({"perceiver.layers.9999999.0.to_q.weight": torch.ones(1, 1)}), "must count from 0"),
     ],
 )  # fmt: skip
@@ -317,4 +318,17 @@ def test_numbers_that_would_take_hours_are_refused(bundle: Path, key: str, value
     table = json.loads((bundle / "lm/config.json").read_text())
     (bundle / "lm/config.1.0.0.json").write_text(json.dumps({**table, key: value}))
     with pytest.raises(CheckpointError, match=rf"config.1.0.0.json: {key} is {value}"):
+        load(bundle)
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_refused(bundle: Path) -> None:
+    """A pickle of megabytes of zeros, packed: torch would unpack it into memory."""
+    import zipfile
+
+    path, packed = bundle / "checkpoint.pt", bundle / "packed.pt"
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
+        for name in whole.namelist():
+            out.writestr(name, b"\0" * 10**7 if name.endswith("data.pkl") else whole.read(name))
+    packed.replace(path)
+    with pytest.raises(CheckpointError, match=r"checkpoint.pt is compressed; torch.save compresses nothing"):
         load(bundle)

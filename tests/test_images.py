@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -265,3 +267,52 @@ def test_a_special_token_in_a_text_is_that_records_failure(tmp_path: Path, cli: 
     assert len(answered) + len(shown) == 16
     for command in (("score", "run"), ("samples", "run"), ("controls", "run", "--only", "majority")):
         assert cli(*command).returncode in (0, 4), command
+
+
+def png(extra: bytes = b"", width: int = 8, data: bytes = zlib.compress(bytes(25 * 8))) -> bytes:
+    """A PNG of eight rows, with chunks of one's own."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 8, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + extra + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def packed(kind: bytes, size: int, times: int = 1) -> bytes:
+    """Chunks of a PNG that unpack to far more than they take."""
+    content = kind + b"a\0\0" + zlib.compress(bytes(size), 9)
+    return (struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))) * times
+
+
+BMP = b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 30_000, 30_000, 1, 24, *[0] * 6)
+GIF = b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0)
+TIFF_TAGS = {256: 60_000, 257: 60_000, 258: 8, 259: 1, 262: 1, 273: 8}
+TIFF = (
+    b"II*\0\x08\0\0\0" + struct.pack("<H", 6) + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in TIFF_TAGS.items())
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (png(packed(b"zTXt", 30_000_000)), "Decompressed data too large"),
+        (png(packed(b"zTXt", 900_000, times=100)), "Too much memory used in text chunks"),
+        (png(packed(b"iCCP", 30_000_000)), "Decompressed data too large"),
+        (png(width=2**31 - 1), "decompression bomb"),
+        (BMP, "decompression bomb"),
+        (GIF + b"\x02\x02L\x01\0;", "decompression bomb"),
+        (TIFF + b"\0\0\0\0", "decompression bomb"),
+    ],
+    ids=["text", "texts", "profile", "png", "bmp", "gif", "tiff"],
+)
+def test_images_that_unpack_to_far_more_than_they_take_fail_by_name(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "bomb").write_bytes(content)
+    assert re.search(rf"bomb can't be read: .*{message}", refusal(Images(tmp_path), "bomb"))
+
+
+def test_what_follows_an_images_rows_is_not_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(data=zlib.compress(bytes(30_000_000), 9)))
+    assert Images(tmp_path).decode("a.png", lambda image: image.size) == (8, 8)

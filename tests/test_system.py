@@ -322,3 +322,24 @@ def test_another_precision_or_device_on_resume(root: Path, cli: Cli) -> None:
     result = cli(*FAST, "--data-root", root, "--out", "run")
     assert result.returncode == 2
     assert "precision is fp32, there bf16" in result.stderr
+
+
+def test_settings_that_never_led_to_an_answer_do_not_hold_the_folder(
+    root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that does not load, mended, is another checkpoint: the same command must then go on."""
+    from flamingo_eval.errors import CheckpointError
+    from flamingo_eval.models.scripted import ScriptedSource
+
+    def load(*_: object, **__: object) -> None:
+        raise CheckpointError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScriptedSource, "load", load)
+        assert cli(*FAST, "--data-root", root, "--out", "run", "--num-samples", "3").returncode == 2
+    assert Path("run/run.json").exists()
+    run_scripted(cli, root)
+    Path("run/journal.jsonl").unlink()
+    result = cli(*FAST, "--data-root", root, "--out", "run", "--num-samples", "3")
+    assert result.returncode == 2, "a scored run is never taken for an empty one"
+    assert "holds a run with other settings" in result.stderr

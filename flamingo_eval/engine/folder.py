@@ -20,7 +20,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from flamingo_eval.engine.journal import Failure, Slot
+from flamingo_eval.engine.journal import Failure, Slot, journal_files
 from flamingo_eval.errors import StorageError, UserError
 from flamingo_eval.files import (
     drop_partial,
@@ -107,25 +107,40 @@ class RunFolder:
         """Replaces ``run.json``."""
         write_atomic(self.run_file, json_text(run))
 
+    def forget_unanswered(self, identity: Mapping[str, Any]) -> None:
+        """Removes what a command with other settings left before it had an answer: one whose checkpoint did not load.
+
+        Only while the folder is held by one process alone.
+        """
+        answered = any(file.stat().st_size for file in journal_files(self.journal_file))
+        if answered or exists(self.scores_file) or not exists(self.run_file) or not self._differences(identity):
+            return
+        with storage_errors(self.path):
+            self.run_file.unlink()
+            for file in self.path.glob("rices-*.json"):
+                file.unlink()
+
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuses to mix answers: everything both runs say about what determines answers must agree.
 
         Raises:
             UserError: names the settings that differ.
         """
-        if not exists(self.run_file):
-            return
+        differences = self._differences(identity) if exists(self.run_file) else []
+        if differences:
+            raise UserError(
+                f"{self.path} holds a run with other settings: {'; '.join(differences)}. "
+                "Choose another --out, or leave it out and each run gets a folder of its own"
+            )
+
+    def _differences(self, identity: Mapping[str, Any]) -> list[str]:
+        """What differs from the run that is there, each with both values."""
         old: Mapping[str, Any] = self.read_run()["identity"]
         differing = sorted(key for key in identity.keys() & old.keys() - {"benchmarks"} if identity[key] != old[key])
         for name in identity["benchmarks"].keys() & old["benchmarks"].keys():
             new_part, old_part = identity["benchmarks"][name], old["benchmarks"][name]
             differing += sorted(f"{name} {key}" for key in new_part if new_part[key] != old_part.get(key))
-        if differing:
-            details = "; ".join(_difference(key, identity, old) for key in differing)
-            raise UserError(
-                f"{self.path} holds a run with other settings: {details}. "
-                "Choose another --out, or leave it out and each run gets a folder of its own"
-            )
+        return [_difference(key, identity, old) for key in differing]
 
     def write_failures(
         self, failures: Iterable[Failure], cells: Collection[tuple[str, int, int]], *, skip: bool

@@ -198,6 +198,8 @@ def execute(
     if fresh:
         _start_over(folder, spec)
     with folder.lock(spec.process), closing(Claims(folder.claims_file)) as claims:
+        if spec.process.count == 1:
+            folder.forget_unanswered(identity)
         folder.check_identity(identity)
         with claims.alone("ranking"):
             nearest = rank_all(spec, sources, [*cells_asked, *_cells_there(folder, sources)], encoder, folder)

@@ -84,6 +84,8 @@ def read_torch(path: Path) -> Any:
     with loading(f"checkpoint {path}", [path]):
         with open_regular(path) as file:
             archive = zipfile.is_zipfile(file)  # before torch 1.6 files were bare pickles, which can't be mapped
+            if archive and any(part.compress_type != zipfile.ZIP_STORED for part in zipfile.ZipFile(file).infolist()):
+                raise CheckpointError(f"checkpoint {path} is compressed; torch.save compresses nothing")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
 
 
@@ -160,6 +162,8 @@ def check_kind(path: Path, name: str, tensor: Tensor, *, floating: bool) -> None
     """
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise CheckpointError(f"{path}: tensor {name} is sparse or quantised; weights must be plain tensors")
+    if tensor.numel() > path.stat().st_size:  # one value repeated by a stride of 0
+        raise CheckpointError(f"{path}: tensor {name} has {tensor.numel():,} values, more than the file has bytes")
     if tensor.is_complex() or (floating and not tensor.is_floating_point()):
         raise _not_floating(path, name, tensor.dtype)
 

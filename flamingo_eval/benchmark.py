@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
@@ -41,16 +42,19 @@ class PromptRules:
     """How prompts are written; templates use an example's fields as ``{caption}`` or ``{caption|strip}``.
 
     Attributes:
-        demonstration: template of one demonstration, separator included.
-        query: template of the query.
+        text: template of what follows the image, in demonstrations and in the query alike.
+        answer: template of a demonstration's answer.
+        separator: what stands behind each demonstration.
         zero_shot_demonstrations: how many text-only demonstrations a zero-shot prompt has.
-        zero_shot_keeps_images: hand the pictures of text-only demonstrations over all the same, so that the query's
-            tag meets the first of them (a defect of the reference's classification).
-        rgb: convert pictures to RGB before the transform.
+        zero_shot_keeps_images: hand the images of text-only demonstrations over all the same, so that the query's
+            mark meets the first of them (a defect of the reference's classification; only a renderer that follows the
+            reference repeats it).
+        rgb: convert images to RGB before the transform.
     """
 
-    demonstration: str
-    query: str
+    text: str
+    answer: str
+    separator: str = ""
     zero_shot_demonstrations: int = 2
     zero_shot_keeps_images: bool = False
     rgb: bool = False
@@ -204,7 +208,7 @@ def parse_benchmark(
     chosen = protocols[protocol]
     if "refused" in chosen:
         raise UserError(f"{path.stem} is not run under {protocol}: {chosen['refused']}")
-    merged = _merge(base, chosen)
+    merged = _merge(_with_turns(path, base), _with_turns(path, chosen))
     _check_tables(path, merged)
     merged["data"] = _override(path, merged["data"], data_overrides or {})
     if merged["name"] != path.stem:
@@ -240,6 +244,29 @@ def parse_benchmark(
         submission=merged.get("submission", {}),
         sources=tuple(merged["sources"]),
     )
+
+
+_FIRST_QUERY = re.compile(r"<\w+>(?P<text>.*)", re.DOTALL)
+_FIRST_REST = re.compile(r"(?P<answer>.*)<\|\w+\|>(?P<separator>\s*)", re.DOTALL)
+
+
+def _with_turns(path: Path, table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A table whose ``[prompt]`` says ``text``, ``answer`` and ``separator``.
+
+    In the first versions it had whole templates in it, ``demonstration`` and ``query``, with a model's marks.
+    """
+    prompt = table.get("prompt")
+    if not isinstance(prompt, dict) or not {"demonstration", "query"} & prompt.keys():
+        return table
+    shown, asked = str(prompt.get("demonstration", "")), str(prompt.get("query", ""))
+    query, rest = _FIRST_QUERY.fullmatch(asked), _FIRST_REST.fullmatch(shown.removeprefix(asked))
+    if query is None or rest is None or not shown.startswith(asked):
+        raise UserError(
+            f"{path}: in [prompt] write 'text' (what follows the image), 'answer' and 'separator' (what stands behind "
+            "a demonstration) in place of 'demonstration' and 'query'"
+        )
+    others = {key: value for key, value in prompt.items() if key not in ("demonstration", "query")}
+    return {**table, "prompt": {**others, **query.groupdict(), **rest.groupdict()}}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 Id = int | str
 
-NO_PICTURE = ""
-"""In place of a picture's path: its ``<image>`` stays in the text, and those who look at it see nothing."""
+WITHHELD = ""
+"""In place of an image's path: the image keeps its place in the prompt, and those who look there see nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +28,61 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """What a model is shown.
+class Turn:
+    """A demonstration, or the query: images, then a text, then an answer.
 
     Attributes:
-        text: the prompt, with an ``<image>`` where a picture is.
-        images: paths of the pictures relative to the data root; the i-th ``<image>`` stands for the i-th of them.
-            ``NO_PICTURE`` for one that is withheld.
-        rgb: convert pictures to RGB *before* the transform, as ImageNet's loader in the reference does; else the
+        images: paths of the images shown, relative to the data root; ``WITHHELD`` for one that is withheld.
+        text: what is said or asked of them.
+        answer: what a demonstration answers; None for the query.
+        hidden: paths of a demonstration's images where it is shown as text alone.
+    """
+
+    images: tuple[str, ...]
+    text: str
+    answer: str | None = None
+    hidden: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is shown, as structure: a model's renderer turns it into what that model reads.
+
+    Attributes:
+        demonstrations: in prompt order, the last one next to the query.
+        query: what is asked.
+        separator: what stands behind each demonstration.
+        rgb: convert images to RGB *before* the transform, as ImageNet's loader in the reference does; else the
             transform gets them as they are and converts after it has resized and cropped.
+        zero_shot_keeps_images: see :class:`flamingo_eval.benchmark.PromptRules`.
+    """
+
+    demonstrations: tuple[Turn, ...]
+    query: Turn
+    separator: str = ""
+    rgb: bool = False
+    zero_shot_keeps_images: bool = False
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Paths of the images shown, in order."""
+        return tuple(path for turn in (*self.demonstrations, self.query) for path in turn.images)
+
+    @property
+    def length(self) -> int:
+        """Characters of its texts."""
+        return sum(len(turn.text) + len(turn.answer or "") for turn in (*self.demonstrations, self.query))
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """A prompt as a model reads it.
+
+    Attributes:
+        text: the whole text, with a mark where each image is.
+        images: paths of the images, relative to the data root; the i-th mark stands for the i-th of them.
+            ``WITHHELD`` for one that is withheld.
+        rgb: convert images to RGB before the transform.
     """
 
     text: str
@@ -69,6 +115,11 @@ class Query:
     prompt: Prompt
     occurrence: int = 0
     more_orders: tuple[Prompt, ...] = ()
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompt in all its orders."""
+        return (self.prompt, *self.more_orders)
 
 
 @dataclass(frozen=True, slots=True)

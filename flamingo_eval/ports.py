@@ -13,9 +13,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from flamingo_eval.benchmark import DataRules
+from flamingo_eval.benchmark import DataRules, PromptRules
 from flamingo_eval.images import Images
-from flamingo_eval.nouns import Answer, Example, Id, NoAnswer, Prompt, Score, Task
+from flamingo_eval.nouns import Answer, Example, Id, NoAnswer, Prompt, Rendering, Score, Task
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,22 @@ class Metric(Protocol):
         """One score per trial (query id -> answer) by the benchmark's scoring rules; shared work is done once."""
 
 
+class Renderer(Protocol):
+    """Turns prompts into what a kind of model reads; pure, and without loading a model."""
+
+    name: str
+    """What a run's record calls it."""
+
+    marks: tuple[str, ...]
+    """What divides a rendered prompt: a text of the data that holds one can't be shown."""
+
+    def render(self, prompt: Prompt) -> Rendering:
+        """The prompt as the model reads it."""
+
+    def describe(self, rules: PromptRules) -> Mapping[str, Any]:
+        """Everything about a benchmark's prompts that shows in their renderings, for the identity of a run."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What a model says of itself without being loaded.
@@ -222,6 +238,10 @@ class ModelSource(Protocol):
     def info(self) -> ModelInfo:
         """Name and digest, without importing torch. Raises CheckpointError."""
 
+    @property
+    def renderer(self) -> Renderer:
+        """How it reads prompts."""
+
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
         """What ``auto`` stands for on this machine: (device, precision). Raises UserError for what it doesn't have."""
 
@@ -277,6 +297,9 @@ class ModelFamily(Protocol):
 
     def known(self) -> Mapping[str, str]:
         """Names of its known checkpoints -> one line about each."""
+
+    def renderers(self) -> Sequence[Renderer]:
+        """How its models read prompts, so that a run can be read without its checkpoint."""
 
     def find(self, checkpoint: str, weights: Path | None = None) -> ModelSource | None:
         """The model a name or file stands for, or None if that is not of this family. Raises CheckpointError.

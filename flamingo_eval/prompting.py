@@ -8,12 +8,9 @@ from functools import cache
 
 from flamingo_eval.benchmark import AnswerRules, PromptRules
 from flamingo_eval.errors import UserError
-from flamingo_eval.nouns import Example, Prompt
+from flamingo_eval.nouns import Example, Prompt, Rendering, Turn
 from flamingo_eval.stemming import stem
 
-IMAGE = "<image>"
-SPECIAL_TOKENS = (IMAGE, "<|endofchunk|>")
-"""What divides a prompt into images and demonstrations; a text of the data that holds one would divide it elsewhere."""
 _SLOT = re.compile(r"\{(\w+)(\|strip)?\}")
 
 
@@ -48,45 +45,63 @@ def _parts(template: str) -> list[tuple[str, str | None, bool]]:
 def build_prompt(rules: PromptRules, demonstrations: Sequence[Example], query: Example, shots: int) -> Prompt:
     """The prompt of one query.
 
-    With zero shots the demonstrations are text only: every ``<image>`` is removed from their text and their pictures
-    are not given (open_flamingo/eval/evaluate.py, ``evaluate_captioning``), unless the rules say that they are.
-
-    Texts that hold special tokens are for the caller to find (:func:`special_token_in`).
+    With zero shots the demonstrations are text alone, and their images are not shown
+    (open_flamingo/eval/evaluate.py, ``evaluate_captioning``).
     """
-    context = "".join(fill(rules.demonstration, example.fields) for example in demonstrations)
-    images = [example.image for example in demonstrations]
-    if shots == 0:
-        context = context.replace(IMAGE, "")
-        images = images if rules.zero_shot_keeps_images else []
-    text = context + fill(rules.query, query.fields)
-    images.append(query.image)
-    return Prompt(text, tuple(images), rgb=rules.rgb)
+    turns = []
+    for example in demonstrations:
+        images, hidden = ((example.image,), ()) if shots else ((), (example.image,))
+        turns.append(Turn(images, fill(rules.text, example.fields), fill(rules.answer, example.fields), hidden))
+    asked = Turn((query.image,), fill(rules.text, query.fields))
+    return Prompt(tuple(turns), asked, rules.separator, rules.rgb, rules.zero_shot_keeps_images)
 
 
-def special_token_in(template: str, example: Example) -> str | None:
-    """The special token that a text of an example holds, among those texts that the template shows.
+def interleaved(prompt: Prompt, image: str, end: str = "") -> Rendering:
+    """A prompt as one text, with marks in it.
 
-    >>> special_token_in("Q:{question}", Example(1, "1.jpg", {"question": "is <image> red?", "answer": "no"}))
+    Args:
+        prompt: the prompt.
+        image: the mark that stands for an image.
+        end: the mark behind a demonstration.
+
+    >>> dog, cat = Turn(("1.jpg",), "Output:", "a dog"), Turn(("2.jpg",), "Output:")
+    >>> interleaved(Prompt((dog,), cat, separator=" "), "<image>", "|").text
+    '<image>Output:a dog| <image>Output:'
+    """
+    texts = [
+        f"{image * len(turn.images)}{turn.text}{turn.answer}{end}{prompt.separator}" for turn in prompt.demonstrations
+    ]
+    texts.append(image * len(prompt.query.images) + prompt.query.text)
+    return Rendering("".join(texts), prompt.images, prompt.rgb)
+
+
+def mark_in(templates: Sequence[str], example: Example, marks: Sequence[str]) -> str | None:
+    """The mark that a text of an example holds, among those texts that the templates show.
+
+    A text of the data that holds one would divide the prompt elsewhere.
+
+    >>> mark_in(["Q:{question}"], Example(1, "1.jpg", {"question": "is <image> red?", "answer": "no"}), ["<image>"])
     '<image>'
     """
-    shown = (example.fields.get(name, "") for _, name, _ in _parts(template) if name is not None)
-    return next((token for text in shown if "<" in text for token in SPECIAL_TOKENS if token in text), None)
+    shown = [
+        example.fields.get(name, "") for template in templates for _, name, _ in _parts(template) if name is not None
+    ]
+    return next((mark for text in shown for mark in marks if mark in text), None)
 
 
 def answer_field(rules: PromptRules) -> str:
-    """The field that demonstrations show and queries don't: the answer.
+    """The field that is a demonstration's answer.
 
-    >>> answer_field(PromptRules(demonstration="Q:{question} A:{answer}", query="Q:{question} A:"))
+    >>> answer_field(PromptRules(text="Q:{question} A:", answer="{answer|strip}"))
     'answer'
 
     Raises:
         UserError: there is none, or more than one.
     """
-    shown, asked = ({slot[1] for slot in _SLOT.finditer(text)} for text in (rules.demonstration, rules.query))
-    extra = sorted(shown - asked)
-    if len(extra) != 1:
-        raise UserError(f"which field of {rules.demonstration!r} is the answer? Found: {', '.join(extra) or 'none'}")
-    return extra[0]
+    names = sorted({slot[1] for slot in _SLOT.finditer(rules.answer)})
+    if len(names) != 1:
+        raise UserError(f"which field of {rules.answer!r} is the answer? Found: {', '.join(names) or 'none'}")
+    return names[0]
 
 
 def extract_answer(rules: AnswerRules, raw: str) -> str:

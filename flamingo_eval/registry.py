@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from flamingo_eval.errors import UserError
-from flamingo_eval.ports import EncoderSource, Loader, Metric, ModelFamily, ModelSource, Selector
+from flamingo_eval.ports import EncoderSource, Loader, Metric, ModelFamily, ModelSource, Renderer, Selector
 
 _PACKAGE = "flamingo_eval"
 
@@ -45,6 +45,14 @@ def metric(name: str) -> Metric:
 
 def _model_families() -> list[ModelFamily]:
     return [cast(ModelFamily, _plugin("models", name, "MODEL")) for name in plugin_names("models")]
+
+
+def renderer(name: str) -> Renderer:
+    """A way to write prompts, by the name that a run's record has. Raises UserError listing the known ones."""
+    known = {one.name: one for family in _model_families() for one in family.renderers()}
+    if name not in known:
+        raise UserError(f"unknown rendering {name!r}; known: {', '.join(sorted(known))}")
+    return known[name]
 
 
 def known_checkpoints() -> dict[str, str]:

@@ -12,7 +12,7 @@ from PIL import Image
 from flamingo_eval import registry
 from flamingo_eval.errors import CheckpointError
 from flamingo_eval.images import Images
-from flamingo_eval.nouns import Decoding, Prompt
+from flamingo_eval.nouns import Decoding, Rendering
 from tests.helpers import LazyModule
 
 torch: Any = LazyModule("torch")
@@ -34,7 +34,7 @@ def rewrite(folder: Path, change: Callable[[State], object], *, wrap: bool = Tru
 
 def texts_of(model: Any, root: Path) -> list[str]:
     Image.new("RGB", (64, 64), "red").save(root / "red.png")
-    item = model.prepare(Prompt("<image>Output:", ("red.png",)), Decoding(8))
+    item = model.read(Rendering("<image>Output:", ("red.png",)), Decoding(8))
     return list(model.answer([item], Decoding(8)))
 
 

@@ -73,7 +73,7 @@ def test_batches_are_of_like_length(tmp_path: Path) -> None:
         example.fields["caption"] = "word " * (i % 13)  # type: ignore[index]
     plan = plan_of(source, 2)
     batches = list(_batches(list(find_pending([plan], Journal(tmp_path / "j"), "m")), 8))
-    spread = [max(sizes) - min(sizes) for batch in batches if (sizes := [len(q.prompt.text) for _, q in batch])]
+    spread = [max(sizes) - min(sizes) for batch in batches if (sizes := [q.prompt.length for _, q in batch])]
     assert sum(spread) / len(spread) < 25, "sorted; as they come a batch's lengths differ by about 100"
 
 

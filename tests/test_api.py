@@ -39,7 +39,7 @@ def test_the_names_are_there_without_importing_torch() -> None:
 def test_the_interleaved_example(demo: Any, tmp_path: Path) -> None:
     """Two demonstrations and a query, from Pillow pictures and from files, equal to what the engine's path says."""
     from flamingo_eval.demo.data import demo_data_root
-    from flamingo_eval.nouns import Decoding, Prompt
+    from flamingo_eval.nouns import Decoding, Rendering
 
     root = demo_data_root() / "coco" / "val2014"
     paths = sorted(root.iterdir())[:3]
@@ -48,7 +48,7 @@ def test_the_interleaved_example(demo: Any, tmp_path: Path) -> None:
     assert len(said.split()) > 3
     assert demo.generate(prompt, paths) == said
     task = Decoding(20)
-    prepared = demo.prepare(Prompt(prompt, tuple(map(str, paths))), task)
+    prepared = demo.read(Rendering(prompt, tuple(map(str, paths))), task)
     assert demo.answer([prepared], task) == [said]
     assert demo.generate("Output:", max_new_tokens=3, num_beams=1) is not None
     with pytest.raises(UserError, match=r"the prompt has 3 <image> tags, and there are 1 pictures"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from flamingo_eval.engine.controls import CONTROLS, ControlPlan, changed, deranged, majority_answer
 from flamingo_eval.engine.plan import TrialPlan, plan_trial, read_source
 from flamingo_eval.images import Images
-from flamingo_eval.nouns import NO_PICTURE
+from flamingo_eval.models.flamingo.rendering import RENDERER
+from flamingo_eval.nouns import WITHHELD
 from tests.helpers import Cli, read_lines
 from tests.test_plan import plan_of, source_of
 
@@ -33,24 +35,26 @@ def test_nothing_keeps_its_place(count: int, seed: str) -> None:
 def test_what_each_control_shows() -> None:
     plan = plan_of(source_of(9, 3), 3)
     for position in range(len(plan)):
-        plain = plan.query(position)
-        texts = plain.prompt.text.split("\n")
-        shown = {name: control(plan, name).query(position) for name in CONTROLS if name != "majority"}
-        assert all(query.demonstration_ids == plain.demonstration_ids for query in shown.values())
-        bare = shown["text-only"].prompt
-        assert bare.images == plain.prompt.images[-1:]
+        query = plan.query(position)
+        plain = RENDERER.render(query.prompt)
+        texts = plain.text.split("\n")
+        queries = {name: control(plan, name).query(position) for name in CONTROLS if name != "majority"}
+        assert all(other.demonstration_ids == query.demonstration_ids for other in queries.values())
+        shown = {name: RENDERER.render(other.prompt) for name, other in queries.items()}
+        bare = shown["text-only"]
+        assert bare.images == plain.images[-1:]
         assert bare.text == "\n".join([*(text.removeprefix("<image>") for text in texts[:-1]), texts[-1]])
-        images = shown["images-shuffled"].prompt
-        assert images.text == plain.prompt.text
-        assert sorted(images.images[:-1]) == sorted(plain.prompt.images[:-1])
-        assert all(a != b for a, b in zip(images.images[:-1], plain.prompt.images[:-1], strict=True))
-        text = shown["text-shuffled"].prompt
-        assert text.images == plain.prompt.images
+        images = shown["images-shuffled"]
+        assert images.text == plain.text
+        assert sorted(images.images[:-1]) == sorted(plain.images[:-1])
+        assert all(a != b for a, b in zip(images.images[:-1], plain.images[:-1], strict=True))
+        text = shown["text-shuffled"]
+        assert text.images == plain.images
         assert sorted(text.text.split("\n")) == sorted(texts)
         assert all(a != b for a, b in zip(text.text.split("\n")[:-1], texts[:-1], strict=True))
-        blind = shown["blind"].prompt
-        assert blind.text == plain.prompt.text
-        assert blind.images == (*plain.prompt.images[:-1], NO_PICTURE)
+        blind = shown["blind"]
+        assert blind.text == plain.text
+        assert blind.images == (*plain.images[:-1], WITHHELD)
 
 
 def test_a_control_is_left_out_where_it_changes_nothing() -> None:
@@ -79,7 +83,7 @@ def test_the_majority_where_names_are_ranked(golden: Path) -> None:
     from flamingo_eval.demo.data import demo_data_root
 
     source = read_source("hateful_memes", demo_data_root())
-    plan = plan_trial(source, shots=4, seed=42, selector="random", num_samples=None, query_set_size=2048)
+    plan = plan_trial(source, RENDERER, shots=4, seed=42, selector="random", num_samples=None, query_set_size=2048)
     shares = {}
     for position in range(len(plan)):
         labels = [source.data.train[i].fields["label"] for i in plan.demonstrations[position][0]]
@@ -135,24 +139,24 @@ def test_mistakes(root: Path, cli: Cli) -> None:
 def test_a_withheld_picture_is_seen_by_no_one(goldens: Path) -> None:
     """Blind, the answer does not depend on which picture is withheld, and differs from the one with the picture."""
     from flamingo_eval import registry
-    from flamingo_eval.nouns import Decoding, Prompt
+    from flamingo_eval.nouns import Decoding, Rendering
 
     source = registry.model_source(str(goldens / "model" / "model.toml"))
-    model = source.load(images=Images(goldens / "data"), device="cpu", precision="fp32")
+    model: Any = source.load(images=Images(goldens / "data"), device="cpu", precision="fp32")
     task = Decoding(max_new_tokens=20)
     pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())[:4]
     text = "<image>Output:a cat<|endofchunk|>\n<image>Output:"
 
     def said(*images: str) -> str:
-        return str(model.answer([model.prepare(Prompt(text, images), task)], task)[0])
+        return str(model.answer([model.read(Rendering(text, images), task)], task)[0])
 
     seen = {said(pictures[0], picture) for picture in pictures}
     assert len(seen) > 1, "the last picture matters"
-    assert said(pictures[0], NO_PICTURE) not in seen
-    batch = [model.prepare(Prompt(text, (pictures[0], p)), task) for p in (pictures[1], NO_PICTURE, pictures[2])]
+    assert said(pictures[0], WITHHELD) not in seen
+    batch = [model.read(Rendering(text, (pictures[0], p)), task) for p in (pictures[1], WITHHELD, pictures[2])]
     together = model.answer(batch, task)
-    assert together == [said(pictures[0], pictures[1]), said(pictures[0], NO_PICTURE), said(pictures[0], pictures[2])]
-    model.answer([model.prepare(Prompt("<image>Output:", (NO_PICTURE,)), task)], task)
+    assert together == [said(pictures[0], pictures[1]), said(pictures[0], WITHHELD), said(pictures[0], pictures[2])]
+    model.answer([model.read(Rendering("<image>Output:", (WITHHELD,)), task)], task)
 
 
 def test_controls_with_nothing_to_do_and_without_answers(root: Path, cli: Cli) -> None:

@@ -105,7 +105,9 @@ def test_training_items_read_as_the_benchmarks_demonstrations(name: str, fields:
     }
     items = [writers[name](np.random.RandomState(seed)) for seed in range(100)]
     written = {f"<image>{i.head}{i.answer}<|endofchunk|>{i.tail}" for i in items}
-    assert fill(load_benchmark(name).prompt.demonstration, fields) in written
+    rules = load_benchmark(name).prompt
+    shown = f"<image>{fill(rules.text, fields)}{fill(rules.answer, fields)}<|endofchunk|>{rules.separator}"
+    assert shown in written
 
 
 @pytest.mark.torch

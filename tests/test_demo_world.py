@@ -17,6 +17,7 @@ from flamingo_eval.demo.writing import read_truth
 from flamingo_eval.engine.plan import TrialPlan, plan_trial, read_source
 from flamingo_eval.files import files_digest
 from flamingo_eval.loaders.karpathy import LOADER
+from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.nouns import Annotation
 
 
@@ -157,7 +158,7 @@ def test_every_benchmark_reads_its_mini_version(name: str) -> None:
 
 def trials_of(name: str, shots: int) -> list[TrialPlan]:
     source = read_source(name, demo_data_root())
-    return [plan_trial(source, shots=shots, seed=seed, selector="random", num_samples=None, query_set_size=2048)
+    return [plan_trial(source, RENDERER, shots=shots, seed=seed, selector="random", num_samples=None, query_set_size=2048)
             for seed in (42, 43, 44)]  # fmt: skip
 
 

@@ -181,7 +181,7 @@ class Ranker(StandIn):
     """A model whose log-likelihoods tell which prompt it saw: minus the position of the first demonstration's name."""
 
     def prepare(self, prompt: Prompt, task: Task) -> str:
-        return prompt.text
+        return prompt.query.text
 
     def answer(self, prepared: Sequence[str], task: Task) -> list[Answer]:
         return [{"a": -float(text.index("1")), "b": -float(text.index("2"))} for text in prepared]

@@ -10,7 +10,7 @@ import pytest
 from flamingo_eval import registry
 from flamingo_eval.errors import QueryError
 from flamingo_eval.images import Images
-from flamingo_eval.nouns import NO_PICTURE, Decoding, Prompt, Ranking
+from flamingo_eval.nouns import WITHHELD, Decoding, Ranking, Rendering
 from tests.helpers import LazyModule
 
 pytestmark = [pytest.mark.torch, pytest.mark.goldens]
@@ -38,14 +38,14 @@ def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def prompts(request: pytest.FixtureRequest) -> list[Prompt]:
+def prompts(request: pytest.FixtureRequest) -> list[Rendering]:
     goldens: Path = request.getfixturevalue("goldens")
     pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())
     made = []
     for i, text in enumerate(TEXTS):
         count = text.count("<image>")
-        made += [Prompt(text, tuple(pictures[(i + j + k) % 9] for j in range(count))) for k in range(3)]
-    return [*made, Prompt(TEXTS[1], (NO_PICTURE, pictures[0])), Prompt(TEXTS[1], (pictures[0], NO_PICTURE))]
+        made += [Rendering(text, tuple(pictures[(i + j + k) % 9] for j in range(count))) for k in range(3)]
+    return [*made, Rendering(TEXTS[1], (WITHHELD, pictures[0])), Rendering(TEXTS[1], (pictures[0], WITHHELD))]
 
 
 @pytest.mark.parametrize(
@@ -53,32 +53,32 @@ def prompts(request: pytest.FixtureRequest) -> list[Prompt]:
     [Decoding(20), Decoding(5, num_beams=1), Decoding(12, num_beams=5, length_penalty=-2.0), Decoding(9, min_new_tokens=6),
      Decoding(1), Decoding(7, num_beams=2, length_penalty=1.0)],
 )  # fmt: skip
-def test_texts(models: tuple[Any, Any], prompts: list[Prompt], decoding: Decoding) -> None:
+def test_texts(models: tuple[Any, Any], prompts: list[Rendering], decoding: Decoding) -> None:
     fast, plain = models
-    items = [fast.prepare(prompt, decoding) for prompt in prompts]
-    expected = [plain.answer([plain.prepare(prompt, decoding)], decoding)[0] for prompt in prompts]
+    items = [fast.read(prompt, decoding) for prompt in prompts]
+    expected = [plain.answer([plain.read(prompt, decoding)], decoding)[0] for prompt in prompts]
     assert fast.answer(items, decoding) == expected, "all in one batch"
     assert [fast.answer([item], decoding)[0] for item in items] == expected, "alone"
-    assert plain.answer([plain.prepare(p, decoding) for p in prompts], decoding) == expected, "the plain path too"
+    assert plain.answer([plain.read(p, decoding) for p in prompts], decoding) == expected, "the plain path too"
 
 
-def test_class_log_likelihoods(models: tuple[Any, Any], prompts: list[Prompt]) -> None:
+def test_class_log_likelihoods(models: tuple[Any, Any], prompts: list[Rendering]) -> None:
     fast, plain = models
     task = Ranking(("yes", "no way, never", "a grey wolf in the snow", "x"))
-    together = fast.answer([fast.prepare(prompt, task) for prompt in prompts], task)
+    together = fast.answer([fast.read(prompt, task) for prompt in prompts], task)
     for prompt, ours in zip(prompts, together, strict=True):
-        theirs = plain.answer([plain.prepare(prompt, task)], task)[0]
+        theirs = plain.answer([plain.read(prompt, task)], task)[0]
         assert ours == pytest.approx(theirs, abs=1e-4)
 
 
-def test_logits_of_prompt_and_continuation(models: tuple[Any, Any], prompts: list[Prompt]) -> None:
+def test_logits_of_prompt_and_continuation(models: tuple[Any, Any], prompts: list[Rendering]) -> None:
     """Beams side by side behind their prompt see what each would see alone."""
     from flamingo_eval.models.flamingo.cross_attention import Media
     from flamingo_eval.models.flamingo.prefix import Prefix
 
     fast, plain = models
     task = Decoding(20)
-    items = [fast.prepare(prompt, task) for prompt in prompts]
+    items = [fast.read(prompt, task) for prompt in prompts]
     with torch.inference_mode():
         prefix: Prefix = fast._prefix(items, task, 12)
         paths = [[5, 6, 7], [5, 9, 8], [11, 3, 2]]
@@ -104,22 +104,22 @@ def test_logits_of_prompt_and_continuation(models: tuple[Any, Any], prompts: lis
 
 
 def test_many_passes_give_what_one_gives(
-    models: tuple[Any, Any], prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+    models: tuple[Any, Any], prompts: list[Rendering], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch's prompts are read in passes of their own lengths; their beams go on together."""
     from flamingo_eval.models.flamingo import adapter
 
     fast, _ = models
     decoding, names = Decoding(12), Ranking(("yes", "no way, never", "x"))
-    texts = fast.answer([fast.prepare(p, decoding) for p in prompts], decoding)
-    logprobs = fast.answer([fast.prepare(p, names) for p in prompts], names)
-    longest = max(len(fast.prepare(p, decoding).ids) for p in prompts)
+    texts = fast.answer([fast.read(p, decoding) for p in prompts], decoding)
+    logprobs = fast.answer([fast.read(p, names) for p in prompts], names)
+    longest = max(len(fast.read(p, decoding).ids) for p in prompts)
     for tokens in (1, 2 * longest, 5 * longest):
         monkeypatch.setitem(adapter._BATCH, "cpu", adapter._BATCH["cpu"]._replace(pass_tokens=tokens))
-        prefix = fast._prefix([fast.prepare(p, decoding) for p in prompts], decoding, 36)
+        prefix = fast._prefix([fast.read(p, decoding) for p in prompts], decoding, 36)
         assert len(prefix.logits) == len(prompts)
-        assert fast.answer([fast.prepare(p, decoding) for p in prompts], decoding) == texts
-        again = fast.answer([fast.prepare(p, names) for p in prompts], names)
+        assert fast.answer([fast.read(p, decoding) for p in prompts], decoding) == texts
+        again = fast.answer([fast.read(p, names) for p in prompts], names)
         for one, other in zip(again, logprobs, strict=True):
             assert one == pytest.approx(other, abs=1e-4)
 
@@ -132,8 +132,8 @@ def test_each_picture_is_encoded_once(models: tuple[Any, Any], goldens: Path, tm
 
     pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())[:10]
     task = Decoding(5)
-    prompts = [Prompt(TEXTS[1], (pictures[i], pictures[(i + 3) % 10])) for i in range(10)] * 2
-    expected = [models[1].answer([models[1].prepare(p, task)], task)[0] for p in prompts]
+    prompts = [Rendering(TEXTS[1], (pictures[i], pictures[(i + 3) % 10])) for i in range(10)] * 2
+    expected = [models[1].answer([models[1].read(p, task)], task)[0] for p in prompts]
     one = models[0].model.perceiver.latents.nbytes
     for budget, disk, encoded in (
         (1 << 30, "", 10),
@@ -145,7 +145,7 @@ def test_each_picture_is_encoded_once(models: tuple[Any, Any], goldens: Path, tm
         caching = Caching(budget, tmp_path / disk if disk else None, "checkpoint")
         model = load_model(read_spec(goldens / "model" / "model.toml"), images=Images(goldens / "data"), device="cpu",
                            precision="fp32", caching=caching)  # fmt: skip
-        said = [model.answer([model.prepare(p, task)], task)[0] for p in prompts]
+        said = [model.answer([model.read(p, task)], task)[0] for p in prompts]
         assert said == expected
         store = model.pictures[False]
         assert store._bytes <= budget

@@ -14,6 +14,7 @@ import pytest
 from flamingo_eval.engine.answer import Answering
 from flamingo_eval.engine.journal import Journal
 from flamingo_eval.images import Images
+from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.nouns import Answer, Decoding, NoAnswer
 from tests.helpers import FAST, Cli, LazyModule, StandIn, read_lines, run_cli, write_coco_root
 
@@ -148,7 +149,7 @@ def test_overflowing_logits_name_their_query(root: Path, tmp_path: Path) -> None
     from flamingo_eval.engine.answer import find_pending
     from flamingo_eval.engine.plan import plan_trial, read_source
 
-    trial = plan_trial(read_source("coco", root), shots=2, seed=42, selector="random", num_samples=None,
+    trial = plan_trial(read_source("coco", root), RENDERER, shots=2, seed=42, selector="random", num_samples=None,
                        query_set_size=12)  # fmt: skip
     journal = Journal(tmp_path / "j.jsonl")
     pending = list(find_pending([trial], journal, "m"))
@@ -167,7 +168,7 @@ def test_overflowing_logits_name_their_query(root: Path, tmp_path: Path) -> None
 def test_a_model_that_overflows_answers_the_other_queries(goldens: Path, plain: bool) -> None:
     """One picture's latents are infinite: its prompts have no answer, and their neighbours' texts are as ever."""
     from flamingo_eval import registry
-    from flamingo_eval.nouns import Prompt, Ranking
+    from flamingo_eval.nouns import Ranking, Rendering
 
     pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())[:4]
     source = registry.model_source(str(goldens / "model" / "model.toml"))
@@ -180,14 +181,14 @@ def test_a_model_that_overflows_answers_the_other_queries(goldens: Path, plain: 
         latents[(pixels == bad).all(dim=(1, 2, 3))] = torch.inf
         return latents
 
-    prompts = [Prompt("<image>Output:", (picture,)) for picture in pictures]
+    prompts = [Rendering("<image>Output:", (picture,)) for picture in pictures]
     tasks = (Decoding(8), Decoding(8, num_beams=1), Ranking(("yes", "no way")))
-    expected = [model.answer([model.prepare(p, task) for p in prompts], task) for task in tasks]
+    expected = [model.answer([model.read(p, task) for p in prompts], task) for task in tasks]
     model.model.encode = overflow
     for store in model.pictures.values():
         store._known.clear()
     for task, before in zip(tasks, expected, strict=True):
-        after = model.answer([model.prepare(p, task) for p in prompts], task)
+        after = model.answer([model.read(p, task) for p in prompts], task)
         assert isinstance(after[1], NoAnswer)
         assert "not numbers" in after[1].reason
         others = [0, 2, 3]

@@ -15,7 +15,7 @@ from flamingo_eval import registry
 from flamingo_eval.errors import CheckpointError, QueryError
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.spec import VisionSpec, read_spec
-from flamingo_eval.nouns import Decoding, Prompt
+from flamingo_eval.nouns import Decoding, Rendering
 from tests.bundles import load, rewrite, texts_of
 from tests.helpers import LazyModule, run_cli
 
@@ -230,13 +230,13 @@ def test_unreadable_pictures(bundle: Path) -> None:
         ("gone.jpg", "gone.jpg does not exist"),
     ):
         with pytest.raises(QueryError, match=message):
-            model.prepare(Prompt("<image>Output:", (name,)), Decoding(5))
+            model.read(Rendering("<image>Output:", (name,)), Decoding(5))
 
 
 def test_a_prompt_too_long_is_refused_never_cut(bundle: Path) -> None:
     Image.new("RGB", (8, 8)).save(bundle / "a.png")
     with pytest.raises(QueryError, match=r"a prompt has \d+ tokens, the limit is 2000: use fewer shots"):
-        load(bundle).prepare(Prompt("Output:a ball\n" * 800 + "<image>Output:", ("a.png",)), Decoding(5))
+        load(bundle).read(Rendering("Output:a ball\n" * 800 + "<image>Output:", ("a.png",)), Decoding(5))
 
 
 def test_a_truncated_picture_costs_its_own_queries_only(tmp_path: Path) -> None:
@@ -270,10 +270,10 @@ def test_other_precisions_speak_too(precision: str) -> None:
     from flamingo_eval.demo.data import demo_data_root
 
     root = demo_data_root()
-    source = registry.model_source("demo")
-    prompt = Prompt("<image>Output:", ("coco/val2014/COCO_val2014_000000017800.png",))
+    source: Any = registry.model_source("demo")
+    prompt = Rendering("<image>Output:", ("coco/val2014/COCO_val2014_000000017800.png",))
     texts = []
     for name in ("fp32", precision):
         model = source.load(images=Images(root), device="cpu", precision=name)
-        texts.append(model.answer([model.prepare(prompt, Decoding(20))], Decoding(20))[0])
+        texts.append(model.answer([model.read(prompt, Decoding(20))], Decoding(20))[0])
     assert texts[0] == texts[1], "a clear picture is described alike"

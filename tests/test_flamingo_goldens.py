@@ -34,10 +34,10 @@ def model(goldens: Path) -> Any:
 
 
 def prepared(model: Any, expected: dict[str, Any], number: int) -> Any:
-    from flamingo_eval.nouns import Decoding, Prompt
+    from flamingo_eval.nouns import Decoding, Rendering
 
-    prompt = Prompt(expected["prompts"][number], tuple(expected["image_paths"][number]))
-    return model.prepare(prompt, Decoding(max_new_tokens=20))
+    prompt = Rendering(expected["prompts"][number], tuple(expected["image_paths"][number]))
+    return model.read(prompt, Decoding(max_new_tokens=20))
 
 
 def given(expected: dict[str, Any]) -> list[int]:

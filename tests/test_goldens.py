@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from flamingo_eval.engine.plan import TrialPlan, plan_trial, read_source
+from flamingo_eval.engine.plan import TrialPlan, plan_trial, query_row, read_source
 from flamingo_eval.images import Images
+from flamingo_eval.models.flamingo.rendering import RENDERER
 from tests.helpers import pixels_of, read_lines, run_cli
 
 pytestmark = pytest.mark.goldens
@@ -32,6 +33,7 @@ def protocol_of(file: Path) -> str:
 def plan_like(expected: dict[str, Any], goldens: Path, protocol: str = "openflamingo") -> TrialPlan:
     return plan_trial(
         read_source(expected["benchmark"], goldens / "data", protocol=protocol),
+        RENDERER,
         shots=expected["shots"] if "shots" in expected else expected["num_shots"],
         seed=expected["seed"],
         selector="random",
@@ -46,7 +48,8 @@ def test_plans(goldens: Path) -> None:
     for file in files:
         expected = json.loads(file.read_text())
         plan = plan_like(expected, goldens)
-        got = [(q.id, list(q.demonstration_ids), list(q.prompt.images), q.prompt.text) for q in plan]
+        rows = [query_row(plan, query) for query in plan]
+        got = [tuple(row[key] for key in ("query_id", "demonstration_ids", "images", "prompt")) for row in rows]
         keys = ("query_id", "demonstration_ids", "model_images", "prompt")
         assert got == [tuple(query[key] for key in keys) for query in expected["queries"]], file.name
 
@@ -57,7 +60,8 @@ def test_plans_of_the_older_harnesses(goldens: Path) -> None:
     for file in files:
         expected = json.loads(file.read_text())
         plan = plan_like(expected, goldens, protocol_of(file))
-        got = [(q.id, list(q.demonstration_ids), list(q.prompt.images), q.prompt.text) for q in plan]
+        rows = [query_row(plan, query) for query in plan]
+        got = [tuple(row[key] for key in ("query_id", "demonstration_ids", "images", "prompt")) for row in rows]
         keys = ("query_id", "demo_ids", "model_image_paths", "prompt")
         assert got == [tuple(query[key] for key in keys) for query in expected["queries"]], file.name
 
@@ -119,14 +123,14 @@ def test_ranking_agrees_with_the_references_cached_and_uncached(goldens: Path) -
     import torch
 
     from flamingo_eval import registry
-    from flamingo_eval.nouns import Prompt, Ranking
+    from flamingo_eval.nouns import Ranking, Rendering
 
     expected = torch.load(goldens / "model_outputs.pt", weights_only=True)
     source = registry.model_source(str(goldens / "model" / "model.toml"))
-    model = source.load(images=Images(goldens / "data"), device="cpu", precision="fp32")
+    model: Any = source.load(images=Images(goldens / "data"), device="cpu", precision="fp32")
     task = Ranking(("yes", "no"))
-    prompts = [Prompt(t, tuple(i)) for t, i in zip(expected["hm_prompts"], expected["hm_image_paths"], strict=True)]
-    items = [model.prepare(prompt, task) for prompt in prompts]
+    prompts = [Rendering(t, tuple(i)) for t, i in zip(expected["hm_prompts"], expected["hm_image_paths"], strict=True)]
+    items = [model.read(prompt, task) for prompt in prompts]
     alone = [model.answer([item], task)[0] for item in items]
     for answers in (alone, model.answer(items, task)):
         ours = torch.tensor([[a["yes"], a["no"]] for a in answers if isinstance(a, dict)])
@@ -143,15 +147,15 @@ def test_ranking_names_of_several_tokens(goldens: Path, monkeypatch: pytest.Monk
     from flamingo_eval import registry
     from flamingo_eval.models.flamingo import ranking
     from flamingo_eval.models.flamingo.cross_attention import Media
-    from flamingo_eval.nouns import Prompt, Ranking
+    from flamingo_eval.nouns import Ranking, Rendering
 
     monkeypatch.setattr(ranking, "CHUNK_TOKENS", chunk)
     expected = torch.load(goldens / "model_outputs.pt", weights_only=True)
     source = registry.model_source(str(goldens / "model" / "model.toml"))
     model: Any = source.load(images=Images(goldens / "data"), device="cpu", precision="fp32")
     task = Ranking(("yes", "a grey wolf in the snow", "screwdriver", "no way, never", "x"))
-    prompts = [Prompt(t, tuple(i)) for t, i in zip(expected["hm_prompts"], expected["hm_image_paths"], strict=True)]
-    items = [model.prepare(prompt, task) for prompt in prompts]
+    prompts = [Rendering(t, tuple(i)) for t, i in zip(expected["hm_prompts"], expected["hm_image_paths"], strict=True)]
+    items = [model.read(prompt, task) for prompt in prompts]
     batched = model.answer(items, task)
     assert len({len(item.ids) for item in items}) > 1, "the batch has padding"
     for item, answers in zip(items, batched, strict=True):

@@ -12,7 +12,7 @@ import pytest
 from flamingo_eval import registry
 from flamingo_eval.errors import CheckpointError
 from flamingo_eval.images import Images
-from flamingo_eval.nouns import Decoding, Prompt, Ranking
+from flamingo_eval.nouns import Decoding, Ranking, Rendering
 from tests.helpers import LazyModule
 from tests.small_flamingos import WIDTH, make_language, write_flamingo
 from tests.test_fast_paths import TEXTS
@@ -28,9 +28,11 @@ def load(toml: Path, goldens: Path, plain: bool = False) -> Any:
     )
 
 
-def prompts_of(goldens: Path) -> list[Prompt]:
+def prompts_of(goldens: Path) -> list[Rendering]:
     pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())
-    return [Prompt(t, tuple(pictures[(3 * i + j) % 9] for j in range(t.count("<image>")))) for i, t in enumerate(TEXTS)]
+    return [
+        Rendering(t, tuple(pictures[(3 * i + j) % 9] for j in range(t.count("<image>")))) for i, t in enumerate(TEXTS)
+    ]
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -38,14 +40,14 @@ def test_answers(goldens: Path, tmp_path: Path, host: str) -> None:
     toml = write_flamingo(tmp_path / host, host, goldens)
     fast, plain, prompts = load(toml, goldens), load(toml, goldens, plain=True), prompts_of(goldens)
     for task in (Decoding(12), Decoding(8, num_beams=1), Decoding(10, length_penalty=-2.0)):
-        expected = [plain.answer([plain.prepare(p, task)], task)[0] for p in prompts]
+        expected = [plain.answer([plain.read(p, task)], task)[0] for p in prompts]
         assert len(set(expected)) > 2, "the texts differ, so that equality means something"
-        assert fast.answer([fast.prepare(p, task) for p in prompts], task) == expected
-        assert [fast.answer([fast.prepare(p, task)], task)[0] for p in prompts] == expected
+        assert fast.answer([fast.read(p, task) for p in prompts], task) == expected
+        assert [fast.answer([fast.read(p, task)], task)[0] for p in prompts] == expected
     names = Ranking(("yes", "no way, never", "a grey wolf in the snow"))
-    together = fast.answer([fast.prepare(p, names) for p in prompts], names)
+    together = fast.answer([fast.read(p, names) for p in prompts], names)
     for prompt, ours in zip(prompts, together, strict=True):
-        theirs = plain.answer([plain.prepare(prompt, names)], names)[0]
+        theirs = plain.answer([plain.read(prompt, names)], names)[0]
         assert ours == pytest.approx(theirs, abs=1e-4)
 
 
@@ -96,11 +98,11 @@ def test_layout_v1_and_all_that_old_files_hold(goldens: Path, tmp_path: Path, ho
     toml = write_flamingo(tmp_path / host, host, goldens)
     task, prompt = Decoding(8), prompts_of(goldens)[1]
     plain_file = load(toml, goldens)
-    before = plain_file.answer([plain_file.prepare(prompt, task)], task)
+    before = plain_file.answer([plain_file.read(prompt, task)], task)
     rewrite(toml, lambda state: with_old_things(host, state))
     model = load(toml, goldens)
     if host != "opt":  # the zeroed positions are another model
-        assert model.answer([model.prepare(prompt, task)], task) == before
+        assert model.answer([model.read(prompt, task)], task) == before
     else:
         assert model.model.language.model.decoder.embed_positions.weight.abs().max() == 0
 
@@ -255,8 +257,8 @@ def test_a_family_that_is_not_known(goldens: Path, tmp_path: Path) -> None:
     )
     fast, plain, task = load(toml, goldens), load(toml, goldens, plain=True), Decoding(8)
     prompts = prompts_of(goldens)
-    assert fast.answer([fast.prepare(p, task) for p in prompts], task) == [
-        plain.answer([plain.prepare(p, task)], task)[0] for p in prompts
+    assert fast.answer([fast.read(p, task) for p in prompts], task) == [
+        plain.answer([plain.read(p, task)], task)[0] for p in prompts
     ]
 
 
@@ -294,11 +296,11 @@ def test_long_prompts_in_bfloat16(goldens: Path, tmp_path: Path, host: str, prec
     task = Ranking(("yes", "a grey wolf in the snow"))
     off = {}
     for words in (4, 380):
-        prompt = Prompt("a " * words + "<image>Output:", (prompts_of(goldens)[0].images[0],))
+        prompt = Rendering("a " * words + "<image>Output:", (prompts_of(goldens)[0].images[0],))
         said = []
         for kind in ("fp32", precision):
             model = source.load(images=Images(goldens / "data"), device="cpu", precision=kind)
-            said.append(model.answer([model.prepare(prompt, task)], task)[0])
+            said.append(model.answer([model.read(prompt, task)], task)[0])
         off[words] = max(abs(said[0][name] - said[1][name]) for name in task.names)
     assert off[380] < max(0.3, 3 * off[4]), off
 
@@ -347,10 +349,10 @@ def test_casting_ahead_is_what_autocast_does(
             monkeypatch.setattr(loading, "cast_ahead", lambda _: None)
         source = registry.model_source(str(toml))
         model: Any = source.load(images=Images(goldens / "data"), device="cpu", precision="amp_bf16")
-        prepared = [model.prepare(prompt, tasks[0]) for prompt in prompts_of(goldens)]
+        prepared = [model.read(prompt, tasks[0]) for prompt in prompts_of(goldens)]
         with torch.inference_mode():
             logits = model._prefix(prepared, tasks[0], 36).logits
-        found.append((logits, [model.answer([model.prepare(p, t) for p in prompts_of(goldens)], t) for t in tasks]))
+        found.append((logits, [model.answer([model.read(p, t) for p in prompts_of(goldens)], t) for t in tasks]))
         halved = [p for p in model.model.parameters() if p.dtype == torch.bfloat16]
         assert bool(halved) == ahead
         kept = (model.model.language.get_input_embeddings(), model.model.vision, model.model.perceiver)

@@ -17,6 +17,7 @@ from flamingo_eval.engine.answer import Pending, _batches
 from flamingo_eval.engine.plan import Source, TrialPlan, plan_trial, query_row, read_source
 from flamingo_eval.errors import UserError
 from flamingo_eval.images import Images
+from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import DataSet
 
@@ -29,13 +30,16 @@ def source_of(train: int, test: int) -> Source:
 
 
 def plan_of(source: Source, shots: int, seed: int = 42, num_samples: int | None = None, pool: int = 2048) -> TrialPlan:
-    return plan_trial(source, shots=shots, seed=seed, selector="random", num_samples=num_samples, query_set_size=pool)
+    return plan_trial(
+        source, RENDERER, shots=shots, seed=seed, selector="random", num_samples=num_samples, query_set_size=pool
+    )
 
 
 @pytest.mark.parametrize("shots", [0, 4])
 def test_plan_equals_the_references(golden: Path, shots: int) -> None:
     expected = json.loads((golden / "plans" / f"coco_random_shots{shots}_seed42.json").read_text())["queries"]
-    rows = [query_row(query) for query in plan_of(read_source("coco", golden), shots, pool=48)]
+    plan = plan_of(read_source("coco", golden), shots, pool=48)
+    rows = [query_row(plan, query) for query in plan]
     assert [row["query_id"] for row in rows] == [query["query_id"] for query in expected]
     for row, query in zip(rows, expected, strict=True):
         assert row["demonstration_ids"] == query["demonstration_ids"]
@@ -48,7 +52,8 @@ def test_plan_equals_the_references(golden: Path, shots: int) -> None:
 def test_plan_equals_all_of_the_references(goldens: Path, shots: int) -> None:
     expected = json.loads((goldens / "plans" / f"coco_random_shots{shots}_seed42.json").read_text())["queries"]
     plan = plan_of(read_source("coco", goldens / "data"), shots, pool=48)
-    got = [(q.id, list(q.demonstration_ids), list(q.prompt.images), q.prompt.text) for q in plan]
+    rows = [query_row(plan, query) for query in plan]
+    got = [tuple(row[key] for key in ("query_id", "demonstration_ids", "images", "prompt")) for row in rows]
     assert got == [(q["query_id"], q["demonstration_ids"], q["model_images"], q["prompt"]) for q in expected]
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from flamingo_eval.engine.plan import plan_trial, read_source
 from flamingo_eval.engine.retrieval import find_nearest
 from flamingo_eval.errors import DataError, UserError
+from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.runspec import RicesSpec
 from tests.helpers import Cli, LazyModule, read_lines, run_cli, write_coco_root
 from tests.test_goldens import linked_data
@@ -105,7 +106,7 @@ def test_plans_equal_the_references(goldens: Path, tmp_path: Path) -> None:
         source = read_source(expected["benchmark"], data)
         shots, seed = expected["shots"], expected["seed"]
         nearest = find_nearest(source, source.data.test, shots, encoder, RicesSpec(), "cpu")
-        plan = plan_trial(source, shots=shots, seed=seed, selector="rices", num_samples=None, query_set_size=48,
+        plan = plan_trial(source, RENDERER, shots=shots, seed=seed, selector="rices", num_samples=None, query_set_size=48,
                           nearest=nearest)  # fmt: skip
         counts: dict[str, int] = {}
         for example in source.data.train:

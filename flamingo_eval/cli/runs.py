@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flamingo_eval import registry
 from flamingo_eval.benchmark import Benchmark, benchmark_names, canonical_name, load_benchmark
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.config import Config
@@ -261,15 +262,16 @@ def plan(
     for line in [*(["demo data: generated pictures"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
         note(line)
     cells = cells_of(spec, sources)
-    planned = plan_all(spec, sources, cells, rank_all(spec, sources, cells, encoder_if_needed(spec)))
+    nearest = rank_all(spec, sources, cells, encoder_if_needed(spec))
+    planned = plan_all(spec, sources, cells, registry.model_source(spec.checkpoint).renderer, nearest)
     for trial in planned:
         if as_json:
             for query in trial:
                 if not wanted():  # `plan ... | head`
                     return
-                emit(json.dumps(query_row(query), ensure_ascii=False))
+                emit(json.dumps(query_row(trial, query), ensure_ascii=False))
         else:
-            images = len({image for query in trial for image in query.prompt.images})
+            images = len({image for query in trial for image in trial.render(query)[0].images})
             emit(f"{trial.cell[0]}  {trial.shots} shots  seed {trial.seed}: {len(trial)} queries, {images} pictures")
     reasons = list(dict.fromkeys(reason for trial in planned for reason in trial.failed.values()))
     if reasons:

@@ -13,7 +13,7 @@ from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.errors import DataError, DeviceMemoryError, QueryError, first_few
 from flamingo_eval.files import changed_fields, digest
 from flamingo_eval.images import Images
-from flamingo_eval.nouns import NO_PICTURE, Answer, NoAnswer, Prediction, Prompt, Query, Task
+from flamingo_eval.nouns import WITHHELD, Answer, NoAnswer, Prediction, Prompt, Query, Rendering, Task
 from flamingo_eval.ports import Model
 from flamingo_eval.progress import note, progress_bar
 from flamingo_eval.workers import ahead
@@ -51,24 +51,25 @@ class Pending:
 def pictures_digest(images: Images, shown: Iterable[str]) -> str | None:
     """One digest of the contents of the pictures shown; None if one of them can't be read."""
     try:
-        return digest([images.digest(image) for image in shown if image != NO_PICTURE])
+        return digest([images.digest(image) for image in shown if image != WITHHELD])
     except QueryError:
         return None
 
 
-def answer_key(query: Query, task: Task, model: str) -> str:
+def answer_key(query: Query, renderings: Sequence[Rendering], task: Task, model: str) -> str:
     """Digest of everything that determines a query's answer, but for the pictures' content.
 
     Args:
+        renderings: the query as the model reads it, in each of its orders.
         model: digest of the model, its precision included.
     """
     return digest(
         {
             "query": list(slot_of(query)),
             "demonstrations": list(query.demonstration_ids),
-            "prompts": [prompt.text for prompt in (query.prompt, *query.more_orders)],
-            "images": [list(prompt.images) for prompt in (query.prompt, *query.more_orders)],
-            "rgb": query.prompt.rgb,
+            "prompts": [prompt.text for prompt in renderings],
+            "images": [list(prompt.images) for prompt in renderings],
+            "rgb": renderings[0].rgb,
             "task": changed_fields(task),
             "model": model,
         }
@@ -83,10 +84,11 @@ def find_pending(trials: Iterable[TrialPlan], journal: Journal, model: str) -> I
     for trial in trials:
         images = trial.source.images
         for position, query in enumerate(trial):
-            key, known = answer_key(query, trial.source.task, model), journal.get(slot_of(query))
+            renderings = trial.render(query)
+            key, known = answer_key(query, renderings, trial.source.task, model), journal.get(slot_of(query))
             if known is None or known.key != key:
                 yield Pending(trial, position, key)  # its pictures are looked at when its turn comes
-            elif (pictures := pictures_digest(images, query.prompt.images)) not in (known.pictures, None):
+            elif (pictures := pictures_digest(images, renderings[0].images)) not in (known.pictures, None):
                 yield Pending(trial, position, key, pictures)
 
 
@@ -164,18 +166,19 @@ class Answering:
 
     def _prepare(self, task: Task, batch: Sequence[tuple[Pending, Query]]) -> _Ready:
         ready = _Ready([], [], [])
-        self._model.look_at([p for item, q in batch if not item.trial.failed for p in (q.prompt, *q.more_orders)], task)
+        self._model.look_at([p for item, q in batch if not item.trial.failed for p in q.prompts], task)
         for item, query in batch:
             if item.position in item.trial.failed:
                 ready.failures.append((item, item.trial.failed[item.position]))
                 continue
             try:
-                prepared = [self._model.prepare(prompt, task) for prompt in (query.prompt, *query.more_orders)]
+                prepared = [self._model.prepare(prompt, task) for prompt in query.prompts]
             except QueryError as error:
                 ready.failures.append((item, str(error)))
                 continue
             # the model has read them through the same object: these are the bytes that it has decoded
-            ready.items.append((item, pictures_digest(item.trial.source.images, query.prompt.images) or ""))
+            shown = item.trial.renderer.render(query.prompt).images
+            ready.items.append((item, pictures_digest(item.trial.source.images, shown) or ""))
             ready.prepared.append(prepared)
         return ready
 
@@ -289,7 +292,7 @@ def _batches(pending: Sequence[Pending], size: int) -> Iterator[list[tuple[Pendi
     """Batches of at most ``size`` queries of like length, longest first, with their prompts."""
     for start in range(0, len(pending), WINDOW * size):
         some = [(item, item.query) for item in pending[start : start + WINDOW * size]]
-        some.sort(key=lambda pair: -len(pair[1].prompt.text))
+        some.sort(key=lambda pair: -pair[1].prompt.length)
         for i in range(0, len(some), size):
             yield some[i : i + size]
 

@@ -19,7 +19,7 @@ from flamingo_eval.engine.score import score_trials
 from flamingo_eval.errors import DataError, first_few
 from flamingo_eval.files import user_path
 from flamingo_eval.images import Images
-from flamingo_eval.nouns import NO_PICTURE
+from flamingo_eval.nouns import WITHHELD
 from flamingo_eval.ports import Measurable, Model, Work
 from flamingo_eval.runspec import RunSpec
 
@@ -105,7 +105,8 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
     model_source = registry.model_source(spec.checkpoint, weights)
     sources = read_sources(spec, images)
     cells = cells_of(spec, sources)
-    trials = plan_all(spec, sources, cells, rank_all(spec, sources, cells, encoder_if_needed(spec)))
+    nearest = rank_all(spec, sources, cells, encoder_if_needed(spec))
+    trials = plan_all(spec, sources, cells, model_source.renderer, nearest)
     source = next(iter(sources.values()))
     device, precision = model_source.resolve(spec.device, spec.precision)
     first = {trial.shots: trial for trial in reversed(trials)}
@@ -120,7 +121,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
             rows.append(row)
             metric, seen = metric + scored, seen + row.queries
         seconds, encoded = model.seconds(), _encoded(model)
-    shown = {image for trial in trials for query in trial for image in query.prompt.images if image != NO_PICTURE}
+    shown = {image for trial in trials for query in trial for image in trial.render(query)[0].images} - {WITHHELD}
     whole = {shots: sum(len(trial) for trial in trials if trial.shots == shots) for shots in spec.shots}
     return Bench(
         rows=rows,
@@ -175,6 +176,13 @@ def _ask(
             raise describe_failures(failures)
         start = time.perf_counter()
         queries_of = tuple(trial.queries[i] for i in answered)
-        part = TrialPlan(source, trial.shots, trial.seed, queries_of, tuple(trial.demonstrations[i] for i in answered))
+        part = TrialPlan(
+            source,
+            trial.renderer,
+            trial.shots,
+            trial.seed,
+            queries_of,
+            tuple(trial.demonstrations[i] for i in answered),
+        )
         score_trials([part], journal)
         return answered, time.perf_counter() - start

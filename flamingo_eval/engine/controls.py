@@ -25,7 +25,7 @@ from flamingo_eval.engine.run import RootOf, reopen
 from flamingo_eval.engine.score import ScoredTrial, build_cells, score_trials
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import digest
-from flamingo_eval.nouns import NO_PICTURE, Answer, Cell, Example, Id, Prompt, Query, Ranking
+from flamingo_eval.nouns import WITHHELD, Answer, Cell, Example, Id, Prompt, Query, Ranking
 from flamingo_eval.prompting import answer_field, build_prompt
 
 CONTROLS: Mapping[str, str] = {
@@ -62,9 +62,9 @@ class ControlPlan(TrialPlan):
             return build_prompt(replace(rules, zero_shot_keeps_images=False), shown, example, 0)
         if self.control == "blind":
             prompt = build_prompt(rules, shown, example, self.shots)
-            # without shots the query's tag stands for the first picture, whichever that is
-            kept = prompt.images[:-1] if self.shots else ()
-            return replace(prompt, images=kept + (NO_PICTURE,) * (len(prompt.images) - len(kept)))
+            # an image that is not shown must not be met in the query's place either
+            turns = tuple(replace(turn, hidden=(WITHHELD,) * len(turn.hidden)) for turn in prompt.demonstrations)
+            return replace(prompt, demonstrations=turns, query=replace(prompt.query, images=(WITHHELD,)))
         partner = deranged(len(shown), f"{self.control}/{self.seed}/{position}")
         if self.control == "images-shuffled":
             mixed = [Example(e.id, shown[j].image, e.fields) for e, j in zip(shown, partner, strict=True)]
@@ -96,7 +96,7 @@ def changed(control: str, trial: TrialPlan) -> TrialPlan | None:
         return trial
     plan = ControlPlan(**{f.name: getattr(trial, f.name) for f in dataclasses.fields(TrialPlan)}, control=control)
     some = range(min(len(trial), 20))
-    return plan if any(plan.query(i).prompt != trial.query(i).prompt for i in some) else None
+    return plan if any(plan.render(plan.query(i)) != trial.render(trial.query(i)) for i in some) else None
 
 
 def majority_answer(trial: TrialPlan, position: int) -> Answer:

@@ -19,9 +19,9 @@ from flamingo_eval.benchmark import DEFAULT_PROTOCOL, Benchmark, load_benchmark
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import digest, file_digest, is_folder, many_objects
 from flamingo_eval.images import Images
-from flamingo_eval.nouns import Example, Id, Query, Ranking, Task
-from flamingo_eval.ports import DataSet, Nearest, References, Selection
-from flamingo_eval.prompting import build_prompt, special_token_in
+from flamingo_eval.nouns import Example, Id, Query, Ranking, Rendering, Task
+from flamingo_eval.ports import DataSet, Nearest, References, Renderer, Selection
+from flamingo_eval.prompting import build_prompt, mark_in
 from flamingo_eval.reading import digests_of_reads, read_text
 from flamingo_eval.seeds import choose, numpy_generator, visiting_order
 
@@ -35,6 +35,7 @@ class Source:
     data: DataSet
     reads: dict[Path, str] = field(default_factory=dict)
     """Digest of the bytes that each annotation file was read from."""
+    _unusable: dict[tuple[str, ...], tuple[Mapping[int, str], Mapping[int, str]]] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
@@ -53,17 +54,24 @@ class Source:
         """One digest for annotation files as they were read."""
         return digest([self.reads.get(file) or file_digest(file) for file in files])
 
-    @cached_property
-    def unusable(self) -> tuple[Mapping[int, str], Mapping[int, str]]:
-        """Numbers of the training and of the test examples whose texts would divide a prompt anew -> what is wrong."""
-        rules = self.benchmark.prompt
-        return (
-            self._unusable(self.data.train, rules.demonstration, "demonstration"),
-            self._unusable(self.data.test, rules.query, "query"),
-        )
+    def unusable(self, marks: tuple[str, ...]) -> tuple[Mapping[int, str], Mapping[int, str]]:
+        """Numbers of the training and of the test examples whose texts would divide a prompt anew -> what is wrong.
 
-    def _unusable(self, examples: Sequence[Example], template: str, role: str) -> dict[int, str]:
-        tokens = ((i, special_token_in(template, example)) for i, example in enumerate(examples))
+        Args:
+            marks: what divides a rendered prompt.
+        """
+        if marks not in self._unusable:
+            rules = self.benchmark.prompt
+            self._unusable[marks] = (
+                self._with_marks(self.data.train, (rules.text, rules.answer), marks, "demonstration"),
+                self._with_marks(self.data.test, (rules.text,), marks, "query"),
+            )
+        return self._unusable[marks]
+
+    def _with_marks(
+        self, examples: Sequence[Example], templates: Sequence[str], marks: Sequence[str], role: str
+    ) -> dict[int, str]:
+        tokens = ((i, mark_in(templates, example, marks)) for i, example in enumerate(examples))
         found = {i: token for i, token in tokens if token is not None}
         where = {token: self._files_with(token) for token in set(found.values())}
         return {
@@ -133,6 +141,7 @@ class TrialPlan:
 
     Attributes:
         source: benchmark and data.
+        renderer: how the model that is asked reads prompts.
         shots: number of demonstrations that count.
         seed: seed of the trial.
         queries: numbers of the queried examples in ``source.data.test``, in the order visited.
@@ -143,6 +152,7 @@ class TrialPlan:
     """
 
     source: Source
+    renderer: Renderer
     shots: int
     seed: int
     queries: tuple[int, ...]
@@ -188,9 +198,14 @@ class TrialPlan:
             more_orders=tuple(prompts[1:]),
         )
 
+    def render(self, query: Query) -> list[Rendering]:
+        """A query as the model reads it, in each of its orders."""
+        return [self.renderer.render(prompt) for prompt in query.prompts]
+
 
 def plan_trial(
     source: Source,
+    renderer: Renderer,
     *,
     shots: int,
     seed: int,
@@ -227,8 +242,9 @@ def plan_trial(
         )
     )
     shown = tuple(tuple(map(tuple, orders)) for orders in picked)
-    failed = _cant_be_asked(source, queries, shown, nearest.failed if nearest else {})
-    return TrialPlan(source, shots, seed, tuple(queries), shown, failed)
+    unusable = source.unusable(renderer.marks)
+    failed = _cant_be_asked(source, queries, shown, nearest.failed if nearest else {}, unusable)
+    return TrialPlan(source, renderer, shots, seed, tuple(queries), shown, failed)
 
 
 def _cant_be_asked(
@@ -236,9 +252,10 @@ def _cant_be_asked(
     queries: Sequence[int],
     shown: Sequence[tuple[tuple[int, ...], ...]],
     unreadable: Mapping[str, str],
+    unusable: tuple[Mapping[int, str], Mapping[int, str]],
 ) -> dict[int, str]:
     """Positions of the queries that can't be asked -> why, naming the one record."""
-    demonstrations, asked = source.unusable
+    demonstrations, asked = unusable
     failed = {}
     for position, number in enumerate(queries):
         image = source.data.test[number].image
@@ -309,14 +326,15 @@ def _draw_from_one_set(
     return drawn[pool_size:], drawn[:pool_size]
 
 
-def query_row(query: Query) -> dict[str, Any]:
-    """A query as ``plan --json`` prints it."""
+def query_row(trial: TrialPlan, query: Query) -> dict[str, Any]:
+    """A query of a trial as ``plan --json`` prints it."""
+    prompt, *more = trial.render(query)
     return {
         "benchmark": query.benchmark,
         "shots": query.shots,
         "seed": query.seed,
         "query_id": query.id,
         "demonstration_ids": list(query.demonstration_ids),
-        "images": list(query.prompt.images),
-        "prompt": query.prompt.text,
-    } | ({"more_orders": [prompt.text for prompt in query.more_orders]} if query.more_orders else {})
+        "images": list(prompt.images),
+        "prompt": prompt.text,
+    } | ({"more_orders": [other.text for other in more]} if more else {})

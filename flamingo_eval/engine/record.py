@@ -15,11 +15,14 @@ from flamingo_eval.engine.folder import FORMAT, RunFolder
 from flamingo_eval.engine.plan import Source, TrialPlan
 from flamingo_eval.files import changed_fields, digest, exists, user_path
 from flamingo_eval.nouns import Decoding, Task
-from flamingo_eval.ports import EncoderSource, ModelInfo
+from flamingo_eval.ports import EncoderSource, ModelInfo, Renderer
 from flamingo_eval.runspec import RunSpec
 from flamingo_eval.version import __version__
 
 RUNS = Path("results/runs")
+FIRST_RENDERING = "flamingo"
+"""The rendering of runs whose records name none: the first version knew no other."""
+
 _VERSIONS_OF = ("torch", "transformers", "open_clip_torch", "pycocoevalcap", "numpy", "pillow")
 _DEMO_NOTE = {
     ("checkpoint", "data"): "demo: generated pictures and the tiny demo checkpoint; no real benchmark, no real model",
@@ -38,6 +41,7 @@ def run_identity(
     sources: Mapping[str, Source],
     checkpoint: str,
     precision: str,
+    renderer: Renderer,
     retrieval: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Everything that determines answers, but for shots and seeds, which extend a run.
@@ -52,8 +56,9 @@ def run_identity(
         "num_samples": None if counts == {spec.num_samples} else spec.num_samples,
         "query_set_size": None if retrieval else spec.query_set_size,
         "ensemble": spec.ensemble,
+        "rendering": renderer.name,
         **({"rices": dict(retrieval)} if retrieval else {}),
-        "benchmarks": {name: _benchmark_identity(source) for name, source in sources.items()},
+        "benchmarks": {name: _benchmark_identity(source, renderer) for name, source in sources.items()},
     }
 
 
@@ -66,9 +71,9 @@ def retrieval_identity(spec: RunSpec, encoder: EncoderSource | None) -> dict[str
     return {"encoder": info.name, "encoder_digest": info.digest, **rules}
 
 
-def _benchmark_identity(source: Source) -> dict[str, Any]:
+def _benchmark_identity(source: Source, renderer: Renderer) -> dict[str, Any]:
     benchmark = source.benchmark
-    rules = (benchmark.prompt, source.task, benchmark.plan)
+    rules = [dict(renderer.describe(benchmark.prompt)), changed_fields(source.task), changed_fields(benchmark.plan)]
     options = {
         key: value
         for key, value in benchmark.data.options.items()
@@ -77,7 +82,7 @@ def _benchmark_identity(source: Source) -> dict[str, Any]:
     return {
         "protocol": benchmark.protocol,
         "split": benchmark.split,
-        "rules": digest([changed_fields(part) for part in rules]),
+        "rules": digest(rules),
         "reading": digest([benchmark.data.loader, benchmark.data.folder, benchmark.data.train, options]),
         "data": source.digest,
     }

@@ -27,6 +27,7 @@ from flamingo_eval.engine.plan import (
 )
 from flamingo_eval.engine.processes import Claims, divide
 from flamingo_eval.engine.record import (
+    FIRST_RENDERING,
     default_folder,
     demo_note,
     new_record,
@@ -46,7 +47,7 @@ from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import digest, exists, is_file, user_path
 from flamingo_eval.images import FORMATS, Images, formats_with
 from flamingo_eval.nouns import Cell, Example
-from flamingo_eval.ports import EncoderSource, ModelSource, Nearest
+from flamingo_eval.ports import EncoderSource, ModelSource, Nearest, Renderer
 from flamingo_eval.progress import note, progress_bar
 from flamingo_eval.runspec import Process, RunSpec
 
@@ -77,11 +78,12 @@ def plan_all(
     spec: RunSpec,
     sources: Mapping[str, Source],
     cells: Sequence[CellKey],
+    renderer: Renderer,
     nearest: Mapping[str, Nearest] | None = None,
 ) -> list[TrialPlan]:
     """The plans of the given cells; ``nearest`` is what :func:`rank_all` gives."""
     return [
-        plan_trial(sources[name], shots=shots, seed=seed, selector=spec.selector,
+        plan_trial(sources[name], renderer, shots=shots, seed=seed, selector=spec.selector,
                    num_samples=spec.num_samples, query_set_size=spec.query_set_size, ensemble=spec.ensemble,
                    nearest=(nearest or {}).get(name))
         for name, shots, seed in cells
@@ -188,7 +190,8 @@ def execute(
     sources = read_sources(spec, images)
     info, encoder = model_source.info(), encoder_if_needed(spec)
     device, precision = model_source.resolve(spec.device, spec.precision)
-    identity = run_identity(spec, sources, info.digest, precision, retrieval_identity(spec, encoder))
+    retrieval = retrieval_identity(spec, encoder)
+    identity = run_identity(spec, sources, info.digest, precision, model_source.renderer, retrieval)
     folder = RunFolder(out or default_folder(spec, identity))
     first = spec.process.rank == 0
     cells_asked = cells_of(spec, sources)
@@ -203,7 +206,7 @@ def execute(
         folder.check_identity(identity)
         with claims.alone("ranking"):
             nearest = rank_all(spec, sources, [*cells_asked, *_cells_there(folder, sources)], encoder, folder)
-        trials = plan_all(spec, sources, cells_asked, nearest)
+        trials = plan_all(spec, sources, cells_asked, model_source.renderer, nearest)
         journal = Journal(folder.journal_file, spec.process.rank)
         for file in journal.torn if first else []:
             note(f"{file} ended in the middle of a line; that answer is dropped")
@@ -393,8 +396,9 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
         query_set_size=identity["query_set_size"] or RunSpec.query_set_size,
         ensemble=identity["ensemble"],
     )
+    renderer = registry.renderer(identity.get("rendering", FIRST_RENDERING))
     folder.check_identity(
-        run_identity(spec, sources, identity["checkpoint"], identity["precision"], identity.get("rices"))
+        run_identity(spec, sources, identity["checkpoint"], identity["precision"], renderer, identity.get("rices"))
     )
     retrieved = sources if "rices" in identity else {}
     cells = [(row[0], row[1], row[2]) for row in record["cells"]]
@@ -402,7 +406,7 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
         name: read_nearest(folder.nearest_file(name), source, *_reach(spec, source, cells))[0]
         for name, source in retrieved.items()
     }
-    return record, plan_all(spec, sources, cells, nearest)
+    return record, plan_all(spec, sources, cells, renderer, nearest)
 
 
 def rescore(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> list[Cell]:

@@ -177,7 +177,7 @@ def _details(
         prediction = journal.get((*trial.cell, query_id, occurrence))
         reference = trial.source.references.by_id.get(query_id)
         yield {
-            **sample_row(query, prediction, items.get((*trial.cell, query_id))),
+            **sample_row(trial, query, prediction, items.get((*trial.cell, query_id))),
             "example": _described(data.test[trial.queries[position]]),
             "demonstrations": [_described(data.train[i]) for i in trial.demonstrations[position][0]],
             "references": dataclasses.asdict(reference) if dataclasses.is_dataclass(reference) else reference,  # type: ignore[arg-type]

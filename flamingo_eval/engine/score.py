@@ -353,15 +353,17 @@ def samples(folder: RunFolder, trials: Iterable[TrialPlan], journal: Journal) ->
             prediction = journal.get((*trial.cell, query.id, query.occurrence))
             item = items.get((*trial.cell, query.id))
             if prediction is not None and item is not None:
-                yield sample_row(query, prediction, item)
+                yield sample_row(trial, query, prediction, item)
 
 
-def sample_row(query: Query, prediction: Prediction | None, item: Mapping[str, Any] | None) -> dict[str, Any]:
+def sample_row(
+    trial: TrialPlan, query: Query, prediction: Prediction | None, item: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """A query as ``samples`` prints it; what is not known is null."""
     said = prediction.answer if prediction else None
     ranked = {"class_logprobs": dict(said)} if isinstance(said, Mapping) else {}
     scored = {key: item[key] if item else None for key in ("answer", "score")}
-    return {**query_row(query), "raw": said if isinstance(said, str) else None, **ranked, **scored}
+    return {**query_row(trial, query), "raw": said if isinstance(said, str) else None, **ranked, **scored}
 
 
 def item_rows(folder: RunFolder) -> dict[tuple[Any, ...], dict[str, Any]]:

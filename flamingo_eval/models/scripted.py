@@ -6,7 +6,6 @@ copying the demonstration next to the query.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flamingo_eval.benchmark import PromptRules
+from flamingo_eval.files import changed_fields
 from flamingo_eval.images import Images
-from flamingo_eval.nouns import NO_PICTURE, Answer, Decoding, Prompt, Task
+from flamingo_eval.nouns import WITHHELD, Answer, Decoding, Prompt, Rendering, Task
 from flamingo_eval.ports import ModelInfo
+from flamingo_eval.prompting import interleaved
 
 NAME = "scripted"
-_LAST_ANSWER = re.compile(r"(?:Output|[Aa]nswer):([^\n]*?)<\|endofchunk\|>")
+IMAGE = "<image>"
+
+
+class ScriptedRenderer:
+    """The texts, with ``<image>`` where an image is."""
+
+    name = "scripted"
+    marks: tuple[str, ...] = (IMAGE,)
+
+    def render(self, prompt: Prompt) -> Rendering:
+        """The prompt as text."""
+        return interleaved(prompt, IMAGE)
+
+    def describe(self, rules: PromptRules) -> Mapping[str, Any]:
+        """The rules themselves, as far as they differ from the defaults."""
+        return changed_fields(rules)
+
+
+RENDERER = ScriptedRenderer()
 
 
 @dataclass(frozen=True)
@@ -38,7 +58,7 @@ class ScriptedModel:
     def prepare(self, prompt: Prompt, task: Task) -> Prompt:
         """Raises QueryError if a picture is missing."""
         for image in prompt.images:
-            if image != NO_PICTURE:
+            if image != WITHHELD:
                 self.images.digest(image)
         return prompt
 
@@ -52,7 +72,7 @@ class ScriptedModel:
 
     def answer(self, prepared: Sequence[Prompt], task: Task) -> list[Answer]:
         """The last demonstration's answer, for each prompt; when ranking, that name is the likely one."""
-        said = [(_LAST_ANSWER.findall(prompt.text) or [""])[-1] for prompt in prepared]
+        said = [(prompt.demonstrations[-1].answer if prompt.demonstrations else None) or "" for prompt in prepared]
         if isinstance(task, Decoding):
             return list(said)
         return [{name: 0.0 if name == text else -1.0 for name in task.names} for text in said]
@@ -60,6 +80,8 @@ class ScriptedModel:
 
 class ScriptedSource:
     """Needs nothing to be loaded."""
+
+    renderer = RENDERER
 
     def info(self) -> ModelInfo:
         """Always the same."""
@@ -111,6 +133,10 @@ class ScriptedFamily:
     def known(self) -> Mapping[str, str]:
         """Its name and a line about it."""
         return {NAME: "repeats the last demonstration; no weights, for trying out data and job scripts"}
+
+    def renderers(self) -> tuple[ScriptedRenderer, ...]:
+        """Its own."""
+        return (RENDERER,)
 
     def find(self, checkpoint: str, weights: Path | None = None) -> ScriptedSource | None:
         """The source, for its own name."""

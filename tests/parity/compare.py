@@ -21,7 +21,7 @@ from flamingo_eval.models.flamingo import FlamingoSource
 from flamingo_eval.models.flamingo.cross_attention import Media
 from flamingo_eval.models.flamingo.spec import read_spec
 from flamingo_eval.models.flamingo.vision import load_clip
-from flamingo_eval.nouns import Decoding, Prompt, Ranking, Task
+from flamingo_eval.nouns import Decoding, Ranking, Rendering, Task
 
 TOLERANCE = 1e-4
 TOKENS = 20
@@ -40,7 +40,7 @@ class Comparison:
         spec = read_spec(folder / "model.toml")
         self.pictures, (_, self.transform) = folder / "pictures", load_clip(spec.vision)
         self.ours = FlamingoSource(spec).load(images=Images(self.pictures), device="cpu", precision="fp32")
-        self.prompts = [Prompt(p["text"], tuple(p["pictures"])) for p in self.theirs["prompts"]]
+        self.prompts = [Rendering(p["text"], tuple(p["pictures"])) for p in self.theirs["prompts"]]
         self.differences: list[str] = []
         self.largest = {"logits": 0.0, "log-likelihoods": 0.0}
         self.counts = {"texts": 0, "ranks": 0}
@@ -101,7 +101,7 @@ class Comparison:
             self.counts["texts"] += len(texts)
 
     def _answer(self, items: Sequence[int], task: Task) -> list[Any]:
-        return [*self.ours.answer([self.ours.prepare(self.prompts[item], task) for item in items], task)]
+        return [*self.ours.answer([self.ours.read(self.prompts[item], task) for item in items], task)]
 
     def _logits(self, items: Sequence[int], encoded: Sequence[list[int]]) -> Tensor:
         """Of the left-padded prompts; padding, pictures and media are put together here and not by the adapter."""

@@ -29,7 +29,7 @@ from flamingo_eval.models.flamingo.model import Flamingo
 from flamingo_eval.models.flamingo.ranking import room_needed, score_names
 from flamingo_eval.models.flamingo.spec import read_spec
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
-from flamingo_eval.nouns import Decoding, Prompt
+from flamingo_eval.nouns import Decoding, Rendering
 from flamingo_eval.runspec import RunSpec
 
 PACKAGES = ("flamingo-eval", "torch", "transformers", "open_clip_torch", "torchvision", "pillow")
@@ -133,14 +133,14 @@ def score(options: argparse.Namespace) -> list[list[float]]:
     model = FlamingoSource(read_spec(options.model)).load(images=Images(options.data), device="cpu", precision="fp32")
     scores = []
     for case in json.loads(options.score.read_text(encoding="utf-8")):
-        scores.append(_sums(model, Prompt(case["prompt"], tuple(case["images"])), case["ids"]))
+        scores.append(_sums(model, Rendering(case["prompt"], tuple(case["images"])), case["ids"]))
     return scores
 
 
 @torch.inference_mode()
-def _sums(model: FlamingoModel, prompt: Prompt, sequences: list[list[int]]) -> list[float]:
+def _sums(model: FlamingoModel, prompt: Rendering, sequences: list[list[int]]) -> list[float]:
     task = Decoding(20)
-    prefix = model._prefix([model.prepare(prompt, task)], task, room_needed(sequences))
+    prefix = model._prefix([model.read(prompt, task)], task, room_needed(sequences))
     means = score_names(prefix, sequences)[0].double()
     return [float(mean) * len(ids) for mean, ids in zip(means, sequences, strict=True)]
 

@@ -15,6 +15,7 @@ from flamingo_eval.files import cache_folder, digest, exists, is_file, user_path
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.part_files import DigestedFiles, read_object
 from flamingo_eval.models.flamingo.released import find_released, released
+from flamingo_eval.models.flamingo.rendering import RENDERER, FlamingoRenderer
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, VisionSpec, read_spec
 from flamingo_eval.ports import ModelInfo, ModelSource
 from flamingo_eval.progress import note
@@ -34,6 +35,7 @@ class FlamingoSource:
     """A Flamingo that can be loaded."""
 
     spec: FlamingoSpec
+    renderer = RENDERER
 
     @cached_property
     def files(self) -> DigestedFiles:
@@ -207,6 +209,10 @@ class FlamingoFamily:
             DEMO: "the embedded tiny Flamingo; for trying things out",
             **{name: one.about() for name, one in released().items()},
         }
+
+    def renderers(self) -> tuple[FlamingoRenderer, ...]:
+        """The released models' only one."""
+        return (RENDERER,)
 
     def find(self, checkpoint: str, weights: Path | None = None) -> FlamingoSource | None:
         """The demo, a released checkpoint by name or alias, or a TOML file."""

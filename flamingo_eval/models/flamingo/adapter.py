@@ -31,9 +31,10 @@ from flamingo_eval.models.flamingo.model import Flamingo
 from flamingo_eval.models.flamingo.prefix import Part, Prefix, Prompts
 from flamingo_eval.models.flamingo.ranking import CHUNK_TOKENS, score_names
 from flamingo_eval.models.flamingo.ranking import room_needed as ranking_room
-from flamingo_eval.models.flamingo.tokenizer import IMAGE, FlamingoTokenizer
+from flamingo_eval.models.flamingo.rendering import IMAGE, RENDERER
+from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import Transform
-from flamingo_eval.nouns import NO_PICTURE, Answer, Decoding, NoAnswer, Prompt, Ranking, Task
+from flamingo_eval.nouns import WITHHELD, Answer, Decoding, NoAnswer, Prompt, Ranking, Rendering, Task
 from flamingo_eval.ports import Work
 
 MAX_PROMPT_TOKENS = 2000
@@ -139,9 +140,13 @@ class FlamingoModel:
         Raises:
             QueryError: a picture can't be read, or the prompt is too long.
         """
+        return self.read(RENDERER.render(prompt), task)
+
+    def read(self, prompt: Rendering, task: Task) -> PreparedPrompt:
+        """The same for a prompt that is text already. Raises QueryError as :meth:`prepare`."""
         ids = self._encode_prompt(prompt.text, task)
         store = self._store(task)
-        images = [None if image == NO_PICTURE else store.find(image, prompt.rgb) for image in prompt.images]
+        images = [None if image == WITHHELD else store.find(image, prompt.rgb) for image in prompt.images]
         began = time.perf_counter()
         self._read(store, [image for image in images if image is not None])
         self._reading += time.perf_counter() - began
@@ -150,10 +155,10 @@ class FlamingoModel:
     def look_at(self, prompts: Sequence[Prompt], task: Task) -> None:
         """Reads the pictures of several prompts at once; what can't be read is found out by :meth:`prepare`."""
         store, pictures = self._store(task), []
-        for prompt in prompts:
+        for prompt in map(RENDERER.render, prompts):
             for image in prompt.images:
                 with contextlib.suppress(QueryError):
-                    if image != NO_PICTURE:
+                    if image != WITHHELD:
                         pictures.append(store.find(image, prompt.rgb))
         began = time.perf_counter()
         with contextlib.suppress(QueryError):
@@ -246,7 +251,7 @@ class FlamingoModel:
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
         """As many prompts as keep the device busy: few long ones, many short ones."""
-        tokens = len(self.tokenizer.encode(prompt.text)) + self._room(task)
+        tokens = len(self.tokenizer.encode(RENDERER.render(prompt).text)) + self._room(task)
         if isinstance(task, Ranking) and len(task.names) > _FEW_NAMES:
             tokens += CHUNK_TOKENS  # whose logits are all computed at once
         sizes = _BATCH[self._kind]

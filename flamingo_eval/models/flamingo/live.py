@@ -19,6 +19,7 @@ from flamingo_eval.models.flamingo.checkpoint import sort_keys
 from flamingo_eval.models.flamingo.hosts import host_for
 from flamingo_eval.models.flamingo.model import Flamingo, assemble_parts, padded_rows
 from flamingo_eval.models.flamingo.plain import PlainFlamingoModel
+from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import PatchTokens, Transform
 from flamingo_eval.ports import ModelInfo
@@ -43,6 +44,7 @@ class LiveSource:
     tokenizer: Any = None
     transform: Transform | None = None
     name: str = "live model"
+    renderer = RENDERER
 
     def info(self) -> ModelInfo:
         """Name, and a digest of all weights as they are now."""

@@ -12,10 +12,9 @@ from transformers.utils import cached_file
 from flamingo_eval.errors import CheckpointError, QueryError
 from flamingo_eval.files import exists
 from flamingo_eval.models.flamingo.part_files import model_files, read_object
+from flamingo_eval.models.flamingo.rendering import END_OF_CHUNK, IMAGE
 from flamingo_eval.models.flamingo.weights import loading, reason_of
 
-END_OF_CHUNK = "<|endofchunk|>"
-IMAGE = "<image>"
 PAD = "<PAD>"
 
 # What clean_up_tokenization_spaces=True did in transformers 4.28 (tokenization_utils_base.py,

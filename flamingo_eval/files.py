@@ -287,9 +287,14 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 _PARTIAL = ".partial"
 
 
-def drop_partial(folder: Path) -> None:
-    """Removes what processes that were killed left half written in a folder; only while nobody else writes there."""
-    for left in folder.glob(f".*{_PARTIAL}"):
+def drop_partial(folder: Path, names: Iterable[str]) -> None:
+    """Removes what processes that were killed left half written; only while nobody else writes there.
+
+    Args:
+        folder: where.
+        names: of the files that they were writing, or patterns of such names.
+    """
+    for left in (path for name in names for path in folder.glob(f".{name}.*{_PARTIAL}")):
         with contextlib.suppress(OSError):
             left.unlink()
 

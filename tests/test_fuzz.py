@@ -19,7 +19,7 @@ from flamingo_eval.engine.journal import Entry, Journal
 from flamingo_eval.engine.plan import read_source
 from flamingo_eval.engine.run import reopen
 from flamingo_eval.engine.runs import list_runs, query_details
-from flamingo_eval.engine.score import item_rows, read_scores
+from flamingo_eval.engine.score_files import item_rows, read_scores
 from flamingo_eval.errors import DataError, FlamingoEvalError
 from flamingo_eval.nouns import Prediction
 from tests.helpers import Cli, write_coco_root

@@ -32,6 +32,10 @@ from tests.test_report import RUN, cell
         ("CLI report run 2>/dev/full", 0),
         ("CLI report run >/dev/full", 3),
         ("CLI nosuch 2>/dev/full", 2),
+        ("set -o pipefail; CLI --help | true", 0),
+        ("set -o pipefail; CLI coco --help | head -1", 0),
+        ("CLI --help >/dev/full", 3),
+        ("CLI --version >/dev/full", 3),
         ("CLI report run <&-", 0),
         ("CLI report run --format json 2>&- | python -m json.tool >/dev/null", 0),
     ],
@@ -127,3 +131,16 @@ def test_cells_like_formulas_are_neutralised_on_request(root: Path, cli: Cli) ->
     result = cli("samples", "run", "--escape-formulas")
     assert result.returncode == 2
     assert "--escape-formulas goes with --format csv" in result.stderr
+
+
+def test_names_that_look_like_formulas_or_hold_control_characters_are_drawn(root: Path, cli: Cli) -> None:
+    from xml.etree import ElementTree
+
+    run_scripted(cli, root)
+    record = json.loads(Path("run/run.json").read_text())
+    for name in ("cost $x_{1}^$ and $\\frac{$", "EVIL\x1b[31m\x07"):
+        Path("run/run.json").write_text(json.dumps({**record, "checkpoint": {**record["checkpoint"], "name": name}}))
+        result = cli("plot", "run", "--deviations", "--out", "p.svg")
+        assert result.returncode == 0, result.stderr
+        assert "\x1b" not in result.stderr
+        ElementTree.parse("p.svg")

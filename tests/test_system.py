@@ -8,19 +8,19 @@ import gc
 import json
 import os
 import re
+import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from flamingo_eval.engine.folder import RunFolder
-from flamingo_eval.engine.journal import Entry, Journal
+from flamingo_eval.engine.journal import Journal
 from flamingo_eval.errors import DataError, StorageError
 from flamingo_eval.features.store import FeatureStore
 from flamingo_eval.files import many_objects, open_atomic
-from flamingo_eval.nouns import Prediction
 from tests.helpers import FAST, Cli, read_lines, run_cli, run_scripted
 
 
@@ -54,6 +54,44 @@ def test_a_pipe_in_place_of_one_of_our_files_is_refused(root: Path, cli: Cli, na
         assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("command", ["report", "compare", "check", "samples", "show", "plot"])
+def test_a_pipe_in_place_of_the_scored_answers_hangs_no_reader(root: Path, cli: Cli, command: str) -> None:
+    run_scripted(cli, root)
+    Path("run/scores.jsonl").unlink()
+    os.mkfifo("run/scores.jsonl")
+    more = {"compare": ("run",), "check": ("--baseline", "run"), "show": ("--query", "500"), "plot": ("--out", "p.svg"),
+            "report": ("--intervals",)}  # fmt: skip
+    result = cli(command, "run", *more.get(command, ()))
+    assert result.returncode == 2, result.stderr
+    assert "not a regular file" in result.stderr
+
+
+def test_pipes_and_devices_are_written_into(root: Path, cli: Cli) -> None:
+    import threading
+
+    run_scripted(cli, root)
+    os.mkfifo("pipe")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(Path("pipe").read_text()))
+    reader.start()
+    assert cli("samples", "run", "--out", "pipe").returncode == 0
+    reader.join()
+    assert len(read[0].splitlines()) == 20
+    assert stat.S_ISFIFO(Path("pipe").stat().st_mode)
+    assert cli("check", "run", "--baseline", "run", "--junit", "/dev/null").returncode == 0
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    Path("folder").mkdir()
+    assert cli("samples", "run", "--out", "folder").returncode == 3
+
+
+def test_half_written_files_of_others_stay(root: Path, cli: Cli) -> None:
+    run_scripted(cli, root)
+    Path("run/.movie.mp4.partial").write_text("mine")
+    Path("run/.scores.json.x7.partial").write_text("ours")
+    assert cli("score", "run").returncode == 0
+    assert {path.name for path in Path("run").glob(".*.partial")} == {".movie.mp4.partial"}
+
+
 def test_a_store_is_not_written_through_links(tmp_path: Path) -> None:
     import numpy as np
 
@@ -66,50 +104,6 @@ def test_a_store_is_not_written_through_links(tmp_path: Path) -> None:
         with pytest.raises(StorageError, match="it is a link"), store.building():
             store.append(["a"], np.ones((1, 3), np.float32), {})
         assert victim.read_text() == "years of work"
-
-
-def entry(id: int) -> Entry:
-    return Entry(("coco", 4, 42, id, 0), Prediction(f"key{id}", f"answer {id}"))
-
-
-@pytest.mark.parametrize("loss", ["deleted", "replaced", "cut", "folder moved"])
-def test_a_journal_lost_while_a_run_answers_is_noticed(tmp_path: Path, loss: str) -> None:
-    path = tmp_path / "run/journal.jsonl"
-    journal = Journal(path)
-    journal.append([entry(1), entry(2)])
-    if loss == "deleted":
-        path.unlink()
-    elif loss == "replaced":
-        path.rename(tmp_path / "old")
-        path.write_bytes((tmp_path / "old").read_bytes())
-    elif loss == "cut":
-        os.truncate(path, 10)
-    else:
-        path.parent.rename(tmp_path / "elsewhere")
-    for act in (journal.check, lambda: journal.append([entry(3)])):
-        with pytest.raises(StorageError, match="has been deleted, replaced or cut while this run was answering"):
-            act()
-    assert not path.exists() or b"\0" not in path.read_bytes()
-
-
-def test_the_next_command_answers_what_a_lost_journal_held(
-    root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, calls = Journal.append, []
-
-    def append(self: Journal, *arguments: Any) -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            self.path.unlink()
-        real(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Journal, "append", append)
-        result = cli(*FAST, "--data-root", root, "--out", "run", "--batch-size", "1")
-    assert result.returncode == 3, result.stderr
-    assert "give the same command again" in result.stderr
-    run_scripted(cli, root)
-    assert len(read_lines(Path("run/journal.jsonl"))) == 20
 
 
 def test_a_store_without_locks_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +183,6 @@ def test_two_commands_into_one_folder(root: Path, cli: Cli) -> None:
 
 
 def test_a_run_moved_or_copied_is_the_same_run(root: Path, cli: Cli) -> None:
-    import shutil
 
     first = run_scripted(cli, root, "run", "--format", "json").stdout
     shutil.copytree("run", "copy")
@@ -343,3 +336,28 @@ def test_settings_that_never_led_to_an_answer_do_not_hold_the_folder(
     result = cli(*FAST, "--data-root", root, "--out", "run", "--num-samples", "3")
     assert result.returncode == 2, "a scored run is never taken for an empty one"
     assert "holds a run with other settings" in result.stderr
+
+
+@pytest.mark.torch
+def test_loading_draws_no_random_numbers_of_the_hosts_and_logs_nowhere() -> None:
+    script = ("import logging, torch, flamingo_eval\nfrom flamingo_eval import registry\n"
+              "from flamingo_eval.images import Images\nfrom pathlib import Path\n"
+              "torch.manual_seed(1)\nbefore = torch.get_rng_state()\nflamingo_eval.load_model('demo', device='cpu')\n"
+              "registry.image_encoder('demo', None).load('cpu', Images(Path('.')))\n"
+              "assert torch.equal(before, torch.get_rng_state())\nassert logging.getLogger().handlers == []\n")  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_commit_recorded_is_this_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from flamingo_eval.engine import record
+
+    record._git_commit.cache_clear()
+    before = record._git_commit()
+    subprocess.run(["git", "init", "-q", str(tmp_path / "other")], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other/.git"))
+    record._git_commit.cache_clear()
+    assert record._git_commit() == before

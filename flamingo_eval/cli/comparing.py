@@ -69,7 +69,7 @@ def check(
 ) -> None:  # fmt: skip
     """Fail (exit 1) if a run is worse than its baseline; 2 if they can't be compared."""
     from flamingo_eval.engine.folder import RunFolder
-    from flamingo_eval.files import write_atomic
+    from flamingo_eval.engine.outputs import write_output
     from flamingo_eval.report import gate
     from flamingo_eval.report.compare import compare as compared
     from flamingo_eval.report.evidence import read_evidence, write_baseline
@@ -87,15 +87,17 @@ def check(
         return
     if not exists(baseline):
         raise UserError(f"{baseline} does not exist; --update writes it from this run")
+    if is_folder(baseline):
+        check_nothing_missing(RunFolder(baseline))
     comparison = compared(found, read_evidence(baseline), all_of_baseline=True)
     verdicts = gate.judge(comparison, max_drop=max_drop, margin=margin)
     for warning in comparison.warnings:
         note(warning)
     emit(gate.as_text(verdicts), end="")
     if markdown is not None:
-        write_atomic(markdown, gate.as_markdown(comparison, verdicts))
+        write_output(markdown, gate.as_markdown(comparison, verdicts))
     if junit is not None:
-        write_atomic(junit, gate.as_junit(comparison, verdicts))
+        write_output(junit, gate.as_junit(comparison, verdicts))
     bad = gate.failed(verdicts)
     if bad:
         cells = "; ".join(f"{v.row.benchmark}, {v.row.shots} shots: {v.reason}" for v in bad)

@@ -102,7 +102,7 @@ def controls(
 
     from flamingo_eval.engine.controls import CONTROLS, run_controls
     from flamingo_eval.engine.folder import RunFolder
-    from flamingo_eval.engine.score import read_scores
+    from flamingo_eval.engine.score_files import read_scores
     from flamingo_eval.report.controls import AS_RUN, FORMATS
 
     if format not in FORMATS:

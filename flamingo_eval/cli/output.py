@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -23,10 +23,7 @@ def emit(text: str, end: str = "\n") -> None:
 
     A stdout that is full or has no reader any more ends no command: it may still have a verdict to come to.
     """
-    try:
-        print(printable(text), end=end)
-    except OSError as error:
-        _give_up(error)
+    print(printable(text), end=end)
 
 
 def wanted() -> bool:
@@ -54,10 +51,7 @@ def binary_output() -> Iterator[BinaryIO]:
 
 def finish(code: int) -> int:
     """Makes sure that everything printed has arrived. Returns the exit code: success without its output is none."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError) as error:
-        _give_up(error if isinstance(error, OSError) else OSError(str(error)))
+    sys.stdout.flush()
     full = next((error for error in _lost if not isinstance(error, BrokenPipeError)), None)
     _lost.clear()
     if full is None or code != 0:
@@ -68,35 +62,42 @@ def finish(code: int) -> int:
 
 def _give_up(error: OSError) -> None:
     """From now on stdout leads nowhere: what Python still holds back must not be written again at exit."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _to_nowhere(1)
     _lost.append(error)
+
+
+def _to_nowhere(number: int) -> None:
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _full(error: OSError) -> str:
     return f"can't write the output: {error.strerror}. What was computed is saved in the run folder"
 
 
-class _Stderr:
-    """Stderr that may be full, or gone: remarks are lost then, but neither work nor an exit code."""
+class _Stream:
+    """Stdout or stderr, which may be full, or have no reader any more: what is written is lost then, but no work.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    Libraries write here too: help is printed by one.
+    """
+
+    def __init__(self, stream: TextIO, lost: Callable[[OSError], None]) -> None:
+        self._stream, self._lost = stream, lost
 
     def write(self, text: str) -> int:
         """Writes what can be written."""
         try:
             return self._stream.write(text)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            self._lost(error if isinstance(error, OSError) else OSError(str(error)))
             return len(text)
 
     def flush(self) -> None:
         """Lets go of what can't be written, so that Python does not fail over it at exit."""
         try:
             self._stream.flush()
-        except (OSError, ValueError):
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        except (OSError, ValueError) as error:
+            self._lost(error if isinstance(error, OSError) else OSError(str(error)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -117,5 +118,7 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if not isinstance(sys.stderr, _Stderr):
-        sys.stderr = cast(TextIO, _Stderr(sys.stderr))
+    if not isinstance(sys.stdout, _Stream):
+        sys.stdout = cast(TextIO, _Stream(sys.stdout, _give_up))
+    if not isinstance(sys.stderr, _Stream):
+        sys.stderr = cast(TextIO, _Stream(sys.stderr, lambda _: _to_nowhere(2)))

@@ -69,10 +69,9 @@ def samples(
     For pandas: pandas.read_parquet(FILE).
     """
     from flamingo_eval.engine.folder import RunFolder
-    from flamingo_eval.engine.journal import Journal
-    from flamingo_eval.engine.run import reopen
-    from flamingo_eval.engine.score import samples as rows
-    from flamingo_eval.files import open_atomic
+    from flamingo_eval.engine.outputs import open_output
+    from flamingo_eval.engine.run import reopen_answered
+    from flamingo_eval.engine.score_files import samples as rows
     from flamingo_eval.report.samples import FORMATS, write_csv
 
     if format not in FORMATS:
@@ -82,9 +81,9 @@ def samples(
         raise UserError("Parquet is nothing to look at: name a file with --out")
     write = partial(write_csv, escape_formulas=True) if escape_formulas else FORMATS[format]
     folder = RunFolder(run)
-    _, trials = reopen(folder, data_folder, data_root)
-    found = rows(folder, trials, Journal(folder.journal_file))
-    with open_atomic(out) if out is not None else binary_output() as file:
+    _, trials, journal = reopen_answered(folder, data_folder, data_root)
+    found = rows(folder, trials, journal)
+    with open_output(out) if out is not None else binary_output() as file:
         write(found, file)
     check_nothing_missing(folder)
 
@@ -135,7 +134,7 @@ def runs(
 
 def check_nothing_missing(folder: Any) -> None:
     """A run is complete, or it says what is missing and ends with exit code 2."""
-    from flamingo_eval.engine.score import unscored
+    from flamingo_eval.engine.score_files import unscored
 
     missing = unscored(folder)
     if missing:

@@ -19,6 +19,7 @@ from flamingo_eval.cli.output import emit, wanted
 from flamingo_eval.cli.reading import check_nothing_missing, check_nothing_partial
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, UserError, first_few
+from flamingo_eval.files import user_path
 from flamingo_eval.images import Images, formats_with
 from flamingo_eval.progress import note
 from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
@@ -101,7 +102,7 @@ def run_benchmarks(
     options["feature_cache"] = opt.parse_size(feature_cache, "--feature-cache")
     from flamingo_eval.engine.processes import process_from
     from flamingo_eval.engine.run import execute
-    from flamingo_eval.engine.score import read_scores
+    from flamingo_eval.engine.score_files import read_scores
     from flamingo_eval.report.table import render
 
     opt.check_format(format)
@@ -309,14 +310,14 @@ def score(
         return
     from flamingo_eval.engine.folder import RunFolder
     from flamingo_eval.engine.run import rescore
-    from flamingo_eval.engine.score import read_scores
+    from flamingo_eval.engine.score_files import read_scores
     from flamingo_eval.report.table import render
 
     for option in ("protocol", "split", "per_item", "on_error"):
         source = context.get_parameter_source(option)
         if source is not None and source.name == "COMMANDLINE":
             raise UserError(f"--{option.replace('_', '-')} goes with --predictions; a run keeps its own rules")
-    folder = RunFolder(Path(what))
+    folder = RunFolder(user_path(what, "RUN"))
     cells = rescore(folder, data_folder, data_root)
     emit(render(cells, folder.read_run(), read_scores(folder)[1], format), end="")
     check_nothing_missing(folder)
@@ -326,7 +327,7 @@ def _score_predictions(
     benchmark: Benchmark, predictions: Path, data_root: str | None, format: str, per_item: Path | None, on_error: str
 ) -> None:
     from flamingo_eval.engine.external import score_predictions
-    from flamingo_eval.files import write_atomic
+    from flamingo_eval.engine.outputs import write_output
 
     opt.check_on_error(on_error)
     if format not in ("table", "json"):
@@ -345,7 +346,7 @@ def _score_predictions(
         if not result.score.per_item:
             raise UserError(f"{result.metric} has no score per item")
         rows = [{"id": id, "score": value} for id, value in result.score.per_item.items()]
-        write_atomic(per_item, "".join(json.dumps(row) + "\n" for row in rows))
+        write_output(per_item, "".join(json.dumps(row) + "\n" for row in rows))
     partial = {"partial": True, "missing": len(result.missing)} if result.missing else {}
     row = {
         "benchmark": benchmark.name,
@@ -375,14 +376,13 @@ def submit(
 ) -> None:
     """Write the file that EvalAI takes for VQAv2 or VizWiz from one trial of a run."""
     from flamingo_eval.engine.folder import RunFolder
-    from flamingo_eval.engine.journal import Journal
-    from flamingo_eval.engine.run import reopen
+    from flamingo_eval.engine.outputs import write_output
+    from flamingo_eval.engine.run import reopen_answered
     from flamingo_eval.engine.submit import submission
-    from flamingo_eval.files import write_atomic
 
     folder = RunFolder(run)
-    _, trials = reopen(folder, data_folder, data_root)
+    _, trials, journal = reopen_answered(folder, data_folder, data_root)
     chosen = [t for t in trials if shots in (None, t.shots) and seed in (None, t.seed)]
-    rows = submission(chosen, Journal(folder.journal_file))
-    write_atomic(out, json.dumps(rows) + "\n")
+    rows = submission(chosen, journal)
+    write_output(out, json.dumps(rows) + "\n")
     emit(f"{len(rows)} answers written to {out}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from flamingo_eval.progress import note
 SIZE = Size(train=2400, test=200)
 DIALECT: words.Dialect = DIALECTS["captions"]
 """The captions' dialect; training never draws it."""
+
+_PARTIAL = ".demo-data-"
+_ABANDONED = 3600.0
+"""Seconds after which a folder that is still being written has lost its writer, who takes a few."""
 
 VERSION = "4"
 """Counted up whenever a change of the code changes the files; part of the cache folder's name."""
@@ -97,7 +102,10 @@ def write_once(final: Path, last: str, write: Callable[[Path], None]) -> Path:
         return final
     with storage_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=".demo-data-"))
+        for left in final.parent.glob(f"{_PARTIAL}*"):  # by a process that was killed while it wrote
+            if time.time() - left.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=_PARTIAL))
         try:
             write(partial)
             partial.chmod(0o755)

@@ -92,6 +92,24 @@ def find_pending(trials: Iterable[TrialPlan], journal: Journal, model: str) -> I
                 yield Pending(trial, position, key, pictures)
 
 
+def check_asked(trials: Iterable[TrialPlan], journal: Journal, model: str) -> None:
+    """Makes sure that a journal's answers were given to what the plans ask: of each trial some are looked at.
+
+    Raises:
+        DataError: they were not; the record, the data or the journal has been changed by hand.
+    """
+    for trial in trials:
+        answered = [position for position, slot in enumerate(trial.slots) if journal.get((*trial.cell, *slot))]
+        for position in {answered[0], answered[len(answered) // 2], answered[-1]} if answered else ():
+            query = trial.query(position)
+            known = journal.get(slot_of(query))
+            if known is not None and known.key != answer_key(query, trial.render(query), trial.source.task, model):
+                raise DataError(
+                    f"{journal.path}: the answer to query {query.id} of {trial.cell[0]}, {trial.shots} shots, seed "
+                    f"{trial.seed} was given to another prompt than run.json and the data make; one of them was changed"
+                )
+
+
 class Answering:
     """A model at work on the queries of a run; every batch is journalled before the next begins.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from flamingo_eval import registry
 from flamingo_eval.benchmark import Benchmark
-from flamingo_eval.engine.score import all_finite
+from flamingo_eval.engine.score_files import all_finite
 from flamingo_eval.errors import DataError
 from flamingo_eval.nouns import Id, Ranking, Score
 from flamingo_eval.ports import Metric
@@ -79,9 +79,9 @@ def _read_predictions(path: Path, known: Mapping[Id, Any], metric: Metric, close
         said = record_field(where, row, id_key, int, str)
         id = said if said in known else by_text.get(str(said))
         if id is None:
-            raise DataError(f"{where}: {id_key} {said!r} is not in the annotations")
+            raise DataError(f"{where}: {id_key} {repr(said)[:80]} is not in the annotations")
         if id in found:
-            raise DataError(f"{where}: {id_key} {said!r} occurs twice")
+            raise DataError(f"{where}: {id_key} {repr(said)[:80]} occurs twice")
         value = record_field(where, row, metric.value_key, *metric.value_kinds)
         if isinstance(value, int | float) and not all_finite([value]):
             raise DataError(f"{where}: {metric.value_key} {str(value)[:30]} is not a number")

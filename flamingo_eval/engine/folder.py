@@ -36,19 +36,27 @@ from flamingo_eval.reading import fits, read_json
 from flamingo_eval.runspec import Process
 
 FORMAT = 1
-_RUN_SHAPE = {
-    "demo": (str, type(None)),
-    "identity": {"checkpoint": str, "precision": str, "selector": str, "num_samples": (int, type(None)),
-                 "query_set_size": (int, type(None)), "ensemble": int, "benchmarks": dict},
-    "checkpoint": {"name": str, "digest": str},
-    "settings": {"checkpoint": str, "benchmarks": dict},
-    "cells": [list],
-    "sessions": [dict],
+FIRST_RENDERING = "flamingo"
+"""The rendering of runs whose records name none: the first version knew no other."""
+
+IDENTITY_SHAPE = {
+    "checkpoint": str, "precision": str, "selector": str, "num_samples": (int, None), "query_set_size": (int, None),
+    "ensemble": int, "benchmarks": dict, "rendering?": str,
 }  # fmt: skip
+_RUN_SHAPE = {
+    "demo": (str, None),
+    "identity": IDENTITY_SHAPE,
+    "checkpoint": {"name": str, "digest": str, "notes?": [str]},
+    "encoder?": {"name": str, "notes?": [str]},
+    "settings": {"checkpoint": str, "weights?": (str, None), "benchmarks": dict},
+    "cells": [list],
+    "sessions": [{"versions?": dict}],
+}
 
 
 _RICES = {"encoder": str, "encoder_digest": str, "unique_images": bool, "exclude_same_image": bool}
 _LOCK = ".lock"
+_OWN = ("run.json", "scores.json", "scores.jsonl", "failures.json", "rices-*.json")
 _SLOT = ("benchmark", "shots", "seed", "query_id", "occurrence")
 _BENCHMARK_IDENTITY = {"protocol": str, "split": str}
 _BENCHMARK_SETTINGS = {"data_root": str, "data_overrides": dict, "pool": int}
@@ -135,7 +143,7 @@ class RunFolder:
 
     def _differences(self, identity: Mapping[str, Any]) -> list[str]:
         """What differs from the run that is there, each with both values."""
-        old: Mapping[str, Any] = self.read_run()["identity"]
+        old: Mapping[str, Any] = {"rendering": FIRST_RENDERING, **self.read_run()["identity"]}
         differing = sorted(key for key in identity.keys() & old.keys() - {"benchmarks"} if identity[key] != old[key])
         for name in identity["benchmarks"].keys() & old["benchmarks"].keys():
             new_part, old_part = identity["benchmarks"][name], old["benchmarks"][name]
@@ -200,7 +208,7 @@ class RunFolder:
                 held.enter_context(self._hold(f"{_LOCK}-{process.rank}", fcntl.LOCK_EX))
             held.enter_context(self._hold(_LOCK, fcntl.LOCK_EX if process.count == 1 else fcntl.LOCK_SH))
             if process.count == 1:
-                drop_partial(self.path)
+                drop_partial(self.path, _OWN)
             yield
 
     @contextmanager

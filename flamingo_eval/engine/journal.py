@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -256,8 +257,7 @@ def _read(path: Path, state: _File) -> Iterator[Entry]:
         if state.inode not in (None, (status.st_dev, status.st_ino)) or status.st_size < state.whole_bytes:
             raise DataError(f"{path} has been replaced or cut while it was in use")
         state.inode = (status.st_dev, status.st_ino)
-        file.seek(state.whole_bytes)
-        for line in file:
+        for line in _lines(file, state.whole_bytes, path):
             if not line.endswith(b"\n"):
                 state.torn = True
                 return
@@ -265,6 +265,15 @@ def _read(path: Path, state: _File) -> Iterator[Entry]:
                 yield _parse(line, f"{path}, line {state.lines + 1}")
             state.whole_bytes += len(line)
             state.lines += 1
+
+
+def _lines(file: BufferedReader, start: int, path: Path) -> Iterator[bytes]:
+    """The lines from a byte on. Raises DataError if the disk gives them no more."""
+    try:
+        file.seek(start)
+        yield from file
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from error
 
 
 def _line(entry: Entry, extra: Mapping[str, Any]) -> str:

@@ -181,6 +181,11 @@ class TrialPlan:
             seen[id] = seen.get(id, 0) + 1
         return tuple(slots)
 
+    @cached_property
+    def last_occurrence(self) -> Mapping[Id, int]:
+        """Id of a query -> the number of its last occurrence in the trial."""
+        return dict(self.slots)
+
     def query(self, position: int) -> Query:
         """The query at a position."""
         benchmark, data = self.source.benchmark, self.source.data

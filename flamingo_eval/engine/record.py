@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,6 @@ from flamingo_eval.runspec import RunSpec
 from flamingo_eval.version import __version__
 
 RUNS = Path("results/runs")
-FIRST_RENDERING = "flamingo"
-"""The rendering of runs whose records name none: the first version knew no other."""
-
 _VERSIONS_OF = ("torch", "transformers", "open_clip_torch", "pycocoevalcap", "numpy", "pillow")
 _DEMO_NOTE = {
     ("checkpoint", "data"): "demo: generated pictures and the tiny demo checkpoint; no real benchmark, no real model",
@@ -176,7 +174,9 @@ def _git_commit() -> str | None:
         return None
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        # within a git hook these name the repository that the hook is of
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     except OSError:
         return None
     return result.stdout.strip() or None

@@ -6,14 +6,14 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flamingo_eval import registry
-from flamingo_eval.engine.answer import Answering, Pending, describe_failures, find_pending
-from flamingo_eval.engine.folder import RunFolder, now
+from flamingo_eval.engine.answer import Answering, Pending, check_asked, describe_failures, find_pending
+from flamingo_eval.engine.folder import FIRST_RENDERING, RunFolder, now
 from flamingo_eval.engine.journal import Failure, Journal
 from flamingo_eval.engine.plan import (
     Source,
@@ -27,7 +27,6 @@ from flamingo_eval.engine.plan import (
 )
 from flamingo_eval.engine.processes import Claims, divide
 from flamingo_eval.engine.record import (
-    FIRST_RENDERING,
     default_folder,
     demo_note,
     new_record,
@@ -42,8 +41,9 @@ from flamingo_eval.engine.retrieval import (
     read_nearest,
     write_nearest,
 )
-from flamingo_eval.engine.score import CellKey, check_complete, write_scores
-from flamingo_eval.errors import DataError, UserError
+from flamingo_eval.engine.score import check_complete, write_scores
+from flamingo_eval.engine.score_files import CellKey
+from flamingo_eval.errors import DataError, FlamingoEvalError, StorageError, UserError
 from flamingo_eval.files import digest, exists, is_file, user_path
 from flamingo_eval.images import FORMATS, Images, formats_with
 from flamingo_eval.nouns import Cell, Example
@@ -210,7 +210,7 @@ def execute(
         journal = Journal(folder.journal_file, spec.process.rank)
         for file in journal.torn if first else []:
             note(f"{file} ended in the middle of a line; that answer is dropped")
-        pending = list(find_pending(trials, journal, digest([info.digest, precision])))
+        pending = list(find_pending(trials, journal, _model_digest(info.digest, precision)))
         if spec.process.count > 1:
             journal.begin()  # others must find it long before there is something in it
         with claims.alone("record"):
@@ -298,6 +298,11 @@ def _recorded(folder: RunFolder, claims: Claims, session: dict[str, Any], journa
 
     def write(end: str | None) -> None:
         with claims.alone("record"):
+            if not exists(folder.run_file):
+                raise StorageError(
+                    f"{folder.path} has been moved or deleted while this run was answering; where it is now, the same "
+                    "command continues it"
+                )
             record = folder.read_run()
             others = [entry for entry in record["sessions"] if {key: entry.get(key) for key in who} != who]
             entry = {**session, **who, "end": end, "answered": journal.written, **about}
@@ -306,8 +311,11 @@ def _recorded(folder: RunFolder, claims: Claims, session: dict[str, Any], journa
     write(None)
     try:
         yield
-    finally:
-        write(now())
+    except BaseException:
+        with suppress(FlamingoEvalError):  # what has gone wrong already says more
+            write(now())
+        raise
+    write(now())
 
 
 def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[CellKey]) -> list[TrialPlan]:
@@ -409,12 +417,32 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
     return record, plan_all(spec, sources, cells, renderer, nearest)
 
 
+def reopen_answered(
+    folder: RunFolder, root_of: RootOf, data_root: str | None = None
+) -> tuple[dict[str, Any], list[TrialPlan], Journal]:
+    """The same with the journal, whose answers are those to the plans' queries.
+
+    Raises:
+        UserError, DataError: see :func:`reopen` and :func:`flamingo_eval.engine.answer.check_asked`.
+    """
+    record, trials = reopen(folder, root_of, data_root)
+    journal = Journal(folder.journal_file)
+    check_asked(trials, journal, _model_digest(record["identity"]["checkpoint"], record["identity"]["precision"]))
+    return record, trials, journal
+
+
+def _model_digest(checkpoint: str, precision: str) -> str:
+    """What answers' keys call the model."""
+    return digest([checkpoint, precision])
+
+
 def rescore(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> list[Cell]:
     """Scores a run again from its journal, as far as it is complete; no model, no pictures.
 
     Raises:
         UserError, DataError: see :func:`reopen`.
     """
-    record, trials = reopen(folder, root_of, data_root)
+    folder.read_run()  # before the lock would make a folder
     with folder.lock():
-        return write_scores(folder, trials, Journal(folder.journal_file), record)
+        record, trials, journal = reopen_answered(folder, root_of, data_root)
+        return write_scores(folder, trials, journal, record)

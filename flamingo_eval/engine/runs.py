@@ -14,8 +14,8 @@ from typing import Any
 from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal, journal_files
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.engine.run import RootOf, reopen
-from flamingo_eval.engine.score import item_rows, sample_row
+from flamingo_eval.engine.run import RootOf, reopen_answered
+from flamingo_eval.engine.score_files import check_scored, item_rows, sample_row
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import exists, is_folder, open_regular
 from flamingo_eval.nouns import Example
@@ -145,15 +145,14 @@ def query_details(
     Raises:
         UserError: no trial asks such a query; see also :func:`flamingo_eval.engine.run.reopen`.
     """
-    _, trials = reopen(folder, root_of, data_root)
-    journal = Journal(folder.journal_file)
+    _, trials, journal = reopen_answered(folder, root_of, data_root)
     chosen = [t for t in trials if shots in (None, t.shots) and seed in (None, t.seed)]
     reasons = {(*(row[key] for key in ("benchmark", "shots", "seed")), str(row["query_id"])): row["reason"]
                for row in folder.read_failures()}  # fmt: skip
     items = (
         {key: row for key, row in item_rows(folder).items() if str(key[3]) == id} if exists(folder.items_file) else {}
     )
-    found = [row for trial in chosen for row in _details(trial, journal, id, items, reasons)]
+    found = [row for trial in chosen for row in _details(folder, trial, journal, id, items, reasons)]
     if not found:
         known = ", ".join(str(i) for i, _ in (chosen or trials)[0].slots[:5])
         raise UserError(
@@ -163,6 +162,7 @@ def query_details(
 
 
 def _details(
+    folder: RunFolder,
     trial: TrialPlan,
     journal: Journal,
     id: str,
@@ -176,6 +176,7 @@ def _details(
         query = trial.query(position)
         prediction = journal.get((*trial.cell, query_id, occurrence))
         reference = trial.source.references.by_id.get(query_id)
+        check_scored(folder, trial, query, prediction, items.get((*trial.cell, query_id)))
         yield {
             **sample_row(trial, query, prediction, items.get((*trial.cell, query_id))),
             "example": _described(data.test[trial.queries[position]]),

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from flamingo_eval import registry
-from flamingo_eval.benchmark import AnswerRules, Benchmark
+from flamingo_eval.benchmark import Benchmark
 from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal, Slot
-from flamingo_eval.engine.plan import Source, TrialPlan, query_row
-from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import changed_fields, digest, exists, json_text, open_regular, write_atomic
-from flamingo_eval.nouns import Answer, Cell, Id, Prediction, Query, Ranking, Score, Trial
-from flamingo_eval.prompting import extract_answer
-from flamingo_eval.reading import fits, parse_json, read_json
+from flamingo_eval.engine.plan import Source, TrialPlan
+from flamingo_eval.engine.score_files import CellKey, cell_row, processed, text_of
+from flamingo_eval.errors import DataError
+from flamingo_eval.files import changed_fields, digest, json_text, write_atomic
+from flamingo_eval.nouns import Answer, Cell, Id, Ranking, Score, Trial
 
-_NUMBER = (int, float)
-_CELL_SHAPE = {
-    "benchmark": str, "split": str, "shots": int, "selector": str, "protocol": str, "metric": str,
-    "trials": [{"seed": int, "value": _NUMBER, "queries": int, "planned": int}],
-}  # fmt: skip
 NO_ANSWERS = "no public answers"
 """Stands in the notes of a run whose answers nobody can score here."""
-
-CellKey = tuple[str, int, int]
-"""(benchmark, shots, seed)."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +72,7 @@ def score_trials(
                 raw = raw_answers(trial, journal)
                 complete.append(trial)
                 _check_kinds(trial, raw, journal.path)
-                answers.append({id: _processed(rules, said) for id, said in raw})
+                answers.append({id: processed(rules, said) for id, said in raw})
                 counts.append(len(raw))
                 if len(raw) < len(trial) and (reason := _undefined(source, answers[-1])):
                     answered = ScoredTrial(answers.pop(), None, {}, counts.pop(), reason)
@@ -119,10 +107,6 @@ def _check_kinds(trial: TrialPlan, raw: Iterable[tuple[Id, Answer]], path: Path)
             raise DataError(
                 f"{path}: the answer to query {id} of {benchmark}, {shots} shots, seed {seed} is not {wanted}"
             )
-
-
-def _processed(rules: AnswerRules, said: Answer) -> Answer:
-    return extract_answer(rules, said) if isinstance(said, str) else said
 
 
 def _scores(source: Source, answers: Sequence[Mapping[Id, Answer]], rules: Mapping[str, Any]) -> list[Score | None]:
@@ -205,7 +189,7 @@ def write_scores(
         "identity": run["identity"],
         "references": {s.benchmark.name: s.digest_of(s.references.files) for s in sources},
         "scoring": {s.benchmark.name: _scoring_digest(s.benchmark) for s in sources},
-        "versions": run["sessions"][-1]["versions"] if run["sessions"] else None,
+        "versions": run["sessions"][-1].get("versions") if run["sessions"] else None,
         "notes": list(notes),
         "cells": [cell_row(cell) for cell in cells],
     }
@@ -238,145 +222,7 @@ def _item_lines(
         benchmark, shots, seed = plan.cell
         per_item, decisions = (trial.score.per_item, trial.score.decisions) if trial.score else ({}, {})
         for query_id, said in trial.answers.items():
-            text = said if isinstance(said, str) else max(said, key=lambda name: said[name])
-            row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, "answer": text,
+            row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, "answer": text_of(said),
                    "score": per_item.get(query_id), "picture": pictures[query_id]}  # fmt: skip
             decided = dict(zip(("value", "label"), decisions[query_id], strict=True)) if query_id in decisions else {}
             yield json.dumps({**row, **decided, **marks}) + "\n"
-
-
-def cell_row(cell: Cell) -> dict[str, Any]:
-    """A cell as ``report --format json`` prints it."""
-    return {
-        "benchmark": cell.benchmark,
-        "split": cell.split,
-        "shots": cell.shots,
-        "selector": cell.selector,
-        "protocol": cell.protocol,
-        "metric": cell.metric,
-        "mean": cell.mean,
-        "std": cell.std,
-        "ddof": 0,
-        "complete": cell.complete,
-        "trials": [
-            {"seed": t.seed, "value": t.value, "queries": t.queries, "planned": t.planned}
-            | ({"also": dict(t.also)} if t.also else {})
-            | ({"groups": {kind: dict(values) for kind, values in t.groups.items()}} if t.groups else {})
-            for t in cell.trials
-        ],
-    }
-
-
-def read_scores(folder: RunFolder) -> tuple[list[Cell], list[str]]:
-    """Cells and notes of ``scores.json``.
-
-    Raises:
-        UserError: the run is not scored, or the file is not one of ours.
-    """
-    folder.read_run()
-    if not exists(folder.scores_file):
-        raise UserError(f"{folder.path} is not scored yet: flamingo-eval score {folder.path}")
-    table = read_json(folder.scores_file)
-    damaged = UserError(f"{folder.scores_file} is damaged: flamingo-eval score {folder.path}")
-    if not fits(table, {"notes": [str], "cells": list, "checkpoint": dict, "identity": {"benchmarks": dict},
-                        "references": dict}):  # fmt: skip
-        raise damaged
-    return read_cells(table["cells"], damaged), list(table["notes"])
-
-
-def read_cells(rows: Any, damaged: UserError) -> list[Cell]:
-    """Cells from what :func:`cell_row` made of them. Raises ``damaged`` if they are not that."""
-    if not fits(rows, [_CELL_SHAPE]) or not all(row["trials"] for row in rows):
-        raise damaged
-    return [_read_cell(row, damaged) for row in rows]
-
-
-def _read_cell(row: Mapping[str, Any], damaged: UserError) -> Cell:
-    """A cell whose mean and deviation are those of its trials."""
-    where = f"{row['benchmark']}, {row['shots']} shots"
-    for trial in row["trials"]:
-        groups = trial.get("groups", {}), {"also": trial.get("also", {})}
-        if not all(fits(table, dict) and fits([*table.values()], [dict]) for table in groups):
-            raise _damaged(damaged, f"{where}: also and groups are tables of numbers")
-        numbers = [value for table in groups for values in table.values() for value in values.values()]
-        if not fits(numbers, [_NUMBER]) or not all_finite([trial["value"], *numbers]):
-            raise _damaged(damaged, f"{where}, seed {trial['seed']}: not all values are numbers")
-    keys = ("benchmark", "split", "shots", "selector", "protocol", "metric")
-    cell = Cell(**{key: row[key] for key in keys}, trials=tuple(_read_trial(trial) for trial in row["trials"]))
-    for key, computed in (("mean", cell.mean), ("std", cell.std)):
-        if key in row and not same_number(row[key], computed):
-            raise _damaged(damaged, f"{where}: {key} is {str(row[key])[:40]}, its trials give {computed}")
-    return cell
-
-
-def _damaged(damaged: UserError, detail: str) -> UserError:
-    return type(damaged)(f"{damaged} ({detail})")
-
-
-def all_finite(numbers: Iterable[Any]) -> bool:
-    """Whether all are numbers as a float holds them: JSON has longer ones, and Python's reads NaN."""
-    try:
-        return all(math.isfinite(number) for number in numbers)
-    except OverflowError:
-        return False
-
-
-def same_number(stated: Any, computed: float | None) -> bool:
-    """Whether a number of a file is the one that follows from the rest of the file, but for rounding."""
-    if computed is None or not isinstance(stated, _NUMBER) or isinstance(stated, bool):
-        return stated is computed
-    return all_finite([stated]) and math.isclose(stated, computed, rel_tol=1e-9, abs_tol=1e-6)
-
-
-def _read_trial(row: Mapping[str, Any]) -> Trial:
-    known = {field.name for field in dataclasses.fields(Trial)}
-    return Trial(**{key: value for key, value in row.items() if key in known})
-
-
-def unscored(folder: RunFolder) -> list[CellKey]:
-    """The trials that a run was asked for and whose answers are not all there, nor skipped."""
-    scored: set[CellKey] = {slot[:3] for slot in folder.skipped()}
-    scored |= {(row["benchmark"], row["shots"], row["seed"]) for row in item_rows(folder).values()}
-    return [cell for row in folder.read_run()["cells"] if (cell := (row[0], row[1], row[2])) not in scored]
-
-
-def samples(folder: RunFolder, trials: Iterable[TrialPlan], journal: Journal) -> Iterator[dict[str, Any]]:
-    """A row per scored query: the plan's fields, raw text or log-likelihoods, answer, score.
-
-    Raises:
-        UserError: the run is not scored, or its files are broken.
-    """
-    read_scores(folder)
-    items = item_rows(folder)
-    for trial in trials:
-        for query in trial:
-            prediction = journal.get((*trial.cell, query.id, query.occurrence))
-            item = items.get((*trial.cell, query.id))
-            if prediction is not None and item is not None:
-                yield sample_row(trial, query, prediction, item)
-
-
-def sample_row(
-    trial: TrialPlan, query: Query, prediction: Prediction | None, item: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """A query as ``samples`` prints it; what is not known is null."""
-    said = prediction.answer if prediction else None
-    ranked = {"class_logprobs": dict(said)} if isinstance(said, Mapping) else {}
-    scored = {key: item[key] if item else None for key in ("answer", "score")}
-    return {**query_row(trial, query), "raw": said if isinstance(said, str) else None, **ranked, **scored}
-
-
-def item_rows(folder: RunFolder) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """(benchmark, shots, seed, query id) -> its line of ``scores.jsonl``. Raises UserError if that is broken."""
-    items = {}
-    try:
-        with open_regular(folder.items_file) as raw, TextIOWrapper(raw, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                row = parse_json(line, f"line {number}")
-                if not fits(row, {"answer": str, "score": (int, float, type(None))}):
-                    raise ValueError(f"not a scored answer: {line[:80]!r}")
-                items[row["benchmark"], row["shots"], row["seed"], row["query_id"]] = row
-    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
-        told = error if isinstance(error, DataError) else repr(error)
-        raise UserError(f"{folder.items_file} can't be read ({told}): flamingo-eval score {folder.path}") from error
-    return items

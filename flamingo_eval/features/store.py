@@ -21,11 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flamingo_eval.errors import StorageError
+from flamingo_eval.errors import DataError, StorageError
 from flamingo_eval.files import open_own, open_regular, storage_errors
 from flamingo_eval.progress import note
+from flamingo_eval.reading import fits, parse_json
 
 FORMAT = 1
+_WIDEST = 1 << 26
+"""Numbers of a vector, at most: a latent of the largest Flamingo has 2^20."""
 Vectors = NDArray[np.float32]
 
 
@@ -83,7 +86,10 @@ class FeatureStore:
             return np.empty((0, self._width), np.float32)
         rows = [row for row, _ in found]
         # no further than needed: behind the last whole vector there may be part of one
-        stored = np.memmap(self._vectors_file, np.float32, "r", shape=(max(rows) + 1, self._width))
+        try:
+            stored = np.memmap(self._vectors_file, np.float32, "r", shape=(max(rows) + 1, self._width))
+        except (OSError, ValueError) as error:  # gone, or shorter than its index says
+            raise KeyError(*keys) from error
         vectors: Vectors = np.asarray(stored[rows])
         damaged = [k for k, (_, check), v in zip(keys, found, vectors, strict=True) if _check_sum(v) != check]
         if damaged:
@@ -107,6 +113,11 @@ class FeatureStore:
             StorageError: disk full or read-only.
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
+        if self._width not in (0, vectors.shape[1]):
+            note(
+                f"{self.folder} says that its features are {self._width} wide, they are {vectors.shape[1]}; begun anew"
+            )
+            self._rows, self._width, self._whole_bytes, self._next_row = {}, 0, 0, 0
         with storage_errors(self.folder), self._whole_or_nothing():
             if self._width == 0:
                 self._width = vectors.shape[1]
@@ -187,12 +198,13 @@ def _size(path: Path) -> int:
 def _width_of(head: bytes, encoder: str) -> int:
     """Width of the vectors; 0 if the head is not one of ours or of another encoder."""
     try:
-        table = json.loads(head)
-        if table["format"] == FORMAT and table["encoder"] == encoder and table["width"] > 0:
-            return int(table["width"])
-    except (ValueError, KeyError, TypeError):
-        pass
-    return 0
+        table = parse_json(head, "the index")
+    except DataError:
+        return 0
+    if not fits(table, {"format": int, "encoder": str, "width": int}):
+        return 0
+    fitting = table["format"] == FORMAT and table["encoder"] == encoder and 0 < table["width"] <= _WIDEST
+    return int(table["width"]) if fitting else 0
 
 
 def _check_sum(vector: Vectors) -> str:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from flamingo_eval.engine.controls import CONTROLS
-from flamingo_eval.engine.score import cell_row
+from flamingo_eval.engine.score_files import cell_row
 from flamingo_eval.nouns import Cell
 from flamingo_eval.report.table import Run, caption_lines, format_value, markdown_grid, text_grid
 

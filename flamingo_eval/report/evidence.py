@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from flamingo_eval.engine.folder import RunFolder, now
-from flamingo_eval.engine.score import CellKey, cell_row, item_rows, read_cells, read_scores, same_number
+from flamingo_eval.engine.folder import IDENTITY_SHAPE, RunFolder, now
+from flamingo_eval.engine.outputs import write_output
+from flamingo_eval.engine.score_files import CellKey, cell_row, item_rows, read_cells, read_scores, same_number
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import is_file, write_atomic
+from flamingo_eval.files import is_file
 from flamingo_eval.nouns import Cell, Trial
 from flamingo_eval.reading import fits, read_json
 from flamingo_eval.report.table import Shown, Sure
@@ -23,10 +24,12 @@ from flamingo_eval.statistics import mean_uncertainty as uncertainty_of_mean
 FORMAT = 1
 _KIND = "flamingo-eval baseline"
 _SHAPE = {
-    "identity": {"benchmarks": dict, "selector": str, "ensemble": int},
-    "checkpoint": {"name": str, "digest": str},
+    "demo?": (str, None),
+    "identity": IDENTITY_SHAPE,
+    "checkpoint": {"name": str, "digest": str, "notes?": [str]},
     "references": dict,
     "scoring": dict,
+    "sessions?": ([dict], None),
     "cells": [dict],
     "trials": [{"benchmark": str, "shots": int, "seed": int, "queries": [str], "pictures": [str]}],
 }
@@ -191,7 +194,7 @@ def write_baseline(path: Path, evidence: Evidence) -> None:
     cells = [cell_row(cell) for cell in evidence.cells.values()]
     lines = [json.dumps(trial.row, ensure_ascii=False) for trial in evidence.trials.values()]
     text = json.dumps({**head, "cells": cells}, indent=1, ensure_ascii=False)
-    write_atomic(path, text.removesuffix("\n}") + ',\n "trials": [\n' + ",\n".join(lines) + "\n ]\n}\n")
+    write_output(path, text.removesuffix("\n}") + ',\n "trials": [\n' + ",\n".join(lines) + "\n ]\n}\n")
 
 
 def shown_runs(paths: Sequence[Path], *, intervals: bool = False) -> list[Shown]:

@@ -8,10 +8,11 @@ from pathlib import Path
 from string import ascii_letters
 from typing import Any
 
+from flamingo_eval.engine.outputs import open_output
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import open_atomic
 from flamingo_eval.report.published import Published, curves
 from flamingo_eval.report.table import Shown
+from flamingo_eval.text import one_line
 
 FORMATS = ("png", "svg")
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -92,7 +93,7 @@ def write_plot(path: Path, panels: dict[str, list[Curve]], errors: str) -> None:
     for axis, (title, lines) in zip(axes[:, 0], panels.items(), strict=True):
         _draw(axis, title, lines)
     figure.supxlabel(f"shots (in-context demonstrations); bars: {errors}", fontsize=10)
-    with open_atomic(path) as file:
+    with open_output(path) as file:
         figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
@@ -104,13 +105,19 @@ def _draw(axis: Any, title: str, lines: Sequence[Curve]) -> None:
         x = [places[k] + 0.06 * (i - (len(lines) - 1) / 2) for k in line.shots]
         bars = [[(error or (0.0, 0.0))[side] for error in line.errors] for side in (0, 1)]
         axis.errorbar(
-            x, line.means, yerr=bars if any(line.errors) else None, label=line.label, color=_COLOURS[i % len(_COLOURS)],
-            marker=_MARKERS[i % len(_MARKERS)], linestyle="--" if line.published else "-", capsize=3, linewidth=1.6,
+            x, line.means, yerr=bars if any(line.errors) else None, label=_plain(line.label),
+            color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)],
+            linestyle="--" if line.published else "-", capsize=3, linewidth=1.6,
         )  # fmt: skip
     axis.set_xticks(range(len(shots)), [str(k) for k in shots])
-    axis.set_title(title, fontsize=11)
+    axis.set_title(_plain(title), fontsize=11)
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=8, loc="best", framealpha=0.9)
+
+
+def _plain(text: str) -> str:
+    """A text that is drawn as it stands: no formula between dollar signs, no character that SVG has not."""
+    return one_line(text).replace("$", r"\$")
 
 
 def terminal_plot(panels: dict[str, list[Curve]], height: int = 14, step: int = 10) -> str:

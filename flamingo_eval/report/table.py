@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flamingo_eval.engine.score import NO_ANSWERS, cell_row
+from flamingo_eval.engine.score import NO_ANSWERS
+from flamingo_eval.engine.score_files import cell_row
 from flamingo_eval.errors import UserError
 from flamingo_eval.nouns import Cell
 from flamingo_eval.text import neutralised, one_line

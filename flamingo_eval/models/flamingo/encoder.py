@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flamingo_eval.features.ranking import full_float32
 from flamingo_eval.images import Images
+from flamingo_eval.models.flamingo.loading import host_as_it_was
 from flamingo_eval.models.flamingo.spec import VisionSpec
 from flamingo_eval.models.flamingo.vision import load_clip, read_picture
 
@@ -24,7 +25,8 @@ class ClipEncoder:
 
     def __init__(self, spec: VisionSpec, device: str, images: Images) -> None:
         self._images = images
-        clip, self._transform = load_clip(spec)
+        with host_as_it_was():
+            clip, self._transform = load_clip(spec)
         self._clip: Any = clip.requires_grad_(False).to(device)
         self._device = torch.device(device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,13 +42,27 @@ def load_model(
     Raises:
         CheckpointError: a part is missing or does not fit; the message names it.
     """
-    with quiet_transformers():
+    with host_as_it_was():
         return _load(spec, images=images, device=device, precision=precision, kind=kind, caching=caching)
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Within this context transformers says nothing but errors; afterwards what it said before: a host may want it."""
+def host_as_it_was() -> Iterator[None]:
+    """Within this context transformers says nothing but errors; afterwards the program around us is as it was before.
+
+    That is: what transformers says, torch's random numbers (modules draw their first weights), and the handlers of the
+    root logger (open_clip logs by it, which gives it one).
+    """
+    handlers = [*logging.getLogger().handlers]
+    try:
+        with torch.random.fork_rng(devices=[]), _quiet_transformers():
+            yield
+    finally:
+        logging.getLogger().handlers[:] = handlers
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

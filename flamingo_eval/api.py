@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flamingo_eval import registry
 from flamingo_eval.benchmark import canonical_name, load_benchmark
 from flamingo_eval.errors import UserError
-from flamingo_eval.images import Images, formats_with
+from flamingo_eval.images import formats_with
 from flamingo_eval.nouns import Cell
 from flamingo_eval.ports import ModelSource
 from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
@@ -33,16 +33,16 @@ def load_model(
     Args:
         checkpoint: a known name, ``demo``, or the path of a TOML file.
         weights: a folder of copies to take a known checkpoint's files from.
-        data_root: what paths of pictures are relative to.
+        data_root: what paths of images given to ``generate`` are relative to.
         device: ``auto``, ``cpu``, ``cuda``, ...
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16``, ``amp_bf16``.
 
     Raises:
         UserError, CheckpointError: unknown, or not what it must be.
     """
-    source: Any = registry.model_source(checkpoint, None if weights is None else Path(weights))
-    device, precision = source.resolve(device, precision)
-    loaded: FlamingoModel = source.load(images=Images(Path(data_root)), device=device, precision=precision)
+    source: Any = registry.model_source(checkpoint, {} if weights is None else {"weights": Path(weights)})
+    loaded: FlamingoModel = source.load(*source.resolve(device, precision))
+    loaded.root = Path(data_root)
     return loaded
 
 
@@ -69,7 +69,8 @@ def evaluate(
     """Evaluates a model in this process, and returns the cells of its table.
 
     Args:
-        model: what :func:`load_model` returns; or a live module in the released layout (``perceiver``,
+        model: what :func:`load_model` returns; or any object that fulfils :class:`flamingo_eval.ports.Model`; or a live
+            module in the released layout (``perceiver``,
             ``vision_encoder``, ``lang_encoder`` with its ``gated_cross_attn_layer``), as it stands, in training or
             not: its tensors are shared, and it is left as it was; or the name of a checkpoint.
         benchmarks: one or several.
@@ -134,4 +135,4 @@ def _left_as_it_was(model: Any) -> Iterator[None]:
 def _source(model: Any, tokenizer: Any, transform: Any, name: str) -> ModelSource:
     if isinstance(model, str):
         return registry.model_source(model)
-    return registry.live_source(model, tokenizer, transform, name)
+    return registry.adopted(model, name, {"tokenizer": tokenizer, "transform": transform})

@@ -146,11 +146,13 @@ class Metric(Protocol):
 class Renderer(Protocol):
     """Turns prompts into what a kind of model reads; pure, and without loading a model."""
 
-    name: str
-    """What a run's record calls it."""
+    @property
+    def name(self) -> str:
+        """What a run's record calls it."""
 
-    marks: tuple[str, ...]
-    """What divides a rendered prompt: a text of the data that holds one can't be shown."""
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What divides a rendered prompt: a text of the data that holds one can't be shown."""
 
     def render(self, prompt: Prompt) -> Rendering:
         """The prompt as the model reads it."""
@@ -176,17 +178,33 @@ class ModelInfo:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Capabilities:
+    """What a model can be asked; checked before anything is planned.
+
+    Attributes:
+        beams: whether it generates by beam search, and not only greedily.
+        ranking: whether it gives log-likelihoods of class names.
+        images: images that a prompt may have, at most; None for any number.
+        reproducible: whether the same prompt has the same answer every time.
+    """
+
+    beams: bool = True
+    ranking: bool = True
+    images: int | None = None
+    reproducible: bool = True
+
+
+@runtime_checkable
 class Model(Protocol):
-    """A loaded model."""
+    """A loaded model. :class:`ModelBase` has what most need not write themselves."""
 
-    def look_at(self, prompts: Sequence[Prompt], task: Task) -> None:
-        """Told which prompts will be prepared next, so that their pictures can be read at once; raises nothing."""
+    def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
+        """Told which prompts will be prepared next, so that their images can be read at once; raises nothing."""
 
-    def close(self) -> None:
-        """Lets go of memory and threads; it is not asked anything any more."""
-
-    def prepare(self, prompt: Prompt, task: Task) -> Any:
-        """Reads pictures and tokens of one prompt. Raises QueryError if that can't be done.
+    def prepare(self, prompt: Prompt, task: Task, images: Images) -> Any:
+        """Reads images and tokens of one prompt, whose images are among ``images``: they must be read through it, so
+        that all goes by the same bytes. Raises QueryError if that can't be done.
 
         Called in a thread of its own, while the batch before is being answered.
         """
@@ -202,11 +220,32 @@ class Model(Protocol):
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
         """Prompts like this one a batch, if the user names no number."""
 
-    def seconds(self) -> Mapping[str, float]:
-        """Where its time has gone so far: section -> seconds; ``pictures`` are read while others are being answered.
+    def timings(self) -> Mapping[str, float]:
+        """Where its time has gone so far: section -> seconds, such as ``vision``, ``prefill`` and ``decode``.
 
-        ``encoded`` is no time, but the number of pictures encoded.
+        ``images`` are read while others are being answered.
         """
+
+    def close(self) -> None:
+        """Lets go of memory and threads; it is not asked anything any more."""
+
+
+class ModelBase:
+    """What a model need not say for itself."""
+
+    def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
+        """Nothing is read ahead."""
+
+    def suggested_batch(self, prompt: Prompt, task: Task) -> int:
+        """Eight."""
+        return 8
+
+    def timings(self) -> Mapping[str, float]:
+        """Nothing is measured."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 @dataclass(frozen=True)
@@ -228,6 +267,10 @@ class Work:
 class Measurable(Protocol):
     """A model that can say what its arithmetic amounts to."""
 
+    @property
+    def encoded(self) -> int:
+        """How many images it has encoded so far."""
+
     def work(self, prepared: Sequence[Any], task: Task) -> Work:
         """Counted by carrying a batch out."""
 
@@ -242,36 +285,22 @@ class ModelSource(Protocol):
     def renderer(self) -> Renderer:
         """How it reads prompts."""
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can be asked."""
+
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
         """What ``auto`` stands for on this machine: (device, precision). Raises UserError for what it doesn't have."""
 
-    def load(
-        self,
-        *,
-        images: Images,
-        device: str,
-        precision: str,
-        plain: bool = False,
-        cache: int | None = None,
-        keep: bool = True,
-    ) -> Model:
-        """Loads the model. Raises CheckpointError.
-
-        Args:
-            images: where pictures are; they must be read through it, so that all goes by the same bytes.
-            device: a resolved one.
-            precision: a resolved one.
-            plain: without any shortcut, however slow; for the doubtful.
-            cache: bytes of memory for what is computed once per picture; None for the default.
-            keep: whether that is kept on the disk too, for later runs.
-        """
+    def load(self, device: str, precision: str) -> Model:
+        """Loads the model on a resolved device, in a resolved precision. Raises CheckpointError."""
 
 
 class ImageEncoder(Protocol):
     """A loaded image encoder, for retrieval."""
 
-    def prepare(self, image: str, rgb: bool) -> Any:
-        """Reads one picture, by its path among the images; ``rgb`` converts it before the transform.
+    def prepare(self, image: str, rgb: bool, images: Images) -> Any:
+        """Reads one image, by its path among ``images``; ``rgb`` converts it before the transform.
 
         Raises QueryError if that can't be done.
 
@@ -279,7 +308,7 @@ class ImageEncoder(Protocol):
         """
 
     def encode(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
-        """Image embeddings (pooled and projected), (pictures, width) in float32, of any length."""
+        """Image embeddings (pooled and projected), (images, width) in float32, of any length."""
 
 
 class EncoderSource(Protocol):
@@ -288,12 +317,28 @@ class EncoderSource(Protocol):
     def info(self) -> ModelInfo:
         """Name and digest of everything that determines its embeddings, without importing torch."""
 
-    def load(self, device: str, images: Images) -> ImageEncoder:
-        """Loads the encoder, whose pictures are among ``images``. Raises CheckpointError."""
+    def load(self, device: str) -> ImageEncoder:
+        """Loads the encoder. Raises CheckpointError."""
+
+
+class EncoderFamily(Protocol):
+    """A kind of image encoder (``ENCODER``)."""
+
+    def find(self, name: str, options: Mapping[str, Any]) -> EncoderSource | None:
+        """The encoder that a name or file stands for, or None if that is not of this family.
+
+        Args:
+            name: what the user named.
+            options: ``pretrained`` (name or file of the weights), ``quick_gelu`` (which activation weights from a file
+                were trained with), as far as the user said so.
+        """
 
 
 class ModelFamily(Protocol):
-    """A kind of model: knows checkpoints by name, and files that describe one."""
+    """A kind of model (``MODEL``): knows checkpoints by name, and files that describe one."""
+
+    options: frozenset[str]
+    """Names of the settings that :meth:`find` and :meth:`adopt` take for it alone."""
 
     def known(self) -> Mapping[str, str]:
         """Names of its known checkpoints -> one line about each."""
@@ -301,22 +346,13 @@ class ModelFamily(Protocol):
     def renderers(self) -> Sequence[Renderer]:
         """How its models read prompts, so that a run can be read without its checkpoint."""
 
-    def find(self, checkpoint: str, weights: Path | None = None) -> ModelSource | None:
+    def find(self, checkpoint: str, options: Mapping[str, Any]) -> ModelSource | None:
         """The model a name or file stands for, or None if that is not of this family. Raises CheckpointError.
 
         Args:
             checkpoint: what the user named.
-            weights: a folder of copies to take a known checkpoint's files from, instead of downloading them.
+            options: settings for it, by name.
         """
 
-    def find_live(self, model: Any, tokenizer: Any, transform: Any, name: str) -> ModelSource | None:
+    def adopt(self, model: Any, name: str, options: Mapping[str, Any]) -> ModelSource | None:
         """A model that is in memory already, or None if it is not of this family."""
-
-    def find_encoder(self, model: str, pretrained: str | None, quick_gelu: bool | None = None) -> EncoderSource | None:
-        """The image encoder that a name or file stands for, or None if that is not of this family.
-
-        Args:
-            model: name of a vision model, or whatever :meth:`find` takes.
-            pretrained: name or file of the weights, for vision models by name.
-            quick_gelu: which activation weights from a file were trained with; None where nobody said.
-        """

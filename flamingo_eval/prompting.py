@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from flamingo_eval.benchmark import AnswerRules, PromptRules
 from flamingo_eval.errors import UserError
+from flamingo_eval.files import changed_fields
 from flamingo_eval.nouns import Example, Prompt, Rendering, Turn
 from flamingo_eval.stemming import stem
 
@@ -73,6 +76,35 @@ def interleaved(prompt: Prompt, image: str, end: str = "") -> Rendering:
     ]
     texts.append(image * len(prompt.query.images) + prompt.query.text)
     return Rendering("".join(texts), prompt.images, prompt.rgb)
+
+
+@dataclass(frozen=True)
+class Interleaved:
+    """The texts as they are, with a mark where an image is.
+
+    Attributes:
+        name: what a run's record calls it.
+        image: the mark.
+    """
+
+    name: str = "interleaved"
+    image: str = "<image>"
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What a text of the data must not hold."""
+        return (self.image,)
+
+    def render(self, prompt: Prompt) -> Rendering:
+        """The prompt as text."""
+        return interleaved(prompt, self.image)
+
+    def describe(self, rules: PromptRules) -> Mapping[str, Any]:
+        """The rules, as far as they differ from the defaults."""
+        return changed_fields(rules)
+
+
+INTERLEAVED = Interleaved()
 
 
 def mark_in(templates: Sequence[str], example: Example, marks: Sequence[str]) -> str | None:

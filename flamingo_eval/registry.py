@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
+from flamingo_eval.adopted import AdoptedSource
 from flamingo_eval.errors import UserError
-from flamingo_eval.ports import EncoderSource, Loader, Metric, ModelFamily, ModelSource, Renderer, Selector
+from flamingo_eval.ports import (
+    EncoderFamily,
+    EncoderSource,
+    Loader,
+    Metric,
+    Model,
+    ModelFamily,
+    ModelSource,
+    Renderer,
+    Selector,
+)
+from flamingo_eval.prompting import INTERLEAVED
 
 _PACKAGE = "flamingo_eval"
 
@@ -21,10 +34,14 @@ def plugin_names(kind: str) -> tuple[str, ...]:
     return tuple(sorted(m.name for m in pkgutil.iter_modules([folder]) if not m.name.startswith("_")))
 
 
+def _module(kind: str, name: str) -> Any:
+    return importlib.import_module(f"{_PACKAGE}.{kind}.{name}")
+
+
 def _plugin(kind: str, name: str, attribute: str) -> Any:
     if name not in plugin_names(kind):
         raise UserError(f"unknown {kind[:-1]} {name!r}; known {kind}: {', '.join(plugin_names(kind))}")
-    return getattr(importlib.import_module(f"{_PACKAGE}.{kind}.{name}"), attribute)
+    return getattr(_module(kind, name), attribute)
 
 
 def loader(name: str) -> Loader:
@@ -49,7 +66,8 @@ def _model_families() -> list[ModelFamily]:
 
 def renderer(name: str) -> Renderer:
     """A way to write prompts, by the name that a run's record has. Raises UserError listing the known ones."""
-    known = {one.name: one for family in _model_families() for one in family.renderers()}
+    known: dict[str, Renderer] = {INTERLEAVED.name: INTERLEAVED}
+    known |= {one.name: one for family in _model_families() for one in family.renderers()}
     if name not in known:
         raise UserError(f"unknown rendering {name!r}; known: {', '.join(sorted(known))}")
     return known[name]
@@ -60,46 +78,85 @@ def known_checkpoints() -> dict[str, str]:
     return {name: about for family in _model_families() for name, about in family.known().items()}
 
 
-def model_source(checkpoint: str, weights: Path | None = None) -> ModelSource:
-    """The model that ``--checkpoint`` names: a known name or a TOML file.
+def model_source(
+    checkpoint: str, options: Mapping[str, Any] | None = None, wishes: Mapping[str, Any] | None = None
+) -> ModelSource:
+    """The model that ``--checkpoint`` names: a known name or a file.
 
     Args:
         checkpoint: what the user named.
-        weights: a folder of copies to take a known checkpoint's files from.
+        options: settings for it, by name.
+        wishes: the same, ignored by a model that has no such setting.
 
     Raises:
-        UserError: neither; the message lists the known names.
+        UserError: neither, or a setting that it has not; the message lists the known names.
         CheckpointError: the file does not describe a checkpoint.
     """
     families = sorted(_model_families(), key=lambda family: checkpoint not in family.known())
     for family in families:
-        source = family.find(checkpoint, weights)
-        if source is not None:
-            return source
+        source = family.find(checkpoint, _settings(family, options, wishes))
+        if source is None:
+            continue
+        strange = sorted((options or {}).keys() - family.options)
+        if strange:
+            raise UserError(f"--checkpoint {checkpoint}: {', '.join(_option(name) for name in strange)} is not for it")
+        return source
     raise UserError(
         f"unknown checkpoint {checkpoint!r}; known: {', '.join(known_checkpoints())}, or the path of a TOML file"
     )
 
 
-def live_source(model: Any, tokenizer: Any, transform: Any, name: str) -> ModelSource:
-    """A model that is in memory already. Raises UserError if no family takes it."""
+def _settings(
+    family: ModelFamily, options: Mapping[str, Any] | None, wishes: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    given = {**(wishes or {}), **(options or {})}
+    return {name: value for name, value in given.items() if name in family.options}
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def adopted(model: Any, name: str, options: Mapping[str, Any]) -> ModelSource:
+    """A model that is in memory already: of a known family, or any object that fulfils the port.
+
+    Raises:
+        UserError: it is neither.
+    """
     for family in _model_families():
-        source = family.find_live(model, tokenizer, transform, name)
+        source = family.adopt(model, name, _settings(family, options, None))
         if source is not None:
             return source
-    raise UserError(f"{type(model).__name__} is no model that can be evaluated")
+    if isinstance(model, Model):
+        return AdoptedSource(model, name)
+    lacking = sorted(method for method in ("prepare", "answer") if not hasattr(model, method))
+    raise UserError(
+        f"{type(model).__name__} is no model that can be evaluated"
+        + (f": it has no {' and no '.join(lacking)} (flamingo_eval.ports.Model)" if lacking else "")
+    )
 
 
-def image_encoder(model: str, pretrained: str | None, quick_gelu: bool | None = None) -> EncoderSource:
-    """The image encoder that ``--rices-model``, ``--rices-pretrained`` and ``--rices-quick-gelu`` name.
+def image_encoder(name: str, options: Mapping[str, Any] | None = None) -> EncoderSource:
+    """An image encoder.
+
+    Args:
+        name: what the user named.
+        options: see :class:`flamingo_eval.ports.EncoderFamily`; those that are None count as not given.
 
     Raises:
         UserError: no family knows it.
         CheckpointError: a file does not describe what it should.
     """
-    families = sorted(_model_families(), key=lambda family: model not in family.known())  # a name of its own goes first
-    for family in families:
-        source = family.find_encoder(model, pretrained, quick_gelu)
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    for family in _encoder_families():
+        source = family.find(name, given)
         if source is not None:
             return source
-    raise UserError(f"unknown --rices-model {model!r}: give an open_clip model name, demo, or a checkpoint's TOML file")
+    raise UserError(f"unknown image encoder {name!r}: give an open_clip model name, demo, or a checkpoint's TOML file")
+
+
+def _encoder_families() -> list[EncoderFamily]:
+    """Those that models bring along, a name of their own before one that takes any name."""
+    modules = [_module("models", name) for name in plugin_names("models")]
+    families = [cast(EncoderFamily, module.ENCODER) for module in modules if hasattr(module, "ENCODER")]
+    return sorted(families, key=lambda family: bool(getattr(family, "takes_any_name", False)))

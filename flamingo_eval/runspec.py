@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flamingo_eval.files import user_path
 from flamingo_eval.images import FORMATS
 
 DEMO = "demo"
@@ -97,6 +98,13 @@ class RunSpec:
     image_formats: tuple[str, ...] = FORMATS
     on_error: str = "stop"
     process: Process = Process()
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """Settings for the model alone, as far as they are not the defaults."""
+        weights = None if self.weights is None else user_path(self.weights, "--weights")
+        given = {"weights": weights, "plain": self.plain or None, "feature_cache": self.feature_cache}
+        return {name: value for name, value in given.items() if value is not None}
 
     @property
     def demo_parts(self) -> tuple[str, ...]:

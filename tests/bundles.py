@@ -19,10 +19,18 @@ torch: Any = LazyModule("torch")
 State = dict[str, Any]
 
 
+def load_over(source: Any, root: Path | Images, precision: str = "fp32") -> Any:
+    """A loaded model whose ``read`` knows where images are."""
+    model = source.load("cpu", precision)
+    read, known = model.read, root if isinstance(root, Images) else Images(root)
+    model.read = lambda prompt, task, images=known: read(prompt, task, images)
+    return model
+
+
 def load(folder: Path, data_root: Path | None = None) -> Any:
     source = registry.model_source(str(folder / "model.toml"))
     source.info()
-    return source.load(images=Images(data_root or folder), device="cpu", precision="fp32")
+    return load_over(source, data_root or folder)
 
 
 def rewrite(folder: Path, change: Callable[[State], object], *, wrap: bool = True) -> None:
@@ -70,4 +78,4 @@ def swapped_around(bundle: Path, monkeypatch: pytest.MonkeyPatch, swap: Any, res
 
     monkeypatch.setattr("flamingo_eval.models.flamingo.loading.load_model", load_swapped)
     with pytest.raises(CheckpointError, match=rf"{name} has changed since this command looked at it first"):
-        source.load(images=Images(bundle), device="cpu", precision="fp32")
+        source.load("cpu", "fp32")

@@ -7,13 +7,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-
-from flamingo_eval.nouns import Prompt, Task
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 """The command line as a function of its arguments."""
@@ -79,22 +77,6 @@ def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a JSON lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-class StandIn:
-    """What a model that stands in for one in a test need not say for itself."""
-
-    def look_at(self, prompts: Sequence[Prompt], task: Task) -> None:
-        return
-
-    def close(self) -> None:
-        return
-
-    def seconds(self) -> dict[str, float]:
-        return {}
-
-    def suggested_batch(self, prompt: Prompt, task: Task) -> int:
-        return 16
 
 
 class LazyModule:

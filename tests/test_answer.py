@@ -10,19 +10,21 @@ import pytest
 from flamingo_eval.engine.answer import answer, find_pending
 from flamingo_eval.engine.journal import Journal
 from flamingo_eval.errors import DeviceMemoryError, QueryError
+from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, Prompt, Task
-from tests.helpers import Cli, StandIn, read_lines
+from flamingo_eval.ports import ModelBase
+from tests.helpers import Cli, read_lines
 from tests.test_plan import plan_of, source_of
 
 
-class Small(StandIn):
+class Small(ModelBase):
     """A model that holds so many prompts at once, and can't read one of the pictures."""
 
     def __init__(self, fits: int, broken: str = "") -> None:
         self.fits, self.broken = fits, broken
         self.sizes: list[int] = []
 
-    def prepare(self, prompt: Prompt, task: Task) -> str:
+    def prepare(self, prompt: Prompt, task: Task, images: Images) -> str:
         if prompt.images[-1] == self.broken:
             raise QueryError(f"{self.broken} can't be read")
         return prompt.images[-1]

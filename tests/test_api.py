@@ -11,7 +11,6 @@ from PIL import Image
 
 import flamingo_eval
 from flamingo_eval.errors import CheckpointError, QueryError, UserError
-from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo import DEMO_SPEC
 from tests.helpers import LazyModule, run_cli
 from tests.small_flamingos import write_flamingo
@@ -81,7 +80,7 @@ def released_module(toml: Path) -> tuple[Any, Any, Any]:
     from flamingo_eval.models.flamingo.loading import load_model
     from flamingo_eval.models.flamingo.spec import read_spec
 
-    loaded = load_model(read_spec(toml), images=Images(Path()), device="cpu", precision="fp32")
+    loaded = load_model(read_spec(toml), device="cpu", precision="fp32")
     ours = loaded.model
 
     class Wrapped(nn.Module):

@@ -12,10 +12,9 @@ import pytest
 
 from flamingo_eval import registry
 from flamingo_eval.errors import CheckpointError, UserError
-from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo import FlamingoSource
 from flamingo_eval.models.flamingo.spec import VisionSpec, read_spec
-from tests.bundles import digest_of, load, rewrite, texts_of
+from tests.bundles import digest_of, load, load_over, rewrite, texts_of
 from tests.helpers import Cli, LazyModule, read_lines, write_coco_root
 
 torch: Any = LazyModule("torch")
@@ -30,7 +29,7 @@ def test_the_activation_of_weights_from_a_file_is_never_guessed(tmp_path: Path, 
     file.write_bytes(b"stand-in")
 
     def spec() -> VisionSpec:
-        source: Any = registry.image_encoder("ViT-L-14", str(file), given)
+        source: Any = registry.image_encoder("ViT-L-14", {"pretrained": str(file), "quick_gelu": given})
         found: VisionSpec = source.spec
         assert found.activation is not None
         assert source.info().notes == (
@@ -49,7 +48,7 @@ def test_the_activation_of_weights_from_a_file_is_never_guessed(tmp_path: Path, 
     assert VisionSpec("ViT-L-14-quickgelu", file).activation == "QuickGELU"
     VisionSpec("ViT-L-14-quickgelu", file).check()
     with pytest.raises(UserError, match="--rices-quick-gelu goes with weights from a file"):
-        registry.image_encoder("ViT-L-14", "openai", True)
+        registry.image_encoder("ViT-L-14", {"pretrained": "openai", "quick_gelu": True})
 
 
 def test_a_checkpoint_description_must_say_the_activation_too(bundle: Path) -> None:
@@ -254,7 +253,7 @@ def test_a_text_that_the_tokenizer_cant_encode_fails_alone(bundle: Path, tmp_pat
     """A tokenizer without an unknown token raises a bare Exception."""
     root = write_coco_root(tmp_path / "data", train=6, test=4)
     source = FlamingoSource(read_spec(bundle / "model.toml"))
-    model: Any = source.load(images=Images(root), device="cpu", precision="fp32")
+    model: Any = load_over(source, root)
     inner = model.tokenizer.inner
 
     class Failing:

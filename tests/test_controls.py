@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from flamingo_eval.engine.controls import CONTROLS, ControlPlan, changed, deranged, majority_answer
 from flamingo_eval.engine.plan import TrialPlan, plan_trial, read_source
-from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.nouns import WITHHELD
+from tests.bundles import load_over
 from tests.helpers import Cli, read_lines
 from tests.test_plan import plan_of, source_of
 
@@ -142,7 +142,7 @@ def test_a_withheld_picture_is_seen_by_no_one(goldens: Path) -> None:
     from flamingo_eval.nouns import Decoding, Rendering
 
     source = registry.model_source(str(goldens / "model" / "model.toml"))
-    model: Any = source.load(images=Images(goldens / "data"), device="cpu", precision="fp32")
+    model: Any = load_over(source, goldens / "data")
     task = Decoding(max_new_tokens=20)
     pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())[:4]
     text = "<image>Output:a cat<|endofchunk|>\n<image>Output:"

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from flamingo_eval.engine.answer import ensembled
+from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, Prompt, Ranking, Task
-from tests.helpers import StandIn, run_cli, write_coco_root
+from flamingo_eval.ports import ModelBase
+from tests.helpers import run_cli, write_coco_root
 from tests.test_vqa_data import write_converted, write_memes
 
 
@@ -177,10 +179,10 @@ def test_several_benchmarks_in_one_table(call: Any, tmp_path: Path) -> None:
     assert set(row["class_logprobs"]) == {"no", "yes"}
 
 
-class Ranker(StandIn):
+class Ranker(ModelBase):
     """A model whose log-likelihoods tell which prompt it saw: minus the position of the first demonstration's name."""
 
-    def prepare(self, prompt: Prompt, task: Task) -> str:
+    def prepare(self, prompt: Prompt, task: Task, images: Images) -> str:
         return prompt.query.text
 
     def answer(self, prepared: Sequence[str], task: Task) -> list[Answer]:

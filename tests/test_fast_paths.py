@@ -11,6 +11,7 @@ from flamingo_eval import registry
 from flamingo_eval.errors import QueryError
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import WITHHELD, Decoding, Ranking, Rendering
+from tests.bundles import load_over
 from tests.helpers import LazyModule
 
 pytestmark = [pytest.mark.torch, pytest.mark.goldens]
@@ -30,11 +31,9 @@ TEXTS = (
 def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """The fast and the plain model of the goldens."""
     goldens: Path = request.getfixturevalue("goldens")
-    source = registry.model_source(str(goldens / "model" / "model.toml"))
-    return tuple(
-        source.load(images=Images(goldens / "data"), device="cpu", precision="fp32", plain=plain)
-        for plain in (False, True)
-    )  # type: ignore[return-value]
+    toml = str(goldens / "model" / "model.toml")
+    fast, plain = (registry.model_source(toml, options) for options in ({}, {"plain": True}))
+    return load_over(fast, goldens / "data"), load_over(plain, goldens / "data")
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +142,9 @@ def test_each_picture_is_encoded_once(models: tuple[Any, Any], goldens: Path, tm
         (1 << 30, "b", 0),
     ):
         caching = Caching(budget, tmp_path / disk if disk else None, "checkpoint")
-        model = load_model(read_spec(goldens / "model" / "model.toml"), images=Images(goldens / "data"), device="cpu",
-                           precision="fp32", caching=caching)  # fmt: skip
-        said = [model.answer([model.read(p, task)], task)[0] for p in prompts]
+        model = load_model(read_spec(goldens / "model" / "model.toml"), device="cpu", precision="fp32", caching=caching)
+        images = Images(goldens / "data")
+        said = [model.answer([model.read(p, task, images)], task)[0] for p in prompts]
         assert said == expected
         store = model.pictures[False]
         assert store._bytes <= budget
@@ -171,8 +170,8 @@ def test_reading_ahead_while_the_same_pictures_are_being_encoded(goldens: Path, 
         del picture
         return torch.rand(3, 4, 4)
 
-    store = LatentStore(transform, encode, torch.zeros(1, 3), budget=1 << 20, disk=None, images=Images(Path()))
-    pictures = [store.find(path, rgb=False) for path in paths]
+    store = LatentStore(transform, encode, torch.zeros(1, 3), budget=1 << 20, disk=None)
+    pictures = [store.find(path, rgb=False, images=Images(Path())) for path in paths]
     store.read(pictures[:4])
     worker = threading.Thread(target=store.latents, args=(pictures[:4],))
     worker.start()
@@ -185,7 +184,7 @@ def test_reading_ahead_while_the_same_pictures_are_being_encoded(goldens: Path, 
     assert store._pixels == {}
     assert store.encoded == 6
     with pytest.raises(QueryError, match="does not exist"):
-        store.find(tmp_path / "none.png", rgb=False)
+        store.find(tmp_path / "none.png", rgb=False, images=Images(Path()))
 
 
 def test_latents_are_on_the_disk_long_before_the_end(
@@ -201,13 +200,13 @@ def test_latents_are_on_the_disk_long_before_the_end(
 
     def store() -> LatentStore:
         return LatentStore(lambda _: torch.rand(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],
-                           torch.zeros(1, 3), budget=1 << 20, disk=FeatureStore(tmp_path / "x", "d"), images=Images(Path()))  # fmt: skip
+                           torch.zeros(1, 3), budget=1 << 20, disk=FeatureStore(tmp_path / "x", "d"))  # fmt: skip
 
     killed = store()
-    first = [killed.latents([killed.find(path, rgb=False)]) for path in paths]
+    first = [killed.latents([killed.find(path, rgb=False, images=Images(Path()))]) for path in paths]
     killed._writer.shutdown()  # what a kill leaves behind: it is never closed
     later = store()
-    again = [later.latents([later.find(path, rgb=False)]) for path in paths]
+    again = [later.latents([later.find(path, rgb=False, images=Images(Path()))]) for path in paths]
     assert later.encoded == 1
     assert all(torch.equal(a, b) for a, b in zip(first[:6], again[:6], strict=True))
     later.close()
@@ -215,7 +214,7 @@ def test_latents_are_on_the_disk_long_before_the_end(
     monkeypatch.setattr(latents, "SPARE_DISK", 1 << 60)
     full = store()
     full._disk = FeatureStore(tmp_path / "y", "d")
-    full.latents([full.find(path, rgb=False) for path in paths])
+    full.latents([full.find(path, rgb=False, images=Images(Path())) for path in paths])
     full.close()
     assert "GiB to spare" in capsys.readouterr().err
     assert len(FeatureStore(tmp_path / "y", "d")) == 0
@@ -229,8 +228,11 @@ def test_a_cache_disk_that_fails_costs_nothing_but_time(
 
     (tmp_path / "file").write_text("not a folder")
     store = LatentStore(lambda _: torch.rand(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],
-                        torch.zeros(1, 3), budget=12, disk=FeatureStore(tmp_path / "file" / "x", "d"), images=Images(Path()))  # fmt: skip
-    pictures = [store.find(path, rgb=False) for path in sorted((goldens / "data/coco/val2014").iterdir())[:6]]
+                        torch.zeros(1, 3), budget=12, disk=FeatureStore(tmp_path / "file" / "x", "d"))  # fmt: skip
+    pictures = [
+        store.find(path, rgb=False, images=Images(Path()))
+        for path in sorted((goldens / "data/coco/val2014").iterdir())[:6]
+    ]
     store.read(pictures)
     assert store.latents(pictures).shape == (6, 1, 3)
     store.close()
@@ -247,13 +249,13 @@ def test_a_cache_that_is_emptied_meanwhile_costs_nothing_but_time(goldens: Path,
 
     def store() -> LatentStore:
         return LatentStore(lambda _: torch.ones(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],
-                           torch.zeros(1, 3), budget=1, disk=FeatureStore(tmp_path / "x", "d"), images=Images(Path()))  # fmt: skip
+                           torch.zeros(1, 3), budget=1, disk=FeatureStore(tmp_path / "x", "d"))  # fmt: skip
 
     first = store()
-    first.latents([first.find(path, rgb=False) for path in paths])
+    first.latents([first.find(path, rgb=False, images=Images(Path())) for path in paths])
     first.close()
     second = store()
     shutil.rmtree(tmp_path / "x")
-    assert second.latents([second.find(path, rgb=False) for path in paths]).shape == (6, 1, 3)
+    assert second.latents([second.find(path, rgb=False, images=Images(Path())) for path in paths]).shape == (6, 1, 3)
     assert second.encoded == 6
     second.close()

@@ -16,7 +16,9 @@ from flamingo_eval.engine.journal import Journal
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.nouns import Answer, Decoding, NoAnswer
-from tests.helpers import FAST, Cli, LazyModule, StandIn, read_lines, run_cli, write_coco_root
+from flamingo_eval.ports import ModelBase
+from tests.bundles import load_over
+from tests.helpers import FAST, Cli, LazyModule, read_lines, run_cli, write_coco_root
 
 torch: Any = LazyModule("torch")
 
@@ -135,10 +137,10 @@ def test_samples_for_pandas(root: Path, cli: Cli) -> None:
     assert cli("samples", "run", "--format", "csv", "--out", "/proc/none/s.csv").returncode == 3
 
 
-class Overflowing(StandIn):
+class Overflowing(ModelBase):
     """Has no answer to every third query."""
 
-    def prepare(self, prompt: Any, task: Any) -> Any:
+    def prepare(self, prompt: Any, task: Any, images: Any) -> Any:
         return prompt
 
     def answer(self, prepared: Any, task: Any) -> list[Answer | NoAnswer]:
@@ -171,10 +173,12 @@ def test_a_model_that_overflows_answers_the_other_queries(goldens: Path, plain: 
     from flamingo_eval.nouns import Ranking, Rendering
 
     pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())[:4]
-    source = registry.model_source(str(goldens / "model" / "model.toml"))
-    model: Any = source.load(images=Images(goldens / "data"), device="cpu", precision="fp32", plain=plain, keep=False)
+    source = registry.model_source(str(goldens / "model" / "model.toml"), {"plain": plain, "keep": False})
+    model: Any = load_over(source, goldens / "data")
     encode = model.model.encode
-    bad = model._store(Decoding(5)).pixels(model._store(Decoding(5)).find(goldens / "data" / pictures[1], rgb=False))
+    bad = model._store(Decoding(5)).pixels(
+        model._store(Decoding(5)).find(goldens / "data" / pictures[1], False, Images(Path()))
+    )
 
     def overflow(pixels: Any) -> Any:
         latents = encode(pixels)

@@ -105,20 +105,20 @@ class CountingSource(ThumbnailSource):
     def info(self) -> ModelInfo:
         return ModelInfo("counting", self.digest, {})
 
-    def load(self, device: str, images: Images) -> ThumbnailEncoder:
+    def load(self, device: str) -> ThumbnailEncoder:
         outer = self
         self.loads += 1
 
         class Encoder(ThumbnailEncoder):
-            def prepare(self, image: str, rgb: bool) -> NDArray[np.float32]:
+            def prepare(self, image: str, rgb: bool, images: Images) -> NDArray[np.float32]:
                 outer.reads[image] += 1
-                return super().prepare(image, rgb)
+                return super().prepare(image, rgb, images)
 
             def encode(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
                 outer.encoded += len(prepared)
                 return super().encode(prepared)
 
-        return Encoder(images)
+        return Encoder()
 
 
 def images_of(source: Source) -> list[str]:
@@ -282,7 +282,7 @@ def make_distinct(root: Path) -> None:
 
 def test_a_picture_error_is_a_query_error(tmp_path: Path) -> None:
     with pytest.raises(QueryError):
-        ThumbnailEncoder(Images(tmp_path)).prepare("none.png", rgb=False)
+        ThumbnailEncoder().prepare("none.png", rgb=False, images=Images(tmp_path))
 
 
 def test_part_of_a_vector_behind_the_last_whole_one(tmp_path: Path) -> None:

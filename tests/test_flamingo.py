@@ -13,10 +13,9 @@ from PIL import Image
 
 from flamingo_eval import registry
 from flamingo_eval.errors import CheckpointError, QueryError
-from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.spec import VisionSpec, read_spec
 from flamingo_eval.nouns import Decoding, Rendering
-from tests.bundles import load, rewrite, texts_of
+from tests.bundles import load, load_over, rewrite, texts_of
 from tests.helpers import LazyModule, run_cli
 
 torch: Any = LazyModule("torch")
@@ -274,6 +273,6 @@ def test_other_precisions_speak_too(precision: str) -> None:
     prompt = Rendering("<image>Output:", ("coco/val2014/COCO_val2014_000000017800.png",))
     texts = []
     for name in ("fp32", precision):
-        model = source.load(images=Images(root), device="cpu", precision=name)
+        model = load_over(source, root, name)
         texts.append(model.answer([model.read(prompt, Decoding(20))], Decoding(20))[0])
     assert texts[0] == texts[1], "a clear picture is described alike"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flamingo_eval.images import Images
+from tests.bundles import load_over
 from tests.helpers import LazyModule, pixels_of
 
 torch: Any = LazyModule("torch")
@@ -30,7 +30,7 @@ def model(goldens: Path) -> Any:
     from flamingo_eval import registry
 
     source = registry.model_source(str(goldens / "model" / "model.toml"))
-    return source.load(images=Images(goldens / "data"), device="cpu", precision="fp32")
+    return load_over(source, goldens / "data")
 
 
 def prepared(model: Any, expected: dict[str, Any], number: int) -> Any:

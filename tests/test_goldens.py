@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from flamingo_eval.engine.plan import TrialPlan, plan_trial, query_row, read_source
-from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.rendering import RENDERER
+from tests.bundles import load_over
 from tests.helpers import pixels_of, read_lines, run_cli
 
 pytestmark = pytest.mark.goldens
@@ -127,7 +127,7 @@ def test_ranking_agrees_with_the_references_cached_and_uncached(goldens: Path) -
 
     expected = torch.load(goldens / "model_outputs.pt", weights_only=True)
     source = registry.model_source(str(goldens / "model" / "model.toml"))
-    model: Any = source.load(images=Images(goldens / "data"), device="cpu", precision="fp32")
+    model: Any = load_over(source, goldens / "data")
     task = Ranking(("yes", "no"))
     prompts = [Rendering(t, tuple(i)) for t, i in zip(expected["hm_prompts"], expected["hm_image_paths"], strict=True)]
     items = [model.read(prompt, task) for prompt in prompts]
@@ -152,7 +152,7 @@ def test_ranking_names_of_several_tokens(goldens: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(ranking, "CHUNK_TOKENS", chunk)
     expected = torch.load(goldens / "model_outputs.pt", weights_only=True)
     source = registry.model_source(str(goldens / "model" / "model.toml"))
-    model: Any = source.load(images=Images(goldens / "data"), device="cpu", precision="fp32")
+    model: Any = load_over(source, goldens / "data")
     task = Ranking(("yes", "a grey wolf in the snow", "screwdriver", "no way, never", "x"))
     prompts = [Rendering(t, tuple(i)) for t, i in zip(expected["hm_prompts"], expected["hm_image_paths"], strict=True)]
     items = [model.read(prompt, task) for prompt in prompts]

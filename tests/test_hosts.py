@@ -11,8 +11,8 @@ import pytest
 
 from flamingo_eval import registry
 from flamingo_eval.errors import CheckpointError
-from flamingo_eval.images import Images
 from flamingo_eval.nouns import Decoding, Ranking, Rendering
+from tests.bundles import load_over
 from tests.helpers import LazyModule
 from tests.small_flamingos import WIDTH, make_language, write_flamingo
 from tests.test_fast_paths import TEXTS
@@ -23,9 +23,7 @@ HOSTS = ("gpt_neox", "llama", "mosaic_gpt", "mpt", "opt")
 
 
 def load(toml: Path, goldens: Path, plain: bool = False) -> Any:
-    return registry.model_source(str(toml)).load(
-        images=Images(goldens / "data"), device="cpu", precision="fp32", plain=plain
-    )
+    return load_over(registry.model_source(str(toml), {"plain": plain}), goldens / "data")
 
 
 def prompts_of(goldens: Path) -> list[Rendering]:
@@ -299,7 +297,7 @@ def test_long_prompts_in_bfloat16(goldens: Path, tmp_path: Path, host: str, prec
         prompt = Rendering("a " * words + "<image>Output:", (prompts_of(goldens)[0].images[0],))
         said = []
         for kind in ("fp32", precision):
-            model = source.load(images=Images(goldens / "data"), device="cpu", precision=kind)
+            model = load_over(source, goldens / "data", kind)
             said.append(model.answer([model.read(prompt, task)], task)[0])
         off[words] = max(abs(said[0][name] - said[1][name]) for name in task.names)
     assert off[380] < max(0.3, 3 * off[4]), off
@@ -309,7 +307,7 @@ def test_rotary_frequencies_stay_float32(goldens: Path, tmp_path: Path) -> None:
     toml = write_flamingo(tmp_path / "m", "gpt_neox", goldens)
     for precision in ("bf16", "fp16", "amp_bf16"):
         source: Any = registry.model_source(str(toml))
-        model = source.load(images=Images(goldens / "data"), device="cpu", precision=precision)
+        model = load_over(source, goldens / "data", precision)
         buffers = dict(model.model.language.named_buffers())
         assert any("inv_freq" in name for name in buffers)
         assert all(value.dtype == torch.float32 for name, value in buffers.items() if "inv_freq" in name)
@@ -348,7 +346,7 @@ def test_casting_ahead_is_what_autocast_does(
         if not ahead:
             monkeypatch.setattr(loading, "cast_ahead", lambda _: None)
         source = registry.model_source(str(toml))
-        model: Any = source.load(images=Images(goldens / "data"), device="cpu", precision="amp_bf16")
+        model: Any = load_over(source, goldens / "data", "amp_bf16")
         prepared = [model.read(prompt, tasks[0]) for prompt in prompts_of(goldens)]
         with torch.inference_mode():
             logits = model._prefix(prepared, tasks[0], 36).logits

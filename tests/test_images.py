@@ -138,12 +138,14 @@ def test_features_of_swapped_bytes_are_never_kept(tmp_path: Path, monkeypatch: p
     ):
         shutil.rmtree(Path(os.environ["FLAMINGO_EVAL_CACHE"]) / "features", ignore_errors=True)
 
-        def swapped(self: ThumbnailEncoder, image: str, rgb: bool, swap: Any = swap, restore: Any = restore) -> Any:
+        def swapped(
+            self: ThumbnailEncoder, image: str, rgb: bool, images: Images, swap: Any = swap, restore: Any = restore
+        ) -> Any:
             if image != first:
-                return prepare(self, image, rgb)
+                return prepare(self, image, rgb, images)
             swap()
             try:
-                return prepare(self, image, rgb)
+                return prepare(self, image, rgb, images)
             finally:
                 restore()
 
@@ -154,7 +156,7 @@ def test_features_of_swapped_bytes_are_never_kept(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(ThumbnailEncoder, "prepare", prepare)
         again = encode_pictures(read_source("coco", root), [first, second], ThumbnailSource(), "cpu")
         assert not again.failed
-        expected = prepare(ThumbnailEncoder(Images(root)), first, False)
+        expected = prepare(ThumbnailEncoder(), first, False, Images(root))
         found = again.vectors[again.number[first]]
         assert abs(found / found[0] - expected / expected[0]).max() < 1e-5
         assert len(store_of(ThumbnailSource())) == 2
@@ -180,20 +182,19 @@ def test_latents_of_swapped_bytes_are_never_kept(tmp_path: Path) -> None:
 
     def store() -> LatentStore:
         disk = FeatureStore(tmp_path / "latents", "key")
-        return LatentStore(transform, lambda pixels: pixels[:, None], torch.zeros(1, 3), budget=1 << 20, disk=disk,
-                           images=Images(tmp_path))  # fmt: skip
+        return LatentStore(transform, lambda pixels: pixels[:, None], torch.zeros(1, 3), budget=1 << 20, disk=disk)
 
     path = tmp_path / "a.png"
     path.write_bytes(picture(1))
     one = store()
-    found = one.find("a.png", rgb=False)
+    found = one.find("a.png", False, Images(tmp_path))
     path.write_bytes(picture(2))
     with pytest.raises(QueryError, match="has changed since"):
         one.read([found])
     one.close()
     path.write_bytes(picture(1))
     two = store()
-    found = two.find("a.png", rgb=False)
+    found = two.find("a.png", False, Images(tmp_path))
     two.read([found])
     assert two.latents([found])[0, 0, 0] == 1
     two.close()

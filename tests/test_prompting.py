@@ -15,9 +15,8 @@ from flamingo_eval.benchmark import AnswerRules, load_benchmark, parse_benchmark
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import changed_fields, digest
 from flamingo_eval.models.flamingo.rendering import RENDERER
-from flamingo_eval.models.scripted import RENDERER as SCRIPTED
 from flamingo_eval.nouns import Example
-from flamingo_eval.prompting import build_prompt, extract_answer, fill, mark_in
+from flamingo_eval.prompting import INTERLEAVED, build_prompt, extract_answer, fill, mark_in
 
 COCO = load_benchmark("coco")
 DEMONSTRATIONS = [Example(1, "a.jpg", {"caption": " A dog.\n"}), Example(2, "b.jpg", {"caption": "a {cat} \n on it"})]
@@ -109,4 +108,4 @@ def test_only_a_renderer_that_follows_the_reference_keeps_hidden_images() -> Non
     prompt = build_prompt(rules, shown, QUERY, shots=0)
     assert RENDERER.render(prompt).images == ("0.jpg", "1.jpg", "c.jpg")
     assert RENDERER.render(prompt).text.count("<image>") == 1
-    assert SCRIPTED.render(prompt).images == prompt.images == ("c.jpg",)
+    assert INTERLEAVED.render(prompt).images == prompt.images == ("c.jpg",)

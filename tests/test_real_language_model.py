@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from flamingo_eval.images import Images
+from tests.bundles import load_over
 from tests.helpers import LazyModule
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
@@ -74,7 +74,7 @@ def closed(smollm: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
         f'[language]\nmodel = "{smollm}"\n'
     )
     source = FlamingoSource(read_spec(folder / "model.toml"))
-    return source.load(images=Images(folder), device="cpu", precision="fp32")
+    return load_over(source, folder)
 
 
 PROMPTS = (

@@ -12,7 +12,6 @@ import pytest
 
 from flamingo_eval import registry
 from flamingo_eval.errors import CheckpointError, UserError
-from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.models.flamingo.spec import HubFile
 from tests.helpers import Cli, run_cli
@@ -75,12 +74,12 @@ def test_a_folder_of_copies(tmp_path: Path, layout: str) -> None:
 
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there is no OpenFlamingo-9B-vitl-mpt7b/checkpoint.pt"):
-        registry.model_source("9B", tmp_path)
+        registry.model_source("9B", {"weights": tmp_path})
     (tmp_path / "checkpoint.pt").write_text("")
     with pytest.raises(CheckpointError, match=r"there is no mpt-7b/config.json \(a copy of anas-awadalla/mpt-7b\)"):
-        registry.model_source("9B", tmp_path)
+        registry.model_source("9B", {"weights": tmp_path})
     with pytest.raises(UserError, match="--weights goes with the name of a released checkpoint, not with demo"):
-        registry.model_source("demo", tmp_path)
+        registry.model_source("demo", {"weights": tmp_path})
     with pytest.raises(UserError, match=r"unknown checkpoint 'nothing'; known: demo, openflamingo/OpenFlamingo-3B"):
         registry.model_source("nothing")
 
@@ -104,7 +103,7 @@ def test_a_file_that_is_not_the_released_one_is_found_out(goldens: Path, tmp_pat
     assert known is not None
     spec = replace(known.spec(weights), vision=read_spec(toml).vision, head_width=32)
     with pytest.raises(CheckpointError, match=r"block 3 has [\d,]+ parameters, published are 139,476,994"):
-        FlamingoSource(spec).load(images=Images(tmp_path), device="cpu", precision="fp32")
+        FlamingoSource(spec).load("cpu", "fp32")
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -274,6 +273,7 @@ def test_weights_are_remembered_by_the_run() -> None:
 _SNAPSHOT = """
 import sys, time
 from flamingo_eval.models.flamingo.hub import snapshot
+from tests.bundles import load_over
 began = time.monotonic()
 folder = snapshot("me/tiny")
 print(folder.name if folder else None, time.monotonic() - began < 15)

@@ -184,19 +184,21 @@ class Answering:
 
     def _prepare(self, task: Task, batch: Sequence[tuple[Pending, Query]]) -> _Ready:
         ready = _Ready([], [], [])
-        self._model.look_at([p for item, q in batch if not item.trial.failed for p in q.prompts], task)
+        images = batch[0][0].trial.source.images
+        asked = [p for item, q in batch if item.position not in item.trial.failed for p in q.prompts]
+        self._model.prefetch(asked, task, images)
         for item, query in batch:
             if item.position in item.trial.failed:
                 ready.failures.append((item, item.trial.failed[item.position]))
                 continue
             try:
-                prepared = [self._model.prepare(prompt, task) for prompt in query.prompts]
+                prepared = [self._model.prepare(prompt, task, images) for prompt in query.prompts]
             except QueryError as error:
                 ready.failures.append((item, str(error)))
                 continue
             # the model has read them through the same object: these are the bytes that it has decoded
             shown = item.trial.renderer.render(query.prompt).images
-            ready.items.append((item, pictures_digest(item.trial.source.images, shown) or ""))
+            ready.items.append((item, pictures_digest(images, shown) or ""))
             ready.prepared.append(prepared)
         return ready
 

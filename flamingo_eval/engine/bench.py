@@ -17,7 +17,6 @@ from flamingo_eval.engine.retrieval import encoder_if_needed
 from flamingo_eval.engine.run import RootOf, cells_of, plan_all, rank_all, read_sources
 from flamingo_eval.engine.score import score_trials
 from flamingo_eval.errors import DataError, first_few
-from flamingo_eval.files import user_path
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import WITHHELD
 from flamingo_eval.ports import Measurable, Model, Work
@@ -101,8 +100,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
         UserError, DataError, CheckpointError: as a run would.
     """
     images = Images(root_of(spec.data_root), spec.image_formats)
-    weights = None if spec.weights is None else user_path(spec.weights, "--weights")
-    model_source = registry.model_source(spec.checkpoint, weights)
+    model_source = registry.model_source(spec.checkpoint, spec.model_options, {"keep": False})
     sources = read_sources(spec, images)
     cells = cells_of(spec, sources)
     nearest = rank_all(spec, sources, cells, encoder_if_needed(spec))
@@ -111,23 +109,20 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
     device, precision = model_source.resolve(spec.device, spec.precision)
     first = {trial.shots: trial for trial in reversed(trials)}
     rows, metric, seen, work = [], 0.0, 0.0, None
-    with closing(
-        model_source.load(images=images, device=device, precision=precision, plain=spec.plain,
-                          cache=spec.feature_cache, keep=False)
-    ) as model:  # fmt: skip
+    with closing(model_source.load(device, precision)) as model:
         _ask(model, source, first[min(first)], 1, spec.batch_size)  # warm up
         for shots in spec.shots:
             row, scored, work = _measure(model, source, first[shots], queries, spec.batch_size)
             rows.append(row)
             metric, seen = metric + scored, seen + row.queries
-        seconds, encoded = model.seconds(), _encoded(model)
+        seconds, encoded = model.timings(), _encoded(model)
     shown = {image for trial in trials for query in trial for image in trial.render(query)[0].images} - {WITHHELD}
     whole = {shots: sum(len(trial) for trial in trials if trial.shots == shots) for shots in spec.shots}
     return Bench(
         rows=rows,
         metric=metric / seen,
         picture=seconds.get("vision", 0.0) / encoded if encoded else None,
-        read=seconds.get("pictures", 0.0) / max(encoded, 1),
+        read=seconds.get("images", 0.0) / max(encoded, 1),
         pictures=len(shown),
         whole=whole,
         work=work,
@@ -137,23 +132,23 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
 
 
 def _encoded(model: Model) -> int:
-    return int(model.seconds().get("encoded", 0))
+    return model.encoded if isinstance(model, Measurable) else 0
 
 
 def _measure(
     model: Model, source: Source, trial: TrialPlan, queries: int, batch_size: int | None
 ) -> tuple[Measured, float, Work | None]:
     """Asks a sample of a trial; also the seconds that scoring it took, and what one batch needs."""
-    before, start = dict(model.seconds()), time.perf_counter()
+    before, start = dict(model.timings()), time.perf_counter()
     answered, scoring = _ask(model, source, trial, queries, batch_size)
     asked = len(answered)
     wall = time.perf_counter() - start - scoring
-    after = model.seconds()
+    after = model.timings()
     parts = {key: after[key] - before.get(key, 0.0) for key in ("vision", "prefill", "decode") if key in after}
     size = min(asked, batch_size or model.suggested_batch(trial.query(answered[0]).prompt, source.task))
     work, flops = None, {}
     if isinstance(model, Measurable):
-        prepared = [model.prepare(trial.query(i).prompt, source.task) for i in answered[:size]]
+        prepared = [model.prepare(trial.query(i).prompt, source.task, source.images) for i in answered[:size]]
         work = model.work(prepared, source.task)
         flops = {key: value / (1 if key == "vision" else size) for key, value in work.flops.items()}
     return Measured(trial.shots, asked, wall, parts, size, flops), scoring, work

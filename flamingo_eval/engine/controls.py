@@ -188,21 +188,18 @@ def _answer(
     if not any(pending.values()):
         return []
     weights = record["settings"].get("weights")
-    source = registry.model_source(record["settings"]["checkpoint"], None if weights is None else Path(weights))
+    options = {} if weights is None else {"weights": Path(weights)}
+    source = registry.model_source(record["settings"]["checkpoint"], options)
     if source.info().digest != identity["checkpoint"]:
         raise UserError(f"checkpoint {record['settings']['checkpoint']} is not the one {folder.path} was made with")
     device, precision = source.resolve(device, identity["precision"])
     extra = {"demo": record["demo"]} if record["demo"] else {}
     failures = []
-    shown = {id(item.trial.source.images): item.trial.source.images for items in pending.values() for item in items}
-    for images in shown.values():  # benchmarks of a run may lie under roots of their own
-        with closing(source.load(images=images, device=device, precision=precision)) as model:
-            for name, items in pending.items():
-                own = [item for item in items if item.trial.source.images is images]
-                if own:
-                    tasks = {item.trial.cell[0]: item.trial.source.task for item in own}
-                    told = {"control": name, **extra}
-                    failures += answer(own, tasks, model, journals[name], batch_size=batch_size, extra=told, title=name)
+    with closing(source.load(device, precision)) as model:
+        for name, items in pending.items():
+            tasks = {item.trial.cell[0]: item.trial.source.task for item in items}
+            told = {"control": name, **extra}
+            failures += answer(items, tasks, model, journals[name], batch_size=batch_size, extra=told, title=name)
     return failures
 
 

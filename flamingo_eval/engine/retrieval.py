@@ -50,9 +50,8 @@ def default_encoder(spec: RunSpec) -> str:
 
 def encoder_of(spec: RunSpec) -> EncoderSource:
     """The image encoder of a run. Raises UserError, CheckpointError."""
-    return registry.image_encoder(
-        spec.rices.model or default_encoder(spec), spec.rices.pretrained, spec.rices.quick_gelu
-    )
+    options = {"pretrained": spec.rices.pretrained, "quick_gelu": spec.rices.quick_gelu}
+    return registry.image_encoder(spec.rices.model or default_encoder(spec), options)
 
 
 def encoder_if_needed(spec: RunSpec) -> EncoderSource | None:
@@ -174,11 +173,11 @@ def _build(
         missing = [key for key in shown if key not in store]
         if not missing:  # another process was faster
             return failed
-        info, encoder = source.info(), source.load(pick_device(device), images)
+        info, encoder = source.info(), source.load(pick_device(device))
         about = {"name": info.name, "parts": dict(info.parts)}
         title = f"image features ({info.name})"
         with progress_bar(len(missing), "picture", title) as bar:
-            for batch, prepared in _read_ahead(encoder, {key: shown[key] for key in missing}, rgb):
+            for batch, prepared in _read_ahead(encoder, {key: shown[key] for key in missing}, rgb, images):
                 good = [(key, p) for key, p in zip(batch, prepared, strict=True) if not isinstance(p, QueryError)]
                 failed |= {k: str(p) for k, p in zip(batch, prepared, strict=True) if isinstance(p, QueryError)}
                 if good:
@@ -192,12 +191,14 @@ def _build(
     return failed
 
 
-def _read_ahead(encoder: ImageEncoder, shown: Mapping[str, str], rgb: bool) -> Iterator[tuple[list[str], list[Any]]]:
+def _read_ahead(
+    encoder: ImageEncoder, shown: Mapping[str, str], rgb: bool, images: Images
+) -> Iterator[tuple[list[str], list[Any]]]:
     """Batches of keys with their pictures, or what is wrong with one; two batches are read while one is encoded."""
 
     def prepare(image: str) -> Any:
         try:
-            return encoder.prepare(image, rgb)
+            return encoder.prepare(image, rgb, images)
         except QueryError as error:
             return error
 

@@ -44,10 +44,10 @@ from flamingo_eval.engine.retrieval import (
 from flamingo_eval.engine.score import check_complete, write_scores
 from flamingo_eval.engine.score_files import CellKey
 from flamingo_eval.errors import DataError, FlamingoEvalError, StorageError, UserError
-from flamingo_eval.files import digest, exists, is_file, user_path
+from flamingo_eval.files import digest, exists, is_file
 from flamingo_eval.images import FORMATS, Images, formats_with
-from flamingo_eval.nouns import Cell, Example
-from flamingo_eval.ports import EncoderSource, ModelSource, Nearest, Renderer
+from flamingo_eval.nouns import Cell, Decoding, Example, Ranking
+from flamingo_eval.ports import Capabilities, EncoderSource, ModelSource, Nearest, Renderer
 from flamingo_eval.progress import note, progress_bar
 from flamingo_eval.runspec import Process, RunSpec
 
@@ -163,6 +163,24 @@ def read_sources(spec: RunSpec, images: Images) -> dict[str, Source]:
     }
 
 
+def check_capabilities(capabilities: Capabilities, spec: RunSpec, sources: Mapping[str, Source]) -> None:
+    """Refuses what a model can't do, before anything is planned. Raises UserError, which says what to change."""
+    most = max(spec.shots, default=0) + 1
+    if capabilities.images is not None and most > capabilities.images:
+        raise UserError(
+            f"{spec.checkpoint} takes at most {capabilities.images} images a prompt, and {most - 1} shots need {most}: "
+            f"--shots up to {capabilities.images - 1}"
+        )
+    for name, source in sources.items():
+        if isinstance(source.task, Ranking) and not capabilities.ranking:
+            raise UserError(f"{name} ranks class names by their log-likelihoods, which {spec.checkpoint} does not give")
+        if isinstance(source.task, Decoding) and source.task.num_beams > 1 and not capabilities.beams:
+            raise UserError(
+                f"{name} under protocol {spec.protocol} is answered by beam search ({source.task.num_beams} beams), "
+                f"and {spec.checkpoint} generates greedily only: choose a benchmark file or protocol with num_beams = 1"
+            )
+
+
 def execute(
     spec: RunSpec, root_of: RootOf, out: Path | None, model_source: ModelSource | None = None, *, fresh: bool = False
 ) -> RunResult:
@@ -184,10 +202,9 @@ def execute(
     """
     started = now()
     images = Images(root_of(spec.data_root), spec.image_formats)
-    model_source = model_source or registry.model_source(
-        spec.checkpoint, None if spec.weights is None else user_path(spec.weights, "--weights")
-    )
+    model_source = model_source or registry.model_source(spec.checkpoint, spec.model_options)
     sources = read_sources(spec, images)
+    check_capabilities(model_source.capabilities, spec, sources)
     info, encoder = model_source.info(), encoder_if_needed(spec)
     device, precision = model_source.resolve(spec.device, spec.precision)
     retrieval = retrieval_identity(spec, encoder)
@@ -224,9 +241,7 @@ def execute(
                                        "batch_size": spec.batch_size, "rank": spec.process.rank,
                                        "processes": spec.process.count}  # fmt: skip
             with _recorded(folder, claims, session, journal):
-                model = model_source.load(
-                    images=images, device=device, precision=precision, plain=spec.plain, cache=spec.feature_cache
-                )
+                model = model_source.load(device, precision)
                 tasks = {name: source.task for name, source in sources.items()}
                 extra = {"demo": record["demo"]} if record["demo"] else {}
                 work = Answering(tasks, model, journal, batch_size=spec.batch_size, extra=extra)
@@ -234,7 +249,7 @@ def execute(
                 with closing(model):
                     _answer(pending, work, spec.process, claims)
                     failures = work.failures
-                    seconds = session["seconds"] = {"answering": time.perf_counter() - began, **model.seconds()}
+                    seconds = session["seconds"] = {"answering": time.perf_counter() - began, **model.timings()}
         journal.check()
         if not first:
             return RunResult(folder, [])

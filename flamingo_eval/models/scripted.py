@@ -7,68 +7,28 @@ copying the demonstration next to the query.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flamingo_eval.benchmark import PromptRules
-from flamingo_eval.files import changed_fields
 from flamingo_eval.images import Images
-from flamingo_eval.nouns import WITHHELD, Answer, Decoding, Prompt, Rendering, Task
-from flamingo_eval.ports import ModelInfo
-from flamingo_eval.prompting import interleaved
+from flamingo_eval.nouns import WITHHELD, Answer, Decoding, Prompt, Task
+from flamingo_eval.ports import Capabilities, ModelBase, ModelInfo
+from flamingo_eval.prompting import INTERLEAVED, Interleaved
 
 NAME = "scripted"
-IMAGE = "<image>"
 
 
-class ScriptedRenderer:
-    """The texts, with ``<image>`` where an image is."""
+class ScriptedModel(ModelBase):
+    """Repeats the last demonstration's answer; reads no more of an image than whether it is there."""
 
-    name = "scripted"
-    marks: tuple[str, ...] = (IMAGE,)
-
-    def render(self, prompt: Prompt) -> Rendering:
-        """The prompt as text."""
-        return interleaved(prompt, IMAGE)
-
-    def describe(self, rules: PromptRules) -> Mapping[str, Any]:
-        """The rules themselves, as far as they differ from the defaults."""
-        return changed_fields(rules)
-
-
-RENDERER = ScriptedRenderer()
-
-
-@dataclass(frozen=True)
-class ScriptedModel:
-    """Repeats the last demonstration's answer; reads no more of a picture than whether it is there."""
-
-    images: Images
-
-    def look_at(self, prompts: Sequence[Prompt], task: Task) -> None:
-        """It reads nothing."""
-
-    def close(self) -> None:
-        """It holds nothing."""
-
-    def prepare(self, prompt: Prompt, task: Task) -> Prompt:
-        """Raises QueryError if a picture is missing."""
+    def prepare(self, prompt: Prompt, task: Task, images: Images) -> Prompt:
+        """Raises QueryError if an image is missing."""
         for image in prompt.images:
             if image != WITHHELD:
-                self.images.digest(image)
+                images.digest(image)
         return prompt
-
-    def seconds(self) -> Mapping[str, float]:
-        """It takes none."""
-        return {}
-
-    def suggested_batch(self, prompt: Prompt, task: Task) -> int:
-        """Any number would do."""
-        return 8
 
     def answer(self, prepared: Sequence[Prompt], task: Task) -> list[Answer]:
         """The last demonstration's answer, for each prompt; when ranking, that name is the likely one."""
@@ -81,7 +41,8 @@ class ScriptedModel:
 class ScriptedSource:
     """Needs nothing to be loaded."""
 
-    renderer = RENDERER
+    renderer = INTERLEAVED
+    capabilities = Capabilities()
 
     def info(self) -> ModelInfo:
         """Always the same."""
@@ -91,27 +52,21 @@ class ScriptedSource:
         """It computes nothing, so it runs anywhere."""
         return "cpu", "fp32"
 
-    def load(
-        self, *, images: Images, device: str, precision: str, plain: bool = False, cache: int | None = None,
-        keep: bool = True,
-    ) -> ScriptedModel:  # fmt: skip
-        """The model over images."""
-        return ScriptedModel(images)
+    def load(self, device: str, precision: str) -> ScriptedModel:
+        """The model."""
+        return ScriptedModel()
 
 
-@dataclass
 class ThumbnailEncoder:
-    """A picture's embedding is what an 8 x 8 thumbnail of it looks like."""
+    """An image's embedding is what an 8 x 8 thumbnail of it looks like."""
 
-    images: Images
-
-    def prepare(self, image: str, rgb: bool) -> NDArray[np.float32]:
-        """Raises QueryError if the picture can't be read."""
-        small = self.images.decode(image, lambda picture: picture.convert("RGB").resize((8, 8)))
+    def prepare(self, image: str, rgb: bool, images: Images) -> NDArray[np.float32]:
+        """Raises QueryError if the image can't be read."""
+        small = images.decode(image, lambda picture: picture.convert("RGB").resize((8, 8)))
         return np.asarray(small, np.float32).ravel() + 1
 
     def encode(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """(pictures, 192)."""
+        """(images, 192)."""
         return np.stack([*prepared])
 
 
@@ -122,34 +77,39 @@ class ThumbnailSource:
         """Always the same."""
         return ModelInfo("thumbnails", "thumbnails-1", {})
 
-    def load(self, device: str, images: Images) -> ThumbnailEncoder:
+    def load(self, device: str) -> ThumbnailEncoder:
         """The encoder."""
-        return ThumbnailEncoder(images)
+        return ThumbnailEncoder()
 
 
 class ScriptedFamily:
     """One checkpoint, by name."""
 
+    options: frozenset[str] = frozenset()
+
     def known(self) -> Mapping[str, str]:
         """Its name and a line about it."""
         return {NAME: "repeats the last demonstration; no weights, for trying out data and job scripts"}
 
-    def renderers(self) -> tuple[ScriptedRenderer, ...]:
-        """Its own."""
-        return (RENDERER,)
+    def renderers(self) -> tuple[Interleaved, ...]:
+        """None of its own."""
+        return ()
 
-    def find(self, checkpoint: str, weights: Path | None = None) -> ScriptedSource | None:
+    def find(self, checkpoint: str, options: Mapping[str, Any]) -> ScriptedSource | None:
         """The source, for its own name."""
         return ScriptedSource() if checkpoint == NAME else None
 
-    def find_live(self, model: Any, tokenizer: Any, transform: Any, name: str) -> None:
+    def adopt(self, model: Any, name: str, options: Mapping[str, Any]) -> None:
         """None: it has nothing in memory."""
 
-    def find_encoder(
-        self, model: str, pretrained: str | None, quick_gelu: bool | None = None
-    ) -> ThumbnailSource | None:
+
+class Thumbnails:
+    """One encoder, by the same name."""
+
+    def find(self, name: str, options: Mapping[str, Any]) -> ThumbnailSource | None:
         """Thumbnails, for its own name."""
-        return ThumbnailSource() if model == NAME else None
+        return ThumbnailSource() if name == NAME else None
 
 
 MODEL = ScriptedFamily()
+ENCODER = Thumbnails()

@@ -39,7 +39,8 @@ class Comparison:
         self.theirs: dict[str, Any] = torch.load(folder / "outputs.pt", weights_only=True)
         spec = read_spec(folder / "model.toml")
         self.pictures, (_, self.transform) = folder / "pictures", load_clip(spec.vision)
-        self.ours = FlamingoSource(spec).load(images=Images(self.pictures), device="cpu", precision="fp32")
+        self.ours = FlamingoSource(spec).load("cpu", "fp32")
+        self.images = Images(self.pictures)
         self.prompts = [Rendering(p["text"], tuple(p["pictures"])) for p in self.theirs["prompts"]]
         self.differences: list[str] = []
         self.largest = {"logits": 0.0, "log-likelihoods": 0.0}
@@ -101,7 +102,7 @@ class Comparison:
             self.counts["texts"] += len(texts)
 
     def _answer(self, items: Sequence[int], task: Task) -> list[Any]:
-        return [*self.ours.answer([self.ours.read(self.prompts[item], task) for item in items], task)]
+        return [*self.ours.answer([self.ours.read(self.prompts[item], task, self.images) for item in items], task)]
 
     def _logits(self, items: Sequence[int], encoded: Sequence[list[int]]) -> Tensor:
         """Of the left-padded prompts; padding, pictures and media are put together here and not by the adapter."""

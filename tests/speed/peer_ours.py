@@ -130,17 +130,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def score(options: argparse.Namespace) -> list[list[float]]:
     """Of each case, ``{"prompt", "images", "ids"}``, the summed log-likelihood of each of its sequences of ids."""
-    model = FlamingoSource(read_spec(options.model)).load(images=Images(options.data), device="cpu", precision="fp32")
+    model, images = FlamingoSource(read_spec(options.model)).load("cpu", "fp32"), Images(options.data)
     scores = []
     for case in json.loads(options.score.read_text(encoding="utf-8")):
-        scores.append(_sums(model, Rendering(case["prompt"], tuple(case["images"])), case["ids"]))
+        scores.append(_sums(model, Rendering(case["prompt"], tuple(case["images"])), images, case["ids"]))
     return scores
 
 
 @torch.inference_mode()
-def _sums(model: FlamingoModel, prompt: Rendering, sequences: list[list[int]]) -> list[float]:
+def _sums(model: FlamingoModel, prompt: Rendering, images: Images, sequences: list[list[int]]) -> list[float]:
     task = Decoding(20)
-    prefix = model._prefix([model.read(prompt, task)], task, room_needed(sequences))
+    prefix = model._prefix([model.read(prompt, task, images)], task, room_needed(sequences))
     means = score_names(prefix, sequences)[0].double()
     return [float(mean) * len(ids) for mean, ids in zip(means, sequences, strict=True)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from flamingo_eval.errors import CheckpointError, UserError
 from flamingo_eval.files import cache_folder, digest, exists, is_file, user_path
-from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.part_files import DigestedFiles, read_object
 from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.models.flamingo.rendering import RENDERER, FlamingoRenderer
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, VisionSpec, read_spec
-from flamingo_eval.ports import ModelInfo, ModelSource
+from flamingo_eval.ports import Capabilities, Model, ModelInfo, ModelSource
 from flamingo_eval.progress import note
 
 if TYPE_CHECKING:
@@ -32,10 +32,21 @@ DEFAULT_PRETRAINED = "openai"
 
 @dataclass(frozen=True)
 class FlamingoSource:
-    """A Flamingo that can be loaded."""
+    """A Flamingo that can be loaded.
+
+    Attributes:
+        spec: its parts.
+        plain: answer without any shortcut, however slow; for the doubtful.
+        feature_cache: bytes of memory for what is computed once per image; None for the default.
+        keep: whether that is kept on the disk too, for later runs.
+    """
 
     spec: FlamingoSpec
+    plain: bool = False
+    feature_cache: int | None = None
+    keep: bool = True
     renderer = RENDERER
+    capabilities = Capabilities()
 
     @cached_property
     def files(self) -> DigestedFiles:
@@ -104,22 +115,19 @@ class FlamingoSource:
             raise UserError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
         return device, precision
 
-    def load(
-        self, *, images: Images, device: str, precision: str, plain: bool = False, cache: int | None = None,
-        keep: bool = True,
-    ) -> FlamingoModel:  # fmt: skip
+    def load(self, device: str, precision: str) -> FlamingoModel:
         """Builds the model and loads its weights. Raises CheckpointError."""
         from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
         from flamingo_eval.models.flamingo.loading import load_model
         from flamingo_eval.models.flamingo.plain import PlainFlamingoModel
 
-        memory = Caching.memory if cache is None else cache
-        folder = _latents_folder() if keep else None
+        memory = Caching.memory if self.feature_cache is None else self.feature_cache
+        folder = _latents_folder() if self.keep else None
         caching = Caching(memory, folder, _latents_digest(self.info().digest, precision, device))
-        kind = PlainFlamingoModel if plain else FlamingoModel
+        kind = PlainFlamingoModel if self.plain else FlamingoModel
         self.files.check()
         with self._named():
-            model = load_model(self.spec, images=images, device=device, precision=precision, kind=kind, caching=caching)
+            model = load_model(self.spec, device=device, precision=precision, kind=kind, caching=caching)
         self.files.check()
         return model
 
@@ -150,12 +158,12 @@ class ClipSource:
         parts = _with_activation(parts, self.spec)
         return ModelInfo(name, identity, {**parts, **versions}, tuple(_activation_notes(self.spec)))
 
-    def load(self, device: str, images: Images) -> ClipEncoder:
+    def load(self, device: str) -> ClipEncoder:
         """Loads the CLIP. Raises CheckpointError."""
         from flamingo_eval.models.flamingo.encoder import ClipEncoder
 
         self.files.check()
-        encoder = ClipEncoder(self.spec, device, images)
+        encoder = ClipEncoder(self.spec, device)
         self.files.check()
         return encoder
 
@@ -203,6 +211,8 @@ def _hub_commit(name: str) -> str:
 class FlamingoFamily:
     """The demo, the released checkpoints whose language host is supported, and TOML files."""
 
+    options = frozenset(("weights", "plain", "feature_cache", "keep", "tokenizer", "transform"))
+
     def known(self) -> Mapping[str, str]:
         """Names and a line about each."""
         return {
@@ -214,17 +224,24 @@ class FlamingoFamily:
         """The released models' only one."""
         return (RENDERER,)
 
-    def find(self, checkpoint: str, weights: Path | None = None) -> FlamingoSource | None:
+    def find(self, checkpoint: str, options: Mapping[str, Any]) -> FlamingoSource | None:
         """The demo, a released checkpoint by name or alias, or a TOML file."""
+        spec = self._spec(checkpoint, options.get("weights"))
+        if spec is None:
+            return None
+        chosen = {name: options[name] for name in ("plain", "feature_cache", "keep") if name in options}
+        return FlamingoSource(spec, **chosen)
+
+    def _spec(self, checkpoint: str, weights: Path | None) -> FlamingoSpec | None:
         known = find_released(checkpoint)
         if known is not None:
-            return FlamingoSource(known.spec(weights))
-        if weights is not None:
+            return known.spec(weights)
+        if weights is not None and (checkpoint == DEMO or checkpoint.endswith(".toml")):
             raise UserError(f"--weights goes with the name of a released checkpoint, not with {checkpoint}")
         if checkpoint == DEMO:
-            return FlamingoSource(read_spec(DEMO_SPEC))
+            return read_spec(DEMO_SPEC)
         if checkpoint.endswith(".toml"):
-            return FlamingoSource(read_spec(user_path(checkpoint, "--checkpoint")))
+            return read_spec(user_path(checkpoint, "--checkpoint"))
         if exists(user_path(checkpoint, "--checkpoint")):
             raise CheckpointError(
                 f"--checkpoint {checkpoint}: give a TOML file that names this file and the models around it "
@@ -232,31 +249,50 @@ class FlamingoFamily:
             )
         return None
 
-    def find_live(self, model: Any, tokenizer: Any, transform: Any, name: str) -> ModelSource | None:
+    def adopt(self, model: Any, name: str, options: Mapping[str, Any]) -> ModelSource | None:
         """A loaded Flamingo, or a module in the released layout."""
+        if "torch" not in sys.modules:  # then it can be neither
+            return None
         from torch import nn
 
         from flamingo_eval.models.flamingo.adapter import FlamingoModel
         from flamingo_eval.models.flamingo.live import LiveSource
 
-        if not isinstance(model, (nn.Module, FlamingoModel)):
+        if not isinstance(model, (nn.Module, FlamingoModel)) or (
+            isinstance(model, nn.Module) and isinstance(model, Model)
+        ):
             return None
-        return LiveSource(model, tokenizer, transform, name)
+        return LiveSource(model, options.get("tokenizer"), options.get("transform"), name)
 
-    def find_encoder(self, model: str, pretrained: str | None, quick_gelu: bool | None = None) -> ClipSource:
-        """The demo's CLIP, the CLIP of a checkpoint's TOML file, or an open_clip model by name."""
-        if model == DEMO or model.endswith(".toml"):
-            if pretrained is not None or quick_gelu is not None:
-                option = "--rices-quick-gelu" if pretrained is None else "--rices-pretrained"
-                raise UserError(f"{option} goes with an open_clip name; {model} names its own weights")
-            return ClipSource(read_spec(DEMO_SPEC if model == DEMO else user_path(model, "--rices-model")).vision)
+
+class ClipFamily:
+    """The demo's CLIP, the CLIP of a checkpoint's TOML file, or an open_clip model by name."""
+
+    takes_any_name = True
+
+    def find(self, name: str, options: Mapping[str, Any]) -> ClipSource:
+        """Raises UserError, CheckpointError: open_clip knows no such model, or an option does not go with it."""
+        pretrained, quick_gelu = options.get("pretrained"), options.get("quick_gelu")
+        if name == DEMO or name.endswith(".toml"):
+            if options:
+                raise UserError(
+                    f"{_flag('pretrained' if pretrained else 'quick_gelu')} goes with an open_clip name; {name} names "
+                    "its own weights"
+                )
+            return ClipSource(read_spec(DEMO_SPEC if name == DEMO else user_path(name, _flag("model"))).vision)
         weights = DEFAULT_PRETRAINED if pretrained is None else pretrained
-        file = user_path(weights, "--rices-pretrained")
+        file = user_path(weights, _flag("pretrained"))
         if quick_gelu is not None and not is_file(file):
-            raise UserError(f"--rices-quick-gelu goes with weights from a file; {weights} says itself what it wants")
-        spec = VisionSpec(model, file if is_file(file) else weights, quick_gelu=quick_gelu)
+            raise UserError(f"{_flag('quick_gelu')} goes with weights from a file; {weights} says itself what it wants")
+        spec = VisionSpec(name, file if is_file(file) else weights, quick_gelu=quick_gelu)
         spec.check()
         return ClipSource(spec)
 
 
+def _flag(name: str) -> str:
+    """The option by which the command line hands a setting of the encoder over."""
+    return f"--rices-{name.replace('_', '-')}"
+
+
 MODEL = FlamingoFamily()
+ENCODER = ClipFamily()

@@ -95,7 +95,6 @@ class FlamingoModel:
         model: the network, already on its device.
         tokenizer: its tokenizer.
         transform: open_clip's inference transform.
-        images: where pictures are.
         precision: ``fp32``, ``bf16``, ``fp16`` (weights in that type) or ``amp_bf16`` (float32 weights, autocast).
         caching: where latents are kept.
     """
@@ -106,21 +105,21 @@ class FlamingoModel:
         tokenizer: FlamingoTokenizer,
         transform: Transform,
         *,
-        images: Images,
         precision: str,
         caching: Caching | None = None,
     ) -> None:
         caching = caching or Caching()
         self.model, self.tokenizer, self.transform = model, tokenizer, transform
         self.precision = precision
+        self.root = Path()
+        """What paths given to :meth:`generate` are relative to."""
         self._names: dict[Ranking, list[list[int]]] = {}
         self._clock, self._reading = Clock(self.device), 0.0
         like = model.perceiver.latents
         # generation encodes pictures within autocast, ranking without, as the reference does (eval/models)
         self.pictures = {
             autocast: LatentStore(
-                transform, partial(self._encode, autocast), like, budget=caching.memory, disk=caching.disk(autocast),
-                images=images,
+                transform, partial(self._encode, autocast), like, budget=caching.memory, disk=caching.disk(autocast)
             )
             for autocast in ((False, True) if precision == "amp_bf16" else (False,))
         }  # fmt: skip
@@ -134,32 +133,32 @@ class FlamingoModel:
     def _kind(self) -> str:
         return "cpu" if self.device.type == "cpu" else "gpu"
 
-    def prepare(self, prompt: Prompt, task: Task) -> PreparedPrompt:
+    def prepare(self, prompt: Prompt, task: Task, images: Images) -> PreparedPrompt:
         """Reads and transforms pictures, encodes text.
 
         Raises:
             QueryError: a picture can't be read, or the prompt is too long.
         """
-        return self.read(RENDERER.render(prompt), task)
+        return self.read(RENDERER.render(prompt), task, images)
 
-    def read(self, prompt: Rendering, task: Task) -> PreparedPrompt:
+    def read(self, prompt: Rendering, task: Task, images: Images) -> PreparedPrompt:
         """The same for a prompt that is text already. Raises QueryError as :meth:`prepare`."""
         ids = self._encode_prompt(prompt.text, task)
         store = self._store(task)
-        images = [None if image == WITHHELD else store.find(image, prompt.rgb) for image in prompt.images]
+        shown = [None if image == WITHHELD else store.find(image, prompt.rgb, images) for image in prompt.images]
         began = time.perf_counter()
-        self._read(store, [image for image in images if image is not None])
+        self._read(store, [image for image in shown if image is not None])
         self._reading += time.perf_counter() - began
-        return PreparedPrompt(ids, images)
+        return PreparedPrompt(ids, shown)
 
-    def look_at(self, prompts: Sequence[Prompt], task: Task) -> None:
+    def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
         """Reads the pictures of several prompts at once; what can't be read is found out by :meth:`prepare`."""
         store, pictures = self._store(task), []
         for prompt in map(RENDERER.render, prompts):
             for image in prompt.images:
                 with contextlib.suppress(QueryError):
                     if image != WITHHELD:
-                        pictures.append(store.find(image, prompt.rgb))
+                        pictures.append(store.find(image, prompt.rgb, images))
         began = time.perf_counter()
         with contextlib.suppress(QueryError):
             self._read(store, pictures)
@@ -223,10 +222,14 @@ class FlamingoModel:
         free_memory()  # here, where nothing holds on to what did not fit
         raise DeviceMemoryError(f"{len(prepared)} prompts do not fit into the memory of {self.device}")
 
-    def seconds(self) -> dict[str, float]:
-        """Where time has gone: ``vision``, ``prefill``, ``decode`` (or ranking), and ``pictures``, read meanwhile."""
-        encoded = sum(store.encoded for store in self.pictures.values())
-        return {**self._clock.seconds(), "pictures": self._reading, "encoded": encoded}
+    def timings(self) -> dict[str, float]:
+        """Where time has gone: ``vision``, ``prefill``, ``decode`` (or ranking), and ``images``, read meanwhile."""
+        return {**self._clock.seconds(), "images": self._reading}
+
+    @property
+    def encoded(self) -> int:
+        """How many images were encoded."""
+        return sum(store.encoded for store in self.pictures.values())
 
     @torch.inference_mode()
     def work(self, prepared: Sequence[PreparedPrompt], task: Task) -> Work:
@@ -316,7 +319,7 @@ class FlamingoModel:
         task = Decoding(max_new_tokens, num_beams, min_new_tokens, length_penalty)
         store = self._store(task)
         ids = self._encode_prompt(prompt, task)
-        pictures = [store.adopt(image) for image in images]
+        pictures = [store.adopt(image if isinstance(image, Image.Image) else self.root / image) for image in images]
         said = self.answer([PreparedPrompt(ids, [*pictures])], task)[0]
         if isinstance(said, NoAnswer):
             raise QueryError(said.reason)

@@ -23,16 +23,15 @@ class ClipEncoder:
     Source: open_flamingo/eval/rices.py (``encode_image``: pooled and projected).
     """
 
-    def __init__(self, spec: VisionSpec, device: str, images: Images) -> None:
-        self._images = images
+    def __init__(self, spec: VisionSpec, device: str) -> None:
         with host_as_it_was():
             clip, self._transform = load_clip(spec)
         self._clip: Any = clip.requires_grad_(False).to(device)
         self._device = torch.device(device)
 
-    def prepare(self, image: str, rgb: bool) -> Tensor:
+    def prepare(self, image: str, rgb: bool, images: Images) -> Tensor:
         """(3, height, width), in pinned memory where the device is a GPU. Raises QueryError."""
-        pixels = read_picture(self._images, image, self._transform, rgb=rgb)
+        pixels = read_picture(images, image, self._transform, rgb=rgb)
         return pixels.pin_memory() if self._device.type == "cuda" else pixels
 
     @torch.inference_mode()

@@ -44,11 +44,13 @@ class Picture:
         key: its content and how it is read.
         image: its path, as its images know it.
         rgb: whether it is converted before the transform.
+        images: where it is read; None for one that is in memory.
     """
 
     key: str
     image: str
     rgb: bool
+    images: Images | None = None
 
 
 class LatentStore:
@@ -60,7 +62,6 @@ class LatentStore:
         like: what one picture's latents look like: (n_latents, width), of their type.
         budget: bytes of latents kept in memory.
         disk: where all of them are kept; None for nowhere.
-        images: where pictures are.
     """
 
     def __init__(
@@ -71,9 +72,7 @@ class LatentStore:
         *,
         budget: int,
         disk: FeatureStore | None,
-        images: Images,
     ) -> None:
-        self._images = images
         self._transform, self._encode, self._budget, self._disk = transform, encode, budget, disk
         self._shape, self._dtype = like.shape, like.dtype
         self._known: OrderedDict[str, Tensor] = OrderedDict()
@@ -89,9 +88,9 @@ class LatentStore:
         self.encoded = 0
         """How many pictures were encoded."""
 
-    def find(self, image: str | Path, rgb: bool) -> Picture:
-        """The picture at a path. Raises QueryError if there is none."""
-        return Picture(self._images.digest(str(image)) + ("-rgb" if rgb else ""), str(image), rgb)
+    def find(self, image: str | Path, rgb: bool, images: Images) -> Picture:
+        """The picture at a path among images. Raises QueryError if there is none."""
+        return Picture(images.digest(str(image)) + ("-rgb" if rgb else ""), str(image), rgb, images)
 
     def adopt(self, image: Image.Image | str | Path) -> Picture:
         """A picture that is in memory already, or at a path, as it is now. Raises QueryError."""
@@ -102,7 +101,7 @@ class LatentStore:
             except Exception as error:  # Pillow's decoders raise whatever they like, and images may be lazy
                 raise QueryError(f"a picture can't be read: {str(error) or type(error).__name__}") from error
         else:  # by itself: what was seen of this path before does not count
-            pixels = read_picture(self._images.anew(), str(image), self._transform, rgb=False)
+            pixels = read_picture(Images(Path()), str(image), self._transform, rgb=False)
         key = "pixels-" + hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
         with self._lock:
             self._pixels[key] = pixels  # there is no file to read it from again
@@ -145,7 +144,9 @@ class LatentStore:
 
     def pixels(self, picture: Picture) -> Tensor:
         """(3, height, width), read anew. Raises QueryError."""
-        return read_picture(self._images, picture.image, self._transform, rgb=picture.rgb)
+        if picture.images is None:
+            raise QueryError("a picture that was given in memory is not there any more")
+        return read_picture(picture.images, picture.image, self._transform, rgb=picture.rgb)
 
     def latents(self, pictures: Sequence[Picture]) -> Tensor:
         """(pictures, n_latents, width), on the CPU, of distinct pictures; unknown ones are encoded together."""

@@ -13,16 +13,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from flamingo_eval.errors import CheckpointError
-from flamingo_eval.images import Images
-from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
+from flamingo_eval.models.flamingo.adapter import FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import sort_keys
 from flamingo_eval.models.flamingo.hosts import host_for
 from flamingo_eval.models.flamingo.model import Flamingo, assemble_parts, padded_rows
-from flamingo_eval.models.flamingo.plain import PlainFlamingoModel
 from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import PatchTokens, Transform
-from flamingo_eval.ports import ModelInfo
+from flamingo_eval.ports import Capabilities, ModelInfo
 
 _WRAPPER = ".decoder_layer."
 
@@ -45,6 +43,7 @@ class LiveSource:
     transform: Transform | None = None
     name: str = "live model"
     renderer = RENDERER
+    capabilities = Capabilities()
 
     def info(self) -> ModelInfo:
         """Name, and a digest of all weights as they are now."""
@@ -60,22 +59,16 @@ class LiveSource:
             raise CheckpointError(f"a live model's weights must be of one type; these are {sorted(map(str, kinds))}")
         return str(next(self.model.parameters()).device), _PRECISIONS[kinds.pop()]
 
-    def load(
-        self, *, images: Images, device: str, precision: str, plain: bool = False, cache: int | None = None,
-        keep: bool = True,
-    ) -> FlamingoModel:  # fmt: skip
-        """The model over images; only this process's memory keeps what is computed once per picture."""
-        kind = PlainFlamingoModel if plain else FlamingoModel
-        caching = Caching(Caching.memory if cache is None else cache)
+    def load(self, device: str, precision: str) -> FlamingoModel:
+        """The model; only this process's memory keeps what is computed once per image."""
         if isinstance(self.model, FlamingoModel):
             loaded = self.model
-            return kind(loaded.model, loaded.tokenizer, loaded.transform, images=images, precision=precision,
-                        caching=caching)  # fmt: skip
+            return FlamingoModel(loaded.model, loaded.tokenizer, loaded.transform, precision=precision)
         if self.tokenizer is None or self.transform is None:
             raise CheckpointError("a live model needs its tokenizer and its image transform beside it")
         model, tidies = share(self.model, len(self.tokenizer))
         tokenizer = FlamingoTokenizer.around(self.tokenizer, tidies_spaces=tidies)
-        return kind(model, tokenizer, self.transform, images=images, precision=precision, caching=caching)
+        return FlamingoModel(model, tokenizer, self.transform, precision=precision)
 
 
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

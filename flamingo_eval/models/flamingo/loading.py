@@ -13,7 +13,6 @@ from transformers.utils import logging as transformers_logging
 
 from flamingo_eval.errors import CheckpointError, DeviceMemoryError
 from flamingo_eval.features.ranking import free_memory
-from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
 from flamingo_eval.models.flamingo.cross_attention import Media
@@ -31,7 +30,6 @@ _WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 def load_model(
     spec: FlamingoSpec,
     *,
-    images: Images,
     device: str,
     precision: str,
     kind: type[FlamingoModel] = FlamingoModel,
@@ -43,7 +41,7 @@ def load_model(
         CheckpointError: a part is missing or does not fit; the message names it.
     """
     with host_as_it_was():
-        return _load(spec, images=images, device=device, precision=precision, kind=kind, caching=caching)
+        return _load(spec, device=device, precision=precision, kind=kind, caching=caching)
 
 
 @contextmanager
@@ -77,7 +75,6 @@ def _quiet_transformers() -> Iterator[None]:
 def _load(
     spec: FlamingoSpec,
     *,
-    images: Images,
     device: str,
     precision: str,
     kind: type[FlamingoModel],
@@ -111,7 +108,7 @@ def _load(
     with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "amp_bf16"):
         probe(model, tokenizer.image_id, spec.name)
     free_memory()  # whatever loading left behind
-    return kind(model, tokenizer, transform, images=images, precision=precision, caching=caching)
+    return kind(model, tokenizer, transform, precision=precision, caching=caching)
 
 
 def _in_cache(source: str | Path) -> str | Path:

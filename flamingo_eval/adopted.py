@@ -1,0 +1,68 @@
+"""Any object that fulfils the model port, evaluated as it stands in memory."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flamingo_eval.images import Images
+from flamingo_eval.nouns import Answer, NoAnswer, Prompt, Task
+from flamingo_eval.ports import Capabilities, Model, ModelInfo, Renderer
+from flamingo_eval.prompting import INTERLEAVED
+
+
+class AdoptedSource:
+    """A model that somebody else has made.
+
+    It may say more of itself than the port asks: ``info()`` (a :class:`ModelInfo`, without which its runs can't be
+    continued in another process: nobody knows whether it is the same), ``renderer`` and ``capabilities``.
+
+    Args:
+        model: the model.
+        name: what to call it.
+    """
+
+    def __init__(self, model: Model, name: str) -> None:
+        self._model = model
+        theirs = getattr(model, "info", None)
+        self._info = theirs() if callable(theirs) else ModelInfo(name, f"adopted-{uuid.uuid4().hex}", {})
+        self.renderer: Renderer = getattr(model, "renderer", INTERLEAVED)
+        self.capabilities: Capabilities = getattr(model, "capabilities", Capabilities())
+
+    def info(self) -> ModelInfo:
+        """What the model says of itself."""
+        return self._info
+
+    def resolve(self, device: str, precision: str) -> tuple[str, str]:
+        """Its maker's business."""
+        return "cpu" if device == "auto" else device, "fp32" if precision == "auto" else precision
+
+    def load(self, device: str, precision: str) -> Model:
+        """The model, which whoever made it also closes."""
+        return _Borrowed(self._model)
+
+
+class _Borrowed:
+    """A model that is not closed here."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
+        self._model.prefetch(prompts, task, images)
+
+    def prepare(self, prompt: Prompt, task: Task, images: Images) -> Any:
+        return self._model.prepare(prompt, task, images)
+
+    def answer(self, prepared: Sequence[Any], task: Task) -> Sequence[Answer | NoAnswer]:
+        return self._model.answer(prepared, task)
+
+    def suggested_batch(self, prompt: Prompt, task: Task) -> int:
+        return self._model.suggested_batch(prompt, task)
+
+    def timings(self) -> Mapping[str, float]:
+        return self._model.timings()
+
+    def close(self) -> None:
+        """It goes on living."""

@@ -14,7 +14,7 @@ from flamingo_eval.errors import UserError
 from flamingo_eval.images import formats_with
 from flamingo_eval.nouns import Cell
 from flamingo_eval.ports import ModelSource
-from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
+from flamingo_eval.runspec import DEMO, RunSpec
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel
@@ -58,13 +58,13 @@ def evaluate(
     protocol: str = "openflamingo",
     split: str | None = None,
     selector: str = "random",
-    rices: RicesSpec | None = None,
     num_samples: int | None = None,
     query_set_size: int = 2048,
     batch_size: int | None = None,
     image_formats: Sequence[str] = (),
     out: str | Path | None = None,
     name: str = "live model",
+    **selection: Any,
 ) -> list[Cell]:
     """Evaluates a model in this process, and returns the cells of its table.
 
@@ -81,14 +81,14 @@ def evaluate(
         data_root: folder with one folder a benchmark, or ``demo``.
         protocol: whose rules.
         split: which split to query.
-        selector: ``random`` or ``rices``.
-        rices: how RICES picks.
+        selector: how demonstrations are picked; ``flamingo-eval coco --help`` lists the ways.
         num_samples: queries a trial; None for all.
         query_set_size: size of the pool of random demonstrations.
         batch_size: queries a batch; None for what the model suggests.
         image_formats: Pillow's names of image formats that are read besides the usual ones, such as ``AVIF``.
         out: run folder, to keep the answers and to resume; None to keep nothing.
         name: what to call a live module.
+        selection: settings of the selector, by the names of its options.
 
     Raises:
         UserError, DataError, CheckpointError: as on the command line.
@@ -99,6 +99,10 @@ def evaluate(
     names = tuple(canonical_name(one) for one in ([benchmarks] if isinstance(benchmarks, str) else benchmarks))
     if not names:
         raise UserError("no benchmark is named")
+    known = [setting.name for setting in registry.selector(selector).settings]
+    strange = sorted(selection.keys() - set(known))
+    if strange:
+        raise UserError(f"{selector} has no setting {strange[0]!r}; it has: {', '.join(known) or 'none'}")
     spec = RunSpec(
         benchmarks=names,
         shots=tuple(shots),
@@ -108,7 +112,7 @@ def evaluate(
         protocol=protocol,
         split=split,
         selector=selector,
-        rices=rices or RicesSpec(),
+        selection=selection,
         num_samples=num_samples,
         query_set_size=query_set_size,
         batch_size=batch_size,

@@ -6,7 +6,7 @@ Each plug-in is one file with one fixed name in it (``LOADER``, ``SELECTOR``, ``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from flamingo_eval.benchmark import DataRules, PromptRules
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, Example, Id, NoAnswer, Prompt, Rendering, Score, Task
+from flamingo_eval.settings import Setting
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,56 @@ class Selection:
     nearest: Nearest | None = None
 
 
+NOTHING, IMAGE_EMBEDDINGS = "nothing", "image embeddings"
+"""What a selector may need besides the examples."""
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Whose embeddings decide what is nearest to a query, and which training examples may be shown for it.
+
+    Attributes:
+        encoder: name of the image encoder.
+        options: settings of it; None for what nobody said.
+        unique_images: show no image twice among a query's demonstrations.
+        exclude_same_image: never show the query's own image.
+    """
+
+    encoder: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    unique_images: bool = False
+    exclude_same_image: bool = False
+
+
 class Selector(Protocol):
     """Picks the demonstrations of every query of a trial."""
 
-    needs_features: bool
-    """Whether it goes by the pictures' features; then :attr:`Selection.nearest` is there."""
+    @property
+    def about(self) -> str:
+        """What it does, for help."""
+
+    @property
+    def needs(self) -> str:
+        """``NOTHING``, or ``IMAGE_EMBEDDINGS``: then it is a :class:`RetrievingSelector`."""
+
+    @property
+    def settings(self) -> Sequence[Setting]:
+        """What it can be told."""
 
     def select(self, selection: Selection) -> list[list[list[int]]]:
         """For each query, and each order it is asked in, the numbers of its demonstrations in ``train``."""
+
+
+class RetrievingSelector(Selector, Protocol):
+    """One that goes by the images' embeddings: :attr:`Selection.nearest` is there when it selects."""
+
+    def retrieval(self, settings: Mapping[str, Any], demo: bool) -> Retrieval:
+        """What decides which examples are nearest.
+
+        Args:
+            settings: every one of its settings.
+            demo: whether the data is the demo's.
+        """
 
 
 class Metric(Protocol):

@@ -12,6 +12,7 @@ from typing import Any, cast
 from flamingo_eval.adopted import AdoptedSource
 from flamingo_eval.errors import UserError
 from flamingo_eval.ports import (
+    IMAGE_EMBEDDINGS,
     EncoderFamily,
     EncoderSource,
     Loader,
@@ -20,9 +21,12 @@ from flamingo_eval.ports import (
     ModelFamily,
     ModelSource,
     Renderer,
+    Retrieval,
+    RetrievingSelector,
     Selector,
 )
 from flamingo_eval.prompting import INTERLEAVED
+from flamingo_eval.settings import Setting, with_defaults
 
 _PACKAGE = "flamingo_eval"
 
@@ -52,6 +56,25 @@ def loader(name: str) -> Loader:
 def selector(name: str) -> Selector:
     """A way to pick demonstrations. Raises UserError listing the known ones."""
     return cast(Selector, _plugin("selectors", name, "SELECTOR"))
+
+
+def selector_settings() -> dict[str, Setting]:
+    """Every setting that some selector has, by name."""
+    return {one.name: one for name in plugin_names("selectors") for one in selector(name).settings}
+
+
+def retrieval(name: str, settings: Mapping[str, Any], demo: bool) -> Retrieval | None:
+    """What a selector retrieves by; None for one that needs no embeddings.
+
+    Args:
+        name: the selector's.
+        settings: of it, as far as they are given.
+        demo: whether the data is the demo's.
+    """
+    chosen = selector(name)
+    if chosen.needs != IMAGE_EMBEDDINGS:
+        return None
+    return cast(RetrievingSelector, chosen).retrieval(with_defaults(chosen.settings, settings), demo)
 
 
 @cache

@@ -14,25 +14,6 @@ DEMO = "demo"
 
 
 @dataclass(frozen=True)
-class RicesSpec:
-    """How RICES picks demonstrations.
-
-    Attributes:
-        model: the image encoder: an open_clip model name, ``demo``, or a checkpoint's TOML file; None for the default.
-        pretrained: tag or file of its weights, for an open_clip model name; None for ``openai``.
-        unique_images: show no picture twice among a query's demonstrations.
-        exclude_same_image: never show the query's own picture.
-        quick_gelu: whether weights from a file were trained with QuickGELU; None where the model's name says it.
-    """
-
-    model: str | None = None
-    pretrained: str | None = None
-    unique_images: bool = False
-    exclude_same_image: bool = False
-    quick_gelu: bool | None = None
-
-
-@dataclass(frozen=True)
 class Process:
     """One of the processes that carry out a run together.
 
@@ -60,7 +41,7 @@ class RunSpec:
         protocol: whose rules.
         split: which split to query; None for each benchmark's own.
         selector: how demonstrations are picked.
-        rices: how RICES picks them.
+        selection: settings of the selector, by name; those that it is not told are its defaults.
         ensemble: in how many orders of its demonstrations a ranking query is asked, at most.
         num_samples: queries per trial, drawn by the trial's seed; None for all.
         query_set_size: size of the pool of random demonstrations.
@@ -84,7 +65,7 @@ class RunSpec:
     protocol: str = "openflamingo"
     split: str | None = None
     selector: str = "random"
-    rices: RicesSpec = RicesSpec()
+    selection: Mapping[str, Any] = field(default_factory=dict)
     num_samples: int | None = None
     query_set_size: int = 2048
     ensemble: int = 1

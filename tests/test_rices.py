@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flamingo_eval.engine.plan import plan_trial, read_source
-from flamingo_eval.engine.retrieval import find_nearest
+from flamingo_eval.engine.retrieval import Retriever, find_nearest
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.models.flamingo.rendering import RENDERER
-from flamingo_eval.runspec import RicesSpec
+from flamingo_eval.ports import Retrieval
 from tests.helpers import Cli, LazyModule, read_lines, run_cli, write_coco_root
 from tests.test_goldens import linked_data
 
@@ -105,7 +105,7 @@ def test_plans_equal_the_references(goldens: Path, tmp_path: Path) -> None:
         expected = json.loads(file.read_text())
         source = read_source(expected["benchmark"], data)
         shots, seed = expected["shots"], expected["seed"]
-        nearest = find_nearest(source, source.data.test, shots, encoder, RicesSpec(), "cpu")
+        nearest = find_nearest(source, source.data.test, shots, Retriever(Retrieval(""), encoder), "cpu")
         plan = plan_trial(source, RENDERER, shots=shots, seed=seed, selector="rices", num_samples=None, query_set_size=48,
                           nearest=nearest)  # fmt: skip
         counts: dict[str, int] = {}
@@ -123,12 +123,12 @@ def test_plans_equal_the_references(goldens: Path, tmp_path: Path) -> None:
     assert compared > 100
 
 
-def rices_plan(root: Path, count: int, rules: RicesSpec | None = None) -> dict[str, list[str]]:
+def rices_plan(root: Path, count: int, rules: Retrieval | None = None) -> dict[str, list[str]]:
     """Picture of a query -> pictures of its demonstrations, nearest first, by thumbnails."""
     from flamingo_eval.models.scripted import ThumbnailSource
 
     source = read_source("coco", root)
-    nearest = find_nearest(source, source.data.test, count, ThumbnailSource(), rules or RicesSpec(), "cpu")
+    nearest = find_nearest(source, source.data.test, count, Retriever(rules or Retrieval(""), ThumbnailSource()), "cpu")
     return {image: [source.data.train[row].image for row in rows] for image, rows in nearest.rows.items()}
 
 
@@ -147,10 +147,10 @@ def test_the_variants(tmp_path: Path) -> None:
     files = [f"coco/train2014/{path.name}" for path in train]
     key = f"coco/val2014/{query.name}"
     assert rices_plan(root, 3)[key] == [files[1], files[2], files[3]]
-    assert rices_plan(root, 3, RicesSpec(unique_images=True))[key][:2] == [files[1], files[3]]
-    assert rices_plan(root, 3, RicesSpec(exclude_same_image=True))[key][0] == files[3]
-    with pytest.raises(UserError, match="4 demonstrations asked for, but RICES has only 3"):
-        rices_plan(root, 4, RicesSpec(exclude_same_image=True))
+    assert rices_plan(root, 3, Retrieval("", unique_images=True))[key][:2] == [files[1], files[3]]
+    assert rices_plan(root, 3, Retrieval("", exclude_same_image=True))[key][0] == files[3]
+    with pytest.raises(UserError, match="4 demonstrations asked for, but there are only 3"):
+        rices_plan(root, 4, Retrieval("", exclude_same_image=True))
 
 
 @pytest.mark.torch

@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Runs")(bench)
 
 
+@opt.with_selection
 def bench(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],
@@ -29,12 +30,9 @@ def bench(
     protocol: opt.Protocol = "openflamingo",
     num_samples: opt.NumSamples = None,
     query_set_size: opt.QuerySetSize = 2048,
-    select: opt.Select = "random",
-    rices_model: opt.RicesModel = None,
-    rices_pretrained: opt.RicesPretrained = None,
-    rices_quick_gelu: opt.RicesQuickGelu = None,
-    rices_unique_images: opt.UniqueImages = False,
-    exclude_same_image: opt.ExcludeSame = False,
+    select: str = "random",
+    *,
+    selection: opt.Selection,
     weights: opt.Weights = None,
     offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
     precision: opt.Precision = "auto",
@@ -61,9 +59,7 @@ def bench(
     given = {
         "shots": shots, "seeds": seeds, "trials": trials, "checkpoint": checkpoint, "data_root": data_root,
         "protocol": protocol, "num_samples": num_samples, "query_set_size": query_set_size, "select": select,
-        "rices_model": rices_model, "rices_pretrained": rices_pretrained,
-        "rices_quick_gelu": rices_quick_gelu, "rices_unique_images": rices_unique_images,
-        "exclude_same_image": exclude_same_image, "weights": weights, "precision": precision,
+        **selection, "weights": weights, "precision": precision,
         "device": device, "image_formats": image_formats, "batch_size": batch_size, "feature_cache": feature_cache,
     }  # fmt: skip
     options = flags_win(context, with_section(context, benchmark, given))

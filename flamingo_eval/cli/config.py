@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flamingo_eval import registry
 from flamingo_eval.benchmark import benchmark_names, canonical_name
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import is_file
@@ -29,15 +30,11 @@ from flamingo_eval.reading import read_toml
 FILE = Path("flamingo-eval.toml")
 _OPTIONS = (
     "shots", "seeds", "trials", "checkpoint", "data_root", "num_samples", "query_set_size", "batch_size", "precision",
-    "device", "out", "format", "protocol", "split", "ensemble", "select", "rices_model", "rices_pretrained",
-    "rices_unique_images", "exclude_same_image", "weights", "feature_cache", "on_error",
-    "image_formats", "rices_quick_gelu",
+    "device", "out", "format", "protocol", "split", "ensemble", "select", "weights", "feature_cache", "on_error",
+    "image_formats",
 )  # fmt: skip
-
-
-_SWITCHES = ("rices_unique_images", "exclude_same_image", "rices_quick_gelu")
-_TEXTS = ("select", "rices_model", "rices_pretrained", "checkpoint", "data_root", "protocol", "split", "device",
-          "weights", "feature_cache", "batch_size", "on_error", "image_formats")  # fmt: skip
+_TEXTS = ("select", "checkpoint", "data_root", "protocol", "split", "device", "weights", "feature_cache", "batch_size",
+          "on_error", "image_formats", "out")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,15 +79,22 @@ def read_config(path: Path | None) -> Config:
 
 def _options(path: Path, section: dict[str, Any], where: str) -> dict[str, Any]:
     found = {}
+    settings = registry.selector_settings()
+    switches = {name for name, setting in settings.items() if setting.kind is bool}
+    options, texts = (*_OPTIONS, *settings), {*_TEXTS, *(settings.keys() - switches)}
     for key, value in section.items():
         option = key.replace("-", "_")
-        if option not in _OPTIONS:
-            known = ", ".join(name.replace("_", "-") for name in _OPTIONS)
+        if option not in options:
+            known = ", ".join(name.replace("_", "-") for name in options)
             raise UserError(f"{path}: unknown key {key!r} in {where}; known keys: {known}")
-        if isinstance(value, bool) != (option in _SWITCHES):
-            kind = "true or false" if option in _SWITCHES else "a text, a number or a list"
+        if isinstance(value, bool) != (option in switches):
+            kind = "true or false" if option in switches else "a text, a number or a list"
             raise UserError(f"{path}: {key} in {where} must be {kind}, not {value!r}")
+        if isinstance(value, list) and option not in ("shots", "seeds", "image_formats"):
+            raise UserError(f"{path}: {key} in {where} must be one value, not a list")
         if isinstance(value, list):
             value = ",".join(map(str, value))
-        found[option] = str(value) if option in _TEXTS else value
+        if "\0" in str(value):
+            raise UserError(f"{path}: {key} in {where} holds a null character")
+        found[option] = str(value) if option in texts else value
     return found

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
+from flamingo_eval import registry
 from flamingo_eval.benchmark import canonical_name
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import emit
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, UserError, first_few
 from flamingo_eval.images import Images
+from flamingo_eval.ports import IMAGE_EMBEDDINGS
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Runs")(controls)
 
 
+@opt.with_selection
 def features(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],
@@ -29,31 +32,37 @@ def features(
     ] = None,
     data_root: opt.DataRoot = None,
     protocol: opt.Protocol = "openflamingo",
-    rices_model: opt.RicesModel = None,
-    rices_pretrained: opt.RicesPretrained = None,
-    rices_quick_gelu: opt.RicesQuickGelu = None,
+    select: Annotated[
+        str | None, typer.Option("--select", metavar="NAME", help="The selector that they are for.")
+    ] = None,
+    *,
+    selection: opt.Selection,
     device: opt.Device = "auto",
     image_formats: opt.ImageFormats = None,
     offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
 ) -> None:
-    """Compute image features for --select rices ahead of a run; what is there already is not computed again.
+    """Compute the image features that a selector goes by ahead of a run; what is there already is not computed again.
 
     They are kept in the cache folder (FLAMINGO_EVAL_CACHE), one vector per distinct picture and encoder, and shared by
     all runs. A run computes what is missing by itself.
     """
-    from flamingo_eval.cli.runs import make_spec, with_section
+    from flamingo_eval.cli.runs import flags_win, make_spec, with_section
     from flamingo_eval.engine.plan import read_source
-    from flamingo_eval.engine.retrieval import encode_pictures, encoder_of, store_of
+    from flamingo_eval.engine.retrieval import Retriever, encode_pictures, store_of
 
     name = canonical_name(benchmark)
-    given = {"data_root": data_root, "protocol": protocol, "rices_model": rices_model,
-             "rices_pretrained": rices_pretrained,
-             "rices_quick_gelu": rices_quick_gelu, "device": device, "image_formats": image_formats}  # fmt: skip
-    options = with_section(context, benchmark, given)
+    select = select or _retrieving()
+    given = {"data_root": data_root, "protocol": protocol, "select": select, **selection, "device": device,
+             "image_formats": image_formats}  # fmt: skip
+    options = flags_win(context, with_section(context, benchmark, given))
     spec = make_spec(
-        context.obj, benchmarks=[name], shots="1", seeds=None, trials=None, checkpoint="demo", split=None,
-        select="rices", rices_unique_images=False, exclude_same_image=False, **options,
+        context.obj, benchmarks=[name], **{**options, "shots": "1", "seeds": None}, trials=None, checkpoint="demo",
+        split=None,
     )  # fmt: skip
+    retriever = Retriever.of(spec)
+    if retriever is None:
+        raise UserError(f"--select {select} goes by no image features")
+    encoder = retriever.encoder
     protocol, device = spec.protocol, spec.device
     root = Images(data_folder(spec.data_root), spec.image_formats)
     overrides = spec.data_overrides.get(name)
@@ -61,7 +70,6 @@ def features(
     source = read_source(name, root, overrides, protocol=protocol, split=queried)
     parts = {source.benchmark.data.train: source.data.train, source.benchmark.split: source.data.test}
     wanted = parts if split is None else {split: parts[source.benchmark.data.train if split == "train" else split]}
-    encoder = encoder_of(spec)
     problems: list[str] = []
     for part, examples in wanted.items():
         encoding = encode_pictures(source, [example.image for example in examples], encoder, device)
@@ -72,6 +80,12 @@ def features(
         emit(line)
     if problems:
         raise DataError(f"{len(problems)} pictures can't be read; all others are done:{first_few(problems)}")
+
+
+def _retrieving() -> str:
+    """The first selector that goes by image features."""
+    names = registry.plugin_names("selectors")
+    return next(name for name in names if registry.selector(name).needs == IMAGE_EMBEDDINGS)
 
 
 def controls(

@@ -80,12 +80,9 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         num_samples: opt.NumSamples = None,
         query_set_size: opt.QuerySetSize = 2048,
         ensemble: opt.Ensemble = 1,
-        select: opt.Select = "random",
-        rices_model: opt.RicesModel = None,
-        rices_pretrained: opt.RicesPretrained = None,
-        rices_quick_gelu: opt.RicesQuickGelu = None,
-        rices_unique_images: opt.UniqueImages = False,
-        exclude_same_image: opt.ExcludeSame = False,
+        select: str = "random",
+        *,
+        selection: opt.Selection,
         weights: opt.Weights = None,
         offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
         precision: opt.Precision = "auto",
@@ -103,9 +100,7 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         runs.run_benchmarks(
             context, [name], shots=shots, seeds=seeds, trials=trials, checkpoint=checkpoint, data_root=data_root,
             protocol=protocol, split=split, num_samples=num_samples, query_set_size=query_set_size,
-            ensemble=ensemble, select=select, rices_model=rices_model, rices_pretrained=rices_pretrained,
-            rices_quick_gelu=rices_quick_gelu,
-            rices_unique_images=rices_unique_images, exclude_same_image=exclude_same_image, weights=weights,
+            ensemble=ensemble, select=select, selection=selection, weights=weights,
             precision=precision, device=device,
             image_formats=image_formats, batch_size=batch_size, feature_cache=feature_cache,
             plain=plain, on_error=on_error, process=process, fresh=fresh, out=out, format=format,
@@ -115,7 +110,7 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         f"Run {load_benchmark(name).title}.\n\nGiven again, the same command continues where it stopped; "
         "more shots or seeds extend the run. Answers are kept in the run folder."
     )
-    return command
+    return opt.with_selection(command)
 
 
 @cache

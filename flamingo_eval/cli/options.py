@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from flamingo_eval import registry
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import user_path
+from flamingo_eval.settings import Setting
 
 _DATA = "Data and demonstrations"
-_RICES = "Retrieval (--select rices)"
 _MODEL = "Model"
 _HOW = "How it is carried out"
 _OUT = "Output"
@@ -96,43 +100,8 @@ QuerySetSize = Annotated[
     typer.Option("--query-set-size", min=1, envvar=_env("QUERY_SET_SIZE"), rich_help_panel=_DATA,
                  help="Size of the pool that random demonstrations come from; at most the training set."),
 ]  # fmt: skip
-Select = Annotated[
-    str,
-    typer.Option("--select", metavar="random|rices", envvar=_env("SELECT"), rich_help_panel=_DATA,
-                 help="How demonstrations are picked. random: drawn from a pool. rices: those of the whole training "
-                 "set whose pictures are most similar to the query's, the most similar last; one trial, since nothing "
-                 "is drawn."),
-]  # fmt: skip
-RicesModel = Annotated[
-    str | None,
-    typer.Option("--rices-model", metavar="NAME|TOML", envvar=_env("RICES_MODEL"), rich_help_panel=_RICES,
-                 help="Image encoder: an open_clip model name, or a checkpoint's TOML file, whose vision model then "
-                 "serves. Default: ViT-L-14, for the demo its own CLIP."),
-]  # fmt: skip
-RicesPretrained = Annotated[
-    str | None,
-    typer.Option("--rices-pretrained", metavar="TAG|FILE", envvar=_env("RICES_PRETRAINED"), rich_help_panel=_RICES,
-                 help="Its weights: an open_clip tag or a file. Default: openai."),
-]  # fmt: skip
-RicesQuickGelu = Annotated[
-    bool | None,
-    typer.Option("--rices-quick-gelu/--no-rices-quick-gelu", envvar=_env("RICES_QUICK_GELU"), rich_help_panel=_RICES,
-                 help="Which activation weights from a file were trained with, QuickGELU (OpenAI's) or GELU; needed "
-                 "where open_clip has both variants of the model."),
-]  # fmt: skip
-UniqueImages = Annotated[
-    bool,
-    typer.Option("--rices-unique-images/--no-rices-unique-images", envvar=_env("RICES_UNIQUE_IMAGES"),
-                 rich_help_panel=_RICES,
-                 help="Show no picture twice among a query's demonstrations. (VQA training sets have many questions a "
-                 "picture; the protocol shows them all.)"),
-]  # fmt: skip
-ExcludeSame = Annotated[
-    bool,
-    typer.Option("--exclude-same-image/--no-exclude-same-image", envvar=_env("EXCLUDE_SAME_IMAGE"),
-                 rich_help_panel=_RICES,
-                 help="Never show the query's own picture, a leak where training and test sets share pictures."),
-]  # fmt: skip
+Selection = dict[str, Any]
+"""The settings of selectors, as far as they are given: a command has an option for each (:func:`with_selection`)."""
 Ensemble = Annotated[
     int,
     typer.Option("--ensemble", min=1, max=1000, envvar=_env("ENSEMBLE"), rich_help_panel=_DATA,
@@ -223,6 +192,56 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", parser=path, help="A run fol
 MovedData = Annotated[
     str | None, typer.Option("--data-root", metavar="DIR", help="Where the data is now, if it has moved.")
 ]
+
+
+def select_option() -> Any:
+    """``--select``, with what each selector does."""
+    about = {name: registry.selector(name).about for name in registry.plugin_names("selectors")}
+    return Annotated[
+        str,
+        typer.Option("--select", metavar="|".join(about), envvar=_env("SELECT"), rich_help_panel=_DATA,
+                     help="How demonstrations are picked. " + " ".join(f"{k}: {v}." for k, v in about.items())),
+    ]  # fmt: skip
+
+
+def _setting_option(setting: Setting, panel: str) -> Any:
+    switch = f"{setting.option}/--no-{setting.option[2:]}"
+    kind: Any = setting.kind if setting.default is not None else setting.kind | None
+    option = typer.Option(switch if setting.kind is bool else setting.option, metavar=setting.metavar,
+                          envvar=_env(setting.name.upper()), rich_help_panel=panel, help=setting.help)  # fmt: skip
+    return Annotated[kind, option]
+
+
+def with_selection(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of all selectors in place of its parameter ``selection``, and types ``select``."""
+    signature = inspect.signature(command, eval_str=True)
+    names: list[str] = []
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name == "select":
+            parameters.append(parameter.replace(annotation=select_option()))
+        elif parameter.name != "selection":
+            parameters.append(parameter)
+        else:
+            for selector in registry.plugin_names("selectors"):
+                for setting in registry.selector(selector).settings:
+                    names.append(setting.name)
+                    parameters.append(
+                        parameter.replace(
+                            name=setting.name,
+                            default=setting.default,
+                            annotation=_setting_option(setting, f"For --select {selector}"),
+                        )
+                    )
+
+    @functools.wraps(command)
+    def called(**values: Any) -> None:
+        selection = {name: values.pop(name) for name in names}
+        command(**values, selection=selection)
+
+    called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return called
 
 
 def check_format(format: str) -> None:

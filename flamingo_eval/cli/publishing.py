@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 def published(
     checkpoint: Annotated[str | None, typer.Argument(metavar="CHECKPOINT", help="Name of a released one.")] = None,
     benchmarks: Annotated[str | None, typer.Option("--benchmarks", metavar="LIST", help="Only these.")] = None,
-    select: Annotated[str | None, typer.Option("--select", metavar="random|rices", help="Only these.")] = None,
+    select: Annotated[str | None, typer.Option("--select", metavar="NAME", help="Only these.")] = None,
     format: Annotated[str, typer.Option("--format", metavar="table|markdown", help="How it is printed.")] = "table",
 ) -> None:
     """Print the numbers that papers and model cards give for the released checkpoints, each with its source."""
@@ -54,7 +54,7 @@ def reproduce(
     num_samples: opt.NumSamples = None,
     shots: opt.Shots = "0,4,8,16,32",
     select: Annotated[
-        str, typer.Option("--select", metavar="random|rices", help="Numbers with these demonstrations.")
+        str, typer.Option("--select", metavar="NAME", help="Numbers with these demonstrations.")
     ] = "random",
     weights: opt.Weights = None,
     offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
@@ -87,7 +87,7 @@ def reproduce(
             spec = make_spec(
                 context.obj, benchmarks=[benchmark], shots=",".join(map(str, asked)), seeds=None, trials=None,
                 checkpoint=checkpoint, data_root=data_root, protocol=protocol, split=None, select=selector,
-                rices_model=None, rices_pretrained=None, rices_unique_images=False, exclude_same_image=False,
+                selection={},
                 num_samples=num_samples, weights=weights, precision=precision, device=device,
                 batch_size=opt.parse_batch_size(batch_size),
             )  # fmt: skip

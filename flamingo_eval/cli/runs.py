@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from flamingo_eval.errors import DataError, UserError, first_few
 from flamingo_eval.files import user_path
 from flamingo_eval.images import Images, formats_with
 from flamingo_eval.progress import note
-from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
+from flamingo_eval.runspec import DEMO, RunSpec
 from flamingo_eval.text import printable
 
 _PANEL = "Runs"
@@ -47,11 +47,7 @@ def make_spec(
     protocol: str,
     split: str | None,
     select: str,
-    rices_model: str | None,
-    rices_pretrained: str | None,
-    rices_unique_images: bool,
-    exclude_same_image: bool,
-    rices_quick_gelu: bool | None = None,
+    selection: Mapping[str, Any],
     image_formats: str | None = None,
     **others: Any,
 ) -> RunSpec:
@@ -60,10 +56,10 @@ def make_spec(
     With neither checkpoint nor data named, both are the demo's, and the run says so. With one of them named, the other
     must be named too: nothing falls back to the demo in silence. ``--checkpoint demo`` names both.
     """
-    named = {"--checkpoint": checkpoint, "--data-root": data_root, "--rices-model": rices_model,
-             "--rices-pretrained": rices_pretrained}  # fmt: skip
-    for option, value in named.items():
-        if value is not None and not value.strip():
+    named = {"checkpoint": checkpoint, "data_root": data_root, **selection}
+    for name, value in named.items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, str) and not value.strip():
             raise UserError(f"{option} is empty")
     if checkpoint is None and data_root not in (None, DEMO):
         raise UserError(f"--data-root {data_root} is given, but no checkpoint: add --checkpoint (or --checkpoint demo)")
@@ -80,7 +76,7 @@ def make_spec(
         protocol=protocol,
         split=split,
         selector=select,
-        rices=RicesSpec(rices_model, rices_pretrained, rices_unique_images, exclude_same_image, rices_quick_gelu),
+        selection=selection,
         image_formats=formats_with((image_formats or "").split(",")),
         data_overrides={name: config.data[name] for name in names if name in config.data},
         **others,
@@ -129,10 +125,13 @@ def run_benchmarks(
 def flags_win(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
     """What is said more directly wins over what stands in the environment or a file.
 
-    ``--trials`` beats ``seeds`` from there; without RICES its options from there mean nothing.
+    ``--trials`` beats ``seeds`` from there; settings of other selectors than the chosen one mean nothing there.
+
+    Returns:
+        The options, with the chosen selector's settings as ``selection``.
 
     Raises:
-        UserError: options of RICES on the command line, without it.
+        UserError: settings of another selector on the command line.
     """
     strength = {"COMMANDLINE": 3, "ENVIRONMENT": 2, "DEFAULT_MAP": 1}
 
@@ -140,22 +139,23 @@ def flags_win(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]
         source = context.get_parameter_source(name)
         return strength.get(source.name if source else "", 0)
 
+    options = {**options, **options.pop("selection", {})}
     options = {**options, "seeds": None} if given("trials") > given("seeds") else options
-    if options["select"] == "rices":
-        return options
-    off = {
-        "rices_model": None,
-        "rices_pretrained": None,
-        "rices_quick_gelu": None,
-        "rices_unique_images": False,
-        "exclude_same_image": False,
-    }
-    for name in off:
+    settings = {name: options.pop(name) for name in registry.selector_settings() if name in options}
+    own = {setting.name for setting in registry.selector(options["select"]).settings}
+    for name in settings.keys() - own:
         if given(name) == strength["COMMANDLINE"]:
-            raise UserError(f"--{name.replace('_', '-')} goes with --select rices")
-    return {**options, **off}
+            raise UserError(f"{registry.selector_settings()[name].option} goes with --select {_owner(name)}")
+    return {**options, "selection": {name: value for name, value in settings.items() if name in own}}
 
 
+def _owner(setting: str) -> str:
+    """The selectors that have a setting."""
+    names = registry.plugin_names("selectors")
+    return " or ".join(n for n in names if setting in [one.name for one in registry.selector(n).settings])
+
+
+@opt.with_selection
 def run(
     context: typer.Context,
     benchmarks: Annotated[list[str], typer.Argument(help="Names of benchmarks, or all.")],
@@ -167,12 +167,9 @@ def run(
     protocol: opt.Protocol = "openflamingo",
     num_samples: opt.NumSamples = None,
     query_set_size: opt.QuerySetSize = 2048,
-    select: opt.Select = "random",
-    rices_model: opt.RicesModel = None,
-    rices_pretrained: opt.RicesPretrained = None,
-    rices_quick_gelu: opt.RicesQuickGelu = None,
-    rices_unique_images: opt.UniqueImages = False,
-    exclude_same_image: opt.ExcludeSame = False,
+    select: str = "random",
+    *,
+    selection: opt.Selection,
     weights: opt.Weights = None,
     offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
     precision: opt.Precision = "auto",
@@ -192,9 +189,7 @@ def run(
     run_benchmarks(
         context, names, shots=shots, seeds=seeds, trials=trials, checkpoint=checkpoint, data_root=data_root,
         protocol=protocol, split=None, num_samples=num_samples, query_set_size=query_set_size, select=select,
-        rices_model=rices_model, rices_pretrained=rices_pretrained,
-        rices_quick_gelu=rices_quick_gelu, rices_unique_images=rices_unique_images,
-        exclude_same_image=exclude_same_image, weights=weights, precision=precision, device=device,
+        selection=selection, weights=weights, precision=precision, device=device,
         image_formats=image_formats,
         batch_size=batch_size, feature_cache=feature_cache, plain=plain, on_error=on_error, process=process,
         fresh=fresh, out=out, format=format,
@@ -221,6 +216,7 @@ def _all_under(protocol: str) -> list[str]:
     return names
 
 
+@opt.with_selection
 def plan(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],
@@ -233,12 +229,9 @@ def plan(
     num_samples: opt.NumSamples = None,
     query_set_size: opt.QuerySetSize = 2048,
     ensemble: opt.Ensemble = 1,
-    select: opt.Select = "random",
-    rices_model: opt.RicesModel = None,
-    rices_pretrained: opt.RicesPretrained = None,
-    rices_quick_gelu: opt.RicesQuickGelu = None,
-    rices_unique_images: opt.UniqueImages = False,
-    exclude_same_image: opt.ExcludeSame = False,
+    select: str = "random",
+    *,
+    selection: opt.Selection,
     device: opt.Device = "auto",
     image_formats: opt.ImageFormats = None,
     offline: opt.Offline = False,  # noqa: ARG001
@@ -246,15 +239,13 @@ def plan(
 ) -> None:
     """Show which queries and demonstrations a run would have, without loading a model."""
     from flamingo_eval.engine.plan import query_row
-    from flamingo_eval.engine.retrieval import encoder_if_needed
+    from flamingo_eval.engine.retrieval import Retriever
     from flamingo_eval.engine.run import cells_of, notices, plan_all, rank_all, read_sources
 
     options = {
         "shots": shots, "seeds": seeds, "trials": trials, "data_root": data_root, "protocol": protocol,
         "split": split, "num_samples": num_samples, "query_set_size": query_set_size, "ensemble": ensemble,
-        "select": select, "rices_model": rices_model, "rices_pretrained": rices_pretrained,
-        "rices_quick_gelu": rices_quick_gelu,
-        "rices_unique_images": rices_unique_images, "exclude_same_image": exclude_same_image, "device": device,
+        "select": select, **selection, "device": device,
         "image_formats": image_formats,
     }  # fmt: skip
     options = with_section(context, benchmark, options)
@@ -263,7 +254,7 @@ def plan(
     for line in [*(["demo data: generated pictures"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
         note(line)
     cells = cells_of(spec, sources)
-    nearest = rank_all(spec, sources, cells, encoder_if_needed(spec))
+    nearest = rank_all(spec, sources, cells, Retriever.of(spec))
     planned = plan_all(spec, sources, cells, registry.model_source(spec.checkpoint).renderer, nearest)
     for trial in planned:
         if as_json:

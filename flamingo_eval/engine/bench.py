@@ -13,7 +13,7 @@ from flamingo_eval import registry
 from flamingo_eval.engine.answer import Pending, answer, describe_failures
 from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.plan import Source, TrialPlan
-from flamingo_eval.engine.retrieval import encoder_if_needed
+from flamingo_eval.engine.retrieval import Retriever
 from flamingo_eval.engine.run import RootOf, cells_of, plan_all, rank_all, read_sources
 from flamingo_eval.engine.score import score_trials
 from flamingo_eval.errors import DataError, first_few
@@ -103,7 +103,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
     model_source = registry.model_source(spec.checkpoint, spec.model_options, {"keep": False})
     sources = read_sources(spec, images)
     cells = cells_of(spec, sources)
-    nearest = rank_all(spec, sources, cells, encoder_if_needed(spec))
+    nearest = rank_all(spec, sources, cells, Retriever.of(spec))
     trials = plan_all(spec, sources, cells, model_source.renderer, nearest)
     source = next(iter(sources.values()))
     device, precision = model_source.resolve(spec.device, spec.precision)

@@ -1,8 +1,8 @@
 """The run folder: what is in it, who may write to it, and what it must agree with.
 
 ``run.json`` (identity, settings, provenance), ``journal.jsonl`` (raw answers), ``scores.json`` (cells) and
-``scores.jsonl`` (a line per answer: what was scored and its score); with RICES ``rices-<benchmark>.json`` (for the
-picture of each query the training rows nearest to it).
+``scores.jsonl`` (a line per answer: what was scored and its score); with retrieval ``<selector>-<benchmark>.json`` (for
+the picture of each query the training rows nearest to it).
 """
 
 from __future__ import annotations
@@ -54,12 +54,18 @@ _RUN_SHAPE = {
 }
 
 
-_RICES = {"encoder": str, "encoder_digest": str, "unique_images": bool, "exclude_same_image": bool}
+_RETRIEVAL = {"encoder": str, "encoder_digest": str, "unique_images": bool, "exclude_same_image": bool}
 _LOCK = ".lock"
-_OWN = ("run.json", "scores.json", "scores.jsonl", "failures.json", "rices-*.json")
+_OWN = ("run.json", "scores.json", "scores.jsonl", "failures.json", "*-*.json")
 _SLOT = ("benchmark", "shots", "seed", "query_id", "occurrence")
 _BENCHMARK_IDENTITY = {"protocol": str, "split": str}
 _BENCHMARK_SETTINGS = {"data_root": str, "data_overrides": dict, "pool": int}
+
+
+def retrieval_part(identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What an identity says of retrieval, under its selector's name; None where there is none."""
+    part: dict[str, Any] | None = identity.get(identity["selector"])
+    return part
 
 
 def now() -> str:
@@ -79,9 +85,9 @@ class RunFolder:
         self.failures_file = path / "failures.json"
         self.claims_file = path / ".claims"
 
-    def nearest_file(self, benchmark: str) -> Path:
-        """Where the ranking of RICES is kept for a benchmark."""
-        return self.path / f"rices-{benchmark}.json"
+    def nearest_file(self, selector: str, benchmark: str) -> Path:
+        """Where the ranking that a selector goes by is kept for a benchmark."""
+        return self.path / f"{selector}-{benchmark}.json"
 
     def read_run(self) -> dict[str, Any]:
         """The content of ``run.json``.
@@ -101,7 +107,8 @@ class RunFolder:
         )
         parts = zip((_BENCHMARK_IDENTITY, _BENCHMARK_SETTINGS), ("identity", "settings"), strict=True)
         names = {*run["identity"]["benchmarks"], *(cell[0] for cell in run["cells"])} if whole else set()
-        whole = whole and ("rices" not in run["identity"] or fits(run["identity"]["rices"], _RICES))
+        selector = run["identity"]["selector"] if whole else ""
+        whole = whole and (selector not in run["identity"] or fits(run["identity"][selector], _RETRIEVAL))
         whole = whole and all(
             fits(part.get("image_formats", []), [str])
             for part in run["settings"]["benchmarks"].values()
@@ -125,8 +132,8 @@ class RunFolder:
             return
         with storage_errors(self.path):
             self.run_file.unlink()
-            for file in self.path.glob("rices-*.json"):
-                file.unlink()
+            for benchmark in identity["benchmarks"]:
+                self.nearest_file(identity["selector"], benchmark).unlink(missing_ok=True)
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Refuses to mix answers: everything both runs say about what determines answers must agree.

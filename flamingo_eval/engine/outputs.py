@@ -14,9 +14,7 @@ from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import exists, open_atomic, storage_errors
 
-_RECORDS = re.compile(
-    r"run\.json|journal(-\d+)?\.jsonl|scores\.jsonl?|failures\.json|rices-\w+\.json|\.lock.*|\.claims"
-)
+_RECORDS = re.compile(r"run\.json|journal(-\d+)?\.jsonl|scores\.jsonl?|failures\.json|\w+-\w+\.json|\.lock.*|\.claims")
 _DEVICES = ("/dev/", "/proc/")
 
 

@@ -20,7 +20,7 @@ from flamingo_eval.errors import UserError
 from flamingo_eval.files import digest, file_digest, is_folder, many_objects
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Example, Id, Query, Ranking, Rendering, Task
-from flamingo_eval.ports import DataSet, Nearest, References, Renderer, Selection
+from flamingo_eval.ports import NOTHING, DataSet, Nearest, References, Renderer, Selection
 from flamingo_eval.prompting import build_prompt, mark_in
 from flamingo_eval.reading import digests_of_reads, read_text
 from flamingo_eval.seeds import choose, numpy_generator, visiting_order
@@ -294,7 +294,7 @@ def is_deterministic(source: Source, selector: str, num_samples: int | None, ens
     """Whether every seed gives the same queries and demonstrations: retrieval over all queries, in one order."""
     wanted = num_samples or source.benchmark.plan.num_samples
     whole = wanted is None or wanted == len(source.data.test)
-    return registry.selector(selector).needs_features and whole and ensemble == 1
+    return registry.selector(selector).needs != NOTHING and whole and ensemble == 1
 
 
 def demonstrations_needed(source: Source, shots: int) -> int:

@@ -55,18 +55,9 @@ def run_identity(
         "query_set_size": None if retrieval else spec.query_set_size,
         "ensemble": spec.ensemble,
         "rendering": renderer.name,
-        **({"rices": dict(retrieval)} if retrieval else {}),
+        **({spec.selector: dict(retrieval)} if retrieval else {}),
         "benchmarks": {name: _benchmark_identity(source, renderer) for name, source in sources.items()},
     }
-
-
-def retrieval_identity(spec: RunSpec, encoder: EncoderSource | None) -> dict[str, Any] | None:
-    """What decides which demonstrations are nearest; None where that is not asked."""
-    if encoder is None:
-        return None
-    info = encoder.info()
-    rules = {"unique_images": spec.rices.unique_images, "exclude_same_image": spec.rices.exclude_same_image}
-    return {"encoder": info.name, "encoder_digest": info.digest, **rules}
 
 
 def _benchmark_identity(source: Source, renderer: Renderer) -> dict[str, Any]:
@@ -126,7 +117,7 @@ def new_record(
 
 
 def _encoder(encoder: EncoderSource | None) -> dict[str, Any]:
-    """The image encoder of RICES, for people; what makes it another run is in the identity."""
+    """The image encoder of retrieval, for people; what makes it another run is in the identity."""
     if encoder is None:
         return {}
     info = encoder.info()

@@ -18,10 +18,10 @@ from flamingo_eval.features.store import FeatureStore, Vectors
 from flamingo_eval.files import cache_folder, digest, write_atomic
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Example
-from flamingo_eval.ports import EncoderSource, ImageEncoder, Nearest
+from flamingo_eval.ports import EncoderSource, ImageEncoder, Nearest, Retrieval
 from flamingo_eval.progress import note, progress_bar
 from flamingo_eval.reading import fits, read_json
-from flamingo_eval.runspec import DEMO, RicesSpec, RunSpec
+from flamingo_eval.runspec import RunSpec
 from flamingo_eval.workers import WORKERS
 
 BATCH = 64
@@ -43,20 +43,34 @@ class Encoding:
     failed: Mapping[str, str]
 
 
-def default_encoder(spec: RunSpec) -> str:
-    """The encoder that RICES goes by if none is named: the reference's, for the demo's pictures the demo's."""
-    return DEMO if spec.data_root == DEMO else "ViT-L-14"
+def retrieval_of(spec: RunSpec) -> Retrieval | None:
+    """What a run's demonstrations are retrieved by, or None."""
+    return registry.retrieval(spec.selector, spec.selection, "data" in spec.demo_parts)
 
 
-def encoder_of(spec: RunSpec) -> EncoderSource:
-    """The image encoder of a run. Raises UserError, CheckpointError."""
-    options = {"pretrained": spec.rices.pretrained, "quick_gelu": spec.rices.quick_gelu}
-    return registry.image_encoder(spec.rices.model or default_encoder(spec), options)
+def encoder_of(retrieval: Retrieval) -> EncoderSource:
+    """The image encoder whose embeddings decide. Raises UserError, CheckpointError."""
+    return registry.image_encoder(retrieval.encoder, retrieval.options)
 
 
-def encoder_if_needed(spec: RunSpec) -> EncoderSource | None:
-    """The image encoder of a run whose demonstrations are retrieved, or None. Raises as :func:`encoder_of`."""
-    return encoder_of(spec) if registry.selector(spec.selector).needs_features else None
+@dataclass(frozen=True)
+class Retriever:
+    """What a run retrieves by, with its encoder: one for a whole command, so that files that change are noticed."""
+
+    rules: Retrieval
+    encoder: EncoderSource
+
+    @staticmethod
+    def of(spec: RunSpec) -> Retriever | None:
+        """That of a run; None for one whose demonstrations are not retrieved. Raises UserError, CheckpointError."""
+        rules = retrieval_of(spec)
+        return None if rules is None else Retriever(rules, encoder_of(rules))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which demonstrations are nearest."""
+        info = self.encoder.info()
+        rules = {"unique_images": self.rules.unique_images, "exclude_same_image": self.rules.exclude_same_image}
+        return {"encoder": info.name, "encoder_digest": info.digest, **rules}
 
 
 def store_of(encoder: EncoderSource) -> FeatureStore:
@@ -65,16 +79,14 @@ def store_of(encoder: EncoderSource) -> FeatureStore:
     return FeatureStore(cache_folder() / "features" / key, key)
 
 
-def find_nearest(source: Source, queries: Sequence[Example], count: int, encoder: EncoderSource, rules: RicesSpec,
-                 device: str) -> Nearest:  # fmt: skip
+def find_nearest(source: Source, queries: Sequence[Example], count: int, retriever: Retriever, device: str) -> Nearest:
     """For the picture of each query the training rows most similar to it.
 
     Args:
         source: benchmark and data.
         queries: what can be asked.
         count: rows wanted for each.
-        encoder: whose features decide.
-        rules: which rows may be shown.
+        retriever: whose embeddings decide, and which rows may be shown.
         device: where pictures are encoded and similarities computed.
 
     Raises:
@@ -82,19 +94,19 @@ def find_nearest(source: Source, queries: Sequence[Example], count: int, encoder
         DataError: training pictures can't be read, so nobody knows what is nearest; all others are encoded by then.
     """
     train = [example.image for example in source.data.train]
-    encoding = encode_pictures(source, [*train, *(query.image for query in queries)], encoder, device)
+    encoding = encode_pictures(source, [*train, *(query.image for query in queries)], retriever.encoder, device)
     broken = list(dict.fromkeys(encoding.failed[image] for image in train if image in encoding.failed))
     if broken:
-        raise DataError(f"{source.benchmark.name}: RICES ranks all training pictures, and {len(broken)} of them "
+        raise DataError(f"{source.benchmark.name}: all training pictures are ranked, and {len(broken)} of them "
                         f"can't be read; the others' features are saved:{first_few(broken)}")  # fmt: skip
     asked = [image for image in dict.fromkeys(query.image for query in queries) if image not in encoding.failed]
-    ranked = _rank(encoding, train, asked, count, rules, device)
+    ranked = _rank(encoding, train, asked, count, retriever.rules, device)
     found: dict[str, Sequence[int]] = {query.image: () for query in queries}
     failed = {query.image: encoding.failed[query.image] for query in queries if query.image in encoding.failed}
     for image, rows in zip(asked, ranked, strict=True):
         if len(rows) < count:
             raise UserError(
-                f"{source.benchmark.name}: {count} demonstrations asked for, but RICES has only {len(rows)} to show "
+                f"{source.benchmark.name}: {count} demonstrations asked for, but there are only {len(rows)} to show "
                 f"for {image} (training examples: {len(train)})"
             )
         found[image] = tuple(rows)
@@ -102,7 +114,7 @@ def find_nearest(source: Source, queries: Sequence[Example], count: int, encoder
 
 
 def _rank(
-    encoding: Encoding, train: Sequence[str], asked: Sequence[str], count: int, rules: RicesSpec, device: str
+    encoding: Encoding, train: Sequence[str], asked: Sequence[str], count: int, rules: Retrieval, device: str
 ) -> list[list[int]]:
     """The nearest rows of each picture asked about; pictures are compared once, however many rows show them."""
     from flamingo_eval.features.ranking import Pool, nearest_rows, pick_device

@@ -13,7 +13,7 @@ from typing import Any
 
 from flamingo_eval import registry
 from flamingo_eval.engine.answer import Answering, Pending, check_asked, describe_failures, find_pending
-from flamingo_eval.engine.folder import FIRST_RENDERING, RunFolder, now
+from flamingo_eval.engine.folder import FIRST_RENDERING, RunFolder, now, retrieval_part
 from flamingo_eval.engine.journal import Failure, Journal
 from flamingo_eval.engine.plan import (
     Source,
@@ -31,23 +31,16 @@ from flamingo_eval.engine.record import (
     demo_note,
     new_record,
     provenance,
-    retrieval_identity,
     run_identity,
 )
-from flamingo_eval.engine.retrieval import (
-    all_pictures_digest,
-    encoder_if_needed,
-    find_nearest,
-    read_nearest,
-    write_nearest,
-)
+from flamingo_eval.engine.retrieval import Retriever, all_pictures_digest, find_nearest, read_nearest, write_nearest
 from flamingo_eval.engine.score import check_complete, write_scores
 from flamingo_eval.engine.score_files import CellKey
 from flamingo_eval.errors import DataError, FlamingoEvalError, StorageError, UserError
 from flamingo_eval.files import digest, exists, is_file
 from flamingo_eval.images import FORMATS, Images, formats_with
 from flamingo_eval.nouns import Cell, Decoding, Example, Ranking
-from flamingo_eval.ports import Capabilities, EncoderSource, ModelSource, Nearest, Renderer
+from flamingo_eval.ports import NOTHING, Capabilities, ModelSource, Nearest, Renderer
 from flamingo_eval.progress import note, progress_bar
 from flamingo_eval.runspec import Process, RunSpec
 
@@ -94,14 +87,13 @@ def rank_all(
     spec: RunSpec,
     sources: Mapping[str, Source],
     cells: Sequence[CellKey],
-    encoder: EncoderSource | None,
+    retriever: Retriever | None,
     folder: RunFolder | None = None,
 ) -> dict[str, Nearest]:
     """For every benchmark what its queries are nearest to, once for all numbers of shots; empty without retrieval.
 
     Args:
-        encoder: what :func:`flamingo_eval.engine.retrieval.encoder_if_needed` gives: one for the whole command, which
-            notices files that change after its digest was taken.
+        retriever: what the run retrieves by.
         folder: a run that keeps its ranking: one made from the same pictures that reaches far enough is used, also
             where the pictures have gone since.
 
@@ -109,23 +101,24 @@ def rank_all(
         UserError, DataError, CheckpointError: see :func:`flamingo_eval.engine.retrieval.find_nearest`.
     """
     nearest: dict[str, Nearest] = {}
-    if encoder is None:
+    if retriever is None:
         return nearest
     for name, source in sources.items():
         check_selector(source, spec.selector)
         asked, count = _reach(spec, source, cells)
         pictures, whole = all_pictures_digest(source, asked)
-        if folder is not None and is_file(folder.nearest_file(name)):
+        kept = None if folder is None else folder.nearest_file(spec.selector, name)
+        if kept is not None and is_file(kept):
             try:
-                saved, made_from = read_nearest(folder.nearest_file(name), source, asked, count)
+                saved, made_from = read_nearest(kept, source, asked, count)
             except DataError:  # too short, or damaged: made anew
                 made_from = None
             if made_from == pictures or (made_from is not None and not whole):
                 nearest[name] = saved
                 continue
-        nearest[name] = find_nearest(source, asked, count, encoder, spec.rices, spec.device)
-        if folder is not None:
-            write_nearest(folder.nearest_file(name), nearest[name], pictures)
+        nearest[name] = find_nearest(source, asked, count, retriever, spec.device)
+        if kept is not None:
+            write_nearest(kept, nearest[name], pictures)
     return nearest
 
 
@@ -139,7 +132,7 @@ def _reach(spec: RunSpec, source: Source, cells: Sequence[CellKey]) -> tuple[lis
 
 def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
     """What the user should know before the run starts, but for the demo."""
-    needs = registry.selector(spec.selector).needs_features
+    retrieves = registry.selector(spec.selector).needs != NOTHING
     capped = [
         f"{source.benchmark.name}: the training set has {len(source.data.train)} examples; "
         f"all of them are the pool (--query-set-size {spec.query_set_size})"
@@ -148,11 +141,12 @@ def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
     ]
     chosen = [f"{source.benchmark.name}: {note}" for source in sources.values() for note in source.data.notes]
     fixed = [
-        f"{name}: RICES over all queries is the same with every seed: one trial, seed {source.benchmark.plan.seeds[0]}"
+        f"{name}: {spec.selector} over all queries is the same with every seed: one trial, seed "
+        f"{source.benchmark.plan.seeds[0]}"
         for name, source in sources.items()
         if len(spec.seeds) > 1 and is_deterministic(source, spec.selector, spec.num_samples, spec.ensemble)
     ]
-    return [*chosen, *fixed, *([] if needs else capped)]
+    return [*chosen, *fixed, *([] if retrieves else capped)]
 
 
 def read_sources(spec: RunSpec, images: Images) -> dict[str, Source]:
@@ -205,9 +199,9 @@ def execute(
     model_source = model_source or registry.model_source(spec.checkpoint, spec.model_options)
     sources = read_sources(spec, images)
     check_capabilities(model_source.capabilities, spec, sources)
-    info, encoder = model_source.info(), encoder_if_needed(spec)
+    info, retriever = model_source.info(), Retriever.of(spec)
     device, precision = model_source.resolve(spec.device, spec.precision)
-    retrieval = retrieval_identity(spec, encoder)
+    retrieval = None if retriever is None else retriever.identity()
     identity = run_identity(spec, sources, info.digest, precision, model_source.renderer, retrieval)
     folder = RunFolder(out or default_folder(spec, identity))
     first = spec.process.rank == 0
@@ -222,7 +216,7 @@ def execute(
             folder.forget_unanswered(identity)
         folder.check_identity(identity)
         with claims.alone("ranking"):
-            nearest = rank_all(spec, sources, [*cells_asked, *_cells_there(folder, sources)], encoder, folder)
+            nearest = rank_all(spec, sources, [*cells_asked, *_cells_there(folder, sources)], retriever, folder)
         trials = plan_all(spec, sources, cells_asked, model_source.renderer, nearest)
         journal = Journal(folder.journal_file, spec.process.rank)
         for file in journal.torn if first else []:
@@ -232,7 +226,16 @@ def execute(
             journal.begin()  # others must find it long before there is something in it
         with claims.alone("record"):
             folder.check_identity(identity)  # another process may have made the record meanwhile
-            record = new_record(folder, spec, trials, identity, info, encoder, images.root, sources)
+            record = new_record(
+                folder,
+                spec,
+                trials,
+                identity,
+                info,
+                None if retriever is None else retriever.encoder,
+                images.root,
+                sources,
+            )
             folder.write_run(record)
         failures: list[Failure] = []
         seconds: dict[str, float] = {}
@@ -421,12 +424,12 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
     )
     renderer = registry.renderer(identity.get("rendering", FIRST_RENDERING))
     folder.check_identity(
-        run_identity(spec, sources, identity["checkpoint"], identity["precision"], renderer, identity.get("rices"))
+        run_identity(spec, sources, identity["checkpoint"], identity["precision"], renderer, retrieval_part(identity))
     )
-    retrieved = sources if "rices" in identity else {}
+    retrieved = sources if retrieval_part(identity) else {}
     cells = [(row[0], row[1], row[2]) for row in record["cells"]]
     nearest = {
-        name: read_nearest(folder.nearest_file(name), source, *_reach(spec, source, cells))[0]
+        name: read_nearest(folder.nearest_file(spec.selector, name), source, *_reach(spec, source, cells))[0]
         for name, source in retrieved.items()
     }
     return record, plan_all(spec, sources, cells, renderer, nearest)

@@ -1,1 +1,1 @@
-"""Image features for RICES: kept on disk by picture and encoder, and ranked exactly."""
+"""Image features for retrieval: kept on disk by picture and encoder, and ranked exactly."""

@@ -49,9 +49,6 @@ def nearest_rows(
 ) -> list[list[int]]:
     """For each query the k training rows of highest cosine similarity, most similar first; ties by lower row.
 
-    Source: RICES (Yang et al., arXiv 2109.05014; Flamingo, arXiv 2204.14198, appendix) as in
-    open_flamingo/eval/rices.py, which sorts one query's similarities to all rows in float32.
-
     Args:
         pool: what is searched.
         queries: (queries, width), of length 1.

@@ -19,7 +19,7 @@ _MUST_AGREE = {
 }  # fmt: skip
 _MAY_DIFFER = {
     "precision": "precision", "selector": "way of picking demonstrations", "query_set_size": "pool of demonstrations",
-    "ensemble": "number of orders", "rices": "RICES encoder or rules",
+    "ensemble": "number of orders",
 }  # fmt: skip
 
 
@@ -132,6 +132,8 @@ def _warnings(run: Evidence, baseline: Evidence) -> Iterator[str]:
     for key, title in _MAY_DIFFER.items():
         if ours.get(key) != theirs.get(key):
             yield f"the {title} differs: {_said(ours.get(key))} here, {_said(theirs.get(key))} there"
+    if ours["selector"] == theirs["selector"] and ours.get(ours["selector"]) != theirs.get(theirs["selector"]):
+        yield f"what decides which demonstrations {ours['selector']} picks differs"
     for side, other in ((run, baseline), (baseline, run)):
         alone = [f"{b}, {k} shots, seed {s}" for b, k, s in sorted(side.trials.keys() - other.trials.keys())]
         if alone:

@@ -31,7 +31,7 @@ class Published:
         shots: number of demonstrations.
         mean: in our unit (CIDEr x 100, percent).
         std: over trials; None where the source gives none.
-        selector: ``random`` or ``rices``.
+        selector: how demonstrations were picked.
         source: paper and table, or model card.
     """
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flamingo_eval.engine.folder import retrieval_part
 from flamingo_eval.engine.score import NO_ANSWERS
 from flamingo_eval.engine.score_files import cell_row
 from flamingo_eval.errors import UserError
@@ -150,23 +151,23 @@ def _join(words: Any) -> str:
 
 def _pools(run: Run) -> str:
     sizes = sorted({part["pool"] for part in run["settings"]["benchmarks"].values()})
-    return f" from a pool of {' or '.join(map(str, sizes))}" if run["identity"]["selector"] == "random" else ""
+    return f" from a pool of {' or '.join(map(str, sizes))}" if retrieval_part(run["identity"]) is None else ""
 
 
 def _retrieval(cells: Sequence[Cell], run: Run) -> list[str]:
-    """How RICES picked, and why its table has no standard deviation."""
+    """By what demonstrations were retrieved, and why such a table has no standard deviation."""
     identity = run["identity"]
-    rices = identity.get("rices")
-    if rices is None:
+    selector, part = identity["selector"], retrieval_part(identity)
+    if part is None:
         return []
-    variants = [name.replace("_", " ") for name in ("unique_images", "exclude_same_image") if rices[name]]
+    variants = [name.replace("_", " ") for name in ("unique_images", "exclude_same_image") if part[name]]
     lines = [
-        f"rices: the most similar of all training examples by {rices['encoder']} ({rices['encoder_digest'][:10]})"
+        f"{selector}: the most similar of all training examples by {part['encoder']} ({part['encoder_digest'][:10]})"
         + "".join(f", {variant}" for variant in variants)
     ]
-    lines += [f"rices: {note}" for note in run.get("encoder", {}).get("notes", ())]
+    lines += [f"{selector}: {note}" for note in run.get("encoder", {}).get("notes", ())]
     if identity["num_samples"] is None and identity["ensemble"] == 1 and all(len(c.trials) == 1 for c in cells):
-        lines.append("RICES over all queries picks the same with every seed: one trial, so no standard deviation")
+        lines.append(f"{selector} over all queries picks the same with every seed: one trial, so no standard deviation")
     return lines
 
 

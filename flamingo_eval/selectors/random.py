@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from flamingo_eval.errors import UserError
-from flamingo_eval.ports import Selection
+from flamingo_eval.ports import NOTHING, Selection
 from flamingo_eval.seeds import choose, sample_each
+from flamingo_eval.settings import Setting
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,9 @@ class RandomSelector:
     (``random.seed(seed + rank)``, rank 0).
     """
 
-    needs_features = False
+    about = "drawn from a pool"
+    needs = NOTHING
+    settings: tuple[Setting, ...] = ()
 
     def select(self, selection: Selection) -> list[list[list[int]]]:
         """Numbers of the demonstrations, for each query and order; raises UserError if the pool is too small.

@@ -1,30 +1,59 @@
-"""RICES: each query is shown the training examples whose pictures are most similar to its own."""
+"""RICES: each query is shown the training examples whose images are most similar to its own."""
 
 from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from flamingo_eval.ports import Selection
+from flamingo_eval.ports import IMAGE_EMBEDDINGS, Retrieval, Selection
+from flamingo_eval.settings import Setting
 
 
 @dataclass(frozen=True)
 class RicesSelector:
     """The most similar examples of the whole training set, most similar last, next to the query.
 
-    Source: RICES (Flamingo, arXiv 2204.14198, appendix) as in open_flamingo/eval/rices.py (``find``).
+    Source: RICES (Yang et al., arXiv 2109.05014; Flamingo, arXiv 2204.14198, appendix) as in
+    open_flamingo/eval/rices.py (``find``), which sorts one query's similarities to all rows in float32.
     """
 
-    needs_features = True
+    about = (
+        "those of the whole training set whose pictures are most similar to the query's, the most similar last; one "
+        "trial, since nothing is drawn"
+    )
+    needs = IMAGE_EMBEDDINGS
+    settings = (
+        Setting("rices_model", str, "Image encoder: an open_clip model name, or a checkpoint's TOML file, whose vision "
+                "model then serves. Default: ViT-L-14, for the demo its own CLIP.", metavar="NAME|TOML"),
+        Setting("rices_pretrained", str, "Its weights: an open_clip tag or a file. Default: openai.",
+                metavar="TAG|FILE"),
+        Setting("rices_quick_gelu", bool, "Which activation weights from a file were trained with, QuickGELU "
+                "(OpenAI's) or GELU; needed where open_clip has both variants of the model."),
+        Setting("rices_unique_images", bool, "Show no picture twice among a query's demonstrations. (VQA training sets "
+                "have many questions a picture; the protocol shows them all.)", default=False),
+        Setting("exclude_same_image", bool, "Never show the query's own picture, a leak where training and test sets "
+                "share pictures.", default=False),
+    )  # fmt: skip
+
+    def retrieval(self, settings: Mapping[str, Any], demo: bool) -> Retrieval:
+        """The reference's encoder where none is named, for the demo's images the demo's."""
+        return Retrieval(
+            encoder=settings["rices_model"] or ("demo" if demo else "ViT-L-14"),
+            options={"pretrained": settings["rices_pretrained"], "quick_gelu": settings["rices_quick_gelu"]},
+            unique_images=settings["rices_unique_images"],
+            exclude_same_image=settings["exclude_same_image"],
+        )
 
     def select(self, selection: Selection) -> list[list[list[int]]]:
-        """Numbers of the demonstrations, for each query and order; none for a picture that could not be encoded.
+        """Numbers of the demonstrations, for each query and order; none for an image that could not be encoded.
 
         Under prompt ensembling a query's demonstrations are shuffled once per order, cumulatively, as random ones are.
         """
         if selection.nearest is None:
-            raise ValueError("RICES was given no features")
+            raise ValueError("there are no embeddings to go by")
         orders = min(selection.ensemble, math.factorial(min(selection.count, 10)))
         generator = random.Random(selection.seed)
         picked = []

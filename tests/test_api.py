@@ -47,7 +47,7 @@ def test_the_interleaved_example(demo: Any, tmp_path: Path) -> None:
     assert len(said.split()) > 3
     assert demo.generate(prompt, paths) == said
     task = Decoding(20)
-    prepared = demo.read(Rendering(prompt, tuple(map(str, paths))), task)
+    prepared = demo.read(Rendering(prompt, tuple(map(str, paths))), task, Images(Path()))
     assert demo.answer([prepared], task) == [said]
     assert demo.generate("Output:", max_new_tokens=3, num_beams=1) is not None
     with pytest.raises(UserError, match=r"the prompt has 3 <image> tags, and there are 1 pictures"):

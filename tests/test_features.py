@@ -215,8 +215,8 @@ from flamingo_eval.engine.retrieval import encode_pictures
 from tests.test_features import CountingSource, images_of
 
 class Slow(CountingSource):
-    def load(self, device, images):
-        encoder, outer = super().load(device, images), self
+    def load(self, device):
+        encoder, outer = super().load(device), self
         plain = encoder.encode
         def encode(prepared):
             time.sleep(0.2)

@@ -273,7 +273,6 @@ def test_weights_are_remembered_by_the_run() -> None:
 _SNAPSHOT = """
 import sys, time
 from flamingo_eval.models.flamingo.hub import snapshot
-from tests.bundles import load_over
 began = time.monotonic()
 folder = snapshot("me/tiny")
 print(folder.name if folder else None, time.monotonic() - began < 15)

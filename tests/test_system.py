@@ -343,7 +343,7 @@ def test_loading_draws_no_random_numbers_of_the_hosts_and_logs_nowhere() -> None
     script = ("import logging, torch, flamingo_eval\nfrom flamingo_eval import registry\n"
               "from flamingo_eval.images import Images\nfrom pathlib import Path\n"
               "torch.manual_seed(1)\nbefore = torch.get_rng_state()\nflamingo_eval.load_model('demo', device='cpu')\n"
-              "registry.image_encoder('demo', None).load('cpu', Images(Path('.')))\n"
+              "registry.image_encoder('demo', None).load('cpu')\n"
               "assert torch.equal(before, torch.get_rng_state())\nassert logging.getLogger().handlers == []\n")  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     result = subprocess.run(

@@ -11,6 +11,7 @@ from PIL import Image
 
 import flamingo_eval
 from flamingo_eval.errors import CheckpointError, QueryError, UserError
+from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo import DEMO_SPEC
 from tests.helpers import LazyModule, run_cli
 from tests.small_flamingos import write_flamingo

@@ -310,6 +310,7 @@ def _parse(line: bytes, where: str) -> Entry:
     if (
         not all(isinstance(value, kind) for value, kind in kinds)
         or not isinstance(answer, str | dict)
+        or answer == {}
         or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
     ):
         raise DataError(f"{where}: not a line of a journal (a field is of the wrong type); move it away to start anew")

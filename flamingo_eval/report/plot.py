@@ -18,6 +18,8 @@ FORMATS = ("png", "svg")
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 """Okabe and Ito's, which colour-blind people tell apart; markers and dashes differ too."""
 _MARKERS = "osD^vPX"
+_LONGEST = 100
+"""Characters of a label; a longer one would leave no room for the plot."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def _draw(axis: Any, title: str, lines: Sequence[Curve]) -> None:
 
 def _plain(text: str) -> str:
     """A text that is drawn as it stands: no formula between dollar signs, no character that SVG has not."""
-    return one_line(text).replace("$", r"\$")
+    short = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+    return one_line(short).replace("$", r"\$")
 
 
 def terminal_plot(panels: dict[str, list[Curve]], height: int = 14, step: int = 10) -> str:

@@ -92,8 +92,8 @@ def snapshot(repo: str) -> Path | None:
 
 
 def _of_the_client(error: Exception) -> bool:
-    """Whether an error is of httpx, by which huggingface_hub asks: it passes some on as they are."""
-    return type(error).__module__.partition(".")[0] == "httpx"
+    """Whether an error is of httpx (or httpx2), by which huggingface_hub asks: it passes some on as they are."""
+    return type(error).__module__.startswith("httpx")
 
 
 def _fetch_once(file: HubFile, revision: str | None = None) -> Path:

@@ -59,6 +59,15 @@ class Images:
         """The same images, of which nothing has been seen yet."""
         return Images(self.root, self.formats)
 
+    def __getstate__(self) -> tuple[Path, tuple[str, ...], dict[str, str]]:
+        """What another process needs: also what the content was, so that it notices a change."""
+        with self._lock:
+            return self.root, self.formats, dict(self._digests)
+
+    def __setstate__(self, state: tuple[Path, tuple[str, ...], dict[str, str]]) -> None:
+        self.root, self.formats, self._digests = state
+        self._lock = threading.Lock()
+
     def digest(self, image: str) -> str:
         """Digest of an image's bytes as they were first seen.
 

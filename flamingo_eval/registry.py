@@ -39,12 +39,13 @@ def plugin_names(kind: str) -> tuple[str, ...]:
 
 
 def _module(kind: str, name: str) -> Any:
-    return importlib.import_module(f"{_PACKAGE}.{kind}.{name}")
+    return importlib.import_module(f"{_PACKAGE}.{kind.replace('/', '.')}.{name}")
 
 
 def _plugin(kind: str, name: str, attribute: str) -> Any:
     if name not in plugin_names(kind):
-        raise UserError(f"unknown {kind[:-1]} {name!r}; known {kind}: {', '.join(plugin_names(kind))}")
+        what = kind.rpartition("/")[2]
+        raise UserError(f"unknown {what[:-1]} {name!r}; known {what}: {', '.join(plugin_names(kind))}")
     return getattr(_module(kind, name), attribute)
 
 
@@ -94,6 +95,11 @@ def renderer(name: str) -> Renderer:
     if name not in known:
         raise UserError(f"unknown rendering {name!r}; known: {', '.join(sorted(known))}")
     return known[name]
+
+
+def executor(name: str) -> Any:
+    """The class of an executor. Raises UserError listing the known ones."""
+    return _plugin("engine/executors", name, "EXECUTOR")
 
 
 def known_checkpoints() -> dict[str, str]:

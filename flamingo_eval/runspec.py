@@ -55,6 +55,7 @@ class RunSpec:
         image_formats: the image formats that may be decoded; does not change answers.
         on_error: ``stop``: an error once all other queries are answered; ``skip``: score what is there, as partial.
         process: which of the run's processes this is.
+        executor: who answers; None for this process, or for the processes of a run together where there are several.
     """
 
     benchmarks: tuple[str, ...]
@@ -79,6 +80,7 @@ class RunSpec:
     image_formats: tuple[str, ...] = FORMATS
     on_error: str = "stop"
     process: Process = Process()
+    executor: str | None = None
 
     @property
     def model_options(self) -> dict[str, Any]:

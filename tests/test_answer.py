@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flamingo_eval.engine.answer import answer, find_pending
+from flamingo_eval.engine.answer import answer
 from flamingo_eval.engine.journal import Journal
+from flamingo_eval.engine.requests import find_pending
 from flamingo_eval.errors import DeviceMemoryError, QueryError
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, Prompt, Task
@@ -39,7 +40,7 @@ class Small(ModelBase):
 @pytest.mark.parametrize("fits", [1, 2, 5, 16])
 def test_batches_that_do_not_fit_are_halved(tmp_path: Path, fits: int, capsys: pytest.CaptureFixture[str]) -> None:
     plan, model, journal = plan_of(source_of(9, 40), 2), Small(fits), Journal(tmp_path / "journal.jsonl")
-    failures = answer(list(find_pending([plan], journal, "m")), {"coco": plan.source.benchmark.task}, model, journal,
+    failures = answer(list(find_pending([plan], journal, "m")), model, journal,
                       batch_size=None, extra={})  # fmt: skip
     assert failures == []
     assert sum(model.sizes) == 40
@@ -54,15 +55,14 @@ def test_batches_that_do_not_fit_are_halved(tmp_path: Path, fits: int, capsys: p
 def test_what_fits_nowhere_is_an_error_and_the_rest_is_kept(tmp_path: Path) -> None:
     plan, journal = plan_of(source_of(9, 4), 2), Journal(tmp_path / "journal.jsonl")
     with pytest.raises(DeviceMemoryError):
-        answer(list(find_pending([plan], journal, "m")), {"coco": plan.source.benchmark.task}, Small(0), journal,
+        answer(list(find_pending([plan], journal, "m")), Small(0), journal,
                batch_size=2, extra={})  # fmt: skip
 
 
 def test_a_picture_that_cant_be_read_costs_its_own_query(tmp_path: Path) -> None:
     plan, journal = plan_of(source_of(9, 6), 2), Journal(tmp_path / "journal.jsonl")
     broken = next(iter(plan)).prompt.images[-1]
-    failures = answer(list(find_pending([plan], journal, "m")), {"coco": plan.source.benchmark.task},
-                      Small(9, broken), journal, batch_size=2, extra={})  # fmt: skip
+    failures = answer(list(find_pending([plan], journal, "m")), Small(9, broken), journal, batch_size=2, extra={})  # fmt: skip
     assert [failure.reason for failure in failures] == [f"{broken} can't be read"]
     assert len(read_lines(tmp_path / "journal.jsonl")) == 5
 
@@ -75,7 +75,7 @@ def test_batches_are_of_like_length(tmp_path: Path) -> None:
         example.fields["caption"] = "word " * (i % 13)  # type: ignore[index]
     plan = plan_of(source, 2)
     batches = list(_batches(list(find_pending([plan], Journal(tmp_path / "j"), "m")), 8))
-    spread = [max(sizes) - min(sizes) for batch in batches if (sizes := [q.prompt.length for _, q in batch])]
+    spread = [max(sizes) - min(sizes) for batch in batches if (sizes := [r.prompts[0].length for _, r in batch])]
     assert sum(spread) / len(spread) < 25, "sorted; as they come a batch's lengths differ by about 100"
 
 

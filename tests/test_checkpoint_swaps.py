@@ -124,7 +124,7 @@ def test_an_encoder_swapped_after_its_digest_went_into_the_run_is_never_used(
         swap()
         return identity
 
-    monkeypatch.setattr("flamingo_eval.engine.run.run_identity", swapped)
+    monkeypatch.setattr("flamingo_eval.engine.prepare.run_identity", swapped)
     result = cli(*FAST, "--data-root", root, "--select", "rices", "--rices-model", bundle / "model.toml",
                  "--device", "cpu", "--out", "run")  # fmt: skip
     assert result.returncode == 2, result.stderr

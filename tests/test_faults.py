@@ -148,14 +148,14 @@ class Overflowing(ModelBase):
 
 
 def test_overflowing_logits_name_their_query(root: Path, tmp_path: Path) -> None:
-    from flamingo_eval.engine.answer import find_pending
     from flamingo_eval.engine.plan import plan_trial, read_source
+    from flamingo_eval.engine.requests import find_pending
 
     trial = plan_trial(read_source("coco", root), RENDERER, shots=2, seed=42, selector="random", num_samples=None,
                        query_set_size=12)  # fmt: skip
     journal = Journal(tmp_path / "j.jsonl")
     pending = list(find_pending([trial], journal, "m"))
-    work = Answering({"coco": Decoding(5)}, Overflowing(), journal, batch_size=2, extra={})
+    work = Answering(Overflowing(), journal, batch_size=2, extra={})
     assert sum(work.answer(pending)) == 5
     assert [failure.reason for failure in work.failures] == [
         "query 501 of coco, 2 shots, seed 42: logits are not numbers"

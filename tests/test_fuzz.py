@@ -17,7 +17,7 @@ from flamingo_eval.benchmark import benchmark_names, load_benchmark
 from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Entry, Journal
 from flamingo_eval.engine.plan import read_source
-from flamingo_eval.engine.run import reopen
+from flamingo_eval.engine.reopen import reopen
 from flamingo_eval.engine.runs import list_runs, query_details
 from flamingo_eval.engine.score_files import item_rows, read_scores
 from flamingo_eval.errors import DataError, FlamingoEvalError

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from flamingo_eval.engine.processes import Claims, process_from
+from flamingo_eval.engine.claims import Claims, process_from
 from flamingo_eval.errors import UserError
 from flamingo_eval.runspec import Process
 from tests.helpers import Cli, read_lines, write_coco_root
@@ -122,7 +122,7 @@ def test_a_claim_ends_with_its_process(tmp_path: Path) -> None:
     claims = Claims(tmp_path / "claims")
     code = f"""
 from pathlib import Path
-from flamingo_eval.engine.processes import Claims
+from flamingo_eval.engine.claims import Claims
 claims = Claims(Path({str(tmp_path / "claims")!r}))
 print(claims.take("a"), claims.take("b"), flush=True)
 claims.release("b")

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from flamingo_eval import registry
 from flamingo_eval.benchmark import load_benchmark
-from flamingo_eval.engine.answer import Pending, _batches
+from flamingo_eval.engine.answer import _batches
 from flamingo_eval.engine.plan import Source, TrialPlan, plan_trial, query_row, read_source
+from flamingo_eval.engine.requests import Pending
 from flamingo_eval.errors import UserError
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.rendering import RENDERER
@@ -91,9 +92,9 @@ def test_a_plan_depends_on_neither_batches_nor_repetition(
     assert sorted(plan.queries) == list(range(test)), "every query once"
     assert all(len(set(q.demonstration_ids)) == (shots or 2) for q in queries), "no demonstration twice in a prompt"
     batches = list(_batches([Pending(plan, i, "", "") for i in range(len(plan))], batch_size))
-    asked = [(item.position, query) for batch in batches for item, query in batch]
+    asked = [(item.position, request.prompts) for batch in batches for item, request in batch]
     assert sorted(position for position, _ in asked) == list(range(len(plan))), "batches only cut it into pieces"
-    assert all(query == queries[position] for position, query in asked)
+    assert all(prompts == queries[position].prompts for position, prompts in asked)
     assert all(len(batch) <= batch_size for batch in batches)
 
 

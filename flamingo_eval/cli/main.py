@@ -93,6 +93,7 @@ def _benchmark_command(name: str) -> Callable[..., None]:
         plain: opt.Plain = False,
         on_error: opt.OnError = "stop",
         process: opt.ProcessOf = None,
+        executor: opt.ExecutorName = None,
         fresh: opt.Fresh = False,
         out: opt.Out = None,
         format: opt.Format = "table",
@@ -103,7 +104,7 @@ def _benchmark_command(name: str) -> Callable[..., None]:
             ensemble=ensemble, select=select, selection=selection, weights=weights,
             precision=precision, device=device,
             image_formats=image_formats, batch_size=batch_size, feature_cache=feature_cache,
-            plain=plain, on_error=on_error, process=process, fresh=fresh, out=out, format=format,
+            plain=plain, on_error=on_error, process=process, executor=executor, fresh=fresh, out=out, format=format,
         )  # fmt: skip
 
     command.__doc__ = (

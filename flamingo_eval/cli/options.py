@@ -168,6 +168,12 @@ ProcessOf = Annotated[
                  help="Which of the processes that share this run's work this is, such as 0/8. Default: as torchrun or "
                  "Slurm's srun say. All need the same command and see the same run folder; the first one scores."),
 ]  # fmt: skip
+ExecutorName = Annotated[
+    str | None,
+    typer.Option("--executor", metavar="NAME", envvar=_env("EXECUTOR"), rich_help_panel=_HOW,
+                 help="Who answers: local (this process), processes (those that share the run's folder), or a plug-in. "
+                 "Default: local, or processes where there are several."),
+]  # fmt: skip
 Fresh = Annotated[
     bool,
     typer.Option("--fresh", rich_help_panel=_OUT,

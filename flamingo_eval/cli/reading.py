@@ -70,7 +70,7 @@ def samples(
     """
     from flamingo_eval.engine.folder import RunFolder
     from flamingo_eval.engine.outputs import open_output
-    from flamingo_eval.engine.run import reopen_answered
+    from flamingo_eval.engine.reopen import reopen_answered
     from flamingo_eval.engine.score_files import samples as rows
     from flamingo_eval.report.samples import FORMATS, write_csv
 

@@ -96,7 +96,7 @@ def run_benchmarks(
     """Runs benchmarks and prints one table."""
     options["batch_size"] = opt.parse_batch_size(str(options["batch_size"]))
     options["feature_cache"] = opt.parse_size(feature_cache, "--feature-cache")
-    from flamingo_eval.engine.processes import process_from
+    from flamingo_eval.engine.claims import process_from
     from flamingo_eval.engine.run import execute
     from flamingo_eval.engine.score_files import read_scores
     from flamingo_eval.report.table import render
@@ -180,6 +180,7 @@ def run(
     plain: opt.Plain = False,
     on_error: opt.OnError = "stop",
     process: opt.ProcessOf = None,
+    executor: opt.ExecutorName = None,
     fresh: opt.Fresh = False,
     out: opt.Out = None,
     format: opt.Format = "table",
@@ -192,7 +193,7 @@ def run(
         selection=selection, weights=weights, precision=precision, device=device,
         image_formats=image_formats,
         batch_size=batch_size, feature_cache=feature_cache, plain=plain, on_error=on_error, process=process,
-        fresh=fresh, out=out, format=format,
+        executor=executor, fresh=fresh, out=out, format=format,
     )  # fmt: skip
 
 
@@ -239,8 +240,8 @@ def plan(
 ) -> None:
     """Show which queries and demonstrations a run would have, without loading a model."""
     from flamingo_eval.engine.plan import query_row
+    from flamingo_eval.engine.prepare import cells_of, notices, plan_all, rank_all, read_sources
     from flamingo_eval.engine.retrieval import Retriever
-    from flamingo_eval.engine.run import cells_of, notices, plan_all, rank_all, read_sources
 
     options = {
         "shots": shots, "seeds": seeds, "trials": trials, "data_root": data_root, "protocol": protocol,
@@ -300,7 +301,7 @@ def score(
         _score_predictions(benchmark, predictions, data_root, format, per_item, on_error)
         return
     from flamingo_eval.engine.folder import RunFolder
-    from flamingo_eval.engine.run import rescore
+    from flamingo_eval.engine.reopen import rescore
     from flamingo_eval.engine.score_files import read_scores
     from flamingo_eval.report.table import render
 
@@ -368,7 +369,7 @@ def submit(
     """Write the file that EvalAI takes for VQAv2 or VizWiz from one trial of a run."""
     from flamingo_eval.engine.folder import RunFolder
     from flamingo_eval.engine.outputs import write_output
-    from flamingo_eval.engine.run import reopen_answered
+    from flamingo_eval.engine.reopen import reopen_answered
     from flamingo_eval.engine.submit import submission
 
     folder = RunFolder(run)

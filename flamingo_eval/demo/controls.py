@@ -36,7 +36,9 @@ from flamingo_eval.demo.root import data_folder
 from flamingo_eval.engine.controls import run_controls
 from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.engine.run import execute, read_sources, reopen
+from flamingo_eval.engine.prepare import read_sources
+from flamingo_eval.engine.reopen import reopen
+from flamingo_eval.engine.run import execute
 from flamingo_eval.files import cache_folder
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, Cell, Id, Trial

@@ -2,119 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any
 
-from flamingo_eval.engine.journal import Entry, Failure, Journal, Slot, slot_of
-from flamingo_eval.engine.plan import TrialPlan
+from flamingo_eval.engine.journal import Entry, Failure, Journal, Slot
+from flamingo_eval.engine.requests import Pending, Request, pictures_digest
 from flamingo_eval.errors import DataError, DeviceMemoryError, QueryError, first_few
-from flamingo_eval.files import changed_fields, digest
-from flamingo_eval.images import Images
-from flamingo_eval.nouns import WITHHELD, Answer, NoAnswer, Prediction, Prompt, Query, Rendering, Task
+from flamingo_eval.nouns import Answer, NoAnswer, Prediction, Prompt, Task
 from flamingo_eval.ports import Model
 from flamingo_eval.progress import note, progress_bar
 from flamingo_eval.workers import ahead
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A query that has to be answered, by its place in the plan.
-
-    The query itself is built when its batch comes: a sweep's prompts all at once would not fit into memory.
-
-    Attributes:
-        trial: the plan.
-        position: in the plan.
-        key: digest of everything that determines the answer, but for the pictures' content.
-        pictures: digest of these, where it is known already: there is an answer to the same key, but other pictures.
-    """
-
-    trial: TrialPlan
-    position: int
-    key: str
-    pictures: str | None = None
-
-    @property
-    def query(self) -> Query:
-        """The query, built anew each time."""
-        return self.trial.query(self.position)
-
-    @property
-    def slot(self) -> Slot:
-        """What the answer belongs to."""
-        return (*self.trial.cell, *self.trial.slots[self.position])
-
-
-def pictures_digest(images: Images, shown: Iterable[str]) -> str | None:
-    """One digest of the contents of the pictures shown; None if one of them can't be read."""
-    try:
-        return digest([images.digest(image) for image in shown if image != WITHHELD])
-    except QueryError:
-        return None
-
-
-def answer_key(query: Query, renderings: Sequence[Rendering], task: Task, model: str) -> str:
-    """Digest of everything that determines a query's answer, but for the pictures' content.
-
-    Args:
-        renderings: the query as the model reads it, in each of its orders.
-        model: digest of the model, its precision included.
-    """
-    return digest(
-        {
-            "query": list(slot_of(query)),
-            "demonstrations": list(query.demonstration_ids),
-            "prompts": [prompt.text for prompt in renderings],
-            "images": [list(prompt.images) for prompt in renderings],
-            "rgb": renderings[0].rgb,
-            "task": changed_fields(task),
-            "model": model,
-        }
-    )
-
-
-def find_pending(trials: Iterable[TrialPlan], journal: Journal, model: str) -> Iterator[Pending]:
-    """The queries whose answers the journal does not hold, in plan order.
-
-    An answer stays valid when a picture has gone since; it is asked for again when a picture has changed.
-    """
-    for trial in trials:
-        images = trial.source.images
-        for position, query in enumerate(trial):
-            renderings = trial.render(query)
-            key, known = answer_key(query, renderings, trial.source.task, model), journal.get(slot_of(query))
-            if known is None or known.key != key:
-                yield Pending(trial, position, key)  # its pictures are looked at when its turn comes
-            elif (pictures := pictures_digest(images, renderings[0].images)) not in (known.pictures, None):
-                yield Pending(trial, position, key, pictures)
-
-
-def check_asked(trials: Iterable[TrialPlan], journal: Journal, model: str) -> None:
-    """Makes sure that a journal's answers were given to what the plans ask: of each trial some are looked at.
-
-    Raises:
-        DataError: they were not; the record, the data or the journal has been changed by hand.
-    """
-    for trial in trials:
-        answered = [position for position, slot in enumerate(trial.slots) if journal.get((*trial.cell, *slot))]
-        for position in {answered[0], answered[len(answered) // 2], answered[-1]} if answered else ():
-            query = trial.query(position)
-            known = journal.get(slot_of(query))
-            if known is not None and known.key != answer_key(query, trial.render(query), trial.source.task, model):
-                raise DataError(
-                    f"{journal.path}: the answer to query {query.id} of {trial.cell[0]}, {trial.shots} shots, seed "
-                    f"{trial.seed} was given to another prompt than run.json and the data make; one of them was changed"
-                )
 
 
 class Answering:
     """A model at work on the queries of a run; every batch is journalled before the next begins.
 
     Args:
-        tasks: benchmark -> what the model is asked to do.
         model: who is asked.
         journal: where answers go.
         batch_size: queries a batch; None for what the model suggests.
@@ -126,21 +32,20 @@ class Answering:
 
     def __init__(
         self,
-        tasks: Mapping[str, Task],
         model: Model,
         journal: Journal,
         *,
         batch_size: int | None,
         extra: Mapping[str, Any],
     ) -> None:
-        self._tasks, self._model, self._journal, self._extra = tasks, model, journal, extra
+        self._model, self._journal, self._extra = model, journal, extra
         self._runner = _Runner(model, batch_size)
         self._failed: set[Slot] = set()
         self.failures: list[Failure] = []
 
     def batch_size(self, item: Pending) -> int:
         """Queries a batch of those like this one."""
-        return self._runner.size(item.query.prompt, self._tasks[item.trial.cell[0]])
+        return self._runner.size(item.query.prompt, item.trial.source.task)
 
     def refresh(self) -> int:
         """Learns what other processes have answered; how many answers that were."""
@@ -156,7 +61,7 @@ class Answering:
 
     def answer(self, pending: Sequence[Pending]) -> Iterator[int]:
         """Answers queries, and says after every batch how many these were; those that can't be answered count too."""
-        for task, kind in _kinds(pending, self._tasks):
+        for task, kind in _kinds(pending):
             size = self._runner.size(kind[0].query.prompt, task)
             for batch, ready in ahead(partial(self._prepare, task), _batches(kind, size)):
                 for item, reason in ready.failures:
@@ -182,23 +87,22 @@ class Answering:
         self._failed.add(item.slot)
         self.failures.append(Failure(item.slot, reason))
 
-    def _prepare(self, task: Task, batch: Sequence[tuple[Pending, Query]]) -> _Ready:
+    def _prepare(self, task: Task, batch: Sequence[tuple[Pending, Request]]) -> _Ready:
         ready = _Ready([], [], [])
-        images = batch[0][0].trial.source.images
-        asked = [p for item, q in batch if item.position not in item.trial.failed for p in q.prompts]
-        self._model.prefetch(asked, task, images)
-        for item, query in batch:
-            if item.position in item.trial.failed:
-                ready.failures.append((item, item.trial.failed[item.position]))
+        images = batch[0][1].images
+        prompts = [prompt for _, request in batch if request.failed is None for prompt in request.prompts]
+        self._model.prefetch(prompts, task, images)
+        for item, request in batch:
+            if request.failed is not None:
+                ready.failures.append((item, request.failed))
                 continue
             try:
-                prepared = [self._model.prepare(prompt, task, images) for prompt in query.prompts]
+                prepared = [self._model.prepare(prompt, task, images) for prompt in request.prompts]
             except QueryError as error:
                 ready.failures.append((item, str(error)))
                 continue
             # the model has read them through the same object: these are the bytes that it has decoded
-            shown = item.trial.renderer.render(query.prompt).images
-            ready.items.append((item, pictures_digest(images, shown) or ""))
+            ready.items.append((item, pictures_digest(images, request.shown) or ""))
             ready.prepared.append(prepared)
         return ready
 
@@ -214,7 +118,6 @@ class _Ready:
 
 def answer(
     pending: Sequence[Pending],
-    tasks: Mapping[str, Task],
     model: Model,
     journal: Journal,
     *,
@@ -227,7 +130,7 @@ def answer(
     Returns:
         The queries that can't be answered; all others are.
     """
-    work = Answering(tasks, model, journal, batch_size=batch_size, extra=extra)
+    work = Answering(model, journal, batch_size=batch_size, extra=extra)
     with progress_bar(len(pending), "query", title) as bar:
         for count in work.answer(pending):
             bar.update(count)
@@ -298,23 +201,51 @@ def _in_halves(model: Model, prompts: Sequence[Any], task: Task) -> list[Answer 
     return _in_halves(model, prompts[:middle], task) + _in_halves(model, prompts[middle:], task)
 
 
-def _kinds(pending: Sequence[Pending], tasks: Mapping[str, Task]) -> Iterator[tuple[Task, list[Pending]]]:
+def _kinds(pending: Sequence[Pending]) -> Iterator[tuple[Task, list[Pending]]]:
     """Runs of queries of one benchmark and one number of shots."""
-    for (benchmark, _), items in groupby(pending, key=lambda item: item.trial.cell[:2]):
-        yield tasks[benchmark], list(items)
+    for _, items in groupby(pending, key=lambda item: item.trial.cell[:2]):
+        kind = list(items)
+        yield kind[0].trial.source.task, kind
 
 
 WINDOW = 32
 """Batches whose queries are put in order of length, so that there is little padding."""
 
 
-def _batches(pending: Sequence[Pending], size: int) -> Iterator[list[tuple[Pending, Query]]]:
+def _batches(pending: Sequence[Pending], size: int) -> Iterator[list[tuple[Pending, Request]]]:
     """Batches of at most ``size`` queries of like length, longest first, with their prompts."""
     for start in range(0, len(pending), WINDOW * size):
-        some = [(item, item.query) for item in pending[start : start + WINDOW * size]]
-        some.sort(key=lambda pair: -pair[1].prompt.length)
+        some = [(item, item.request) for item in pending[start : start + WINDOW * size]]
+        some.sort(key=lambda pair: -pair[1].prompts[0].length)
         for i in range(0, len(some), size):
             yield some[i : i + size]
+
+
+def answer_requests(model: Model, requests: Sequence[Request]) -> list[Prediction | Failure]:
+    """Answers requests of one task as one batch, wherever they have come from: for executors.
+
+    Returns:
+        For each a prediction to be journalled, or why there is none.
+    """
+    runner, found = _Runner(model, len(requests)), dict[Slot, Prediction | Failure]()
+    prepared: list[tuple[Request, list[Any]]] = []
+    for request in requests:
+        try:
+            if request.failed is not None:
+                raise QueryError(request.failed)
+            ready = [model.prepare(prompt, request.task, request.images) for prompt in request.prompts]
+            prepared.append((request, ready))
+        except QueryError as error:
+            found[request.slot] = Failure(request.slot, str(error))
+    answers = [said for part in runner.answer([ready for _, ready in prepared], requests[0].task) for said in part]
+    for (request, _), said in zip(prepared, answers, strict=True):
+        pictures = pictures_digest(request.images, request.shown) or ""
+        found[request.slot] = (
+            Failure(request.slot, said.reason)
+            if isinstance(said, NoAnswer)
+            else Prediction(request.key, said, pictures)
+        )
+    return [found[request.slot] for request in requests]
 
 
 def describe_failures(failures: Sequence[Failure]) -> DataError:

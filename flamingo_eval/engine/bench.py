@@ -10,11 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from flamingo_eval import registry
-from flamingo_eval.engine.answer import Pending, answer, describe_failures
+from flamingo_eval.engine.answer import answer, describe_failures
 from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.plan import Source, TrialPlan
+from flamingo_eval.engine.prepare import RootOf, cells_of, plan_all, rank_all, read_sources
+from flamingo_eval.engine.requests import Pending
 from flamingo_eval.engine.retrieval import Retriever
-from flamingo_eval.engine.run import RootOf, cells_of, plan_all, rank_all, read_sources
 from flamingo_eval.engine.score import score_trials
 from flamingo_eval.errors import DataError, first_few
 from flamingo_eval.images import Images
@@ -164,8 +165,7 @@ def _ask(
     pending = [Pending(trial, i, str(i), "") for i in asked]
     with TemporaryDirectory(prefix="flamingo-eval-bench-") as folder:
         journal = Journal(Path(folder) / "journal.jsonl")
-        tasks = {source.benchmark.name: source.task}
-        failures = answer(pending, tasks, model, journal, batch_size=batch_size, extra={}, title=f"{trial.shots} shots")
+        failures = answer(pending, model, journal, batch_size=batch_size, extra={}, title=f"{trial.shots} shots")
         answered = [item.position for item in pending if journal.get(item.slot) is not None]
         if not answered:
             raise describe_failures(failures)

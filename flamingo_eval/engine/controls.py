@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_eval import registry
-from flamingo_eval.engine.answer import answer, describe_failures, find_pending
+from flamingo_eval.engine.answer import answer, describe_failures
 from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Failure, Journal
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.engine.run import RootOf, reopen
+from flamingo_eval.engine.prepare import RootOf
+from flamingo_eval.engine.reopen import reopen
+from flamingo_eval.engine.requests import find_pending
 from flamingo_eval.engine.score import ScoredTrial, build_cells, score_trials
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import digest
@@ -197,9 +199,8 @@ def _answer(
     failures = []
     with closing(source.load(device, precision)) as model:
         for name, items in pending.items():
-            tasks = {item.trial.cell[0]: item.trial.source.task for item in items}
             told = {"control": name, **extra}
-            failures += answer(items, tasks, model, journals[name], batch_size=batch_size, extra=told, title=name)
+            failures += answer(items, model, journals[name], batch_size=batch_size, extra=told, title=name)
     return failures
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal, journal_files
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.engine.run import RootOf, reopen_answered
+from flamingo_eval.engine.prepare import RootOf
+from flamingo_eval.engine.reopen import reopen_answered
 from flamingo_eval.engine.score_files import check_scored, item_rows, sample_row
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import exists, is_folder, open_regular
@@ -143,7 +144,7 @@ def query_details(
         data_root: where the data is now, if it has moved.
 
     Raises:
-        UserError: no trial asks such a query; see also :func:`flamingo_eval.engine.run.reopen`.
+        UserError: no trial asks such a query; see also :func:`flamingo_eval.engine.reopen.reopen`.
     """
     _, trials, journal = reopen_answered(folder, root_of, data_root)
     chosen = [t for t in trials if shots in (None, t.shots) and seed in (None, t.seed)]

@@ -1,110 +1,33 @@
-"""Many processes on one run: who this one is, and how work is divided.
+"""Many processes on one run, which share its folder.
 
 A run's queries are cut into chunks. Each process claims some, answers them, and claims the next ones, so that a fast
-one does more than a slow one. A claim is a lock on a byte of a file in the run's folder: the system lets go of it when
-a process dies, and another one takes the chunk up. What counts as answered is what stands in the journals.
+one does more than a slow one. The system lets go of a claim when a process dies, and another one takes the chunk up.
+What counts as answered is what stands in the journals.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from hashlib import blake2b
 from itertools import groupby
-from pathlib import Path
 from typing import Protocol
 
-from flamingo_eval.engine.answer import Pending
-from flamingo_eval.errors import StorageError, UserError
-from flamingo_eval.files import open_own, storage_errors
+from flamingo_eval.engine.answer import Answering
+from flamingo_eval.engine.claims import Claims
+from flamingo_eval.engine.executors.local import LocalExecutor
+from flamingo_eval.engine.folder import RunFolder
+from flamingo_eval.engine.journal import Journal
+from flamingo_eval.engine.requests import Pending
 from flamingo_eval.runspec import Process
 
 CHUNK = 16
 """Queries that are claimed together, at least."""
 
+
 CLAIM_SECONDS = 20.0
 """A process claims as many as it answers in about this time."""
-
-_ENVIRONMENTS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
-"""What torchrun and Slurm's srun tell the processes that they start."""
-
-
-def process_from(environment: Mapping[str, str], option: str | None) -> Process:
-    """Which process this is: as the option says, ``RANK/COUNT``, else as torchrun or srun say, else the only one.
-
-    Raises:
-        UserError: it makes no sense.
-    """
-    if option is not None:
-        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", option.strip())
-        if match is None or int(match[1]) >= int(match[2]):
-            raise UserError(f"--process {option!r}: give RANK/COUNT, ranks from 0 on, such as 0/4, 1/4, 2/4 and 3/4")
-        return Process(int(match[1]), int(match[2]), int(match[1]))
-    for rank, count, local in _ENVIRONMENTS:
-        if rank in environment and count in environment:
-            try:
-                process = Process(*(int(environment.get(name, "0")) for name in (rank, count, local)))
-            except ValueError:
-                process = Process(-1)
-            if not 0 <= process.rank < process.count:
-                raise UserError(
-                    f"{rank}={environment[rank]} and {count}={environment[count]} in the environment make no sense; "
-                    "unset them, or say --process 0/1"
-                )
-            return process
-    return Process()
-
-
-class Claims:
-    """Locks by name, on bytes of one file.
-
-    Args:
-        path: the file; all processes must see the same one.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with storage_errors(path):
-            self._file = open_own(path, os.O_RDWR | os.O_CREAT)
-
-    def close(self) -> None:
-        """Lets go of everything."""
-        os.close(self._file)
-
-    def take(self, name: str) -> bool:
-        """Claims a name; False if another process holds it."""
-        return self._lock(name, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def release(self, name: str) -> None:
-        """Lets go of a name."""
-        self._lock(name, fcntl.LOCK_UN)
-
-    @contextmanager
-    def alone(self, name: str) -> Iterator[None]:
-        """Waits until no other process is within the same."""
-        self._lock(name, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            self.release(name)
-
-    def _lock(self, name: str, kind: int) -> bool:
-        place = int.from_bytes(blake2b(name.encode(), digest_size=7).digest(), "big")
-        try:
-            fcntl.lockf(self._file, kind, 1, place)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            raise StorageError(
-                f"{self._path} can't be locked ({error.strerror}): processes can't share a run here"
-            ) from error
-        return True
 
 
 class Answered(Protocol):
@@ -201,3 +124,32 @@ def _claim(
         if count >= most:
             break
     return taken
+
+
+class ProcessesExecutor(LocalExecutor):
+    """One of several processes; the first one's bar shows what all have done, and it alone tells and scores."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the first one."""
+        return self.process.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        """Others may be at work in the same folder."""
+        return False
+
+    def journal(self, folder: RunFolder) -> Journal:
+        """A file of its own, which others must find long before there is something in it."""
+        journal = Journal(folder.journal_file, self.process.rank)
+        journal.begin()
+        return journal
+
+    def parts(
+        self, requests: Sequence[Pending], work: Answering, others: Callable[[int], None]
+    ) -> Iterator[Sequence[Pending]]:
+        """Chunks, as they are claimed."""
+        yield from divide(requests, self.process, self.claims, work, work.batch_size, others)
+
+
+EXECUTOR = ProcessesExecutor

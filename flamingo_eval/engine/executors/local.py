@@ -1,0 +1,78 @@
+"""This process, alone; and what an executor is made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+
+from flamingo_eval.engine.answer import Answering
+from flamingo_eval.engine.claims import Claims
+from flamingo_eval.engine.executor import Outcome, Terms
+from flamingo_eval.engine.folder import RunFolder
+from flamingo_eval.engine.journal import Journal
+from flamingo_eval.engine.requests import Pending
+from flamingo_eval.ports import ModelSource
+from flamingo_eval.progress import progress_bar
+from flamingo_eval.runspec import Process
+
+
+class LocalExecutor:
+    """Loads the model into this process and answers everything.
+
+    Args:
+        process: which of a run's processes this is.
+    """
+
+    claims: Claims
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+    @property
+    def leads(self) -> bool:
+        """There is no other."""
+        return True
+
+    @property
+    def alone(self) -> bool:
+        """There is no other."""
+        return True
+
+    @contextmanager
+    def hold(self, folder: RunFolder) -> Iterator[Claims]:
+        """Holds the run's folder. Raises UserError if somebody else does."""
+        with folder.lock(self.process), closing(Claims(folder.claims_file)) as claims:
+            self.claims = claims
+            yield claims
+
+    def journal(self, folder: RunFolder) -> Journal:
+        """The run's."""
+        return Journal(folder.journal_file)
+
+    def run(self, requests: Sequence[Pending], model_source: ModelSource, journal: Journal, terms: Terms) -> Outcome:
+        """See :class:`flamingo_eval.engine.executor.Executor`."""
+        with closing(model_source.load(terms.device, terms.precision)) as model:
+            work = Answering(model, journal, batch_size=terms.batch_size, extra=terms.extra)
+            began = time.perf_counter()
+            with progress_bar(len(requests), "query", "answering", shown=self.leads) as bar:
+                for part in self.parts(requests, work, bar.update):
+                    for count in work.answer(part):
+                        bar.update(count)
+            return Outcome(work.failures, {"answering": time.perf_counter() - began, **model.timings()})
+
+    def parts(
+        self, requests: Sequence[Pending], work: Answering, others: Callable[[int], None]
+    ) -> Iterator[Sequence[Pending]]:
+        """Parts of the work, one after the other.
+
+        Args:
+            requests: what the run lacks.
+            work: knows what is answered.
+            others: told how many answers others have brought.
+        """
+        del work, others
+        yield requests
+
+
+EXECUTOR = LocalExecutor

@@ -1,0 +1,232 @@
+"""Prepare: everything that is read and checked before a run's folder is held; and the plans of its cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flamingo_eval import registry
+from flamingo_eval.engine.folder import RunFolder
+from flamingo_eval.engine.plan import (
+    Source,
+    TrialPlan,
+    asked_examples,
+    check_selector,
+    demonstrations_needed,
+    is_deterministic,
+    plan_trial,
+    read_source,
+)
+from flamingo_eval.engine.record import (
+    default_folder,
+    demo_note,
+    run_identity,
+)
+from flamingo_eval.engine.retrieval import Retriever, all_pictures_digest, find_nearest, read_nearest, write_nearest
+from flamingo_eval.engine.score_files import CellKey
+from flamingo_eval.errors import DataError, UserError
+from flamingo_eval.files import digest, is_file
+from flamingo_eval.images import Images
+from flamingo_eval.nouns import Decoding, Example, Ranking
+from flamingo_eval.ports import NOTHING, Capabilities, ModelInfo, ModelSource, Nearest, Renderer
+from flamingo_eval.runspec import RunSpec
+
+RootOf = Callable[[str], Path]
+"""From a data root as users name it to the folder."""
+
+
+def cells_of(spec: RunSpec, sources: Mapping[str, Source]) -> list[CellKey]:
+    """(benchmark, shots, seed) of every trial that is run: one for each number of shots where seeds change nothing."""
+    fixed = {
+        name: is_deterministic(source, spec.selector, spec.num_samples, spec.ensemble)
+        for name, source in sources.items()
+    }
+    return list(
+        dict.fromkeys((b, k, sources[b].benchmark.plan.seeds[0] if fixed[b] else seed) for b, k, seed in spec.cells)
+    )
+
+
+def plan_all(
+    spec: RunSpec,
+    sources: Mapping[str, Source],
+    cells: Sequence[CellKey],
+    renderer: Renderer,
+    nearest: Mapping[str, Nearest] | None = None,
+) -> list[TrialPlan]:
+    """The plans of the given cells; ``nearest`` is what :func:`rank_all` gives."""
+    return [
+        plan_trial(sources[name], renderer, shots=shots, seed=seed, selector=spec.selector,
+                   num_samples=spec.num_samples, query_set_size=spec.query_set_size, ensemble=spec.ensemble,
+                   nearest=(nearest or {}).get(name))
+        for name, shots, seed in cells
+    ]  # fmt: skip
+
+
+def rank_all(
+    spec: RunSpec,
+    sources: Mapping[str, Source],
+    cells: Sequence[CellKey],
+    retriever: Retriever | None,
+    folder: RunFolder | None = None,
+) -> dict[str, Nearest]:
+    """For every benchmark what its queries are nearest to, once for all numbers of shots; empty without retrieval.
+
+    Args:
+        retriever: what the run retrieves by.
+        folder: a run that keeps its ranking: one made from the same pictures that reaches far enough is used, also
+            where the pictures have gone since.
+
+    Raises:
+        UserError, DataError, CheckpointError: see :func:`flamingo_eval.engine.retrieval.find_nearest`.
+    """
+    nearest: dict[str, Nearest] = {}
+    if retriever is None:
+        return nearest
+    for name, source in sources.items():
+        check_selector(source, spec.selector)
+        asked, count = reach(spec, source, cells)
+        pictures, whole = all_pictures_digest(source, asked)
+        kept = None if folder is None else folder.nearest_file(spec.selector, name)
+        if kept is not None and is_file(kept):
+            try:
+                saved, made_from = read_nearest(kept, source, asked, count)
+            except DataError:  # too short, or damaged: made anew
+                made_from = None
+            if made_from == pictures or (made_from is not None and not whole):
+                nearest[name] = saved
+                continue
+        nearest[name] = find_nearest(source, asked, count, retriever, spec.device)
+        if kept is not None:
+            write_nearest(kept, nearest[name], pictures)
+    return nearest
+
+
+def reach(spec: RunSpec, source: Source, cells: Sequence[CellKey]) -> tuple[list[Example], int]:
+    """Which examples the cells of a benchmark query, and how many demonstrations they need at most."""
+    own = [cell for cell in cells if cell[0] == source.benchmark.name]
+    seeds = sorted({seed for _, _, seed in own})
+    asked = [example for seed in seeds for example in asked_examples(source, seed, spec.num_samples)]
+    return asked, max(demonstrations_needed(source, shots) for _, shots, _ in own)
+
+
+def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
+    """What the user should know before the run starts, but for the demo."""
+    retrieves = registry.selector(spec.selector).needs != NOTHING
+    capped = [
+        f"{source.benchmark.name}: the training set has {len(source.data.train)} examples; "
+        f"all of them are the pool (--query-set-size {spec.query_set_size})"
+        for source in sources.values()
+        if spec.query_set_size > len(source.data.train) and not source.benchmark.plan.one_set
+    ]
+    chosen = [f"{source.benchmark.name}: {note}" for source in sources.values() for note in source.data.notes]
+    fixed = [
+        f"{name}: {spec.selector} over all queries is the same with every seed: one trial, seed "
+        f"{source.benchmark.plan.seeds[0]}"
+        for name, source in sources.items()
+        if len(spec.seeds) > 1 and is_deterministic(source, spec.selector, spec.num_samples, spec.ensemble)
+    ]
+    return [*chosen, *fixed, *([] if retrieves else capped)]
+
+
+def read_sources(spec: RunSpec, images: Images) -> dict[str, Source]:
+    """Every benchmark of a run with its data; they share their images."""
+    return {
+        name: read_source(name, images, spec.data_overrides.get(name), protocol=spec.protocol, split=spec.split)
+        for name in spec.benchmarks
+    }
+
+
+def check_capabilities(capabilities: Capabilities, spec: RunSpec, sources: Mapping[str, Source]) -> None:
+    """Refuses what a model can't do, before anything is planned. Raises UserError, which says what to change."""
+    most = max(spec.shots, default=0) + 1
+    if capabilities.images is not None and most > capabilities.images:
+        raise UserError(
+            f"{spec.checkpoint} takes at most {capabilities.images} images a prompt, and {most - 1} shots need {most}: "
+            f"--shots up to {capabilities.images - 1}"
+        )
+    for name, source in sources.items():
+        if isinstance(source.task, Ranking) and not capabilities.ranking:
+            raise UserError(f"{name} ranks class names by their log-likelihoods, which {spec.checkpoint} does not give")
+        if isinstance(source.task, Decoding) and source.task.num_beams > 1 and not capabilities.beams:
+            raise UserError(
+                f"{name} under protocol {spec.protocol} is answered by beam search ({source.task.num_beams} beams), "
+                f"and {spec.checkpoint} generates greedily only: choose a benchmark file or protocol with num_beams = 1"
+            )
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run before its folder is held: everything that is read and checked.
+
+    Attributes:
+        spec: what the user asked for.
+        images: where the images are.
+        sources: the benchmarks with their data.
+        model_source: the model.
+        info: what it says of itself.
+        retriever: what demonstrations are retrieved by; None if they are not.
+        device: where the model runs.
+        precision: in which precision.
+        identity: everything that determines answers.
+        folder: where the run is kept.
+        cells: what is asked for.
+    """
+
+    spec: RunSpec
+    images: Images
+    sources: Mapping[str, Source]
+    model_source: ModelSource
+    info: ModelInfo
+    retriever: Retriever | None
+    device: str
+    precision: str
+    identity: dict[str, Any]
+    folder: RunFolder
+    cells: Sequence[CellKey]
+
+
+def prepare(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: ModelSource | None = None) -> PreparedRun:
+    """Reads what a run needs, and checks that it can be carried out. Parameters and errors as :func:`execute`."""
+    images = Images(root_of(spec.data_root), spec.image_formats)
+    model_source = model_source or registry.model_source(spec.checkpoint, spec.model_options)
+    sources = read_sources(spec, images)
+    check_capabilities(model_source.capabilities, spec, sources)
+    info, retriever = model_source.info(), Retriever.of(spec)
+    device, precision = model_source.resolve(spec.device, spec.precision)
+    retrieval = None if retriever is None else retriever.identity()
+    identity = run_identity(spec, sources, info.digest, precision, model_source.renderer, retrieval)
+    folder = RunFolder(out or default_folder(spec, identity))
+    cells = cells_of(spec, sources)
+    return PreparedRun(spec, images, sources, model_source, info, retriever, device, precision, identity, folder, cells)
+
+
+def told_beforehand(spec: RunSpec, sources: Mapping[str, Source], cells: Sequence[CellKey]) -> Iterator[str]:
+    """What is said before anything is answered. Raises DataError where the references could not be scored with."""
+    demo = demo_note(spec)
+    if demo:
+        yield demo
+    yield from notices(spec, sources)
+    for name, source in sources.items():
+        yield from (f"{name}: {line}" for line in _check_scorable(source, spec, cells))
+
+
+def _check_scorable(source: Source, spec: RunSpec, cells: Sequence[CellKey]) -> Sequence[str]:
+    """Finds out now, not after a day of answering, that references are malformed or leave the metric undefined."""
+    references, asked = source.references.by_id, []
+    for seed in sorted({seed for name, _, seed in cells if name == source.benchmark.name}):
+        ids = [example.id for example in asked_examples(source, seed, spec.num_samples, spec.query_set_size)]
+        lacking = [id for id in ids if id not in references] if references else []
+        if lacking:
+            files = ", ".join(map(str, source.references.files))
+            raise DataError(
+                f"{source.benchmark.name}: {len(lacking)} queries have no reference in {files}, such as {lacking[0]}"
+            )
+        asked.append({id: references[id] for id in ids} if references else {})
+    return registry.metric(source.benchmark.metric).check(asked)
+
+
+def model_digest(checkpoint: str, precision: str) -> str:
+    """What answers' keys call the model."""
+    return digest([checkpoint, precision])

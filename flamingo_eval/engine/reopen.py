@@ -1,0 +1,104 @@
+"""A run opened again from its folder: its plans, made anew from the data, and its answers; no model is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flamingo_eval import registry
+from flamingo_eval.engine.folder import FIRST_RENDERING, RunFolder, retrieval_part
+from flamingo_eval.engine.journal import Journal
+from flamingo_eval.engine.plan import (
+    TrialPlan,
+    read_source,
+)
+from flamingo_eval.engine.prepare import RootOf, model_digest, plan_all, reach
+from flamingo_eval.engine.record import (
+    run_identity,
+)
+from flamingo_eval.engine.requests import check_asked
+from flamingo_eval.engine.retrieval import read_nearest
+from flamingo_eval.engine.score import write_scores
+from flamingo_eval.images import FORMATS, Images, formats_with
+from flamingo_eval.nouns import Cell
+from flamingo_eval.runspec import RunSpec
+
+
+def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> tuple[dict[str, Any], list[TrialPlan]]:
+    """The record of a run and the plans of all its cells, made again from the data.
+
+    Args:
+        folder: the run.
+        root_of: from a data root as users name it to the folder.
+        data_root: where the data is now, if it has moved.
+
+    Raises:
+        UserError: no run folder, data missing, or the data is not what the run was made from.
+    """
+    record = folder.read_run()
+    identity, parts = record["identity"], record["settings"]["benchmarks"]
+    shared: dict[tuple[Path, tuple[str, ...]], Images] = {}
+
+    def images_of(name: str) -> Images:
+        """Where a benchmark's images are; benchmarks that share them share what is known of their content too."""
+        root, formats = root_of(data_root or parts[name]["data_root"]), parts[name].get("image_formats", FORMATS)
+        known = formats_with(name for name in formats if name not in FORMATS)
+        return shared.setdefault((root, known), Images(root, known))
+
+    sources = {
+        name: read_source(
+            name,
+            images_of(name),
+            parts[name]["data_overrides"],
+            protocol=part["protocol"],
+            split=part["split"],
+        )
+        for name, part in identity["benchmarks"].items()
+    }
+    spec = RunSpec(
+        benchmarks=tuple(sources),
+        shots=(),
+        seeds=(),
+        checkpoint=record["settings"]["checkpoint"],
+        selector=identity["selector"],
+        num_samples=identity["num_samples"],
+        query_set_size=identity["query_set_size"] or RunSpec.query_set_size,
+        ensemble=identity["ensemble"],
+    )
+    renderer = registry.renderer(identity.get("rendering", FIRST_RENDERING))
+    folder.check_identity(
+        run_identity(spec, sources, identity["checkpoint"], identity["precision"], renderer, retrieval_part(identity))
+    )
+    retrieved = sources if retrieval_part(identity) else {}
+    cells = [(row[0], row[1], row[2]) for row in record["cells"]]
+    nearest = {
+        name: read_nearest(folder.nearest_file(spec.selector, name), source, *reach(spec, source, cells))[0]
+        for name, source in retrieved.items()
+    }
+    return record, plan_all(spec, sources, cells, renderer, nearest)
+
+
+def reopen_answered(
+    folder: RunFolder, root_of: RootOf, data_root: str | None = None
+) -> tuple[dict[str, Any], list[TrialPlan], Journal]:
+    """The same with the journal, whose answers are those to the plans' queries.
+
+    Raises:
+        UserError, DataError: see :func:`reopen` and :func:`flamingo_eval.engine.answer.check_asked`.
+    """
+    record, trials = reopen(folder, root_of, data_root)
+    journal = Journal(folder.journal_file)
+    check_asked(trials, journal, model_digest(record["identity"]["checkpoint"], record["identity"]["precision"]))
+    return record, trials, journal
+
+
+def rescore(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> list[Cell]:
+    """Scores a run again from its journal, as far as it is complete; no model, no pictures.
+
+    Raises:
+        UserError, DataError: see :func:`reopen`.
+    """
+    folder.read_run()  # before the lock would make a folder
+    with folder.lock():
+        record, trials, journal = reopen_answered(folder, root_of, data_root)
+        return write_scores(folder, trials, journal, record)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
 from flamingo_eval.adopted import AdoptedSource
 from flamingo_eval.errors import UserError
+from flamingo_eval.plugins import found
 from flamingo_eval.ports import (
     IMAGE_EMBEDDINGS,
     EncoderFamily,
@@ -28,35 +26,27 @@ from flamingo_eval.ports import (
 from flamingo_eval.prompting import INTERLEAVED
 from flamingo_eval.settings import Setting, with_defaults
 
-_PACKAGE = "flamingo_eval"
 
-
-@cache
 def plugin_names(kind: str) -> tuple[str, ...]:
-    """Names of the plug-ins of a kind (``loaders``, ``selectors``, ``models``, ``metrics``), sorted."""
-    folder = str(Path(__file__).parent / kind)
-    return tuple(sorted(m.name for m in pkgutil.iter_modules([folder]) if not m.name.startswith("_")))
+    """Names of the plug-ins of a kind (``loaders``, ``selectors``, ``models``, ...), sorted."""
+    return tuple(sorted(found(kind)))
 
 
-def _module(kind: str, name: str) -> Any:
-    return importlib.import_module(f"{_PACKAGE}.{kind.replace('/', '.')}.{name}")
-
-
-def _plugin(kind: str, name: str, attribute: str) -> Any:
-    if name not in plugin_names(kind):
-        what = kind.rpartition("/")[2]
-        raise UserError(f"unknown {what[:-1]} {name!r}; known {what}: {', '.join(plugin_names(kind))}")
-    return getattr(_module(kind, name), attribute)
+def _plugin(kind: str, name: str) -> Any:
+    known = found(kind)
+    if name not in known:
+        raise UserError(f"unknown {kind[:-1]} {name!r}; known {kind}: {', '.join(sorted(known))}")
+    return known[name]()
 
 
 def loader(name: str) -> Loader:
     """The loader of a file format. Raises UserError listing the known ones."""
-    return cast(Loader, _plugin("loaders", name, "LOADER"))
+    return cast(Loader, _plugin("loaders", name))
 
 
 def selector(name: str) -> Selector:
     """A way to pick demonstrations. Raises UserError listing the known ones."""
-    return cast(Selector, _plugin("selectors", name, "SELECTOR"))
+    return cast(Selector, _plugin("selectors", name))
 
 
 def selector_settings() -> dict[str, Setting]:
@@ -81,11 +71,11 @@ def retrieval(name: str, settings: Mapping[str, Any], demo: bool) -> Retrieval |
 @cache
 def metric(name: str) -> Metric:
     """A metric. Raises UserError listing the known ones."""
-    return cast(Metric, _plugin("metrics", name, "METRIC"))
+    return cast(Metric, _plugin("metrics", name))
 
 
 def _model_families() -> list[ModelFamily]:
-    return [cast(ModelFamily, _plugin("models", name, "MODEL")) for name in plugin_names("models")]
+    return [cast(ModelFamily, _plugin("models", name)) for name in plugin_names("models")]
 
 
 def renderer(name: str) -> Renderer:
@@ -99,7 +89,7 @@ def renderer(name: str) -> Renderer:
 
 def executor(name: str) -> Any:
     """The class of an executor. Raises UserError listing the known ones."""
-    return _plugin("engine/executors", name, "EXECUTOR")
+    return _plugin("executors", name)
 
 
 def known_checkpoints() -> dict[str, str]:
@@ -185,7 +175,6 @@ def image_encoder(name: str, options: Mapping[str, Any] | None = None) -> Encode
 
 
 def _encoder_families() -> list[EncoderFamily]:
-    """Those that models bring along, a name of their own before one that takes any name."""
-    modules = [_module("models", name) for name in plugin_names("models")]
-    families = [cast(EncoderFamily, module.ENCODER) for module in modules if hasattr(module, "ENCODER")]
+    """A name of their own before one that takes any name."""
+    families = [cast(EncoderFamily, _plugin("encoders", name)) for name in plugin_names("encoders")]
     return sorted(families, key=lambda family: bool(getattr(family, "takes_any_name", False)))

@@ -14,10 +14,9 @@ from flamingo_eval.errors import UserError
 
 def register(app: typer.Typer) -> None:
     """Adds this module's command."""
-    app.command(rich_help_panel="Runs")(bench)
+    app.command(rich_help_panel="Runs")(opt.with_selection(bench))
 
 
-@opt.with_selection
 def bench(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],

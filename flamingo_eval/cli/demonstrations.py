@@ -18,11 +18,10 @@ from flamingo_eval.ports import IMAGE_EMBEDDINGS
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    app.command(rich_help_panel="Runs")(features)
+    app.command(rich_help_panel="Runs")(opt.with_selection(features))
     app.command(rich_help_panel="Runs")(controls)
 
 
-@opt.with_selection
 def features(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],

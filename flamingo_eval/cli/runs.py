@@ -30,8 +30,8 @@ _PANEL = "Runs"
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    app.command(rich_help_panel="Benchmarks")(run)
-    for command in (plan, score, submit):
+    app.command(rich_help_panel="Benchmarks")(opt.with_selection(run))
+    for command in (opt.with_selection(plan), score, submit):
         app.command(rich_help_panel=_PANEL)(command)
 
 
@@ -155,7 +155,6 @@ def _owner(setting: str) -> str:
     return " or ".join(n for n in names if setting in [one.name for one in registry.selector(n).settings])
 
 
-@opt.with_selection
 def run(
     context: typer.Context,
     benchmarks: Annotated[list[str], typer.Argument(help="Names of benchmarks, or all.")],
@@ -217,7 +216,6 @@ def _all_under(protocol: str) -> list[str]:
     return names
 
 
-@opt.with_selection
 def plan(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],

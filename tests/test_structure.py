@@ -1,0 +1,98 @@
+"""The structure: the core names no selector and no model's tokens; layers hold; no ring of files."""
+
+from __future__ import annotations
+
+import ast
+import io
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "flamingo_eval"
+OWN = ("selectors", "models/flamingo", "demo")
+"""Where a selector, a model's tokens and the demo, which is made for both, may be named."""
+WORDS = ("rices", "endofchunk")
+
+
+def sources() -> Iterator[Path]:
+    return (path for path in sorted(PACKAGE.rglob("*.py")) if "__pycache__" not in path.parts)
+
+
+def words_in(text: str) -> list[str]:
+    """Identifiers and strings that name a selector or a token."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    kinds = {tokenize.NAME, tokenize.STRING}
+    return [token.string for token in tokens if token.type in kinds and any(w in token.string.lower() for w in WORDS)]
+
+
+def test_the_core_names_no_selector_and_no_token() -> None:
+    for path in sources():
+        place = path.relative_to(PACKAGE).as_posix()
+        if not place.startswith(OWN):
+            assert words_in(path.read_text(encoding="utf-8")) == [], place
+    for file in (PACKAGE.parent / "benchmarks").glob("*.toml"):
+        text = file.read_text(encoding="utf-8")
+        assert "<image>" not in text, file
+        assert "endofchunk" not in text, file
+
+
+def test_that_the_test_would_see_it() -> None:
+    assert words_in('x = rices_model  # rices\ny = "<|endofchunk|>"') == ["rices_model", '"<|endofchunk|>"']
+
+
+def imports_of(path: Path) -> set[str]:
+    """The package's own modules that a file imports when it is imported itself."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("flamingo_eval"):
+            found.add(node.module)
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names if name.name.startswith("flamingo_eval")}
+    return found
+
+
+def test_no_ring_of_files() -> None:
+    names = {}
+    for path in sources():
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph = {name: imports_of(path) & names.keys() - {name} for name, path in names.items()}
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.slow
+def test_a_layer_that_is_broken_is_found(tmp_path: Path) -> None:
+    """import-linter, on a copy in which a record imports the engine, and a selector another one."""
+    import shutil
+
+    root = PACKAGE.parent
+    shutil.copytree(PACKAGE, tmp_path / "flamingo_eval", ignore=shutil.ignore_patterns("__pycache__", "bundle"))
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    whole = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert whole.returncode == 0, whole.stdout
+    for file, line in (("nouns.py", "from flamingo_eval.engine import run"),
+                       ("selectors/random.py", "from flamingo_eval.selectors import rices"),
+                       ("engine/plan.py", "from flamingo_eval.models import scripted")):  # fmt: skip
+        path = tmp_path / "flamingo_eval" / file
+        before = path.read_text()
+        path.write_text(f"{before}\n{line}\n")
+        broken = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert broken.returncode == 1, (file, broken.stdout)
+        path.write_text(before)

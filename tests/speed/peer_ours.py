@@ -1,6 +1,6 @@
 """Times one real run of this project, in a process of its own; started by peer.py.
 
-Timed is answering in ``flamingo_eval.engine.run``: from the first picture read to the last answer journalled. Loading the
+Timed is answering, as ``run.json`` has it: from the first picture read to the last answer journalled. Loading the
 model, planning and scoring do not count, and are timed for the record. A run starts with nothing in its caches; how long
 it took to read and encode pictures is added up, so that this can be counted once for several runs.
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from flamingo_eval.engine import run
+from flamingo_eval.engine.executors.local import LocalExecutor
 from flamingo_eval.engine.run import execute
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo import FlamingoSource, latents
@@ -99,8 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         memory.update(loading=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, loaded=resident("VmRSS"))
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
 
-    clock.around(run, "_answer", "answer")
-    before(run, "_answer", note)
+    before(LocalExecutor, "parts", note)  # the model is loaded by then
     clock.around(Flamingo, "encode", "encode")
     clock.around(latents, "read_picture", "read", cpu=True)
     spec = RunSpec(
@@ -111,15 +110,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     folder = execute(spec, Path, options.folder).folder
     whole = time.perf_counter() - start
+    answering = folder.read_run()["sessions"][-1]["seconds"]["answering"]
     said = [json.loads(line) for line in folder.journal_file.read_text(encoding="utf-8").splitlines()]
     memory["answering"] = resident("VmHWM")
     return {
-        "seconds": clock.seconds["answer"] / len(said),
+        "seconds": answering / len(said),
         "queries": len(said),
         # what reading would take if all threads had nothing else to do
         "pictures": clock.seconds["encode"] + clock.seconds["read"] / torch.get_num_threads(),
         "distinct": clock.calls["read"],
-        "besides": whole - clock.seconds["answer"],
+        "besides": whole - answering,
         "memory": memory,
         "peak": max(memory["loading"], memory["answering"]),
         "answers": {str(row["query_id"]): (row["raw"], ids[row["raw"]]) for row in said},

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
 
 from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import resource_folder, user_path
+from flamingo_eval.files import is_folder, resource_folder, user_path
 from flamingo_eval.nouns import Decoding, Ranking, Task
-from flamingo_eval.reading import read_toml
+from flamingo_eval.reading import inside_root, read_text, read_toml
+from flamingo_eval.schema import Record, typed
 
 DEFAULT_PROTOCOL = "openflamingo"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +38,8 @@ class PlanRules:
 
     reseed_pool: bool = False
     one_set: bool = False
-    num_samples: int | None = None
-    seeds: tuple[int, ...] = (42, 43, 44)
+    num_samples: Annotated[int, Meta(ge=1)] | None = None
+    seeds: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**32 - 1)], ...], Meta(min_length=1)] = (42, 43, 44)
     selectors: tuple[str, ...] = ()
 
 
@@ -55,7 +61,7 @@ class PromptRules:
     text: str
     answer: str
     separator: str = ""
-    zero_shot_demonstrations: int = 2
+    zero_shot_demonstrations: Annotated[int, Meta(ge=0, le=10_000)] = 2
     zero_shot_keeps_images: bool = False
     rgb: bool = False
 
@@ -85,6 +91,7 @@ class DataRules:
         train: name of the split that demonstrations come from.
         layout: what the folder holds, for people.
         options: what else the loader wants to know: file names, keys.
+        where: file and section, for messages.
     """
 
     loader: str
@@ -92,6 +99,12 @@ class DataRules:
     train: str
     layout: tuple[str, ...]
     options: Mapping[str, Any]
+    where: str = "[data]"
+
+    def read(self, kind: type[T]) -> T:
+        """The options as the loader's own record. Raises UserError."""
+        own = {key: value for key, value in self.options.items() if key != "counts"}
+        return typed(own, kind, self.where)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +114,8 @@ class Benchmark:
     Attributes:
         scoring: what the metric wants to know.
         also: other protocols -> their ``scoring``, where the same answers can be scored by it too.
-        submission: how an evaluation server wants answers: ``key`` (``question_id`` or ``image``), ``split`` whose
-            questions must all be answered, ``from`` which splits a run may be.
+        submission: how an evaluation server wants answers; None where there is none.
+        file: where all this is said.
     """
 
     name: str
@@ -118,8 +131,9 @@ class Benchmark:
     prompt: PromptRules
     task: Task
     answer: AnswerRules
-    submission: Mapping[str, Any]
+    submission: Submission | None
     sources: tuple[str, ...]
+    file: Path
 
 
 MORE_BENCHMARKS = "FLAMINGO_EVAL_BENCHMARKS"
@@ -131,7 +145,10 @@ def _files() -> dict[str, Path]:
     """Name -> TOML file of every benchmark: those that ship with the package, and the user's own."""
     folders = [resource_folder("benchmarks")]
     if os.environ.get(MORE_BENCHMARKS):
-        folders.append(user_path(os.environ[MORE_BENCHMARKS], MORE_BENCHMARKS))
+        own = user_path(os.environ[MORE_BENCHMARKS], MORE_BENCHMARKS)
+        if not is_folder(own):
+            raise UserError(f"{MORE_BENCHMARKS} names {own}, which is not a folder")
+        folders.append(own)
     files: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.toml")):
@@ -188,6 +205,55 @@ def load_benchmark(
     return parse_benchmark(table, path, data_overrides or {}, protocol=protocol, split=split)
 
 
+class _Names(Record, frozen=True, kw_only=True):
+    """``[ranking]``: class names, or a file of names that ships with the package."""
+
+    names: tuple[str, ...] | str
+
+
+class _Data(msgspec.Struct, frozen=True, kw_only=True):
+    """``[data]``, but for what the loader alone understands."""
+
+    loader: str
+    folder: str
+    train: str
+    layout: tuple[str, ...]
+    counts: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Submission(Record, frozen=True, kw_only=True):
+    """How an evaluation server wants answers.
+
+    Attributes:
+        key: what an answer is known by.
+        split: whose questions must all be answered.
+        of: splits that a run may be of (``from`` in the file).
+    """
+
+    key: Literal["question_id", "image"]
+    split: str
+    of: tuple[str, ...] = msgspec.field(name="from")
+
+
+class _File(Record, frozen=True, kw_only=True):
+    """A benchmark's file, once the protocol's section is laid over it."""
+
+    name: str
+    title: str
+    split: str
+    splits: Annotated[tuple[str, ...], Meta(min_length=1)]
+    metric: str
+    sources: tuple[str, ...]
+    data: dict[str, Any]
+    prompt: PromptRules
+    answer: AnswerRules
+    plan: PlanRules = PlanRules()
+    decoding: Decoding | None = None
+    ranking: _Names | None = None
+    scoring: dict[str, Any] = msgspec.field(default_factory=dict)
+    submission: Submission | None = None
+
+
 def parse_benchmark(
     table: Mapping[str, Any],
     path: Path,
@@ -199,23 +265,27 @@ def parse_benchmark(
     """Checks a benchmark's table and turns it into records.
 
     Raises:
-        UserError: a key is missing or unknown; the message names it.
+        UserError: a key is missing, unknown or of another type; the message names it, and what is there.
     """
     base = {key: value for key, value in table.items() if key != "protocols"}
-    protocols: Mapping[str, Any] = {DEFAULT_PROTOCOL: {}, **table.get("protocols", {})}
+    sections = typed(table.get("protocols", {}), dict[str, dict[str, Any]], f"{path}: [protocols]")
+    protocols: Mapping[str, Any] = {DEFAULT_PROTOCOL: {}, **sections}
     if protocol not in protocols:
         raise UserError(f"{path.stem} has no protocol {protocol!r}; it has: {', '.join(protocols)}")
     chosen = protocols[protocol]
     if "refused" in chosen:
         raise UserError(f"{path.stem} is not run under {protocol}: {chosen['refused']}")
     merged = _merge(_with_turns(path, base), _with_turns(path, chosen))
-    _check_tables(path, merged)
-    merged["data"] = _override(path, merged["data"], data_overrides or {})
-    if merged["name"] != path.stem:
-        raise UserError(f"{path}: the name {merged['name']!r} must be the file's, {path.stem!r}")
-    if split is not None and split not in merged["splits"]:
-        raise UserError(f"{path.stem} has no split {split!r}; it has: {', '.join(merged['splits'])}")
-    named = ("loader", "folder", "train", "layout")
+    where = str(path) if protocol == DEFAULT_PROTOCOL else f"{path} under {protocol}"
+    _check_sections(where, merged)
+    file = typed(merged, _File, where)
+    task = _task(file, where)
+    overridden = _override(path, file.data, data_overrides or {})
+    data = typed(overridden, _Data, f"{where}: [data]")
+    if file.name != path.stem:
+        raise UserError(f"{path}: the name {file.name!r} must be the file's, {path.stem!r}")
+    if (split or file.split) not in file.splits:
+        raise UserError(f"{path.stem} has no split {split or file.split!r}; it has: {', '.join(file.splits)}")
     also = {
         other: _merge(base, rules)["scoring"]
         for other, rules in protocols.items()
@@ -223,26 +293,25 @@ def parse_benchmark(
     }
     if also and "scoring" in chosen:
         also[DEFAULT_PROTOCOL] = base["scoring"]
+    named = ("loader", "folder", "train", "layout")
+    options = {key: value for key, value in overridden.items() if key not in named}
     return Benchmark(
-        name=merged["name"],
-        title=merged["title"],
-        split=split or merged["split"],
-        splits=tuple(merged["splits"]),
+        name=file.name,
+        title=file.title,
+        split=split or file.split,
+        splits=file.splits,
         protocol=protocol,
-        metric=merged["metric"],
-        scoring=merged.get("scoring", {}),
+        metric=file.metric,
+        scoring=file.scoring,
         also=also,
-        data=DataRules(
-            **{key: merged["data"][key] for key in named[:3]},
-            layout=tuple(merged["data"]["layout"]),
-            options={key: value for key, value in merged["data"].items() if key not in named},
-        ),
-        plan=PlanRules(**_tuples(merged.get("plan", {}))),
-        prompt=PromptRules(**merged["prompt"]),
-        task=_task(merged),
-        answer=AnswerRules(**_tuples(merged["answer"])),
-        submission=merged.get("submission", {}),
-        sources=tuple(merged["sources"]),
+        data=DataRules(data.loader, data.folder, data.train, data.layout, options, f"{path}: [data]"),
+        plan=file.plan,
+        prompt=file.prompt,
+        task=task,
+        answer=file.answer,
+        submission=file.submission,
+        sources=file.sources,
+        file=path,
     )
 
 
@@ -299,41 +368,33 @@ def _override(path: Path, data: Mapping[str, Any], overrides: Mapping[str, Any])
     return _merge(data, overrides)
 
 
-def _tuples(table: Mapping[str, Any]) -> dict[str, Any]:
-    """TOML's lists as tuples, also inside lists."""
-
-    def frozen(value: Any) -> Any:
-        return tuple(map(frozen, value)) if isinstance(value, list) else value
-
-    return {key: frozen(value) for key, value in table.items()}
-
-
-def _task(table: Mapping[str, Any]) -> Task:
-    if "ranking" not in table:
-        return Decoding(**table["decoding"])
-    names = table["ranking"]["names"]
+def _task(file: _File, where: str) -> Task:
+    """What the model is asked to do; exactly one of ``[decoding]`` and ``[ranking]`` says it."""
+    if file.ranking is None:
+        if file.decoding is None:
+            raise UserError(f"{where}: [decoding] or [ranking] is missing")
+        if not math.isfinite(file.decoding.length_penalty):
+            raise UserError(f"{where}: decoding.length_penalty is {file.decoding.length_penalty}: expected a number")
+        return file.decoding
+    names = file.ranking.names
     if isinstance(names, str):  # a file of names that ships with the package
-        names = (resource_folder("benchmarks") / names).read_text(encoding="utf-8").splitlines()
+        listed = resource_folder("benchmarks") / inside_root(names, f"{where}: ranking.names", "the benchmarks' folder")
+        try:
+            names = tuple(read_text(listed).splitlines())
+        except DataError as error:
+            raise UserError(f"{where}: ranking.names: {error}") from error
+    if len(names) < 2 or not all(names):
+        raise UserError(f"{where}: ranking.names holds {len(names)} names: expected two or more, none empty")
     return Ranking(tuple(dict.fromkeys(names)))
 
 
-def _check_tables(path: Path, table: Mapping[str, Any]) -> None:
-    kinds = {"plan": PlanRules, "prompt": PromptRules, "answer": AnswerRules, "decoding": Decoding, "ranking": Ranking}
-    required = {"name", "title", "split", "splits", "metric", "sources", "data", "prompt", "answer"}
-    required |= set() if "ranking" in table else {"decoding"}
-    _check_keys(path, "the top level", table, required, required | kinds.keys() | {"scoring", "submission"})
-    for section in ("data", "prompt", "answer", *(set(kinds) & table.keys())):
-        if not isinstance(table[section], dict):
-            raise UserError(f"{path}: [{section}] must be a section")
-    _check_keys(path, "[data]", table["data"], {"loader", "folder", "train", "layout"}, {*table["data"], "loader"})
-    for section, kind in kinds.items():
-        if section in table:
-            needed = {f.name for f in fields(kind) if f.default is MISSING}
-            _check_keys(path, f"[{section}]", table[section], needed, {f.name for f in fields(kind)})
+_SECTIONS = {"plan": PlanRules, "prompt": PromptRules, "answer": AnswerRules, "decoding": Decoding}
 
 
-def _check_keys(path: Path, where: str, table: Mapping[str, Any], required: set[str], known: set[str]) -> None:
-    for key in sorted(required - table.keys()):
-        raise UserError(f"{path}: {key!r} is missing in {where}")
-    for key in sorted(table.keys() - known):
-        raise UserError(f"{path}: unknown key {key!r} in {where}; known keys: {', '.join(sorted(known))}")
+def _check_sections(where: str, table: Mapping[str, Any]) -> None:
+    """Raises UserError for a key that a section does not know."""
+    for section, kind in _SECTIONS.items():
+        known = {f.name for f in fields(kind)}
+        part = table.get(section)
+        for key in sorted(part.keys() - known) if isinstance(part, dict) else ():
+            raise UserError(f"{where}: unknown key {key!r} in [{section}]; known keys: {', '.join(sorted(known))}")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from msgspec import Meta
 
 Id = int | str
 
@@ -126,9 +129,9 @@ class Query:
 class Decoding:
     """How text is generated; ``num_beams`` 1 is greedy, ``length_penalty`` as in transformers."""
 
-    max_new_tokens: int
-    num_beams: int = 3
-    min_new_tokens: int = 0
+    max_new_tokens: Annotated[int, Meta(ge=1, le=100_000)]
+    num_beams: Annotated[int, Meta(ge=1, le=1000)] = 3
+    min_new_tokens: Annotated[int, Meta(ge=0, le=100_000)] = 0
     length_penalty: float = 0.0
 
 

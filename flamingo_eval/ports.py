@@ -172,6 +172,9 @@ class Metric(Protocol):
     value_kinds: tuple[type, ...]
     """Types that such a value may have."""
 
+    rules: type[Any]
+    """The record that a benchmark's ``[scoring]`` must be."""
+
     def check(self, trials: Sequence[Mapping[Id, Any]]) -> Sequence[str]:
         """Called before any query is answered, with the references of each trial's queries, where they are public.
 

@@ -264,3 +264,12 @@ for command in json.loads(sys.argv.pop()):
     )
     assert result.returncode == 0, result.stderr
     assert time.monotonic() - started < len(commands), "about a second each, at the very most"
+
+
+def test_help_by_one_letter_and_completion_of_commands(cli: Cli) -> None:
+    assert cli("coco", "-h").stdout == cli("coco", "--help").stdout
+    result = run_cli(
+        env={"_FLAMINGO_EVAL_COMPLETE": "complete_bash", "COMP_WORDS": "flamingo-eval fl", "COMP_CWORD": "1"}
+    )
+    assert result.returncode == 0
+    assert result.stdout.split() == ["flickr30k"]

@@ -129,7 +129,7 @@ def test_run_all_leaves_out_what_a_protocol_has_no_rules_for(call: Any, tmp_path
     [
         ("easy-vqa.toml", "", "is named by small letters, digits and underscores"),
         ("mine.toml", "name = ", "not a benchmark: "),
-        ("mine.toml", 'name = "mine"', "'answer' is missing in the top level"),
+        ("mine.toml", 'name = "mine"', "mine.toml: object missing required field `title`"),
         ("coco.toml", "", "there is a benchmark coco already"),
     ],
 )

@@ -6,7 +6,6 @@ import json
 import math
 import random
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,21 @@ from flamingo_eval.loaders.vqa import _human
 from flamingo_eval.metrics.accuracy import METRIC as ACCURACY
 from flamingo_eval.metrics.roc_auc import METRIC as ROC_AUC
 from flamingo_eval.metrics.vqa_accuracy import METRIC as VQA
-from flamingo_eval.metrics.vqa_accuracy import accuracy
+from flamingo_eval.metrics.vqa_accuracy import VqaRules, accuracy
 from flamingo_eval.nouns import Annotation, HumanAnswer, Id
 from flamingo_eval.prompting import extract_answer
+from flamingo_eval.schema import typed
 from flamingo_eval.vqa_text import normalise, tokenise_as_mmf
 
-REFERENCE = load_benchmark("vizwiz").scoring
-CHALLENGE = load_benchmark("vqav2", protocol="official").scoring
-VIZWIZ = load_benchmark("vizwiz", protocol="official").scoring
+
+def rules_of(name: str, protocol: str = "openflamingo") -> VqaRules:
+    return typed(dict(load_benchmark(name, protocol=protocol).scoring), VqaRules, name)
+
+
+RULES = load_benchmark("vizwiz").scoring
+REFERENCE = rules_of("vizwiz")
+CHALLENGE = rules_of("vqav2", "official")
+VIZWIZ = rules_of("vizwiz", "official")
 
 
 def people(*texts: str, ids: bool = True) -> Annotation:
@@ -39,7 +45,7 @@ def people(*texts: str, ids: bool = True) -> Annotation:
 @pytest.mark.parametrize("name", ["textvqa", "vizwiz"])
 @pytest.mark.parametrize(("key", "rules"), [("acc_of", REFERENCE), ("acc_gt", CHALLENGE)])
 def test_real_questions_score_as_the_evaluators_scored_them(
-    goldens: Path, name: str, key: str, rules: Mapping[str, Any]
+    goldens: Path, name: str, key: str, rules: VqaRules
 ) -> None:
     cases = json.loads((goldens / "vqa" / "cases.json").read_text())[name]
     annotations = {
@@ -88,7 +94,7 @@ def test_accuracy_by_type_of_question_and_answer() -> None:
         1: Annotation(people(*["red"] * 10).answers, "what color", "other"),
         2: Annotation(people(*["yes"] * 10).answers, "is the", "yes/no"),
     }
-    score = VQA.compute([{1: "red", 2: "no"}], references, REFERENCE)[0]
+    score = VQA.compute([{1: "red", 2: "no"}], references, RULES)[0]
     assert score.value == 50
     assert score.per_item == {1: 100, 2: 0}
     assert score.groups == {
@@ -96,7 +102,7 @@ def test_accuracy_by_type_of_question_and_answer() -> None:
         "answer_type": {"other": 100, "yes/no": 0},
     }
     with pytest.raises(DataError, match="question 3 has an answer but no annotation"):
-        VQA.compute([{3: "red"}], references, REFERENCE)
+        VQA.compute([{3: "red"}], references, RULES)
 
 
 @pytest.mark.slow
@@ -112,7 +118,7 @@ def test_a_whole_vqav2_scores_in_seconds() -> None:
     }
     answers: dict[Id, str] = {id: annotation.answers[0].text for id, annotation in references.items()}
     started = time.process_time()
-    score = VQA.compute([answers], references, REFERENCE)[0]
+    score = VQA.compute([answers], references, RULES)[0]
     assert 0 < score.value < 100
     assert time.process_time() - started < 20
 
@@ -163,7 +169,7 @@ def test_order_of_queries_changes_nothing(order: list[int]) -> None:
     ordered = {id: names[id] for id in order}
     yes: dict[Id, str] = {id: ("yes", "no")[id % 2] for id in range(6)}
     cases: list[tuple[Any, Any, Any, Any, Any]] = [
-        (VQA, said, shuffled, questions, REFERENCE),
+        (VQA, said, shuffled, questions, RULES),
         (ACCURACY, said, shuffled, labels, {}),
         (ROC_AUC, names, ordered, yes, {"positive": "yes"}),
     ]
@@ -184,7 +190,7 @@ def test_accuracy_by_hand() -> None:
 
 def test_textvqas_official_rule_is_its_owners(golden: Path) -> None:
     """MMF's evaluator deletes commas and question marks and splits off 's before it normalises."""
-    rules = load_benchmark("textvqa", protocol="official").scoring
+    rules = rules_of("textvqa", "official")
     cases = json.loads((golden / "textvqa_mmf.json").read_text(encoding="utf-8"))
     assert len(cases) == 300
     assert len({case["score"] for case in cases}) > 4

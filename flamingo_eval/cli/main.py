@@ -31,7 +31,7 @@ app = typer.Typer(
     "Try it: [bold]flamingo-eval coco --shots 0,4,8,16,32[/bold] runs the embedded demo. "
     "Then name --checkpoint and --data-root.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )

@@ -23,6 +23,7 @@ from flamingo_eval.nouns import Example, Id, Query, Ranking, Rendering, Task
 from flamingo_eval.ports import NOTHING, DataSet, Nearest, References, Renderer, Selection
 from flamingo_eval.prompting import build_prompt, mark_in
 from flamingo_eval.reading import digests_of_reads, read_text
+from flamingo_eval.schema import typed
 from flamingo_eval.seeds import choose, numpy_generator, visiting_order
 
 
@@ -98,6 +99,16 @@ class Source:
             return registry.loader(rules.loader).references(rules, self.root, self.benchmark.split)
 
 
+def check_scoring(benchmark: Benchmark) -> None:
+    """Raises UserError if the metric does not understand the benchmark's rules."""
+    rules = getattr(registry.metric(benchmark.metric), "rules", dict)  # a plug-in may take any
+    for protocol, table in ((benchmark.protocol, benchmark.scoring), *benchmark.also.items()):
+        typed(dict(table), rules, f"{benchmark.file} under {protocol}: [scoring]")
+    positive = benchmark.scoring.get("positive")
+    if positive is not None and isinstance(benchmark.task, Ranking) and positive not in benchmark.task.names:
+        raise UserError(f"{benchmark.file}: scoring.positive is {positive!r}, which is none of ranking.names")
+
+
 def read_source(
     name: str,
     root: Path | Images,
@@ -120,6 +131,7 @@ def read_source(
         DataError: a file is missing or malformed.
     """
     benchmark = load_benchmark(name, overrides, protocol=protocol, split=split)
+    check_scoring(benchmark)
     images = root if isinstance(root, Images) else Images(root)
     root = images.root
     folder = root / benchmark.data.folder

@@ -29,7 +29,7 @@ def submission(trials: list[TrialPlan], journal: Journal) -> list[dict[str, Any]
         )
     trial = trials[0]
     benchmark = trial.source.benchmark
-    if not benchmark.submission:
+    if benchmark.submission is None:
         raise UserError(f"{benchmark.name} has no submission format")
     raw = dict(raw_answers(trial, journal))
     if len(raw) < len(trial):
@@ -38,12 +38,12 @@ def submission(trials: list[TrialPlan], journal: Journal) -> list[dict[str, Any]
         id: normalise(extract_answer(benchmark.answer, text)) for id, text in raw.items() if isinstance(text, str)
     }
     images = {example.id: PurePosixPath(example.image).name for example in trial.source.data.test}
-    wanted = _all_questions(trial, benchmark.submission["split"])
+    wanted = _all_questions(trial, benchmark.submission.split)
     strange = [id for id in answers if id not in wanted]
-    if strange or benchmark.split not in benchmark.submission["from"]:
-        splits = " or ".join(benchmark.submission["from"])
+    if strange or benchmark.split not in benchmark.submission.of:
+        splits = " or ".join(benchmark.submission.of)
         raise UserError(f"the server wants answers to split {splits}; this run is of split {benchmark.split}")
-    if benchmark.submission["key"] == "image":
+    if benchmark.submission.key == "image":
         missing = len(wanted) - len(answers)
         if missing:
             raise DataError(f"the server wants answers to all {len(wanted)} pictures; {missing} were not queried")

@@ -1,7 +1,4 @@
-"""COCO's caption files with every caption as an example of its own, as the harness of tag 0.1 read them.
-
-Options of a benchmark's ``[data]`` section: ``annotations`` (the caption file), ``images`` (template of its id).
-"""
+"""COCO's caption files with every caption as an example of its own, as the harness of tag 0.1 read them."""
 
 from __future__ import annotations
 
@@ -9,11 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
+
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError
 from flamingo_eval.nouns import Example, Id
 from flamingo_eval.ports import DataSet, References
 from flamingo_eval.reading import inside_root, read_json, record_field
+from flamingo_eval.schema import image_name
+
+
+class CaptionFiles(msgspec.Struct, frozen=True, kw_only=True):
+    """Options of a benchmark's ``[data]`` section; it may lie over another loader's, whose options are left alone.
+
+    Attributes:
+        annotations: the caption file.
+        images: template of an image's path, by its id.
+    """
+
+    annotations: str
+    images: str
 
 
 @dataclass(frozen=True)
@@ -22,13 +34,14 @@ class CocoCaptionsLoader:
 
     def examples(self, rules: DataRules, root: Path, split: str) -> DataSet:  # noqa: ARG002  # the file is the split
         """Every caption of the file."""
-        path = root / rules.folder / rules.options["annotations"]
-        rows = [_example(rules, *row) for row in _captions(path)]
+        path = root / rules.folder / rules.read(CaptionFiles).annotations
+        template = rules.read(CaptionFiles).images
+        rows = [_example(rules.folder, template, *row) for row in _captions(path)]
         return DataSet(rows, rows, (path,))
 
     def references(self, rules: DataRules, root: Path, split: str) -> References:  # noqa: ARG002
         """All captions of every image, images in the order of the file's own list."""
-        path = root / rules.folder / rules.options["annotations"]
+        path = root / rules.folder / rules.read(CaptionFiles).annotations
         by_id: dict[Id, list[str]] = {}
         for _, id, caption in _captions(path):
             by_id.setdefault(id, []).append(caption)
@@ -48,12 +61,12 @@ def _captions(path: Path) -> list[tuple[str, Id, str]]:
     return found
 
 
-def _example(rules: DataRules, where: str, id: Id, caption: str) -> Example:
+def _example(folder: str, template: str, where: str, id: Id, caption: str) -> Example:
     try:
-        name = rules.options["images"].format(image_id=id)
+        name = image_name(template, id)
     except ValueError as error:
-        raise DataError(f"{where}: image id {id!r} does not fit {rules.options['images']!r}") from error
-    return Example(id, str(PurePosixPath(rules.folder, inside_root(name, where))), {"caption": caption})
+        raise DataError(f"{where}: image id {id!r} does not fit {template!r}: {error}") from error
+    return Example(id, str(PurePosixPath(folder, inside_root(name, where))), {"caption": caption})
 
 
 LOADER = CocoCaptionsLoader()

@@ -1,10 +1,4 @@
-"""A folder per class under each split, in the order of torchvision's ``ImageFolder``; a row's number is its id.
-
-Options of a benchmark's ``[data]`` section: ``splits``, from a split's name to its folder; ``names``, a file beside
-them that maps class folders to names (``{"n01440764": "tench"}``); ``default_folders`` and ``default_names``, files of
-the package whose n-th lines are a class folder and its name, used where ``names`` is not there: the folders must then
-be exactly these, since a folder's place among the others says nothing of what it shows.
-"""
+"""A folder per class under each split, in the order of torchvision's ``ImageFolder``; a row's number is its id."""
 
 from __future__ import annotations
 
@@ -14,13 +8,31 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from flamingo_eval.benchmark import DataRules
-from flamingo_eval.errors import DataError
+from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import exists, is_folder, resource_folder
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import DataSet, References
-from flamingo_eval.reading import fits, read_json
+from flamingo_eval.reading import fits, inside_root, read_json, read_text
+from flamingo_eval.schema import Record
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
+
+
+class ImageFolders(Record, frozen=True, kw_only=True):
+    """Options of a benchmark's ``[data]`` section.
+
+    Attributes:
+        splits: a split's name -> its folder.
+        names: a file beside them that maps class folders to names (``{"n01440764": "tench"}``).
+        default_folders: a file of the package whose n-th line is a class folder ...
+        default_names: ... and one whose n-th line is its name, used where ``names`` is not there: the folders must then
+            be exactly these, since a folder's place among the others says nothing of what it shows.
+    """
+
+    splits: dict[str, str]
+    names: str
+    default_folders: str | None = None
+    default_names: str | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +42,7 @@ class ImageFolderLoader:
     def examples(self, rules: DataRules, root: Path, split: str) -> DataSet:
         """Pictures of the training split and of ``split``."""
         train, test = (_read(rules, root, name) for name in (rules.train, split))
-        path = root / rules.folder / rules.options["names"]
+        path = root / rules.folder / rules.read(ImageFolders).names
         files = (path,) if exists(path) else ()
         return DataSet(train, test, files, names=_answer_names(rules, root), listing=True)
 
@@ -48,9 +60,9 @@ def _answer_names(rules: DataRules, root: Path) -> tuple[str, ...]:
 def _class_names(rules: DataRules, root: Path) -> dict[str, str]:
     """Class folder -> name, folders sorted; those of the training split."""
     folder = root / rules.folder
-    train = folder / rules.options["splits"][rules.train]
+    train = folder / _folder(rules, rules.train)
     classes = _class_folders(train)
-    path = folder / rules.options["names"]
+    path = folder / rules.read(ImageFolders).names
     if exists(path):
         names = read_json(path)
         if not fits(names, dict) or not all(isinstance(name, str) and name for name in names.values()):
@@ -76,13 +88,24 @@ def _class_names(rules: DataRules, root: Path) -> dict[str, str]:
 
 def _known_names(rules: DataRules) -> dict[str, str]:
     """Folder -> name, of the classes that the package knows; none where the benchmark names no such files."""
-    if not {"default_folders", "default_names"} <= rules.options.keys():
+    options = rules.read(ImageFolders)
+    if options.default_folders is None or options.default_names is None:
         return {}
     folders, names = (
-        (resource_folder("benchmarks") / rules.options[key]).read_text(encoding="utf-8").splitlines()
-        for key in ("default_folders", "default_names")
+        read_text(resource_folder("benchmarks") / inside_root(name, rules.where, "the benchmarks' folder")).splitlines()
+        for name in (options.default_folders, options.default_names)
     )
+    if len(folders) != len(names):
+        raise UserError(f"{rules.where}: default_folders has {len(folders)} lines, default_names {len(names)}")
     return dict(zip(folders, names, strict=True))
+
+
+def _folder(rules: DataRules, split: str) -> str:
+    """The folder of a split. Raises UserError."""
+    splits = rules.read(ImageFolders).splits
+    if split not in splits:
+        raise UserError(f"{rules.where}: splits has no {split!r}; it has: {', '.join(splits)}")
+    return splits[split]
 
 
 def _class_folders(split: Path) -> list[str]:
@@ -109,7 +132,7 @@ def _images(folder: Path) -> Iterator[Path]:
 
 def _read(rules: DataRules, root: Path, split: str) -> list[Example]:
     names = _class_names(rules, root)
-    top = root / rules.folder / rules.options["splits"][split]
+    top = root / rules.folder / _folder(rules, split)
     strange = sorted(set(_class_folders(top)) - names.keys())
     if strange:
         raise DataError(f"{top} has class folders that the training split has not, such as {strange[0]}")

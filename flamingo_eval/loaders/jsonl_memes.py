@@ -1,22 +1,35 @@
-"""Hateful Memes' JSON lines: ``{"id", "img", "label", "text"}``.
-
-Options of a benchmark's ``[data]`` section: ``splits``, from a split's name to its file; ``fallbacks``, from a split's
-name to what the first release called the file; ``labels``, the class names of labels 0, 1, ...
-"""
+"""Hateful Memes' JSON lines: ``{"id", "img", "label", "text"}``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
+
 from flamingo_eval.benchmark import DataRules
-from flamingo_eval.errors import DataError
+from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import exists
 from flamingo_eval.nouns import Example, Id
 from flamingo_eval.ports import DataSet, References
 from flamingo_eval.reading import inside_root, parse_json, read_text, record_field, refuse_half_characters
+from flamingo_eval.schema import Record
+
+
+class MemeFiles(Record, frozen=True, kw_only=True):
+    """Options of a benchmark's ``[data]`` section.
+
+    Attributes:
+        splits: a split's name -> its file.
+        fallbacks: a split's name -> what the first release called the file.
+        labels: class names of the labels 0, 1, ...
+    """
+
+    splits: dict[str, str]
+    fallbacks: dict[str, str] = msgspec.field(default_factory=dict)
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,18 +56,21 @@ class JsonlMemesLoader:
 
 
 def _path(rules: DataRules, root: Path, split: str) -> Path:
-    folder, names = root / rules.folder, rules.options["splits"]
-    path: Path = folder / names[split]
-    fallback: Mapping[str, str] = rules.options.get("fallbacks", {})
-    return folder / fallback[split] if split in fallback and not exists(path) else path
+    folder, files = root / rules.folder, rules.read(MemeFiles)
+    if split not in files.splits:
+        raise UserError(f"{rules.where}: splits has no {split!r}; it has: {', '.join(files.splits)}")
+    path = folder / files.splits[split]
+    fallback = files.fallbacks.get(split)
+    return folder / fallback if fallback is not None and not exists(path) else path
 
 
 def _read(rules: DataRules, path: Path) -> list[Example]:
     lines = read_text(path).split("\n")
+    labels = rules.read(MemeFiles).labels
     examples: dict[Id, Example] = {}
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            example = _example(rules, f"{path}, line {number}", line)
+            example = _example(rules.folder, labels, f"{path}, line {number}", line)
             if example.id in examples:
                 raise DataError(f"{path}, line {number}: the id {example.id} occurs twice")
             examples[example.id] = example
@@ -63,17 +79,16 @@ def _read(rules: DataRules, path: Path) -> list[Example]:
     return list(examples.values())
 
 
-def _example(rules: DataRules, where: str, line: str) -> Example:
+def _example(folder: str, labels: Sequence[str], where: str, line: str) -> Example:
     row: Any = parse_json(line, where)
     refuse_half_characters(row, where)
-    labels = rules.options["labels"]
     fields = {"text": record_field(where, row, "text", str)}
     if "label" in row:
         label = record_field(where, row, "label", int)
         if not 0 <= label < len(labels):
             raise DataError(f"{where}: label {label} is none of 0 to {len(labels) - 1}")
         fields["label"] = labels[label]
-    image = PurePosixPath(rules.folder, inside_root(record_field(where, row, "img", str), where))
+    image = PurePosixPath(folder, inside_root(record_field(where, row, "img", str), where))
     return Example(record_field(where, row, "id", int, str), str(image), fields)
 
 

@@ -1,8 +1,4 @@
-"""Karpathy's JSON (``dataset_coco.json``, ``dataset_flickr30k.json``) and COCO-style caption files.
-
-Options of a benchmark's ``[data]`` section: ``annotations`` (the Karpathy file), ``references`` (a COCO caption file,
-used if it is there), ``images`` (folder of the pictures), ``id`` (key that holds an image's id).
-"""
+"""Karpathy's JSON (``dataset_coco.json``, ``dataset_flickr30k.json``) and COCO-style caption files."""
 
 from __future__ import annotations
 
@@ -17,6 +13,23 @@ from flamingo_eval.files import exists
 from flamingo_eval.nouns import Example, Id
 from flamingo_eval.ports import DataSet, References
 from flamingo_eval.reading import inside_root, read_json, record_field
+from flamingo_eval.schema import Record
+
+
+class KarpathyFiles(Record, frozen=True, kw_only=True):
+    """Options of a benchmark's ``[data]`` section.
+
+    Attributes:
+        annotations: the Karpathy file.
+        references: a COCO caption file, used if it is there; empty for none.
+        images: folder of the images.
+        id: key that holds an image's id, or ``stem`` for its file name without the ending.
+    """
+
+    annotations: str
+    references: str = ""
+    images: str = ""
+    id: str
 
 
 @dataclass(frozen=True)
@@ -25,14 +38,15 @@ class KarpathyLoader:
 
     def examples(self, rules: DataRules, root: Path, split: str) -> DataSet:
         """Pictures of the training split and of ``split``."""
-        path = root / rules.folder / rules.options["annotations"]
+        options = rules.read(KarpathyFiles)
+        path = root / rules.folder / options.annotations
         by_split: dict[str, dict[Id, Example]] = {rules.train: {}, split: {}}
         seen: set[str] = set()
         for where, image in _images(path):
             name = record_field(where, image, "split", str)
             seen.add(name)
             if name in by_split:
-                example = self._example(where, image, rules)
+                example = _example(where, image, rules.folder, options)
                 if example.id in by_split[name]:
                     raise DataError(f"{where}: the id {example.id} occurs twice in split {name!r}")
                 by_split[name][example.id] = example
@@ -43,14 +57,16 @@ class KarpathyLoader:
 
     def references(self, rules: DataRules, root: Path, split: str) -> References:
         """All captions of the pictures of ``split``: from the COCO caption file if it is there, else Karpathy's."""
-        path = root / rules.folder / rules.options["annotations"]
+        path = root / rules.folder / rules.read(KarpathyFiles).annotations
+        id_key = rules.read(KarpathyFiles).id
         karpathy: dict[Id, list[str]] = {}
         for where, image in _images(path):
             if record_field(where, image, "split", str) == split:
                 captions = [record_field(where, s, "raw", str) for s in _sentences(where, image)]
-                karpathy[_image_id(where, image, rules)] = captions
-        coco_path = root / rules.folder / rules.options["references"]
-        if not rules.options["references"] or not exists(coco_path):
+                karpathy[_image_id(where, image, id_key)] = captions
+        named = rules.read(KarpathyFiles).references
+        coco_path = root / rules.folder / named
+        if not named or not exists(coco_path):
             return References(karpathy, (path,), (f"references from {path.name}",))
         coco = _coco_captions(coco_path, set(karpathy))
         missing = [id for id in karpathy if id not in coco]
@@ -62,16 +78,12 @@ class KarpathyLoader:
             notes.append(f"{path.name} has other captions for {len(differing)} pictures, such as {differing[0]}")
         return References(coco, (coco_path,), tuple(notes))
 
-    def _example(self, where: str, image: Mapping[str, Any], rules: DataRules) -> Example:
-        folders = (
-            rules.folder,
-            rules.options["images"],
-            image.get("filepath", ""),
-            record_field(where, image, "filename", str),
-        )
-        path = PurePosixPath(*(inside_root(str(part), where) for part in folders if part))
-        caption = record_field(where, _sentences(where, image)[0], "raw", str)
-        return Example(_image_id(where, image, rules), str(path), {"caption": caption})
+
+def _example(where: str, image: Mapping[str, Any], folder: str, options: KarpathyFiles) -> Example:
+    folders = (folder, options.images, image.get("filepath", ""), record_field(where, image, "filename", str))
+    path = PurePosixPath(*(inside_root(str(part), where) for part in folders if part))
+    caption = record_field(where, _sentences(where, image)[0], "raw", str)
+    return Example(_image_id(where, image, options.id), str(path), {"caption": caption})
 
 
 def _bag(captions: list[str]) -> list[str]:
@@ -98,9 +110,8 @@ def _sentences(where: str, image: Mapping[str, Any]) -> list[Any]:
     return sentences
 
 
-def _image_id(where: str, image: Mapping[str, Any], rules: DataRules) -> Id:
+def _image_id(where: str, image: Mapping[str, Any], key: str) -> Id:
     """The id under the benchmark's key, or, for ``id = "stem"``, the file name without its ending, as text."""
-    key = rules.options["id"]
     if key == "stem":
         return PurePosixPath(record_field(where, image, "filename", str)).stem
     value: Id = record_field(where, image, key, int)

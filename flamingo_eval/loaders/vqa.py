@@ -4,20 +4,17 @@
   and VizWiz), matched by ``question_id``;
 - TextVQA as published: ``{"data": [{question_id, image_id, question, answers: [text]}]}``;
 - VizWiz as published: ``[{image, question, answers: [{answer, answer_confidence}], answer_type}]``.
-
-Options of a benchmark's ``[data]`` section: ``answers`` (how many every question has),
-``empty_answers`` (whether an annotator may have said nothing), and for each split a table
-``splits.NAME`` with ``questions``, ``annotations`` (absent where answers are not public), ``published`` (the file as
-published, used if there is no questions file) and ``images``, a template of ``{image_id}``.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError, UserError
@@ -25,6 +22,37 @@ from flamingo_eval.files import exists
 from flamingo_eval.nouns import Annotation, Example, HumanAnswer, Id
 from flamingo_eval.ports import DataSet, References
 from flamingo_eval.reading import inside_root, read_json, record_field
+from flamingo_eval.schema import Record, image_name
+
+
+class VqaSplit(Record, frozen=True, kw_only=True):
+    """The files of one split.
+
+    Attributes:
+        questions: the questions file.
+        annotations: the annotations file; absent where answers are not public.
+        published: the file as published, used if there is no questions file.
+        images: template of an image's path, by its id.
+    """
+
+    questions: str | None = None
+    annotations: str | None = None
+    published: str | None = None
+    images: str
+
+
+class VqaFiles(Record, frozen=True, kw_only=True):
+    """Options of a benchmark's ``[data]`` section.
+
+    Attributes:
+        answers: how many every question has, at least.
+        empty_answers: whether an annotator may have said nothing.
+        splits: a split's name -> its files.
+    """
+
+    answers: Annotated[int, Meta(ge=0)] = 1
+    empty_answers: bool = False
+    splits: dict[str, VqaSplit]
 
 
 @dataclass(frozen=True)
@@ -75,7 +103,7 @@ class VqaLoader:
 
 
 def _examples(rules: DataRules, split: str, part: SplitFiles) -> list[Example]:
-    template: str = rules.options["splits"][split]["images"]
+    template = rules.read(VqaFiles).splits[split].images
     images: dict[Id, str] = {}  # there are several questions a picture
     examples = []
     for question in part.questions:
@@ -91,23 +119,25 @@ def _examples(rules: DataRules, split: str, part: SplitFiles) -> list[Example]:
 def _image(rules: DataRules, template: str, question: Question, file: Path) -> str:
     """The path of a question's picture; DataError if there can be none."""
     try:
-        name = template.format(image_id=question.image_id)
-    except (ValueError, KeyError, IndexError) as error:
-        raise DataError(f"{file}: image id {question.image_id!r} does not fit {template!r}") from error
+        name = image_name(template, question.image_id)
+    except ValueError as error:
+        raise DataError(f"{file}: image id {question.image_id!r} does not fit {template!r}: {error}") from error
     return str(PurePosixPath(rules.folder, inside_root(name, f"{file}: question {question.id}")))
 
 
 def _read_split(rules: DataRules, root: Path, split: str) -> SplitFiles:
     """Raises DataError, naming file and record; UserError for a split that is not described."""
-    splits: Mapping[str, Mapping[str, str]] = rules.options["splits"]
-    if split not in splits:
-        raise UserError(f"{rules.folder} has no files for split {split!r}; described are: {', '.join(splits)}")
-    names, folder = splits[split], root / rules.folder
-    candidates = [folder / names[key] for key in ("questions", "published") if names.get(key)]
+    options = rules.read(VqaFiles)
+    if split not in options.splits:
+        raise UserError(f"{rules.folder} has no files for split {split!r}; described are: {', '.join(options.splits)}")
+    names, folder = options.splits[split], root / rules.folder
+    candidates = [folder / name for name in (names.questions, names.published) if name]
+    if not candidates:
+        raise UserError(f"{rules.where}: splits.{split} names neither questions nor published")
     path = next((candidate for candidate in candidates if exists(candidate)), candidates[0])
     table = read_json(path)
     if isinstance(table, dict) and isinstance(table.get("questions"), list):
-        annotations = folder / names["annotations"] if names.get("annotations") else None
+        annotations = folder / names.annotations if names.annotations else None
         questions, form = _vqa_form(path, table["questions"], annotations), "VQA format"
         files = (path,) if annotations is None else (path, annotations)
     elif isinstance(table, dict) and isinstance(table.get("data"), list):
@@ -118,7 +148,7 @@ def _read_split(rules: DataRules, root: Path, split: str) -> SplitFiles:
         raise DataError(
             f'{path} is neither a VQA questions file ("questions"), nor TextVQA ("data") nor VizWiz (a list)'
         )
-    found = _checked(path, questions, rules.options.get("answers", 1), rules.options.get("empty_answers", False))
+    found = _checked(path, questions, options.answers, options.empty_answers)
     return SplitFiles(tuple(found), files, form)
 
 

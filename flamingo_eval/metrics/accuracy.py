@@ -7,6 +7,7 @@ from typing import Any
 
 from flamingo_eval.errors import DataError
 from flamingo_eval.nouns import Answer, Id, Score
+from flamingo_eval.schema import Record
 
 
 class AccuracyMetric:
@@ -15,6 +16,7 @@ class AccuracyMetric:
     title = "top-1 accuracy %"
     value_key = "answer"
     value_kinds: tuple[type, ...] = (str,)
+    rules = Record
 
     def check(self, trials: Sequence[Mapping[Id, Any]]) -> Sequence[str]:  # noqa: ARG002  # defined for any labels
         """Needs nothing but what is installed."""

@@ -12,6 +12,7 @@ from typing import Any
 from flamingo_eval.errors import DataError
 from flamingo_eval.metrics._ptb import tokenize
 from flamingo_eval.nouns import Id, Score
+from flamingo_eval.schema import Record
 
 _NO_RULES: Mapping[str, Any] = {}
 
@@ -22,6 +23,7 @@ class CiderMetric:
     title = "CIDEr x 100"
     value_key = "caption"
     value_kinds: tuple[type, ...] = (str,)
+    rules = Record
 
     def __init__(self) -> None:
         self._tokens: dict[str, str] = {}

@@ -12,6 +12,17 @@ from typing import Any
 
 from flamingo_eval.errors import DataError
 from flamingo_eval.nouns import Id, Score
+from flamingo_eval.schema import Record, typed
+
+
+class RocAucRules(Record, frozen=True, kw_only=True):
+    """``[scoring]``.
+
+    Attributes:
+        positive: the class name whose probability decides.
+    """
+
+    positive: str
 
 
 class RocAucMetric:
@@ -20,6 +31,7 @@ class RocAucMetric:
     title = "ROC AUC x 100"
     value_key = "score"
     value_kinds: tuple[type, ...] = (int, float)
+    rules = RocAucRules
 
     def check(self, trials: Sequence[Mapping[Id, Any]]) -> Sequence[str]:
         """Raises DataError if a trial's labels are of one class only."""
@@ -38,7 +50,9 @@ class RocAucMetric:
         Raises:
             DataError: an answer to an unknown query, or labels of one class only, whose AUC is undefined.
         """
-        return [_score(answers, references, rules["positive"]) for answers in trials]
+        return [
+            _score(answers, references, typed(dict(rules), RocAucRules, "[scoring]").positive) for answers in trials
+        ]
 
 
 def _score(answers: Mapping[Id, Mapping[str, float] | float], references: Mapping[Id, str], positive: str) -> Score:

@@ -15,14 +15,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from flamingo_eval.errors import DataError, UserError
+from flamingo_eval.errors import DataError
 from flamingo_eval.nouns import Annotation, Id, Score
+from flamingo_eval.schema import Record, typed
 from flamingo_eval.vqa_text import normalise, strip_spaces, tokenise_as_mmf
 
 _TOKENISATIONS: Mapping[str, Callable[[str], str]] = {"none": str, "mmf": tokenise_as_mmf}
 _ENOUGH = 3  # as many annotators who agree make an answer right
+
+
+_When = Literal["always", "never", "when_answers_differ"]
+
+
+class VqaRules(Record, frozen=True, kw_only=True):
+    """``[scoring]``; see above."""
+
+    normalise_prediction: _When = "always"
+    normalise_annotations: _When = "always"
+    tokenisation: Literal["none", "mmf"] = "none"
+    leave_out: Literal["record", "annotator"] = "record"
 
 
 class VqaAccuracyMetric:
@@ -31,6 +44,7 @@ class VqaAccuracyMetric:
     title = "VQA accuracy %"
     value_key = "answer"
     value_kinds: tuple[type, ...] = (str,)
+    rules = VqaRules
 
     def check(self, trials: Sequence[Mapping[Id, Any]]) -> Sequence[str]:  # noqa: ARG002  # defined for any answers
         """Needs nothing but what is installed."""
@@ -44,10 +58,11 @@ class VqaAccuracyMetric:
         Raises:
             DataError: an answer to an unknown question, or a trial without answers.
         """
-        return [_score(answers, references, rules) for answers in trials]
+        chosen = typed(dict(rules), VqaRules, "[scoring]")
+        return [_score(answers, references, chosen) for answers in trials]
 
 
-def _score(answers: Mapping[Id, str], references: Mapping[Id, Annotation], rules: Mapping[str, Any]) -> Score:
+def _score(answers: Mapping[Id, str], references: Mapping[Id, Annotation], rules: VqaRules) -> Score:
     if not answers:
         raise DataError("VQA accuracy of no answers is undefined")
     per_item: dict[Id, float] = {}
@@ -63,27 +78,23 @@ def _score(answers: Mapping[Id, str], references: Mapping[Id, Annotation], rules
     return Score(sum(per_item.values()) / len(per_item), per_item, groups=means)
 
 
-def accuracy(prediction: str, annotation: Annotation, rules: Mapping[str, Any]) -> float:
+def accuracy(prediction: str, annotation: Annotation, rules: VqaRules) -> float:
     """Accuracy of one answer, from 0 to 1.
 
     >>> from flamingo_eval.nouns import HumanAnswer
     >>> people = Annotation(tuple(HumanAnswer(a, str(i)) for i, a in enumerate(["red"] * 3 + ["blue"] * 7)))
-    >>> always = {"normalise_prediction": "always", "normalise_annotations": "always", "leave_out": "record"}
-    >>> round(accuracy("Red.", people, always), 6)  # three annotators see two others, seven see three
+    >>> round(accuracy("Red.", people, VqaRules()), 6)  # three annotators see two others, seven see three
     0.9
     """
     raw = [strip_spaces(answer.text) for answer in annotation.answers]
     differ = len(set(raw)) > 1
-    name = rules.get("tokenisation", "none")
-    if name not in _TOKENISATIONS:
-        raise UserError(f"[scoring] tokenisation = {name!r}: no such tokenisation; known: {', '.join(_TOKENISATIONS)}")
-    tokenise = _TOKENISATIONS[name]
-    said = _text(tokenise(prediction), rules.get("normalise_prediction", "always"), differ)
-    texts = [_text(tokenise(text), rules.get("normalise_annotations", "always"), differ) for text in raw]
+    tokenise = _TOKENISATIONS[rules.tokenisation]
+    said = _text(tokenise(prediction), rules.normalise_prediction, differ)
+    texts = [_text(tokenise(text), rules.normalise_annotations, differ) for text in raw]
     if len(texts) == 1:
         return float(said == texts[0])
     matches = texts.count(said)
-    if rules.get("leave_out") == "annotator":
+    if rules.leave_out == "annotator":
         vanish = [1] * matches
     else:
         copies = Counter((t, a.record) for t, a in zip(texts, annotation.answers, strict=True) if t == said)

@@ -51,12 +51,20 @@ def build_prompt(rules: PromptRules, demonstrations: Sequence[Example], query: E
     With zero shots the demonstrations are text alone, and their images are not shown
     (open_flamingo/eval/evaluate.py, ``evaluate_captioning``).
     """
-    turns = []
-    for example in demonstrations:
-        images, hidden = ((example.image,), ()) if shots else ((), (example.image,))
-        turns.append(Turn(images, fill(rules.text, example.fields), fill(rules.answer, example.fields), hidden))
+    turns = [demonstration_turn(rules, example, shown=shots > 0) for example in demonstrations]
+    return prompt_of(rules, turns, query)
+
+
+def demonstration_turn(rules: PromptRules, example: Example, *, shown: bool) -> Turn:
+    """A demonstration, with its image or as text alone."""
+    images, hidden = ((example.image,), ()) if shown else ((), (example.image,))
+    return Turn(images, fill(rules.text, example.fields), fill(rules.answer, example.fields), hidden)
+
+
+def prompt_of(rules: PromptRules, demonstrations: Sequence[Turn], query: Example) -> Prompt:
+    """The prompt of one query, whose demonstrations are turns already."""
     asked = Turn((query.image,), fill(rules.text, query.fields))
-    return Prompt(tuple(turns), asked, rules.separator, rules.rgb, rules.zero_shot_keeps_images)
+    return Prompt(tuple(demonstrations), asked, rules.separator, rules.rgb, rules.zero_shot_keeps_images)
 
 
 def interleaved(prompt: Prompt, image: str, end: str = "") -> Rendering:
@@ -71,11 +79,12 @@ def interleaved(prompt: Prompt, image: str, end: str = "") -> Rendering:
     >>> interleaved(Prompt((dog,), cat, separator=" "), "<image>", "|").text
     '<image>Output:a dog| <image>Output:'
     """
-    texts = [
-        f"{image * len(turn.images)}{turn.text}{turn.answer}{end}{prompt.separator}" for turn in prompt.demonstrations
-    ]
-    texts.append(image * len(prompt.query.images) + prompt.query.text)
-    return Rendering("".join(texts), prompt.images, prompt.rgb)
+    behind, texts, shown = end + prompt.separator, list[str](), list[str]()
+    for turn in prompt.demonstrations:
+        texts += (image * len(turn.images), turn.text, turn.answer or "", behind)
+        shown += turn.images
+    texts += (image * len(prompt.query.images), prompt.query.text)
+    return Rendering("".join(texts), (*shown, *prompt.query.images), prompt.rgb)
 
 
 @dataclass(frozen=True)

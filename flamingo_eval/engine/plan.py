@@ -19,12 +19,15 @@ from flamingo_eval.benchmark import DEFAULT_PROTOCOL, Benchmark, load_benchmark
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import digest, file_digest, is_folder, many_objects
 from flamingo_eval.images import Images
-from flamingo_eval.nouns import Example, Id, Query, Ranking, Rendering, Task
+from flamingo_eval.nouns import Example, Id, Query, Ranking, Rendering, Task, Turn
 from flamingo_eval.ports import NOTHING, DataSet, Nearest, References, Renderer, Selection
-from flamingo_eval.prompting import build_prompt, mark_in
+from flamingo_eval.prompting import demonstration_turn, mark_in, prompt_of
 from flamingo_eval.reading import digests_of_reads, read_text
 from flamingo_eval.schema import typed
 from flamingo_eval.seeds import choose, numpy_generator, visiting_order
+
+_MOST_TURNS = 20_000
+"""Demonstrations that are kept as turns."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Source:
     data: DataSet
     reads: dict[Path, str] = field(default_factory=dict)
     """Digest of the bytes that each annotation file was read from."""
+    _turns: dict[tuple[int, bool], Turn] = field(default_factory=dict)
     _unusable: dict[tuple[str, ...], tuple[Mapping[int, str], Mapping[int, str]]] = field(default_factory=dict)
 
     @property
@@ -54,6 +58,15 @@ class Source:
     def digest_of(self, files: Iterable[Path]) -> str:
         """One digest for annotation files as they were read."""
         return digest([self.reads.get(file) or file_digest(file) for file in files])
+
+    def turn(self, number: int, *, shown: bool) -> Turn:
+        """A training example as a demonstration; those of a pool are shown again and again, and kept."""
+        key = (number, shown)
+        if key not in self._turns:
+            if len(self._turns) >= _MOST_TURNS:
+                self._turns.clear()
+            self._turns[key] = demonstration_turn(self.benchmark.prompt, self.data.train[number], shown=shown)
+        return self._turns[key]
 
     def unusable(self, marks: tuple[str, ...]) -> tuple[Mapping[int, str], Mapping[int, str]]:
         """Numbers of the training and of the test examples whose texts would divide a prompt anew -> what is wrong.
@@ -201,15 +214,15 @@ class TrialPlan:
     def query(self, position: int) -> Query:
         """The query at a position."""
         benchmark, data = self.source.benchmark, self.source.data
-        example = data.test[self.queries[position]]
-        orders = [[data.train[i] for i in order] for order in self.demonstrations[position]]
-        prompts = [build_prompt(benchmark.prompt, order, example, self.shots) for order in orders]
+        example, orders = data.test[self.queries[position]], self.demonstrations[position]
+        turns = [[self.source.turn(i, shown=self.shots > 0) for i in order] for order in orders]
+        prompts = [prompt_of(benchmark.prompt, order, example) for order in turns]
         return Query(
             benchmark=benchmark.name,
             shots=self.shots,
             seed=self.seed,
             id=example.id,
-            demonstration_ids=tuple(demonstration.id for demonstration in orders[0]),
+            demonstration_ids=tuple(data.train[i].id for i in orders[0]),
             prompt=prompts[0],
             occurrence=self.slots[position][1],
             more_orders=tuple(prompts[1:]),

@@ -69,19 +69,25 @@ def test_latex_escapes_and_balances() -> None:
     assert len({line.count("&") - line.count(r"\&") for line in text.splitlines() if line.endswith(r"\\")}) == 1
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and two runs, made by one process."""
+    folder = tmp_path_factory.mktemp("two_runs")
+    root = write_coco_root(folder / "data", train=12, test=40)
+    result = run_cli("run", "coco", "--shots", "0,2", "--checkpoint", "scripted", "--data-root", root, "--out",
+                     folder / "good")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    shutil.copytree(folder / "good", folder / "bad")
+    scored(folder / "good", 100.0, every=1)
+    scored(folder / "bad", 60.0, every=2)
+    return folder
+
+
 @pytest.fixture
-def two_runs(tmp_path: Path, cli: Cli) -> tuple[Path, Path]:
+def two_runs(made_once: Path) -> tuple[Path, Path]:
     """The scripted model, and one that says nothing of what is in half of the pictures."""
-    root = write_coco_root(tmp_path / "data", train=12, test=40)
-    for name in ("good", "bad"):
-        assert (
-            cli(
-                "run", "coco", "--shots", "0,2", "--checkpoint", "scripted", "--data-root", root, "--out", name
-            ).returncode
-            == 0
-        )
-    scored(Path("good"), 100.0, every=1)
-    scored(Path("bad"), 60.0, every=2)
+    for name in ("good", "bad", "data"):
+        shutil.copytree(made_once / name, name)
     return Path("good"), Path("bad")
 
 

@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 
 import flamingo_eval
+from flamingo_eval.benchmark import load_benchmark
+from flamingo_eval.engine.plan import Source, read_source
+from flamingo_eval.images import Images
+from flamingo_eval.ports import Capabilities, DataSet
 from tests.helpers import read_lines, write_coco_root
 
 ROOT = Path(__file__).parents[1]
@@ -199,3 +203,28 @@ def test_a_broken_plugin_is_named(tmp_path: Path, text: str, message: str) -> No
         assert result.returncode == 0 or message in result.stderr
     assert call(path, "list", "checkpoints").returncode == 2
     assert "is neither a Python file nor a folder" in call(tmp_path / "none", "list", "checkpoints").stderr
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "benchmark", "message"),
+    [
+        (Capabilities(images=2), "coco", "takes at most 2 images a prompt, and 4 shots need 5: --shots up to 1"),
+        (Capabilities(beams=False), "coco", "is answered by beam search .3 beams., and m generates greedily only"),
+        (Capabilities(ranking=False), "hateful_memes", "ranks class names by their log-likelihoods, which m does not"),
+    ],
+)
+def test_what_a_model_cant_do_is_refused_before_anything_is_planned(
+    captions: Path, capabilities: Capabilities, benchmark: str, message: str
+) -> None:
+    from flamingo_eval.engine.prepare import check_capabilities
+    from flamingo_eval.runspec import RunSpec
+
+    if benchmark == "coco":
+        source = read_source("coco", captions)
+    else:
+        table = load_benchmark(benchmark)
+        source = Source(table, Images(captions), DataSet([], [], ()))
+    spec = RunSpec(benchmarks=(benchmark,), shots=(0, 4), seeds=(42,), checkpoint="m")
+    check_capabilities(Capabilities(), spec, {benchmark: source})
+    with pytest.raises(flamingo_eval.errors.UserError, match=message):
+        check_capabilities(capabilities, spec, {benchmark: source})

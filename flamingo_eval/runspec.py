@@ -96,6 +96,6 @@ class RunSpec:
         return tuple(part for part, value in named if value == DEMO)
 
     @property
-    def cells(self) -> tuple[tuple[str, int, int], ...]:
+    def trial_keys(self) -> tuple[tuple[str, int, int], ...]:
         """(benchmark, shots, seed) of every trial asked for, in the order they are run."""
         return tuple((b, k, s) for b in self.benchmarks for k in self.shots for s in self.seeds)

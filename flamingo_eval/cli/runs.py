@@ -238,7 +238,7 @@ def plan(
 ) -> None:
     """Show which queries and demonstrations a run would have, without loading a model."""
     from flamingo_eval.engine.plan import query_row
-    from flamingo_eval.engine.prepare import cells_of, notices, plan_all, rank_all, read_sources
+    from flamingo_eval.engine.prepare import notices, plan_all, rank_all, read_sources, trial_keys_of
     from flamingo_eval.engine.retrieval import Retriever
 
     options = {
@@ -252,7 +252,7 @@ def plan(
     sources = read_sources(spec, Images(data_folder(spec.data_root), spec.image_formats))
     for line in [*(["demo data: generated pictures"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
         note(line)
-    cells = cells_of(spec, sources)
+    cells = trial_keys_of(spec, sources)
     nearest = rank_all(spec, sources, cells, Retriever.of(spec))
     planned = plan_all(spec, sources, cells, registry.model_source(spec.checkpoint).renderer, nearest)
     for trial in planned:
@@ -263,7 +263,7 @@ def plan(
                 emit(json.dumps(query_row(trial, query), ensure_ascii=False))
         else:
             images = len({image for query in trial for image in trial.render(query)[0].images})
-            emit(f"{trial.cell[0]}  {trial.shots} shots  seed {trial.seed}: {len(trial)} queries, {images} pictures")
+            emit(f"{trial.key[0]}  {trial.shots} shots  seed {trial.seed}: {len(trial)} queries, {images} pictures")
     reasons = list(dict.fromkeys(reason for trial in planned for reason in trial.failed.values()))
     if reasons:
         count = sum(len(trial.failed) for trial in planned)

@@ -203,7 +203,7 @@ def _in_halves(model: Model, prompts: Sequence[Any], task: Task) -> list[Answer 
 
 def _kinds(pending: Sequence[Pending]) -> Iterator[tuple[Task, list[Pending]]]:
     """Runs of queries of one benchmark and one number of shots."""
-    for _, items in groupby(pending, key=lambda item: item.trial.cell[:2]):
+    for _, items in groupby(pending, key=lambda item: item.trial.key[:2]):
         kind = list(items)
         yield kind[0].trial.source.task, kind
 

@@ -13,7 +13,7 @@ from flamingo_eval import registry
 from flamingo_eval.engine.answer import answer, describe_failures
 from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.plan import Source, TrialPlan
-from flamingo_eval.engine.prepare import RootOf, cells_of, check_capabilities, plan_all, rank_all, read_sources
+from flamingo_eval.engine.prepare import RootOf, check_capabilities, plan_all, rank_all, read_sources, trial_keys_of
 from flamingo_eval.engine.requests import Pending
 from flamingo_eval.engine.retrieval import Retriever
 from flamingo_eval.engine.score import score_trials
@@ -104,7 +104,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
     model_source = registry.model_source(spec.checkpoint, spec.model_options, {"keep": False})
     sources = read_sources(spec, images)
     check_capabilities(model_source.capabilities, spec, sources)
-    cells = cells_of(spec, sources)
+    cells = trial_keys_of(spec, sources)
     nearest = rank_all(spec, sources, cells, Retriever.of(spec))
     trials = plan_all(spec, sources, cells, model_source.renderer, nearest)
     source = next(iter(sources.values()))

@@ -155,7 +155,7 @@ def run_controls(
     trials = [trial for trial in plans if shots is None or trial.shots in shots]
     if not trials:
         raise UserError(f"{folder.path} has no trial at these numbers of shots: {', '.join(map(str, shots or ()))}")
-    unscored = [trial.cell[0] for trial in trials if not trial.source.references.by_id]
+    unscored = [trial.key[0] for trial in trials if not trial.source.references.by_id]
     if unscored:
         raise UserError(f"{unscored[0]} has no public answers for this split: there is nothing to compare")
     skipped = folder.skipped()
@@ -208,7 +208,7 @@ def _majority(trials: Sequence[TrialPlan]) -> dict[tuple[str, int, int], ScoredT
     scored = {}
     by_benchmark: dict[str, list[TrialPlan]] = {}
     for trial in trials:
-        by_benchmark.setdefault(trial.cell[0], []).append(trial)
+        by_benchmark.setdefault(trial.key[0], []).append(trial)
     for members in by_benchmark.values():
         source = members[0].source
         answers: list[Mapping[Id, Answer]] = [
@@ -217,5 +217,5 @@ def _majority(trials: Sequence[TrialPlan]) -> dict[tuple[str, int, int], ScoredT
         metric = registry.metric(source.benchmark.metric)
         scores = metric.compute(answers, source.references.by_id, source.benchmark.scoring)
         for trial, said, score in zip(members, answers, scores, strict=True):
-            scored[trial.cell] = ScoredTrial(said, score, {}, len(trial))
+            scored[trial.key] = ScoredTrial(said, score, {}, len(trial))
     return scored

@@ -191,7 +191,7 @@ class TrialPlan:
         return (self.query(position) for position in range(len(self)))
 
     @property
-    def cell(self) -> tuple[str, int, int]:
+    def key(self) -> tuple[str, int, int]:
         """(benchmark, shots, seed)."""
         return (self.source.benchmark.name, self.shots, self.seed)
 

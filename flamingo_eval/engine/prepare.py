@@ -1,4 +1,4 @@
-"""Prepare: everything that is read and checked before a run's folder is held; and the plans of its cells."""
+"""Prepare: everything that is read and checked before a run's folder is held; and the plans of its trials."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flamingo_eval.engine.record import (
     run_identity,
 )
 from flamingo_eval.engine.retrieval import Retriever, all_pictures_digest, find_nearest, read_nearest, write_nearest
-from flamingo_eval.engine.score_files import CellKey
+from flamingo_eval.engine.score_files import TrialKey
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import digest, is_file
 from flamingo_eval.images import Images
@@ -37,37 +37,39 @@ RootOf = Callable[[str], Path]
 """From a data root as users name it to the folder."""
 
 
-def cells_of(spec: RunSpec, sources: Mapping[str, Source]) -> list[CellKey]:
+def trial_keys_of(spec: RunSpec, sources: Mapping[str, Source]) -> list[TrialKey]:
     """(benchmark, shots, seed) of every trial that is run: one for each number of shots where seeds change nothing."""
     fixed = {
         name: is_deterministic(source, spec.selector, spec.num_samples, spec.ensemble)
         for name, source in sources.items()
     }
     return list(
-        dict.fromkeys((b, k, sources[b].benchmark.plan.seeds[0] if fixed[b] else seed) for b, k, seed in spec.cells)
+        dict.fromkeys(
+            (b, k, sources[b].benchmark.plan.seeds[0] if fixed[b] else seed) for b, k, seed in spec.trial_keys
+        )
     )
 
 
 def plan_all(
     spec: RunSpec,
     sources: Mapping[str, Source],
-    cells: Sequence[CellKey],
+    keys: Sequence[TrialKey],
     renderer: Renderer,
     nearest: Mapping[str, Nearest] | None = None,
 ) -> list[TrialPlan]:
-    """The plans of the given cells; ``nearest`` is what :func:`rank_all` gives."""
+    """The plans of the given trials; ``nearest`` is what :func:`rank_all` gives."""
     return [
         plan_trial(sources[name], renderer, shots=shots, seed=seed, selector=spec.selector,
                    num_samples=spec.num_samples, query_set_size=spec.query_set_size, ensemble=spec.ensemble,
                    nearest=(nearest or {}).get(name))
-        for name, shots, seed in cells
+        for name, shots, seed in keys
     ]  # fmt: skip
 
 
 def rank_all(
     spec: RunSpec,
     sources: Mapping[str, Source],
-    cells: Sequence[CellKey],
+    keys: Sequence[TrialKey],
     retriever: Retriever | None,
     folder: RunFolder | None = None,
 ) -> dict[str, Nearest]:
@@ -86,7 +88,7 @@ def rank_all(
         return nearest
     for name, source in sources.items():
         check_selector(source, spec.selector)
-        asked, count = reach(spec, source, cells)
+        asked, count = reach(spec, source, keys)
         pictures, whole = all_pictures_digest(source, asked)
         kept = None if folder is None else folder.nearest_file(spec.selector, name)
         if kept is not None and is_file(kept):
@@ -103,9 +105,9 @@ def rank_all(
     return nearest
 
 
-def reach(spec: RunSpec, source: Source, cells: Sequence[CellKey]) -> tuple[list[Example], int]:
-    """Which examples the cells of a benchmark query, and how many demonstrations they need at most."""
-    own = [cell for cell in cells if cell[0] == source.benchmark.name]
+def reach(spec: RunSpec, source: Source, keys: Sequence[TrialKey]) -> tuple[list[Example], int]:
+    """Which examples the trials of a benchmark query, and how many demonstrations they need at most."""
+    own = [key for key in keys if key[0] == source.benchmark.name]
     seeds = sorted({seed for _, _, seed in own})
     asked = [example for seed in seeds for example in asked_examples(source, seed, spec.num_samples)]
     return asked, max(demonstrations_needed(source, shots) for _, shots, _ in own)
@@ -171,7 +173,7 @@ class PreparedRun:
         precision: in which precision.
         identity: everything that determines answers.
         folder: where the run is kept.
-        cells: what is asked for.
+        trial_keys: what is asked for.
     """
 
     spec: RunSpec
@@ -184,7 +186,7 @@ class PreparedRun:
     precision: str
     identity: dict[str, Any]
     folder: RunFolder
-    cells: Sequence[CellKey]
+    trial_keys: Sequence[TrialKey]
 
 
 def prepare(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: ModelSource | None = None) -> PreparedRun:
@@ -198,24 +200,24 @@ def prepare(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: Mode
     retrieval = None if retriever is None else retriever.identity()
     identity = run_identity(spec, sources, info.digest, precision, model_source.renderer, retrieval)
     folder = RunFolder(out or default_folder(spec, identity))
-    cells = cells_of(spec, sources)
-    return PreparedRun(spec, images, sources, model_source, info, retriever, device, precision, identity, folder, cells)
+    keys = trial_keys_of(spec, sources)
+    return PreparedRun(spec, images, sources, model_source, info, retriever, device, precision, identity, folder, keys)
 
 
-def told_beforehand(spec: RunSpec, sources: Mapping[str, Source], cells: Sequence[CellKey]) -> Iterator[str]:
+def told_beforehand(spec: RunSpec, sources: Mapping[str, Source], keys: Sequence[TrialKey]) -> Iterator[str]:
     """What is said before anything is answered. Raises DataError where the references could not be scored with."""
     demo = demo_note(spec)
     if demo:
         yield demo
     yield from notices(spec, sources)
     for name, source in sources.items():
-        yield from (f"{name}: {line}" for line in _check_scorable(source, spec, cells))
+        yield from (f"{name}: {line}" for line in _check_scorable(source, spec, keys))
 
 
-def _check_scorable(source: Source, spec: RunSpec, cells: Sequence[CellKey]) -> Sequence[str]:
+def _check_scorable(source: Source, spec: RunSpec, keys: Sequence[TrialKey]) -> Sequence[str]:
     """Finds out now, not after a day of answering, that references are malformed or leave the metric undefined."""
     references, asked = source.references.by_id, []
-    for seed in sorted({seed for name, _, seed in cells if name == source.benchmark.name}):
+    for seed in sorted({seed for name, _, seed in keys if name == source.benchmark.name}):
         ids = [example.id for example in asked_examples(source, seed, spec.num_samples, spec.query_set_size)]
         lacking = [id for id in ids if id not in references] if references else []
         if lacking:

@@ -96,8 +96,8 @@ def new_record(
     """``run.json`` as it will be written: what was there, extended by this command's cells."""
     old = folder.read_run() if exists(folder.run_file) else None
     cells = [*(tuple(c) for c in old["cells"])] if old else []
-    cells += [trial.cell for trial in trials if trial.cell not in cells]
-    queries = {trial.cell[0]: len(trial) for trial in trials}
+    cells += [trial.key for trial in trials if trial.key not in cells]
+    queries = {trial.key[0]: len(trial) for trial in trials}
     own = {name: _settings(spec, source, root, queries[name]) for name, source in sources.items()}
     merged = {**identity, "benchmarks": {**(old["identity"]["benchmarks"] if old else {}), **identity["benchmarks"]}}
     return {

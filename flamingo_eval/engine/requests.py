@@ -70,7 +70,7 @@ class Pending:
     @property
     def slot(self) -> Slot:
         """What the answer belongs to."""
-        return (*self.trial.cell, *self.trial.slots[self.position])
+        return (*self.trial.key, *self.trial.slots[self.position])
 
 
 def pictures_digest(images: Images, shown: Iterable[str]) -> str | None:
@@ -124,12 +124,12 @@ def check_asked(trials: Iterable[TrialPlan], journal: Journal, model: str) -> No
         DataError: they were not; the record, the data or the journal has been changed by hand.
     """
     for trial in trials:
-        answered = [position for position, slot in enumerate(trial.slots) if journal.get((*trial.cell, *slot))]
+        answered = [position for position, slot in enumerate(trial.slots) if journal.get((*trial.key, *slot))]
         for position in {answered[0], answered[len(answered) // 2], answered[-1]} if answered else ():
             query = trial.query(position)
             known = journal.get(slot_of(query))
             if known is not None and known.key != answer_key(query, trial.render(query), trial.source.task, model):
                 raise DataError(
-                    f"{journal.path}: the answer to query {query.id} of {trial.cell[0]}, {trial.shots} shots, seed "
+                    f"{journal.path}: the answer to query {query.id} of {trial.key[0]}, {trial.shots} shots, seed "
                     f"{trial.seed} was given to another prompt than run.json and the data make; one of them was changed"
                 )

@@ -28,7 +28,7 @@ from flamingo_eval.engine.record import (
 from flamingo_eval.engine.reopen import reopen
 from flamingo_eval.engine.requests import Pending, find_pending
 from flamingo_eval.engine.score import check_complete, write_scores
-from flamingo_eval.engine.score_files import CellKey
+from flamingo_eval.engine.score_files import TrialKey
 from flamingo_eval.errors import FlamingoEvalError, StorageError, UserError
 from flamingo_eval.files import exists, is_file
 from flamingo_eval.nouns import Cell
@@ -68,7 +68,7 @@ def execute(
     executor: Executor = registry.executor(spec.executor or ("local" if spec.process.count == 1 else "processes"))(
         spec.process
     )
-    for line in told_beforehand(spec, run.sources, run.cells):
+    for line in told_beforehand(spec, run.sources, run.trial_keys):
         if executor.leads:
             note(line)
     if fresh:
@@ -108,9 +108,9 @@ def _plan(run: PreparedRun, executor: Executor, held: Alone) -> PlannedRun:
         folder.forget_unanswered(run.identity)
     folder.check_identity(run.identity)
     with held.alone("ranking"):
-        reached = [*run.cells, *_cells_there(folder, run.sources)]
+        reached = [*run.trial_keys, *_trials_there(folder, run.sources)]
         nearest = rank_all(spec, run.sources, reached, run.retriever, folder)
-    trials = plan_all(spec, run.sources, run.cells, run.model_source.renderer, nearest)
+    trials = plan_all(spec, run.sources, run.trial_keys, run.model_source.renderer, nearest)
     journal = executor.journal(folder)
     for file in journal.torn if executor.leads else []:
         note(f"{file} ended in the middle of a line; that answer is dropped")
@@ -141,7 +141,7 @@ def _answer(run: PreparedRun, planned: PlannedRun, executor: Executor, held: Alo
 
 def _finish(run: PreparedRun, planned: PlannedRun, outcome: Outcome, root_of: RootOf) -> RunResult:
     """Scores what is answered. Raises DataError for what is not, unless the user goes on without it."""
-    folder, journal, wanted, skip = run.folder, planned.journal, set(run.cells), run.spec.on_error == "skip"
+    folder, journal, wanted, skip = run.folder, planned.journal, set(run.trial_keys), run.spec.on_error == "skip"
     folder.write_failures(outcome.failures, wanted, skip=skip)
     began = time.perf_counter()
     cells = write_scores(folder, [*planned.trials, *_earlier(folder, root_of, wanted)], journal, folder.read_run())
@@ -202,25 +202,25 @@ def _recorded(folder: RunFolder, held: Alone, session: dict[str, Any], journal: 
     write(now())
 
 
-def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[CellKey]) -> list[TrialPlan]:
+def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[TrialKey]) -> list[TrialPlan]:
     """Plans of the cells that earlier commands put into the folder; without them if their data is gone."""
     if {(row[0], row[1], row[2]) for row in folder.read_run()["cells"]} == wanted:
         return []
     try:
-        return [trial for trial in reopen(folder, root_of)[1] if trial.cell not in wanted]
+        return [trial for trial in reopen(folder, root_of)[1] if trial.key not in wanted]
     except UserError as error:
         note(f"trials of earlier commands are not scored again: {error}")
         return []
 
 
-def _cells_there(folder: RunFolder, sources: Mapping[str, Source]) -> list[CellKey]:
+def _trials_there(folder: RunFolder, sources: Mapping[str, Source]) -> list[TrialKey]:
     """The cells of these benchmarks that earlier commands put into the folder."""
     if not is_file(folder.run_file):
         return []
     return [(row[0], row[1], row[2]) for row in folder.read_run()["cells"] if row[0] in sources]
 
 
-def select_cells(cells: Sequence[Cell], wanted: set[CellKey]) -> list[Cell]:
+def select_cells(cells: Sequence[Cell], wanted: set[TrialKey]) -> list[Cell]:
     """The cells asked for, with the trials asked for."""
     picked = []
     for cell in cells:

@@ -175,15 +175,15 @@ def _details(
         if str(query_id) != id:
             continue
         query = trial.query(position)
-        prediction = journal.get((*trial.cell, query_id, occurrence))
+        prediction = journal.get((*trial.key, query_id, occurrence))
         reference = trial.source.references.by_id.get(query_id)
-        check_scored(folder, trial, query, prediction, items.get((*trial.cell, query_id)))
+        check_scored(folder, trial, query, prediction, items.get((*trial.key, query_id)))
         yield {
-            **sample_row(trial, query, prediction, items.get((*trial.cell, query_id))),
+            **sample_row(trial, query, prediction, items.get((*trial.key, query_id))),
             "example": _described(data.test[trial.queries[position]]),
             "demonstrations": [_described(data.train[i]) for i in trial.demonstrations[position][0]],
             "references": dataclasses.asdict(reference) if dataclasses.is_dataclass(reference) else reference,  # type: ignore[arg-type]
-            "failed": None if prediction else reasons.get((*trial.cell, id)),
+            "failed": None if prediction else reasons.get((*trial.key, id)),
         }
 
 

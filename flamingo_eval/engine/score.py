@@ -13,7 +13,7 @@ from flamingo_eval.benchmark import Benchmark
 from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal, Slot
 from flamingo_eval.engine.plan import Source, TrialPlan
-from flamingo_eval.engine.score_files import CellKey, cell_row, processed, text_of
+from flamingo_eval.engine.score_files import TrialKey, cell_row, processed, text_of
 from flamingo_eval.errors import DataError
 from flamingo_eval.files import changed_fields, digest, json_text, write_atomic
 from flamingo_eval.nouns import Answer, Cell, Id, Ranking, Score, Trial
@@ -38,7 +38,7 @@ class ScoredTrial:
 
 def raw_answers(trial: TrialPlan, journal: Journal) -> list[tuple[Id, Answer]]:
     """(query id, answer) in plan order, for the queries of a trial that the journal has answers for."""
-    found = ((id, journal.get((*trial.cell, id, occurrence))) for id, occurrence in trial.slots)
+    found = ((id, journal.get((*trial.key, id, occurrence))) for id, occurrence in trial.slots)
     return [(id, prediction.answer) for id, prediction in found if prediction is not None]
 
 
@@ -50,18 +50,18 @@ def is_whole(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ())
 
 def missing_slots(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ()) -> list[Slot]:
     """The queries of a trial without an answer, but for those that are skipped."""
-    slots: Iterator[Slot] = ((*trial.cell, id, occurrence) for id, occurrence in trial.slots)
+    slots: Iterator[Slot] = ((*trial.key, id, occurrence) for id, occurrence in trial.slots)
     return [slot for slot in slots if journal.get(slot) is None and slot not in skipped]
 
 
 def score_trials(
     trials: Sequence[TrialPlan], journal: Journal, skipped: Collection[Slot] = ()
-) -> dict[CellKey, ScoredTrial]:
+) -> dict[TrialKey, ScoredTrial]:
     """Every trial that is answered, scored; those of a split without public answers have no score.
 
     A picture queried twice in one trial keeps its last caption, as the reference's result file does.
     """
-    scored: dict[CellKey, ScoredTrial] = {}
+    scored: dict[TrialKey, ScoredTrial] = {}
     by_source: dict[int, tuple[Source, list[TrialPlan]]] = {}
     for trial in trials:
         by_source.setdefault(id(trial.source), (trial.source, []))[1].append(trial)
@@ -76,12 +76,12 @@ def score_trials(
                 counts.append(len(raw))
                 if len(raw) < len(trial) and (reason := _undefined(source, answers[-1])):
                     answered = ScoredTrial(answers.pop(), None, {}, counts.pop(), reason)
-                    scored[complete.pop().cell] = answered
+                    scored[complete.pop().key] = answered
         scores = _scores(source, answers, source.benchmark.scoring)
         others = {name: _scores(source, answers, rules) for name, rules in source.benchmark.also.items()}
         for i, trial in enumerate(complete):
             also = {name: score.value for name, results in others.items() if (score := results[i]) is not None}
-            scored[trial.cell] = ScoredTrial(answers[i], scores[i], also, counts[i])
+            scored[trial.key] = ScoredTrial(answers[i], scores[i], also, counts[i])
     return scored
 
 
@@ -102,7 +102,7 @@ def _check_kinds(trial: TrialPlan, raw: Iterable[tuple[Id, Answer]], path: Path)
     for id, said in raw:
         fits_task = isinstance(said, str) if names is None else not isinstance(said, str) and set(said) == names
         if not fits_task:
-            benchmark, shots, seed = trial.cell
+            benchmark, shots, seed = trial.key
             wanted = "a text" if names is None else f"log-likelihoods of the {len(names)} class names"
             raise DataError(
                 f"{path}: the answer to query {id} of {benchmark}, {shots} shots, seed {seed} is not {wanted}"
@@ -115,14 +115,14 @@ def _scores(source: Source, answers: Sequence[Mapping[Id, Answer]], rules: Mappi
     return [*registry.metric(source.benchmark.metric).compute(answers, source.references.by_id, rules)]
 
 
-def check_complete(trials: Iterable[TrialPlan], journal: Journal, wanted: set[CellKey], folder: RunFolder) -> None:
+def check_complete(trials: Iterable[TrialPlan], journal: Journal, wanted: set[TrialKey], folder: RunFolder) -> None:
     """Refuses to present trials with answers missing as if they were whole.
 
     Raises:
         DataError: says how many answers are missing.
     """
     skipped = folder.skipped()
-    missing = {t.cell: len(missing_slots(t, journal, skipped)) for t in trials if t.cell in wanted}
+    missing = {t.key: len(missing_slots(t, journal, skipped)) for t in trials if t.key in wanted}
     if any(missing.values()):
         cells = "; ".join(f"{b}, {k} shots, seed {s}: {n}" for (b, k, s), n in missing.items() if n)
         raise DataError(
@@ -131,16 +131,16 @@ def check_complete(trials: Iterable[TrialPlan], journal: Journal, wanted: set[Ce
         )
 
 
-def build_cells(trials: Sequence[TrialPlan], scored: Mapping[CellKey, ScoredTrial], selector: str) -> list[Cell]:
+def build_cells(trials: Sequence[TrialPlan], scored: Mapping[TrialKey, ScoredTrial], selector: str) -> list[Cell]:
     """The table's cells, trials in order of seed; trials without a score have none."""
     groups: dict[tuple[str, int], list[TrialPlan]] = {}
     for trial in trials:
-        if trial.cell in scored and scored[trial.cell].score is not None:
-            groups.setdefault(trial.cell[:2], []).append(trial)
+        if trial.key in scored and scored[trial.key].score is not None:
+            groups.setdefault(trial.key[:2], []).append(trial)
     cells = []
     for (name, shots), members in sorted(groups.items()):
         benchmark = members[0].source.benchmark
-        results = tuple(_trial(t, scored[t.cell]) for t in sorted(members, key=lambda t: t.seed))
+        results = tuple(_trial(t, scored[t.key]) for t in sorted(members, key=lambda t: t.seed))
         title = registry.metric(benchmark.metric).title
         cells.append(Cell(name, benchmark.split, shots, selector, benchmark.protocol, title, results))
     return cells
@@ -148,7 +148,7 @@ def build_cells(trials: Sequence[TrialPlan], scored: Mapping[CellKey, ScoredTria
 
 def _trial(plan: TrialPlan, scored: ScoredTrial) -> Trial:
     if scored.score is None:
-        raise ValueError(f"{plan.cell} has no score")
+        raise ValueError(f"{plan.key} has no score")
     return Trial(
         seed=plan.seed,
         value=scored.score.value,
@@ -165,7 +165,7 @@ def write_scores(
     """Scores every complete trial and replaces ``scores.json`` and ``scores.jsonl``."""
     scored = score_trials(trials, journal, folder.skipped())
     cells = build_cells(trials, scored, run["identity"]["selector"])
-    sources = {id(t.source): t.source for t in trials if t.cell in scored}.values()
+    sources = {id(t.source): t.source for t in trials if t.key in scored}.values()
     notes = dict.fromkeys(
         note if len(sources) == 1 else f"{source.benchmark.name}: {note}"
         for source in sources
@@ -177,7 +177,7 @@ def write_scores(
             notes[f"{where}: no score, since queries were left out: {one.undefined}"] = None
     for source in sources:
         if not source.references.by_id:
-            count = sum(scored[t.cell].answered for t in trials if t.source is source and t.cell in scored)
+            count = sum(scored[t.key].answered for t in trials if t.source is source and t.key in scored)
             name, split = source.benchmark.name, source.benchmark.split
             notes[f"split {split} of {name} has {NO_ANSWERS}: {count} answers, no score"] = None
     marks = {"demo": run["demo"]} if run["demo"] else {}
@@ -197,9 +197,9 @@ def write_scores(
     return cells
 
 
-def _metric_notes(source: Source, trials: Iterable[TrialPlan], scored: Mapping[CellKey, ScoredTrial]) -> Sequence[str]:
+def _metric_notes(source: Source, trials: Iterable[TrialPlan], scored: Mapping[TrialKey, ScoredTrial]) -> Sequence[str]:
     """What the metric says of the references that answers were compared with."""
-    own = [scored[trial.cell] for trial in trials if trial.source is source and trial.cell in scored]
+    own = [scored[trial.key] for trial in trials if trial.source is source and trial.key in scored]
     # trials of one seed ask the same, but for what was left out
     asked = dict.fromkeys(tuple(one.answers) for one in own if one.score is not None)
     references = [{id: source.references.by_id[id] for id in ids} for ids in asked]
@@ -212,14 +212,14 @@ def _scoring_digest(benchmark: Benchmark) -> str:
 
 
 def _item_lines(
-    trials: Iterable[TrialPlan], scored: Mapping[CellKey, ScoredTrial], marks: Mapping[str, Any]
+    trials: Iterable[TrialPlan], scored: Mapping[TrialKey, ScoredTrial], marks: Mapping[str, Any]
 ) -> Iterator[str]:
     for plan in trials:
-        if plan.cell not in scored:
+        if plan.key not in scored:
             continue
-        trial, data = scored[plan.cell], plan.source.data.test
+        trial, data = scored[plan.key], plan.source.data.test
         pictures = {data[number].id: data[number].image for number in plan.queries}
-        benchmark, shots, seed = plan.cell
+        benchmark, shots, seed = plan.key
         per_item, decisions = (trial.score.per_item, trial.score.decisions) if trial.score else ({}, {})
         for query_id, said in trial.answers.items():
             row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, "answer": text_of(said),

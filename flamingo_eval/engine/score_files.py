@@ -18,7 +18,7 @@ from flamingo_eval.nouns import Answer, Cell, Prediction, Query, Trial
 from flamingo_eval.prompting import extract_answer
 from flamingo_eval.reading import fits, parse_json, read_json
 
-CellKey = tuple[str, int, int]
+TrialKey = tuple[str, int, int]
 """(benchmark, shots, seed)."""
 
 
@@ -146,10 +146,10 @@ def _read_trial(row: Mapping[str, Any]) -> Trial:
     return Trial(**{key: value for key, value in row.items() if key in known})
 
 
-def unscored(folder: RunFolder) -> list[CellKey]:
+def unscored(folder: RunFolder) -> list[TrialKey]:
     """The trials that a run was asked for and whose answers are not all there, nor skipped; or whose score is lost."""
     items = item_rows(folder).items()
-    scored: set[CellKey] = {slot[:3] for slot in folder.skipped()}
+    scored: set[TrialKey] = {slot[:3] for slot in folder.skipped()}
     scored |= {key[:3] for key, _ in items}
     with_scores = {key[:3] for key, row in items if row["score"] is not None or "value" in row}
     shown = {(cell.benchmark, cell.shots, trial.seed) for cell in read_scores(folder)[0] for trial in cell.trials}
@@ -167,8 +167,8 @@ def samples(folder: RunFolder, trials: Iterable[TrialPlan], journal: Journal) ->
     items = item_rows(folder)
     for trial in trials:
         for query in trial:
-            prediction = journal.get((*trial.cell, query.id, query.occurrence))
-            item = items.get((*trial.cell, query.id))
+            prediction = journal.get((*trial.key, query.id, query.occurrence))
+            item = items.get((*trial.key, query.id))
             check_scored(folder, trial, query, prediction, item)
             if prediction is not None and item is not None:
                 yield sample_row(trial, query, prediction, item)
@@ -185,7 +185,7 @@ def check_scored(
         return
     if text_of(processed(trial.source.benchmark.answer, prediction.answer)) != item["answer"]:
         raise UserError(
-            f"{folder.path} was scored before the answer to query {query.id} ({trial.cell[0]}, {trial.shots} shots, "
+            f"{folder.path} was scored before the answer to query {query.id} ({trial.key[0]}, {trial.shots} shots, "
             f"seed {trial.seed}) changed: flamingo-eval score {folder.path}"
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from flamingo_eval.engine.folder import IDENTITY_SHAPE, RunFolder, now
 from flamingo_eval.engine.outputs import write_output
-from flamingo_eval.engine.score_files import CellKey, cell_row, item_rows, read_cells, read_scores, same_number
+from flamingo_eval.engine.score_files import TrialKey, cell_row, item_rows, read_cells, read_scores, same_number
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import is_file
 from flamingo_eval.nouns import Cell, Trial
@@ -67,7 +67,7 @@ class Evidence:
     name: str
     about: Mapping[str, Any]
     cells: Mapping[tuple[str, int], Cell]
-    trials: Mapping[CellKey, TrialEvidence]
+    trials: Mapping[TrialKey, TrialEvidence]
 
     def uncertainty(self, cell: Cell) -> Uncertainty:
         """How sure a cell's mean is."""
@@ -75,7 +75,7 @@ class Evidence:
         pictures = {query: picture for trial in trials for query, picture in trial.pictures.items()}
         return uncertainty_of_mean([t.value for t in trials], [t.influence for t in trials], pictures)
 
-    def trial_interval(self, key: CellKey) -> tuple[float, float]:
+    def trial_interval(self, key: TrialKey) -> tuple[float, float]:
         """95% bootstrap interval of one trial's metric, over queries, clustered by picture."""
         trial = self.trials[key]
         influence = np.array([*trial.influence.values()])
@@ -94,11 +94,11 @@ def read_evidence(path: Path) -> Evidence:
     folder = RunFolder(path)
     cells, _ = read_scores(folder)
     about = {**read_json(folder.scores_file), "sessions": folder.read_run()["sessions"]}
-    rows: dict[CellKey, list[dict[str, Any]]] = {}
+    rows: dict[TrialKey, list[dict[str, Any]]] = {}
     for (benchmark, shots, seed, _), row in item_rows(folder).items():
         rows.setdefault((benchmark, shots, seed), []).append(row)
     again = UserError(f"{folder.items_file} does not hold every query's score: flamingo-eval score {path}")
-    trials: dict[CellKey, TrialEvidence] = {}
+    trials: dict[TrialKey, TrialEvidence] = {}
     for cell in cells:
         for trial in cell.trials:
             key = (cell.benchmark, cell.shots, trial.seed)
@@ -110,7 +110,7 @@ def read_evidence(path: Path) -> Evidence:
     return Evidence(str(path), about, {(c.benchmark, c.shots): c for c in cells}, trials)
 
 
-def _check_value(trial: Trial, key: CellKey, evidence: TrialEvidence, damaged: UserError) -> None:
+def _check_value(trial: Trial, key: TrialKey, evidence: TrialEvidence, damaged: UserError) -> None:
     """A trial's value must be the one that its queries' own scores give. Raises UserError."""
     if not same_number(trial.value, evidence.value) or not len(evidence.influence) <= trial.queries <= trial.planned:
         benchmark, shots, seed = key
@@ -120,7 +120,7 @@ def _check_value(trial: Trial, key: CellKey, evidence: TrialEvidence, damaged: U
         )
 
 
-def _columns(key: CellKey, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _columns(key: TrialKey, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """A trial as a baseline file has it: a list for each thing known of its queries."""
     columns: dict[str, Any] = dict(zip(("benchmark", "shots", "seed"), key, strict=True))
     columns |= {"queries": [str(row["query_id"]) for row in rows], "pictures": [row["picture"] for row in rows]}

@@ -46,7 +46,7 @@ def chunks_of(pending: Sequence[Pending], process: Process) -> OrderedDict[str, 
     Of each trial every process begins at another place, so that they rarely want the same.
     """
     chunks: OrderedDict[str, list[Pending]] = OrderedDict()
-    for cell, items in groupby(pending, key=lambda item: item.trial.cell):
+    for cell, items in groupby(pending, key=lambda item: item.trial.key):
         parts = [(f"{cell}/{n}", list(part)) for n, part in groupby(items, key=lambda item: item.position // CHUNK)]
         first = len(parts) * process.rank // process.count
         chunks.update(parts[first:] + parts[:first])
@@ -113,13 +113,13 @@ def _claim(
         if all(answered.done(item) for item in items):
             del chunks[name]
             continue
-        if kind not in (None, items[0].trial.cell[:2]):
+        if kind not in (None, items[0].trial.key[:2]):
             break
         if not claims.take(name):
             continue
         taken.append(name)
         if kind is None:
-            kind, most = items[0].trial.cell[:2], wanted(items[0])
+            kind, most = items[0].trial.key[:2], wanted(items[0])
         count += len(items)
         if count >= most:
             break

@@ -173,11 +173,14 @@ def test_an_installed_packages_plugin_is_found_by_its_entry_point(tmp_path: Path
     assert len(read_lines(Path("run/journal.jsonl"))) == 24
 
 
-def test_any_object_that_fulfils_the_port_is_evaluated(captions: Path) -> None:
+def test_any_object_that_fulfils_the_port_is_evaluated(captions: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     exec(compile(model_of_the_guide(), "CONTRIBUTING.md", "exec"), names)
-    cells = flamingo_eval.evaluate(names["Nearest"](), "coco", shots=[0, 2], seeds=[42], data_root=captions, out="run")
+    model = names["Nearest"]()
+    model.capabilities = Capabilities(reproducible=False)
+    cells = flamingo_eval.evaluate(model, "coco", shots=[0, 2], seeds=[42], data_root=captions, out="run", name="mine")
     assert [cell.shots for cell in cells] == [0, 2]
+    assert "mine does not give the same answer every time" in capsys.readouterr().err
     with pytest.raises(flamingo_eval.errors.UserError, match="it has no answer and no prepare"):
         flamingo_eval.evaluate(object(), "coco", data_root=captions)
     with pytest.raises(flamingo_eval.errors.UserError, match="random has no setting 'rices_model'"):

@@ -204,14 +204,16 @@ def prepare(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: Mode
     return PreparedRun(spec, images, sources, model_source, info, retriever, device, precision, identity, folder, keys)
 
 
-def told_beforehand(spec: RunSpec, sources: Mapping[str, Source], keys: Sequence[TrialKey]) -> Iterator[str]:
+def told_beforehand(run: PreparedRun) -> Iterator[str]:
     """What is said before anything is answered. Raises DataError where the references could not be scored with."""
-    demo = demo_note(spec)
+    demo = demo_note(run.spec)
     if demo:
         yield demo
-    yield from notices(spec, sources)
-    for name, source in sources.items():
-        yield from (f"{name}: {line}" for line in _check_scorable(source, spec, keys))
+    if not run.model_source.capabilities.reproducible:
+        yield f"{run.info.name} does not give the same answer every time: asked again, it can score otherwise"
+    yield from notices(run.spec, run.sources)
+    for name, source in run.sources.items():
+        yield from (f"{name}: {line}" for line in _check_scorable(source, run.spec, run.trial_keys))
 
 
 def _check_scorable(source: Source, spec: RunSpec, keys: Sequence[TrialKey]) -> Sequence[str]:

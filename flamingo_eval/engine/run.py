@@ -68,7 +68,7 @@ def execute(
     executor: Executor = registry.executor(spec.executor or ("local" if spec.process.count == 1 else "processes"))(
         spec.process
     )
-    for line in told_beforehand(spec, run.sources, run.trial_keys):
+    for line in told_beforehand(run):
         if executor.leads:
             note(line)
     if fresh:

@@ -309,3 +309,40 @@ def test_a_byte_of_the_index_flipped(tmp_path: Path) -> None:
         with store.building():
             store.append(["a"], vectors_of(1), {})
         assert FeatureStore(folder, "e1").read(["a", "b", "c"]).tolist() == vectors_of(3).tolist()
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("api", ["none", "old", "old, high", "new"])
+def test_a_hosts_switches_of_float32_are_left_as_they_were(api: str) -> None:
+    """In a process of its own: torch minds if both ways to switch them are used."""
+    switching = {
+        "none": "",
+        "old": "torch.backends.cuda.matmul.allow_tf32 = True",
+        "old, high": "torch.set_float32_matmul_precision('high')",
+        "new": "torch.backends.fp32_precision = 'tf32'",
+    }[api]
+    reading = (
+        "torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32"
+    )
+    script = f"""
+import torch
+{switching}
+def state():
+    b = torch.backends
+    parts = (b.cuda.matmul, b.mkldnn.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.conv, b.mkldnn.rnn, b)
+    return [part.fp32_precision for part in parts]
+before = state()
+from flamingo_eval.features.ranking import full_float32
+try:
+    with full_float32():
+        assert state()[0] == "ieee"
+        raise KeyboardInterrupt
+except KeyboardInterrupt:
+    pass
+assert state() == before, (before, state())
+if {api != "new"}:
+    print({reading})
+"""
+    checkout = Path(__file__).parents[1]
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=checkout)
+    assert result.returncode == 0, result.stderr

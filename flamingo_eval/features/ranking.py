@@ -12,6 +12,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,14 +109,21 @@ def free_memory() -> None:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """TensorFloat-32 and the like, where someone has switched them on, would round more than the margin allows."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """TensorFloat-32 and the like, where someone has switched them on, would round more than the margin allows.
+
+    Afterwards every switch is as its owner left it.
+    """
+    backends: Any = torch.backends
+    switches = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn,
+                backends.mkldnn.conv, backends.mkldnn.rnn)  # fmt: skip
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = "ieee"
     try:
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            yield
+        yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
 
 
 def _first_rows(

@@ -18,7 +18,7 @@ import flamingo_eval
 from flamingo_eval.benchmark import load_benchmark
 from flamingo_eval.engine.plan import Source, read_source
 from flamingo_eval.images import Images
-from flamingo_eval.ports import Capabilities, DataSet
+from flamingo_eval.ports import Capabilities, DataSet, ModelBase
 from tests.helpers import read_lines, write_coco_root
 
 ROOT = Path(__file__).parents[1]
@@ -231,3 +231,48 @@ def test_what_a_model_cant_do_is_refused_before_anything_is_planned(
     check_capabilities(Capabilities(), spec, {benchmark: source})
     with pytest.raises(flamingo_eval.errors.UserError, match=message):
         check_capabilities(capabilities, spec, {benchmark: source})
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (lambda n: ["x"] * (n - 1), "the model gave 1 answers to 2 prompts"),
+        (lambda n: ["x"] * (n + 1), "the model gave 3 answers to 2 prompts"),
+        (lambda n: [None] * n, "the model's answer is None; what was asked for is a text"),
+        (lambda n: [b"x"] * n, "the model's answer is b'x'; what was asked for is a text"),
+        (lambda n: [{"yes": 0.0}] * n, "what was asked for is a text"),
+    ],
+)
+def test_answers_that_are_none_are_refused(captions: Path, said: Any, message: str) -> None:
+    class Odd(ModelBase):
+        def prepare(self, prompt: Any, task: Any, images: Any) -> Any:
+            return prompt
+
+        def answer(self, prepared: Any, task: Any) -> Any:
+            return said(len(prepared))
+
+    with pytest.raises(flamingo_eval.errors.UserError, match=message):
+        flamingo_eval.evaluate(Odd(), "coco", shots=[1], seeds=[42], data_root=captions, batch_size=2, out="run")
+    assert not Path("run/journal.jsonl").exists()
+
+
+def test_rankings_are_of_the_names_that_were_asked() -> None:
+    from flamingo_eval.engine.answer import ensembled
+    from flamingo_eval.nouns import NoAnswer, Ranking
+
+    class Ranks(ModelBase):
+        said: Any = None
+
+        def prepare(self, prompt: Any, task: Any, images: Any) -> Any:
+            return prompt
+
+        def answer(self, prepared: Any, task: Any) -> Any:
+            return [self.said] * len(prepared)
+
+    model, task = Ranks(), Ranking(("no", "yes"))
+    model.said = {"no": float("nan"), "yes": 0.0}
+    assert all(isinstance(one, NoAnswer) for one in ensembled(model, [["a"], ["b", "c"]], task))
+    for odd in ({"no": 0.0}, {"no": 0.0, "yes": 0.0, "maybe": 0.0}, "no"):
+        model.said = odd
+        with pytest.raises(flamingo_eval.errors.UserError, match="a number for each of the 2 class names"):
+            ensembled(model, [["a"]], task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,8 +11,8 @@ from typing import Any
 
 from flamingo_eval.engine.journal import Entry, Failure, Journal, Slot
 from flamingo_eval.engine.requests import Pending, Request, pictures_digest
-from flamingo_eval.errors import DataError, DeviceMemoryError, QueryError, first_few
-from flamingo_eval.nouns import Answer, NoAnswer, Prediction, Prompt, Task
+from flamingo_eval.errors import DataError, DeviceMemoryError, QueryError, UserError, first_few
+from flamingo_eval.nouns import Answer, Decoding, NoAnswer, Prediction, Prompt, Task
 from flamingo_eval.ports import Model
 from flamingo_eval.progress import note, progress_bar
 from flamingo_eval.workers import ahead
@@ -151,7 +152,7 @@ class _Runner:
 
     def size(self, prompt: Prompt, task: Task) -> int:
         """Queries a batch, whose prompts are like this one."""
-        return self._wanted or self._model.suggested_batch(prompt, task)
+        return self._wanted or max(1, self._model.suggested_batch(prompt, task))
 
     def answer(self, prepared: Sequence[Sequence[Any]], task: Task) -> Iterator[Sequence[Answer | NoAnswer]]:
         """One answer per query, in parts as they fit. Raises DeviceMemoryError if not even one query does."""
@@ -177,10 +178,35 @@ class _Runner:
             yield answers
 
 
+def _ask(model: Model, prepared: Sequence[Any], task: Task) -> list[Answer | NoAnswer]:
+    """A model's answers, which are what was asked for; one that holds values that are no numbers is none.
+
+    Raises:
+        UserError: it gave another number of answers, so nobody knows which is whose, or something else than answers.
+    """
+    answers = [*model.answer(prepared, task)]
+    if len(answers) != len(prepared):
+        raise UserError(
+            f"the model gave {len(answers)} answers to {len(prepared)} prompts; Model.answer gives one for each"
+        )
+    return [_sound(said, task) for said in answers]
+
+
+def _sound(said: Any, task: Task) -> Answer | NoAnswer:
+    if isinstance(said, NoAnswer) or (isinstance(said, str) and isinstance(task, Decoding)):
+        return said
+    if isinstance(task, Decoding) or not isinstance(said, Mapping) or said.keys() != set(task.names):
+        wanted = "a text" if isinstance(task, Decoding) else f"a number for each of the {len(task.names)} class names"
+        raise UserError(f"the model's answer is {repr(said)[:60]}; what was asked for is {wanted}")
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in said.values()):
+        return NoAnswer("the model's log-likelihoods are not all numbers")
+    return said
+
+
 def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> Sequence[Answer | NoAnswer]:
     """One answer per query: of its only prompt, or the names' mean log-likelihoods over its prompts."""
     if all(len(prompts) == 1 for prompts in prepared):
-        return model.answer([prompts[0] for prompts in prepared], task)
+        return _ask(model, [prompts[0] for prompts in prepared], task)
     means: list[Answer | NoAnswer] = []
     for prompts in prepared:
         said = _in_halves(model, prompts, task)
@@ -193,7 +219,7 @@ def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> Se
 def _in_halves(model: Model, prompts: Sequence[Any], task: Task) -> list[Answer | NoAnswer]:
     """A query's orders, which may not fit into memory together."""
     try:
-        return [*model.answer(prompts, task)]
+        return _ask(model, prompts, task)
     except DeviceMemoryError:
         if len(prompts) == 1:
             raise

@@ -23,6 +23,7 @@ from flamingo_eval.ports import (
     RetrievingSelector,
     Selector,
 )
+from flamingo_eval.progress import note
 from flamingo_eval.prompting import INTERLEAVED
 from flamingo_eval.settings import Setting, with_defaults
 
@@ -49,9 +50,27 @@ def selector(name: str) -> Selector:
     return cast(Selector, _plugin("selectors", name))
 
 
+@cache
+def _usable(kind: str) -> dict[str, Any]:
+    """All plug-ins of a kind that can be loaded, by name; an installed package's that can't is told, and must not end
+    what has nothing to do with it."""
+    usable = {}
+    for name in plugin_names(kind):
+        try:
+            usable[name] = _plugin(kind, name)
+        except UserError as error:
+            note(f"left out: {error}")
+    return usable
+
+
+def selectors() -> dict[str, Selector]:
+    """All selectors that can be loaded, by name."""
+    return _usable("selectors")
+
+
 def selector_settings() -> dict[str, Setting]:
     """Every setting that some selector has, by name."""
-    return {one.name: one for name in plugin_names("selectors") for one in selector(name).settings}
+    return {one.name: one for known in selectors().values() for one in known.settings}
 
 
 def retrieval(name: str, settings: Mapping[str, Any], demo: bool) -> Retrieval | None:
@@ -75,7 +94,7 @@ def metric(name: str) -> Metric:
 
 
 def _model_families() -> list[ModelFamily]:
-    return [cast(ModelFamily, _plugin("models", name)) for name in plugin_names("models")]
+    return [*_usable("models").values()]
 
 
 def renderer(name: str) -> Renderer:
@@ -176,5 +195,5 @@ def image_encoder(name: str, options: Mapping[str, Any] | None = None) -> Encode
 
 def _encoder_families() -> list[EncoderFamily]:
     """A name of their own before one that takes any name."""
-    families = [cast(EncoderFamily, _plugin("encoders", name)) for name in plugin_names("encoders")]
+    families: list[EncoderFamily] = [*_usable("encoders").values()]
     return sorted(families, key=lambda family: bool(getattr(family, "takes_any_name", False)))

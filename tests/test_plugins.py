@@ -171,6 +171,13 @@ def test_an_installed_packages_plugin_is_found_by_its_entry_point(tmp_path: Path
                             check=False)  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert len(read_lines(Path("run/journal.jsonl"))) == 24
+    with (site / "theirs-1.0.dist-info/entry_points.txt").open("a") as file:
+        file.write("[flamingo_eval.selectors]\nbroken = theirs_no_more\n")
+    for more, code in ((["report", "run"], 0), (["coco", "--select", "broken", *run[4:]], 2)):
+        result = subprocess.run([*run[:3], *more], env={**os.environ, "PYTHONPATH": f"{ROOT}:{site}"}, check=False,
+                                capture_output=True, text=True)  # fmt: skip
+        assert result.returncode == code, result.stderr
+        assert "the plug-in broken (theirs_no_more) can't be loaded: ModuleNotFoundError" in result.stderr
 
 
 def test_any_object_that_fulfils_the_port_is_evaluated(captions: Path, capsys: pytest.CaptureFixture[str]) -> None:

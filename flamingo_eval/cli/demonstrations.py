@@ -83,8 +83,7 @@ def features(
 
 def _retrieving() -> str:
     """The first selector that goes by image features."""
-    names = registry.plugin_names("selectors")
-    return next(name for name in names if registry.selector(name).needs == IMAGE_EMBEDDINGS)
+    return next(name for name, one in registry.selectors().items() if one.needs == IMAGE_EMBEDDINGS)
 
 
 def controls(

@@ -202,7 +202,7 @@ MovedData = Annotated[
 
 def select_option() -> Any:
     """``--select``, with what each selector does."""
-    about = {name: registry.selector(name).about for name in registry.plugin_names("selectors")}
+    about = {name: selector.about for name, selector in registry.selectors().items()}
     return Annotated[
         str,
         typer.Option("--select", metavar="|".join(about), envvar=_env("SELECT"), rich_help_panel=_DATA,
@@ -229,8 +229,8 @@ def with_selection(command: Callable[..., None]) -> Callable[..., None]:
         elif parameter.name != "selection":
             parameters.append(parameter)
         else:
-            for selector in registry.plugin_names("selectors"):
-                for setting in registry.selector(selector).settings:
+            for selector, known in registry.selectors().items():
+                for setting in known.settings:
                     names.append(setting.name)
                     parameters.append(
                         parameter.replace(

@@ -151,8 +151,8 @@ def flags_win(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]
 
 def _owner(setting: str) -> str:
     """The selectors that have a setting."""
-    names = registry.plugin_names("selectors")
-    return " or ".join(n for n in names if setting in [one.name for one in registry.selector(n).settings])
+    known = registry.selectors().items()
+    return " or ".join(name for name, one in known if setting in [own.name for own in one.settings])
 
 
 def run(

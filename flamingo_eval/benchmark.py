@@ -275,7 +275,7 @@ def parse_benchmark(
     chosen = protocols[protocol]
     if "refused" in chosen:
         raise UserError(f"{path.stem} is not run under {protocol}: {chosen['refused']}")
-    merged = _merge(_with_turns(path, base), _with_turns(path, chosen))
+    merged = dict(_with_turns(path, _merge(base, chosen)))
     where = str(path) if protocol == DEFAULT_PROTOCOL else f"{path} under {protocol}"
     _check_sections(where, merged)
     file = typed(merged, _File, where)
@@ -327,6 +327,9 @@ def _with_turns(path: Path, table: Mapping[str, Any]) -> Mapping[str, Any]:
     prompt = table.get("prompt")
     if not isinstance(prompt, dict) or not {"demonstration", "query"} & prompt.keys():
         return table
+    both = sorted({"text", "answer", "separator"} & prompt.keys())
+    if both:
+        raise UserError(f"{path}: in [prompt] {both[0]!r} stands beside 'demonstration' or 'query', which it replaces")
     shown, asked = str(prompt.get("demonstration", "")), str(prompt.get("query", ""))
     query, rest = _FIRST_QUERY.fullmatch(asked), _FIRST_REST.fullmatch(shown.removeprefix(asked))
     if query is None or rest is None or not shown.startswith(asked):

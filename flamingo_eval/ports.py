@@ -94,6 +94,7 @@ class Selection:
         generator: NumPy generator to draw the pool from, in the state that the protocol has it in.
         seed: seed of the trial.
         ensemble: how many orders of the demonstrations each query is asked in, at most.
+        settings: every one of the selector's settings, by name.
         nearest: what each query's picture is most similar to, at least ``count`` of them, for selectors that need it.
     """
 
@@ -105,6 +106,7 @@ class Selection:
     generator: np.random.RandomState
     seed: int
     ensemble: int = 1
+    settings: Mapping[str, Any] = field(default_factory=dict)
     nearest: Nearest | None = None
 
 

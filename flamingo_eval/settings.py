@@ -17,6 +17,7 @@ class Setting:
         help: a line or two for people.
         default: what it is if nobody says; None for "not said".
         metavar: what a value is, for help.
+        named: whether a run's identity names it; not where something else there tells its effect.
     """
 
     name: str
@@ -24,11 +25,18 @@ class Setting:
     help: str
     default: Any = None
     metavar: str | None = None
+    named: bool = True
 
     @property
     def option(self) -> str:
         """How the command line spells it."""
         return "--" + self.name.replace("_", "-")
+
+
+def changed_settings(settings: Sequence[Setting], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's identity says of them: those that differ from their defaults."""
+    values = with_defaults(settings, given)
+    return {one.name: values[one.name] for one in settings if one.named and values[one.name] != one.default}
 
 
 def with_defaults(settings: Sequence[Setting], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Following:
     settings = (Setting("following_from", str, "Number of the first one.", default="0"),)
 
     def select(self, selection):
-        first = 1
+        first = int(selection.settings["following_from"])
         return [[[(first + i + j) % len(selection.train) for j in range(selection.count)]]
                 for i in range(len(selection.queries))]
 
@@ -148,6 +148,9 @@ def test_a_model_a_selector_and_an_executor_from_outside(plugins: Path, captions
     listed = call(plugins, "list", "checkpoints")
     assert "nearest" in listed.stdout
     assert "--following-from" in call(plugins, "coco", "--help").stdout
+    other = call(plugins, *run[:-3], "2", *run[-2:], "--out", "killed")
+    assert other.returncode == 2, "another setting of the selector is another run"
+    assert "selection is {'following_from': '2'}, there {'following_from': '1'}" in other.stderr
     without = subprocess.run([sys.executable, "-m", "flamingo_eval", "samples", "killed"], capture_output=True,
                              text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert without.returncode == 2
@@ -283,3 +286,32 @@ def test_rankings_are_of_the_names_that_were_asked() -> None:
         model.said = odd
         with pytest.raises(flamingo_eval.errors.UserError, match="a number for each of the 2 class names"):
             ensembled(model, [["a"]], task)
+
+
+def test_requests_of_several_tasks_are_answered_each_by_its_own() -> None:
+    from flamingo_eval.engine.answer import answer_requests
+    from flamingo_eval.engine.requests import Request
+    from flamingo_eval.nouns import Decoding, Prediction, Prompt, Turn
+
+    class Echo(ModelBase):
+        def prepare(self, prompt: Any, task: Any, images: Any) -> Any:
+            return prompt
+
+        def answer(self, prepared: Any, task: Any) -> Any:
+            return [f"{prompt.query.text} {task.max_new_tokens}" for prompt in prepared]
+
+    requests = [Request(("b", 0, 0, i, 0), (Prompt((), Turn((), f"q{i}")),), Decoding(5 + i % 2), Images(Path()), (), "k")
+                for i in range(4)]  # fmt: skip
+    answers = [one.answer for one in answer_requests(Echo(), requests) if isinstance(one, Prediction)]
+    assert answers == ["q0 5", "q1 6", "q2 5", "q3 6"]
+    assert answer_requests(Echo(), []) == []
+
+
+@pytest.mark.slow
+def test_an_executor_for_one_process_is_refused_among_several(captions: Path) -> None:
+    words, environment = command(Path(__file__).parent, "coco", "--checkpoint", "scripted", "--data-root", captions,
+                                 "--shots", "0", "--process", "0/2", "--executor", "local", "--out", "run")  # fmt: skip
+    environment.pop("FLAMINGO_EVAL_PLUGINS")
+    result = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "--executor local works in one process alone, and this is one of 2" in result.stderr

@@ -88,6 +88,11 @@ def test_benchmarks_written_for_the_first_format(tmp_path: Path) -> None:
     table["prompt"] |= {"demonstration": f"{asked}{turns['answer']}<|endofchunk|>{turns['separator']}", "query": asked}
     rules = parse_benchmark(table, path).prompt
     assert {key: getattr(rules, key) for key in turns} == turns
+    section = {"prompt": {"demonstration": f"{asked}{turns['answer']}<|endofchunk|>"}}
+    old = {**table, "protocols": {"older": section}}
+    assert parse_benchmark(old, path, protocol="older").prompt.separator == "", "as the first versions' files had it"
+    with pytest.raises(UserError, match="'text' stands beside 'demonstration' or 'query'"):
+        parse_benchmark({**table, "prompt": {**table["prompt"], "text": "x"}}, path)
     table["prompt"]["query"] = "Question:"
     with pytest.raises(UserError, match=r"write 'text' .*, 'answer' and 'separator' .* in place of"):
         parse_benchmark(table, path)

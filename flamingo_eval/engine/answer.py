@@ -248,11 +248,19 @@ def _batches(pending: Sequence[Pending], size: int) -> Iterator[list[tuple[Pendi
 
 
 def answer_requests(model: Model, requests: Sequence[Request]) -> list[Prediction | Failure]:
-    """Answers requests of one task as one batch, wherever they have come from: for executors.
+    """Answers requests as one batch for each task among them, wherever they have come from: for executors.
 
     Returns:
         For each a prediction to be journalled, or why there is none.
     """
+    found: dict[Slot, Prediction | Failure] = {}
+    for task in dict.fromkeys(request.task for request in requests):
+        found |= _answer_alike(model, [request for request in requests if request.task == task])
+    return [found[request.slot] for request in requests]
+
+
+def _answer_alike(model: Model, requests: Sequence[Request]) -> dict[Slot, Prediction | Failure]:
+    """The same for requests of one task."""
     runner, found = _Runner(model, len(requests)), dict[Slot, Prediction | Failure]()
     prepared: list[tuple[Request, list[Any]]] = []
     for request in requests:
@@ -271,7 +279,7 @@ def answer_requests(model: Model, requests: Sequence[Request]) -> list[Predictio
             if isinstance(said, NoAnswer)
             else Prediction(request.key, said, pictures)
         )
-    return [found[request.slot] for request in requests]
+    return found
 
 
 def describe_failures(failures: Sequence[Failure]) -> DataError:

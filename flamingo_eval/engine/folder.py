@@ -41,7 +41,7 @@ FIRST_RENDERING = "flamingo"
 
 IDENTITY_SHAPE = {
     "checkpoint": str, "precision": str, "selector": str, "num_samples": (int, None), "query_set_size": (int, None),
-    "ensemble": int, "benchmarks": dict, "rendering?": str,
+    "ensemble": int, "benchmarks": dict, "rendering?": str, "selection?": dict,
 }  # fmt: skip
 _RUN_SHAPE = {
     "demo": (str, None),
@@ -150,7 +150,8 @@ class RunFolder:
 
     def _differences(self, identity: Mapping[str, Any]) -> list[str]:
         """What differs from the run that is there, each with both values."""
-        old: Mapping[str, Any] = {"rendering": FIRST_RENDERING, **self.read_run()["identity"]}
+        old: Mapping[str, Any] = {"rendering": FIRST_RENDERING, "selection": {}, **self.read_run()["identity"]}
+        identity = {"selection": {}, **identity}
         differing = sorted(key for key in identity.keys() & old.keys() - {"benchmarks"} if identity[key] != old[key])
         for name in identity["benchmarks"].keys() & old["benchmarks"].keys():
             new_part, old_part = identity["benchmarks"][name], old["benchmarks"][name]

@@ -25,6 +25,7 @@ from flamingo_eval.prompting import demonstration_turn, mark_in, prompt_of
 from flamingo_eval.reading import digests_of_reads, read_text
 from flamingo_eval.schema import typed
 from flamingo_eval.seeds import choose, numpy_generator, visiting_order
+from flamingo_eval.settings import with_defaults
 
 _MOST_TURNS = 20_000
 """Demonstrations that are kept as turns."""
@@ -243,6 +244,7 @@ def plan_trial(
     num_samples: int | None,
     query_set_size: int,
     ensemble: int = 1,
+    selection: Mapping[str, Any] | None = None,
     nearest: Nearest | None = None,
 ) -> TrialPlan:
     """Draws one trial in the reference's order: queries, pool, visiting order, demonstrations.
@@ -258,7 +260,8 @@ def plan_trial(
     rules, generator = source.benchmark.plan, numpy_generator(seed)
     draw = _draw_from_one_set if rules.one_set else _draw_queries
     queries, pool = draw(source, generator, num_samples or rules.num_samples, query_set_size)
-    picked = registry.selector(selector).select(
+    chosen = registry.selector(selector)
+    picked = chosen.select(
         Selection(
             train=source.data.train,
             queries=[source.data.test[i] for i in queries],
@@ -268,13 +271,24 @@ def plan_trial(
             generator=numpy_generator(seed) if rules.reseed_pool else generator,
             seed=seed,
             ensemble=ensemble,
+            settings=with_defaults(chosen.settings, selection or {}),
             nearest=nearest,
         )
     )
     shown = tuple(tuple(map(tuple, orders)) for orders in picked)
+    _check_picked(source, selector, shown, len(queries))
     unusable = source.unusable(renderer.marks)
     failed = _cant_be_asked(source, queries, shown, nearest.failed if nearest else {}, unusable)
     return TrialPlan(source, renderer, shots, seed, tuple(queries), shown, failed)
+
+
+def _check_picked(source: Source, selector: str, shown: Sequence[Sequence[Sequence[int]]], queries: int) -> None:
+    """Raises UserError for a selector that picks for other queries, or what is not in the training set."""
+    last = len(source.data.train) - 1
+    if len(shown) != queries or not all(orders for orders in shown):
+        raise UserError(f"the selector {selector} picked demonstrations for {len(shown)} queries of {queries}")
+    if any(not 0 <= number <= last for orders in shown for order in orders for number in order):
+        raise UserError(f"the selector {selector} picked a demonstration that is none of 0 to {last}")
 
 
 def _cant_be_asked(

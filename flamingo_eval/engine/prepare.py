@@ -61,6 +61,7 @@ def plan_all(
     return [
         plan_trial(sources[name], renderer, shots=shots, seed=seed, selector=spec.selector,
                    num_samples=spec.num_samples, query_set_size=spec.query_set_size, ensemble=spec.ensemble,
+                   selection=spec.selection,
                    nearest=(nearest or {}).get(name))
         for name, shots, seed in keys
     ]  # fmt: skip

@@ -12,12 +12,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from flamingo_eval import registry
 from flamingo_eval.engine.folder import FORMAT, RunFolder
 from flamingo_eval.engine.plan import Source, TrialPlan
 from flamingo_eval.files import changed_fields, digest, exists, user_path
 from flamingo_eval.nouns import Decoding, Task
 from flamingo_eval.ports import EncoderSource, ModelInfo, Renderer
 from flamingo_eval.runspec import RunSpec
+from flamingo_eval.settings import changed_settings
 from flamingo_eval.version import __version__
 
 RUNS = Path("results/runs")
@@ -46,6 +48,7 @@ def run_identity(
 
     Numbers are those in effect: asking for all queries by their number is asking for all queries.
     """
+    selection = changed_settings(registry.selector(spec.selector).settings, spec.selection)
     counts = {len(source.data.test) for source in sources.values()}
     return {
         "checkpoint": checkpoint,
@@ -56,6 +59,7 @@ def run_identity(
         "ensemble": spec.ensemble,
         "rendering": renderer.name,
         **({spec.selector: dict(retrieval)} if retrieval else {}),
+        **({"selection": selection} if selection else {}),
         "benchmarks": {name: _benchmark_identity(source, renderer) for name, source in sources.items()},
     }
 

@@ -61,6 +61,7 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
         seeds=(),
         checkpoint=record["settings"]["checkpoint"],
         selector=identity["selector"],
+        selection=identity.get("selection", {}),
         num_samples=identity["num_samples"],
         query_set_size=identity["query_set_size"] or RunSpec.query_set_size,
         ensemble=identity["ensemble"],

@@ -68,6 +68,11 @@ def execute(
     executor: Executor = registry.executor(spec.executor or ("local" if spec.process.count == 1 else "processes"))(
         spec.process
     )
+    if spec.process.count > 1 and executor.alone:
+        raise UserError(
+            f"--executor {spec.executor} works in one process alone, and this is one of {spec.process.count}: leave it "
+            "out, or say --process 0/1"
+        )
     for line in told_beforehand(run):
         if executor.leads:
             note(line)

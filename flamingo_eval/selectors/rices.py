@@ -27,15 +27,16 @@ class RicesSelector:
     needs = IMAGE_EMBEDDINGS
     settings = (
         Setting("rices_model", str, "Image encoder: an open_clip model name, or a checkpoint's TOML file, whose vision "
-                "model then serves. Default: ViT-L-14, for the demo its own CLIP.", metavar="NAME|TOML"),
+                "model then serves. Default: ViT-L-14, for the demo its own CLIP.", metavar="NAME|TOML", named=False),
         Setting("rices_pretrained", str, "Its weights: an open_clip tag or a file. Default: openai.",
-                metavar="TAG|FILE"),
+                metavar="TAG|FILE", named=False),
         Setting("rices_quick_gelu", bool, "Which activation weights from a file were trained with, QuickGELU "
-                "(OpenAI's) or GELU; needed where open_clip has both variants of the model."),
+                "(OpenAI's) or GELU; needed where open_clip has both variants of the model.",
+                named=False),
         Setting("rices_unique_images", bool, "Show no picture twice among a query's demonstrations. (VQA training sets "
-                "have many questions a picture; the protocol shows them all.)", default=False),
+                "have many questions a picture; the protocol shows them all.)", default=False, named=False),
         Setting("exclude_same_image", bool, "Never show the query's own picture, a leak where training and test sets "
-                "share pictures.", default=False),
+                "share pictures.", default=False, named=False),
     )  # fmt: skip
 
     def retrieval(self, settings: Mapping[str, Any], demo: bool) -> Retrieval:

@@ -71,7 +71,7 @@ def _installed(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 def _of_entry(entry: EntryPoint, attribute: str) -> Any:
     try:
         loaded = entry.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plug-in that exits must not end a command, least of all with 0
         raise UserError(f"the plug-in {entry.name} ({entry.value}) can't be loaded: {error!r}") from error
     return getattr(loaded, attribute) if isinstance(loaded, ModuleType) else loaded
 
@@ -98,5 +98,5 @@ def _loaded(path: Path) -> ModuleType:
     """A user's file, run once. Raises UserError."""
     try:
         return importlib.import_module(f"flamingo_eval.own.{path.stem}")
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plug-in that exits must not end a command, least of all with 0
         raise UserError(f"{path} ({PLUGINS}) can't be loaded: {type(error).__name__}: {error}") from error

@@ -165,12 +165,17 @@ def adopted(model: Any, name: str, options: Mapping[str, Any]) -> ModelSource:
         source = family.adopt(model, name, _settings(family, options, None))
         if source is not None:
             return source
-    if isinstance(model, Model):
+    if isinstance(model, Model) and not isinstance(model, type):
         return AdoptedSource(model, name)
-    lacking = sorted(method for method in ("prepare", "answer") if not hasattr(model, method))
+    methods = ("prepare", "answer", "prefetch", "suggested_batch", "timings", "close")
+    lacking = [method for method in methods if not callable(getattr(model, method, None))]
     raise UserError(
         f"{type(model).__name__} is no model that can be evaluated"
-        + (f": it has no {' and no '.join(lacking)} (flamingo_eval.ports.Model)" if lacking else "")
+        + (
+            f": it has no {', '.join(lacking)} (flamingo_eval.ports.ModelBase has all but prepare and answer)"
+            if lacking
+            else ""
+        )
     )
 
 

@@ -191,7 +191,7 @@ def test_any_object_that_fulfils_the_port_is_evaluated(captions: Path, capsys: p
     cells = flamingo_eval.evaluate(model, "coco", shots=[0, 2], seeds=[42], data_root=captions, out="run", name="mine")
     assert [cell.shots for cell in cells] == [0, 2]
     assert "mine does not give the same answer every time" in capsys.readouterr().err
-    with pytest.raises(flamingo_eval.errors.UserError, match="it has no answer and no prepare"):
+    with pytest.raises(flamingo_eval.errors.UserError, match="it has no prepare, answer, prefetch"):
         flamingo_eval.evaluate(object(), "coco", data_root=captions)
     with pytest.raises(flamingo_eval.errors.UserError, match="random has no setting 'rices_model'"):
         flamingo_eval.evaluate(names["Nearest"](), "coco", data_root=captions, rices_model="x")
@@ -203,6 +203,7 @@ def test_any_object_that_fulfils_the_port_is_evaluated(captions: Path, capsys: p
     [
         ("raise RuntimeError('no')", "can't be loaded: RuntimeError: no"),
         ("def", "can't be loaded: SyntaxError"),
+        ("raise SystemExit(0)", "can't be loaded: SystemExit: 0"),
         ("from flamingo_eval.models.scripted import MODEL", "there is a model 'scripted' already"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -92,7 +93,8 @@ class Answering:
         ready = _Ready([], [], [])
         images = batch[0][1].images
         prompts = [prompt for _, request in batch if request.failed is None for prompt in request.prompts]
-        self._model.prefetch(prompts, task, images)
+        with suppress(QueryError):  # whose image it is is found out when its prompt is prepared
+            self._model.prefetch(prompts, task, images)
         for item, request in batch:
             if request.failed is not None:
                 ready.failures.append((item, request.failed))

@@ -18,7 +18,7 @@ from typing import Any
 
 from flamingo_eval import registry
 from flamingo_eval.engine.answer import answer, describe_failures
-from flamingo_eval.engine.folder import RunFolder
+from flamingo_eval.engine.folder import FIRST_RENDERING, RunFolder
 from flamingo_eval.engine.journal import Failure, Journal
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.prepare import RootOf
@@ -194,6 +194,12 @@ def _answer(
     source = registry.model_source(record["settings"]["checkpoint"], options)
     if source.info().digest != identity["checkpoint"]:
         raise UserError(f"checkpoint {record['settings']['checkpoint']} is not the one {folder.path} was made with")
+    rendering = identity.get("rendering", FIRST_RENDERING)
+    if source.renderer.name != rendering:
+        raise UserError(
+            f"{folder.path} was made with prompts rendered as {rendering}; {source.info().name} reads them as "
+            f"{source.renderer.name} now, so its controls would not be those of this run"
+        )
     device, precision = source.resolve(device, identity["precision"])
     extra = {"demo": record["demo"]} if record["demo"] else {}
     failures = []

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flamingo_eval.errors import UserError
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, NoAnswer, Prompt, Task
 from flamingo_eval.ports import Capabilities, Model, ModelInfo, Renderer
@@ -21,6 +22,9 @@ class AdoptedSource:
     Args:
         model: the model.
         name: what to call it.
+
+    Raises:
+        UserError: what it says of itself is of another form.
     """
 
     def __init__(self, model: Model, name: str) -> None:
@@ -29,6 +33,23 @@ class AdoptedSource:
         self._info = theirs() if callable(theirs) else ModelInfo(name, f"adopted-{uuid.uuid4().hex}", {})
         self.renderer: Renderer = getattr(model, "renderer", INTERLEAVED)
         self.capabilities: Capabilities = getattr(model, "capabilities", Capabilities())
+        self._check()
+
+    def _check(self) -> None:
+        """Raises UserError if what the model says of itself is of another form than the ports have."""
+        info = self._info
+        if not isinstance(info, ModelInfo) or not all(isinstance(text, str) for text in (info.name, info.digest)):
+            raise UserError(f"{self._who}.info() is {repr(info)[:60]}: expected a ModelInfo with a name and a digest")
+        if not isinstance(self.capabilities, Capabilities):
+            raise UserError(f"{self._who}.capabilities is {repr(self.capabilities)[:60]}: expected Capabilities")
+        if not isinstance(self.renderer, Renderer):
+            raise UserError(
+                f"{self._who}.renderer is {repr(self.renderer)[:60]}: expected a flamingo_eval.ports.Renderer"
+            )
+
+    @property
+    def _who(self) -> str:
+        return type(self._model).__name__
 
     def info(self) -> ModelInfo:
         """What the model says of itself."""

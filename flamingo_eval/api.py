@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -103,6 +104,8 @@ def evaluate(
     strange = sorted(selection.keys() - set(known))
     if strange:
         raise UserError(f"{selector} has no setting {strange[0]!r}; it has: {', '.join(known) or 'none'}")
+    for setting in registry.selector(selector).settings:
+        setting.check(selection.get(setting.name, setting.default))
     spec = RunSpec(
         benchmarks=names,
         shots=tuple(shots),
@@ -128,7 +131,8 @@ def evaluate(
 @contextmanager
 def _left_as_it_was(model: Any) -> Iterator[None]:
     """A module in training goes on training afterwards; evaluation shares its parts and switches them."""
-    before = {part: part.training for part in model.modules()} if hasattr(model, "modules") else {}
+    torch = sys.modules.get("torch")  # without it there is no module
+    before = {part: part.training for part in model.modules()} if torch and isinstance(model, torch.nn.Module) else {}
     try:
         yield
     finally:

@@ -203,11 +203,6 @@ def path_state(path: Path) -> tuple[_State, ...]:
     return tuple(found)
 
 
-def files_digest(paths: Iterable[Path]) -> str:
-    """One digest for several files, in order, whatever they are called."""
-    return digest([file_digest(path) for path in paths])
-
-
 def digest(value: Any) -> str:
     """BLAKE2b digest (128 bits, hex) of a JSON-like value, independent of the order of keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -59,8 +59,13 @@ class Images:
         """The same images, of which nothing has been seen yet."""
         return Images(self.root, self.formats)
 
+    def only(self, shown: Iterable[str]) -> Images:
+        """Some of the images, with what is known of their content, so that another process notices a change."""
+        part = self.anew()
+        part._digests = {image: self._digests[image] for image in shown if image in self._digests}
+        return part
+
     def __getstate__(self) -> tuple[Path, tuple[str, ...], dict[str, str]]:
-        """What another process needs: also what the content was, so that it notices a change."""
         with self._lock:
             return self.root, self.formats, dict(self._digests)
 

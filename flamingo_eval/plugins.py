@@ -19,6 +19,7 @@ from typing import Any
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import is_file, is_folder
 from flamingo_eval.own import PLUGINS, place
+from flamingo_eval.progress import note
 
 KINDS = {
     "loaders": "LOADER",
@@ -38,14 +39,14 @@ _PLACES = {"encoders": ("models",), "executors": ("engine", "executors")}
 def found(kind: str) -> dict[str, Callable[[], Any]]:
     """Name -> what gives the plug-in of that name, which is not imported before.
 
-    Raises:
-        UserError: a user's file can't be loaded, or two plug-ins have one name.
+    What can't be one is left out, and said to be: it must not end what has nothing to do with it.
     """
     plugins: dict[str, Callable[[], Any]] = dict(_in_package(kind))
     for name, load in (*_installed(kind), *_own(kind)):
         if name in plugins:
-            raise UserError(f"there is a {kind[:-1]} {name!r} already: give the plug-in another name")
-        plugins[name] = load
+            note(f"left out: there is a {kind[:-1]} {name!r} already: give the plug-in another name")
+        else:
+            plugins[name] = load
     return plugins
 
 
@@ -77,13 +78,28 @@ def _of_entry(entry: EntryPoint, attribute: str) -> Any:
 
 
 def _own(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    for path in _files():
-        module = _loaded(path)
+    for name, module in _own_modules().items():
         if hasattr(module, KINDS[kind]):
-            yield path.stem, partial(getattr, module, KINDS[kind])
+            yield name, partial(getattr, module, KINDS[kind])
+
+
+@cache
+def _own_modules() -> dict[str, ModuleType]:
+    """The user's files, each run once, by name."""
+    modules = {}
+    try:
+        for path in _files():
+            try:
+                modules[path.stem] = _loaded(path)
+            except UserError as error:
+                note(f"left out: {error}")
+    except UserError as error:
+        note(f"left out: {error}")
+    return modules
 
 
 def _files() -> list[Path]:
+    """Raises UserError if there can't be any where the user says."""
     path = place()
     if path is None:
         return []
@@ -96,6 +112,8 @@ def _files() -> list[Path]:
 
 def _loaded(path: Path) -> ModuleType:
     """A user's file, run once. Raises UserError."""
+    if not path.stem.isidentifier():
+        raise UserError(f"{path} ({PLUGINS}) can't be a module: name it with letters, digits and underscores")
     try:
         return importlib.import_module(f"flamingo_eval.own.{path.stem}")
     except (Exception, SystemExit) as error:  # a plug-in that exits must not end a command, least of all with 0

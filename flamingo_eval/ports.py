@@ -1,6 +1,7 @@
-"""What the engine expects of its plug-ins: loaders, selectors, models and metrics.
+"""What the engine expects of its plug-ins: loaders, selectors, models, encoders and metrics.
 
-Each plug-in is one file with one fixed name in it (``LOADER``, ``SELECTOR``, ``MODEL``, ``METRIC``).
+Each plug-in is one file with one fixed name in it (``LOADER``, ``SELECTOR``, ``MODEL``, ``ENCODER``, ``METRIC``);
+what it expects of executors (``EXECUTOR``) stands in :mod:`flamingo_eval.engine.executor`.
 """
 
 from __future__ import annotations
@@ -8,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from flamingo_eval.benchmark import DataRules, PromptRules
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, Example, Id, NoAnswer, Prompt, Rendering, Score, Task
 from flamingo_eval.settings import Setting
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,7 @@ class Metric(Protocol):
         """One score per trial (query id -> answer) by the benchmark's scoring rules; shared work is done once."""
 
 
+@runtime_checkable
 class Renderer(Protocol):
     """Turns prompts into what a kind of model reads; pure, and without loading a model."""
 

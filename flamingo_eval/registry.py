@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from flamingo_eval.errors import UserError
 from flamingo_eval.plugins import found
 from flamingo_eval.ports import (
     IMAGE_EMBEDDINGS,
+    NOTHING,
     EncoderFamily,
     EncoderSource,
     Loader,
@@ -25,7 +26,7 @@ from flamingo_eval.ports import (
 )
 from flamingo_eval.progress import note
 from flamingo_eval.prompting import INTERLEAVED
-from flamingo_eval.settings import Setting, with_defaults
+from flamingo_eval.settings import Setting, settings_problem, with_defaults
 
 
 def plugin_names(kind: str) -> tuple[str, ...]:
@@ -37,7 +38,45 @@ def _plugin(kind: str, name: str) -> Any:
     known = found(kind)
     if name not in known:
         raise UserError(f"unknown {kind[:-1]} {name!r}; known {kind}: {', '.join(sorted(known))}")
-    return known[name]()
+    plugin = known[name]()
+    problem = _FORMS[kind](plugin)
+    if problem:
+        raise UserError(f"the {kind[:-1]} {name!r} is none: {problem}")
+    return plugin
+
+
+def _lacking(*names: str) -> Callable[[Any], str | None]:
+    """What is wrong with an object that should have these attributes."""
+
+    def problem(plugin: Any) -> str | None:
+        lacking = [name for name in names if not hasattr(plugin, name)]
+        if isinstance(plugin, type):
+            return "it is a class, and should be an object"
+        return f"it has no {', '.join(lacking)}" if lacking else None
+
+    return problem
+
+
+def _selector_problem(plugin: Any) -> str | None:
+    problem = _lacking("about", "needs", "settings", "select")(plugin)
+    if problem:
+        return problem
+    if plugin.needs not in (NOTHING, IMAGE_EMBEDDINGS):
+        return f"it needs {plugin.needs!r}, and there are {NOTHING!r} and {IMAGE_EMBEDDINGS!r}"
+    if plugin.needs == IMAGE_EMBEDDINGS and not hasattr(plugin, "retrieval"):
+        return "it needs embeddings and has no retrieval"
+    return settings_problem(plugin.settings)
+
+
+_FORMS: dict[str, Callable[[Any], str | None]] = {
+    "loaders": _lacking("examples", "references"),
+    "selectors": _selector_problem,
+    "models": _lacking("options", "known", "renderers", "find", "adopt"),
+    "encoders": _lacking("find"),
+    "metrics": _lacking("title", "value_key", "value_kinds", "check", "compute"),
+    "executors": lambda plugin: None if callable(plugin) else "it should be a class",
+}
+"""Kind -> what is wrong with an object that can't be a plug-in of it."""
 
 
 def loader(name: str) -> Loader:
@@ -55,7 +94,7 @@ def _usable(kind: str) -> dict[str, Any]:
     """All plug-ins of a kind that can be loaded, by name; an installed package's that can't is told, and must not end
     what has nothing to do with it."""
     usable = {}
-    for name in plugin_names(kind):
+    for name in found(kind):
         try:
             usable[name] = _plugin(kind, name)
         except UserError as error:
@@ -63,9 +102,18 @@ def _usable(kind: str) -> dict[str, Any]:
     return usable
 
 
+@cache
 def selectors() -> dict[str, Selector]:
-    """All selectors that can be loaded, by name."""
-    return _usable("selectors")
+    """All selectors that can be loaded, by name; a name of a setting means the same for all of them."""
+    usable, settings = dict[str, Selector](), dict[str, Setting]()
+    for name, one in _usable("selectors").items():  # the package's own come first
+        other = [own.name for own in one.settings if settings.get(own.name, own) != own]
+        if other:
+            note(f"left out: the selector {name!r}: another one has a setting {other[0]!r} that is not the same")
+            continue
+        settings |= {own.name: own for own in one.settings}
+        usable[name] = one
+    return dict(sorted(usable.items()))
 
 
 def selector_settings() -> dict[str, Setting]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
+if TYPE_CHECKING:  # half of the command line's start would be NumPy's
+    import numpy as np
 
 T = TypeVar("T")
 
 
 def numpy_generator(seed: int) -> np.random.RandomState:
     """The legacy generator that ``np.random.seed(seed)`` would have set up globally."""
+    import numpy as np
+
     return np.random.RandomState(seed)
 
 
@@ -31,6 +34,8 @@ def visiting_order(count: int) -> list[int]:
     >>> visiting_order(5)
     [4, 0, 1, 3, 2]
     """
+    import numpy as np
+
     order = list(range(count))
     if count < 2:
         return order

@@ -15,7 +15,7 @@ from flamingo_eval.demo.held_out import DIALECTS, OWNED, RULES, draw_except
 from flamingo_eval.demo.others import SIZES
 from flamingo_eval.demo.writing import read_truth
 from flamingo_eval.engine.plan import TrialPlan, plan_trial, read_source
-from flamingo_eval.files import files_digest
+from flamingo_eval.files import file_digest
 from flamingo_eval.loaders.karpathy import LOADER
 from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.nouns import Annotation
@@ -134,7 +134,7 @@ def test_data_is_in_cocos_format_and_of_the_promised_size(monkeypatch: pytest.Mo
     assert all((root / example.image).is_file() for example in (*data.train, *data.test))
     write_coco(tmp_path / "again")
     files = sorted(p.relative_to(root / "coco") for p in (root / "coco").rglob("*") if p.is_file())
-    assert files_digest(root / "coco" / p for p in files) == files_digest(tmp_path / "again" / p for p in files)
+    assert [file_digest(root / "coco" / p) for p in files] == [file_digest(tmp_path / "again" / p) for p in files]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == [], "nothing half-written is left"
 
 

@@ -231,6 +231,8 @@ def with_selection(command: Callable[..., None]) -> Callable[..., None]:
         else:
             for selector, known in registry.selectors().items():
                 for setting in known.settings:
+                    if setting.name in names:
+                        continue  # another selector has it too
                     names.append(setting.name)
                     parameters.append(
                         parameter.replace(

@@ -66,8 +66,8 @@ class Answering:
         for task, kind in _kinds(pending):
             size = self._runner.size(kind[0].query.prompt, task)
             for batch, ready in ahead(partial(self._prepare, task), _batches(kind, size)):
-                for item, reason in ready.failures:
-                    self._fail(item, reason)
+                for failure in ready.failures:
+                    self._fail(failure)
                 done = 0
                 for answers in self._runner.answer(ready.prepared, task):
                     self._keep(ready.items[done : done + len(answers)], answers)
@@ -77,17 +77,17 @@ class Answering:
     def _keep(self, items: Sequence[tuple[Pending, str]], answers: Sequence[Answer | NoAnswer]) -> None:
         entries = []
         for (item, pictures), said in zip(items, answers, strict=True):
-            if isinstance(said, NoAnswer):
-                benchmark, shots, seed, id, _ = item.slot
-                self._fail(item, f"query {id} of {benchmark}, {shots} shots, seed {seed}: {said.reason}")
+            result = _result(item, said, pictures)
+            if isinstance(result, Failure):
+                self._fail(result)
             else:
-                entries.append(Entry(item.slot, Prediction(item.key, said, pictures)))
+                entries.append(Entry(item.slot, result))
         if entries:
             self._journal.append(entries, self._extra)
 
-    def _fail(self, item: Pending, reason: str) -> None:
-        self._failed.add(item.slot)
-        self.failures.append(Failure(item.slot, reason))
+    def _fail(self, failure: Failure) -> None:
+        self._failed.add(failure.slot)
+        self.failures.append(failure)
 
     def _prepare(self, task: Task, batch: Sequence[tuple[Pending, Request]]) -> _Ready:
         ready = _Ready([], [], [])
@@ -96,17 +96,13 @@ class Answering:
         with suppress(QueryError):  # whose image it is is found out when its prompt is prepared
             self._model.prefetch(prompts, task, images)
         for item, request in batch:
-            if request.failed is not None:
-                ready.failures.append((item, request.failed))
-                continue
-            try:
-                prepared = [self._model.prepare(prompt, task, images) for prompt in request.prompts]
-            except QueryError as error:
-                ready.failures.append((item, str(error)))
-                continue
-            # the model has read them through the same object: these are the bytes that it has decoded
-            ready.items.append((item, pictures_digest(images, request.shown) or ""))
-            ready.prepared.append(prepared)
+            prepared = _prepared(self._model, request)
+            if isinstance(prepared, Failure):
+                ready.failures.append(prepared)
+            else:
+                # the model has read them through the same object: these are the bytes that it has decoded
+                ready.items.append((item, pictures_digest(images, request.shown) or ""))
+                ready.prepared.append(prepared)
         return ready
 
 
@@ -116,7 +112,25 @@ class _Ready:
 
     items: list[tuple[Pending, str]]
     prepared: list[list[Any]]
-    failures: list[tuple[Pending, str]]
+    failures: list[Failure]
+
+
+def _prepared(model: Model, request: Request) -> list[Any] | Failure:
+    """A request's prompts as the model has read them, or why it can't be asked."""
+    if request.failed is not None:
+        return Failure(request.slot, request.failed)
+    try:
+        return [model.prepare(prompt, request.task, request.images) for prompt in request.prompts]
+    except QueryError as error:
+        return Failure(request.slot, str(error))
+
+
+def _result(asked: Pending | Request, said: Answer | NoAnswer, pictures: str) -> Prediction | Failure:
+    """What is journalled for an answer, or why there is none."""
+    if isinstance(said, NoAnswer):
+        benchmark, shots, seed, id, _ = asked.slot
+        return Failure(asked.slot, f"query {id} of {benchmark}, {shots} shots, seed {seed}: {said.reason}")
+    return Prediction(asked.key, said, pictures)
 
 
 def answer(
@@ -200,9 +214,20 @@ def _sound(said: Any, task: Task) -> Answer | NoAnswer:
     if isinstance(task, Decoding) or not isinstance(said, Mapping) or said.keys() != set(task.names):
         wanted = "a text" if isinstance(task, Decoding) else f"a number for each of the {len(task.names)} class names"
         raise UserError(f"the model's answer is {repr(said)[:60]}; what was asked for is {wanted}")
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in said.values()):
+    try:
+        numbers = {name: value if type(value) is float else _number(value) for name, value in said.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the model's answer is {repr(said)[:60]}; log-likelihoods are numbers: {error}") from error
+    if not all(map(math.isfinite, numbers.values())):
         return NoAnswer("the model's log-likelihoods are not all numbers")
-    return said
+    return numbers
+
+
+def _number(value: Any) -> float:
+    """A number of whatever library. Raises TypeError, ValueError for what is none."""
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{value!r} is a text")
+    return float(value)
 
 
 def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> Sequence[Answer | NoAnswer]:
@@ -266,21 +291,14 @@ def _answer_alike(model: Model, requests: Sequence[Request]) -> dict[Slot, Predi
     runner, found = _Runner(model, len(requests)), dict[Slot, Prediction | Failure]()
     prepared: list[tuple[Request, list[Any]]] = []
     for request in requests:
-        try:
-            if request.failed is not None:
-                raise QueryError(request.failed)
-            ready = [model.prepare(prompt, request.task, request.images) for prompt in request.prompts]
+        ready = _prepared(model, request)
+        if isinstance(ready, Failure):
+            found[request.slot] = ready
+        else:
             prepared.append((request, ready))
-        except QueryError as error:
-            found[request.slot] = Failure(request.slot, str(error))
     answers = [said for part in runner.answer([ready for _, ready in prepared], requests[0].task) for said in part]
     for (request, _), said in zip(prepared, answers, strict=True):
-        pictures = pictures_digest(request.images, request.shown) or ""
-        found[request.slot] = (
-            Failure(request.slot, said.reason)
-            if isinstance(said, NoAnswer)
-            else Prediction(request.key, said, pictures)
-        )
+        found[request.slot] = _result(request, said, pictures_digest(request.images, request.shown) or "")
     return found
 
 

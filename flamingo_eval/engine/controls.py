@@ -21,12 +21,11 @@ from flamingo_eval.engine.answer import answer, describe_failures
 from flamingo_eval.engine.folder import FIRST_RENDERING, RunFolder
 from flamingo_eval.engine.journal import Failure, Journal
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.engine.prepare import RootOf
+from flamingo_eval.engine.prepare import RootOf, model_digest
 from flamingo_eval.engine.reopen import reopen
 from flamingo_eval.engine.requests import find_pending
 from flamingo_eval.engine.score import ScoredTrial, build_cells, score_trials
 from flamingo_eval.errors import UserError
-from flamingo_eval.files import digest
 from flamingo_eval.nouns import WITHHELD, Answer, Cell, Example, Id, Prompt, Query, Ranking
 from flamingo_eval.prompting import answer_field, build_prompt
 
@@ -183,12 +182,12 @@ def _answer(
 ) -> list[Failure]:
     """Asks the model for what the journals lack."""
     identity = record["identity"]
-    model_digest = digest([identity["checkpoint"], identity["precision"]])
-    pending = {
-        name: list(find_pending(planned[name], journals[name], model_digest)) for name in planned if name != "majority"
-    }
+    model = model_digest(identity["checkpoint"], identity["precision"])
+    pending = {name: list(find_pending(planned[name], journals[name], model)) for name in planned if name != "majority"}
     if not any(pending.values()):
         return []
+    for name, items in pending.items():
+        journals[name].withdraw(item.slot for item in items)
     weights = record["settings"].get("weights")
     options = {} if weights is None else {"weights": Path(weights)}
     source = registry.model_source(record["settings"]["checkpoint"], options)
@@ -203,10 +202,10 @@ def _answer(
     device, precision = source.resolve(device, identity["precision"])
     extra = {"demo": record["demo"]} if record["demo"] else {}
     failures = []
-    with closing(source.load(device, precision)) as model:
+    with closing(source.load(device, precision)) as loaded:
         for name, items in pending.items():
             told = {"control": name, **extra}
-            failures += answer(items, model, journals[name], batch_size=batch_size, extra=told, title=name)
+            failures += answer(items, loaded, journals[name], batch_size=batch_size, extra=told, title=name)
     return failures
 
 

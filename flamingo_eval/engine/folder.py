@@ -20,7 +20,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from flamingo_eval.engine.journal import Failure, Slot, journal_files
+from flamingo_eval.engine.journal import Failure, Journal, Slot, journal_files
 from flamingo_eval.errors import StorageError, UserError
 from flamingo_eval.files import (
     drop_partial,
@@ -159,15 +159,21 @@ class RunFolder:
         return [_difference(key, identity, old) for key in differing]
 
     def write_failures(
-        self, failures: Iterable[Failure], cells: Collection[tuple[str, int, int]], *, skip: bool
+        self, failures: Iterable[Failure], cells: Collection[tuple[str, int, int]], journal: Journal, *, skip: bool
     ) -> None:
         """Keeps why queries of these cells could not be answered, beside what is known of other cells.
 
-        ``skip``: whether the user goes on without them.
+        Args:
+            failures: the queries.
+            cells: (benchmark, shots, seed) of those that were asked.
+            journal: may hold answers of theirs from before, which do not hold any more.
+            skip: whether the user goes on without them.
         """
         rows = [row for row in self.read_failures() if (row["benchmark"], row["shots"], row["seed"]) not in cells]
         for failure in failures:
-            rows.append({**dict(zip(_SLOT, failure.slot, strict=True)), "reason": failure.reason, "skip": skip})
+            before = journal.answers_of(failure.slot)
+            rows.append({**dict(zip(_SLOT, failure.slot, strict=True)), "reason": failure.reason, "skip": skip,
+                         **({"answers": before} if before else {})})  # fmt: skip
         if rows or exists(self.failures_file):
             write_atomic(self.failures_file, json_text(rows))
 
@@ -177,7 +183,7 @@ class RunFolder:
             return []
         rows = read_json(self.failures_file)
         if not fits(rows, [{"benchmark": str, "shots": int, "seed": int, "query_id": (int, str), "occurrence": int,
-                            "reason": str, "skip": bool}]):  # fmt: skip
+                            "reason": str, "skip": bool, "answers?": int}]):  # fmt: skip
             raise UserError(
                 f"{self.failures_file} is damaged; without it, the command that began the run makes it anew"
             )
@@ -186,6 +192,11 @@ class RunFolder:
     def skipped(self) -> set[Slot]:
         """The queries that a run goes on without, by the user's choice (``--on-error skip``)."""
         return {tuple(row[key] for key in _SLOT) for row in self.read_failures() if row["skip"]}
+
+    def outdated(self, journal: Journal) -> list[Slot]:
+        """The slots whose queries failed when they were asked again: what the journal has is of before."""
+        failed = {tuple(row[key] for key in _SLOT): row.get("answers") for row in self.read_failures()}
+        return [slot for slot, before in failed.items() if before and journal.answers_of(slot) == before]
 
     def set_aside(self) -> Path:
         """Renames the whole folder, and says to what. Only while it is held."""

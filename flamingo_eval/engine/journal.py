@@ -11,7 +11,7 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from io import BufferedReader
@@ -114,6 +114,7 @@ class Journal:
         self._first = path
         self._files: dict[Path, _File] = {}
         self._answers: dict[Slot, Prediction] = {}
+        self._withdrawn: set[Slot] = set()
         self._again: dict[Slot, int] = {}
         self._names: dict[tuple[str, ...], dict[str, int]] = {}
         self.refresh()
@@ -125,7 +126,15 @@ class Journal:
 
     def get(self, slot: Slot) -> Prediction | None:
         """The answer of a slot, if there is one."""
-        return self._answers.get(slot)
+        return None if slot in self._withdrawn else self._answers.get(slot)
+
+    def answers_of(self, slot: Slot) -> int:
+        """How many answers a slot has had."""
+        return self._again.get(slot, 0) + 1 if slot in self._answers else 0
+
+    def withdraw(self, slots: Iterable[Slot]) -> None:
+        """Forgets the answers of slots until there are new ones: they are those to other prompts, or other images."""
+        self._withdrawn |= self._answers.keys() & set(slots)
 
     def refresh(self) -> int:
         """Reads what other processes have added, and says how many answers that are."""
@@ -157,6 +166,7 @@ class Journal:
     def _add(self, entry: Entry) -> None:
         if entry.again >= self._again.get(entry.slot, 0):
             self._answers[entry.slot] = self._compact(entry.prediction)
+            self._withdrawn.discard(entry.slot)
             if entry.again:
                 self._again[entry.slot] = entry.again
 

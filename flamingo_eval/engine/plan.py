@@ -6,7 +6,7 @@ not depend on batch size, number of processes, or where a run was resumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -276,19 +276,42 @@ def plan_trial(
         )
     )
     shown = tuple(tuple(map(tuple, orders)) for orders in picked)
-    _check_picked(source, selector, shown, len(queries))
+    unreadable = nearest.failed if nearest else {}
+    unanswerable = {place for place, i in enumerate(queries) if source.data.test[i].image in unreadable}
+    _check_picked(source, selector, shown, (len(queries), demonstrations_needed(source, shots), ensemble), unanswerable)
     unusable = source.unusable(renderer.marks)
-    failed = _cant_be_asked(source, queries, shown, nearest.failed if nearest else {}, unusable)
+    failed = _cant_be_asked(source, queries, shown, unreadable, unusable)
     return TrialPlan(source, renderer, shots, seed, tuple(queries), shown, failed)
 
 
-def _check_picked(source: Source, selector: str, shown: Sequence[Sequence[Sequence[int]]], queries: int) -> None:
-    """Raises UserError for a selector that picks for other queries, or what is not in the training set."""
-    last = len(source.data.train) - 1
+def _check_picked(
+    source: Source,
+    selector: str,
+    shown: Sequence[Sequence[Sequence[int]]],
+    wanted: tuple[int, int, int],
+    unanswerable: Collection[int],
+) -> None:
+    """Makes sure that a selector has picked what it was asked for.
+
+    Args:
+        shown: for each query and order the numbers of its demonstrations.
+        wanted: how many queries, demonstrations of each, and orders at most.
+        unanswerable: positions of the queries that need none.
+
+    Raises:
+        UserError: it has not: for other queries, another number of them, or what is not in the training set.
+    """
+    (queries, count, ensemble), last = wanted, len(source.data.train) - 1
     if len(shown) != queries or not all(orders for orders in shown):
         raise UserError(f"the selector {selector} picked demonstrations for {len(shown)} queries of {queries}")
-    if any(not 0 <= number <= last for orders in shown for order in orders for number in order):
-        raise UserError(f"the selector {selector} picked a demonstration that is none of 0 to {last}")
+    for position, orders in enumerate(shown):
+        if len(orders) > ensemble:
+            raise UserError(f"the selector {selector} picked {len(orders)} orders; asked for were {ensemble} at most")
+        for order in orders:
+            if len(order) != count and position not in unanswerable:
+                raise UserError(f"the selector {selector} picked {len(order)} demonstrations; asked for were {count}")
+            if order and not 0 <= min(order) <= max(order) <= last:
+                raise UserError(f"the selector {selector} picked a demonstration that is none of 0 to {last}")
 
 
 def _cant_be_asked(

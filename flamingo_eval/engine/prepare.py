@@ -144,6 +144,8 @@ def read_sources(spec: RunSpec, images: Images) -> dict[str, Source]:
 def check_capabilities(capabilities: Capabilities, spec: RunSpec, sources: Mapping[str, Source]) -> None:
     """Refuses what a model can't do, before anything is planned. Raises UserError, which says what to change."""
     most = max(spec.shots, default=0) + 1
+    if capabilities.images is not None and capabilities.images < 1:
+        raise UserError(f"{spec.checkpoint} takes no images, and every query here shows one")
     if capabilities.images is not None and most > capabilities.images:
         raise UserError(
             f"{spec.checkpoint} takes at most {capabilities.images} images a prompt, and {most - 1} shots need {most}: "

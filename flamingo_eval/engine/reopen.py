@@ -89,6 +89,7 @@ def reopen_answered(
     """
     record, trials = reopen(folder, root_of, data_root)
     journal = Journal(folder.journal_file)
+    journal.withdraw(folder.outdated(journal))
     check_asked(trials, journal, model_digest(record["identity"]["checkpoint"], record["identity"]["precision"]))
     return record, trials, journal
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flamingo_eval.engine.journal import Journal, Slot, slot_of
 from flamingo_eval.engine.plan import TrialPlan
@@ -34,6 +35,11 @@ class Request:
     shown: tuple[str, ...]
     key: str
     failed: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: with what is known of its own images, not of all that the run has seen."""
+        own = {*self.shown, *(image for prompt in self.prompts for image in prompt.images)}
+        return {**self.__dict__, "images": self.images.only(own)}
 
 
 @dataclass(frozen=True, slots=True)

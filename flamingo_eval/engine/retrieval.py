@@ -193,9 +193,13 @@ def _build(
                 good = [(key, p) for key, p in zip(batch, prepared, strict=True) if not isinstance(p, QueryError)]
                 failed |= {k: str(p) for k, p in zip(batch, prepared, strict=True) if isinstance(p, QueryError)}
                 if good:
-                    vectors = _normalised(
-                        encoder.encode([p for _, p in good]), [images.root / shown[key] for key, _ in good]
-                    )
+                    found = encoder.encode([p for _, p in good])
+                    if getattr(found, "ndim", 0) != 2 or len(found) != len(good):
+                        raise UserError(
+                            f"the image encoder {info.name} gave no embedding for each of {len(good)} images, but "
+                            f"something of shape {getattr(found, 'shape', None)}"
+                        )
+                    vectors = _normalised(found, [images.root / shown[key] for key, _ in good])
                     store.append([key for key, _ in good], vectors, about)
                 bar.update(len(batch))
     del encoder

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flamingo_eval import registry
 from flamingo_eval.engine.answer import describe_failures
-from flamingo_eval.engine.executor import Alone, Executor, Outcome, Terms
+from flamingo_eval.engine.executor import Alone, Executor, Outcome, Terms, check_outcome, make_executor
 from flamingo_eval.engine.folder import RunFolder, now
 from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.plan import (
@@ -65,14 +64,7 @@ def execute(
         StorageError: the run folder can't be written.
     """
     run = prepare(spec, root_of, out, model_source)
-    executor: Executor = registry.executor(spec.executor or ("local" if spec.process.count == 1 else "processes"))(
-        spec.process
-    )
-    if spec.process.count > 1 and executor.alone:
-        raise UserError(
-            f"--executor {spec.executor} works in one process alone, and this is one of {spec.process.count}: leave it "
-            "out, or say --process 0/1"
-        )
+    executor = make_executor(spec.executor, spec.process)
     for line in told_beforehand(run):
         if executor.leads:
             note(line)
@@ -109,7 +101,7 @@ class PlannedRun:
 def _plan(run: PreparedRun, executor: Executor, held: Alone) -> PlannedRun:
     """Plans the run's cells, and records what it is."""
     started, spec, folder = now(), run.spec, run.folder
-    if executor.alone:
+    if executor.sole:
         folder.forget_unanswered(run.identity)
     folder.check_identity(run.identity)
     with held.alone("ranking"):
@@ -120,6 +112,7 @@ def _plan(run: PreparedRun, executor: Executor, held: Alone) -> PlannedRun:
     for file in journal.torn if executor.leads else []:
         note(f"{file} ended in the middle of a line; that answer is dropped")
     pending = list(find_pending(trials, journal, model_digest(run.info.digest, run.precision)))
+    journal.withdraw(item.slot for item in pending)
     with held.alone("record"):
         folder.check_identity(run.identity)  # another process may have made the record meanwhile
         encoder = None if run.retriever is None else run.retriever.encoder
@@ -140,6 +133,7 @@ def _answer(run: PreparedRun, planned: PlannedRun, executor: Executor, held: Alo
                                "processes": process.count}  # fmt: skip
     with _recorded(run.folder, held, session, planned.journal):
         outcome = executor.run(planned.pending, run.model_source, planned.journal, terms)
+        check_outcome(outcome, planned.pending, planned.journal, executor)
         session["seconds"] = dict(outcome.seconds)
     return outcome
 
@@ -147,7 +141,8 @@ def _answer(run: PreparedRun, planned: PlannedRun, executor: Executor, held: Alo
 def _finish(run: PreparedRun, planned: PlannedRun, outcome: Outcome, root_of: RootOf) -> RunResult:
     """Scores what is answered. Raises DataError for what is not, unless the user goes on without it."""
     folder, journal, wanted, skip = run.folder, planned.journal, set(run.trial_keys), run.spec.on_error == "skip"
-    folder.write_failures(outcome.failures, wanted, skip=skip)
+    folder.write_failures(outcome.failures, wanted, journal, skip=skip)
+    journal.withdraw(folder.outdated(journal))
     began = time.perf_counter()
     cells = write_scores(folder, [*planned.trials, *_earlier(folder, root_of, wanted)], journal, folder.read_run())
     if planned.pending:
@@ -160,7 +155,7 @@ def _finish(run: PreparedRun, planned: PlannedRun, outcome: Outcome, root_of: Ro
 
 def _start_over(folder: RunFolder, executor: Executor) -> None:
     """Moves a run out of the way. Raises UserError where several processes would do so."""
-    if not executor.alone:
+    if not executor.sole:
         raise UserError(f"--fresh is for one process; for several move {folder.path} away, or name another --out")
     if exists(folder.run_file):
         with folder.lock():
@@ -169,7 +164,9 @@ def _start_over(folder: RunFolder, executor: Executor) -> None:
 
 
 def _tell_speed(seconds: Mapping[str, float], queries: int) -> None:
-    """Queries a second, and shares of the time."""
+    """Queries a second, and shares of the time, where the executor has measured it."""
+    if not seconds.get("answering"):
+        return
     whole = seconds["answering"] + seconds["scoring"]
     parts = {name: seconds[name] for name in ("vision", "prefill", "decode") if name in seconds}
     if parts:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from flamingo_eval.errors import UserError
 from flamingo_eval.files import is_folder, user_path
 
 PLUGINS = "FLAMINGO_EVAL_PLUGINS"
@@ -26,4 +27,7 @@ def folder() -> Path | None:
     return named if named is None or is_folder(named) else named.parent
 
 
-__path__ = [str(folder())] if folder() else []
+try:
+    __path__ = [str(folder())] if folder() else []
+except UserError:  # said where plug-ins are looked for
+    __path__ = []

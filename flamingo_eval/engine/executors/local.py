@@ -35,7 +35,7 @@ class LocalExecutor:
         return True
 
     @property
-    def alone(self) -> bool:
+    def sole(self) -> bool:
         """There is no other."""
         return True
 

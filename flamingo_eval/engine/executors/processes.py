@@ -135,7 +135,7 @@ class ProcessesExecutor(LocalExecutor):
         return self.process.rank == 0
 
     @property
-    def alone(self) -> bool:
+    def sole(self) -> bool:
         """Others may be at work in the same folder."""
         return False
 

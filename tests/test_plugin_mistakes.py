@@ -106,7 +106,7 @@ class Idle(LocalExecutor):
         (Foreign, "the executor Foreign reports what it was not asked: Failure"),
         (Silent, "the executor Silent gave back None, which is no Outcome"),
         (Idle, "20 answers are missing"),
-        (lambda process: object(), "the executor odd is none"),
+        (lambda _: object(), "the executor odd is none"),
     ],
 )
 def test_what_an_executor_says_and_journals_is_checked(
@@ -126,7 +126,7 @@ def test_an_executor_need_not_measure(root: Path, cli: Cli, monkeypatch: pytest.
 
 
 def selector(**other: Any) -> Any:
-    about = {"about": "odd", "needs": "nothing", "settings": (), "select": lambda selection: []}
+    about = {"about": "odd", "needs": "nothing", "settings": (), "select": lambda _: []}
     return SimpleNamespace(**{**about, **other})
 
 
@@ -179,11 +179,11 @@ def test_an_object_that_is_no_plugin_is_named_and_left_out(
 @pytest.mark.parametrize(
     ("picks", "message"),
     [
-        (lambda s: [[[0]]], "picked demonstrations for 1 queries of 5"),
-        (lambda s: [[[0]]] * 5, "picked 1 demonstrations; asked for were 2"),
-        (lambda s: [[[0, 1, 2]]] * 5, "picked 3 demonstrations; asked for were 2"),
-        (lambda s: [[[0, 1], [1, 0]]] * 5, "picked 2 orders; asked for were 1"),
-        (lambda s: [[[0, 12]]] * 5, "picked a demonstration that is none of 0 to 11"),
+        (lambda _: [[[0]]], "picked demonstrations for 1 queries of 5"),
+        (lambda _: [[[0]]] * 5, "picked 1 demonstrations; asked for were 2"),
+        (lambda _: [[[0, 1, 2]]] * 5, "picked 3 demonstrations; asked for were 2"),
+        (lambda _: [[[0, 1], [1, 0]]] * 5, "picked 2 orders; asked for were 1"),
+        (lambda _: [[[0, 12]]] * 5, "picked a demonstration that is none of 0 to 11"),
     ],
 )
 def test_what_a_selector_picks_is_checked(
@@ -232,7 +232,7 @@ def test_log_likelihoods_may_be_any_librarys_numbers() -> None:
     assert isinstance(answer, dict)
     assert {type(value) for value in answer.values()} == {float}
     model.said = {"no": "-0.5", "yes": -1.5}
-    with pytest.raises(UserError, match="log-likelihoods are numbers: '-0.5' is a text"):
+    with pytest.raises(UserError, match=r"log-likelihoods are numbers: '-0\.5' is a text"):
         ensembled(model, [["a"]], task)
 
 
@@ -252,7 +252,7 @@ def test_a_request_carries_what_is_known_of_its_own_images_alone(root: Path) -> 
         images.digest(path)
     prompt = Prompt((), Turn((paths[0],), "q"))
     request = Request(("coco", 0, 42, 1, 0), (prompt,), Decoding(5), images, (paths[0],), "k")
-    there = pickle.loads(pickle.dumps(request))
+    there = pickle.loads(pickle.dumps(request))  # noqa: S301  # our own
     assert there.images._digests == {paths[0]: images.digest(paths[0])}
     Path(images.root / paths[0]).write_bytes(b"another")
     with pytest.raises(QueryError, match="has changed since"):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamingo_eval import registry
-from flamingo_eval.benchmark import canonical_name, load_benchmark
+from flamingo_eval.benchmark import canonical_name
 from flamingo_eval.errors import UserError
-from flamingo_eval.images import formats_with
 from flamingo_eval.nouns import Cell
 from flamingo_eval.ports import ModelSource
-from flamingo_eval.runspec import DEMO, RunSpec
+from flamingo_eval.runspec import SETTINGS, RunSpec
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel
@@ -51,21 +51,10 @@ def evaluate(
     model: Any,
     benchmarks: str | Sequence[str],
     *,
-    shots: Sequence[int] = (0, 4, 8, 16, 32),
-    seeds: Sequence[int] | None = None,
     tokenizer: Any = None,
     transform: Callable[[Any], Any] | None = None,
-    data_root: str | Path = DEMO,
-    protocol: str = "openflamingo",
-    split: str | None = None,
-    selector: str = "random",
-    num_samples: int | None = None,
-    query_set_size: int = 2048,
-    batch_size: int | None = None,
-    image_formats: Sequence[str] = (),
-    out: str | Path | None = None,
     name: str = "live model",
-    **selection: Any,
+    **settings: Any,
 ) -> list[Cell]:
     """Evaluates a model in this process, and returns the cells of its table.
 
@@ -75,21 +64,12 @@ def evaluate(
             ``vision_encoder``, ``lang_encoder`` with its ``gated_cross_attn_layer``), as it stands, in training or
             not: its tensors are shared, and it is left as it was; or the name of a checkpoint.
         benchmarks: one or several.
-        shots: numbers of demonstrations.
-        seeds: one trial each; None for the protocol's.
         tokenizer: of a live module, with its special tokens.
         transform: of a live module: from a Pillow picture to a tensor.
-        data_root: folder with one folder a benchmark, or ``demo``.
-        protocol: whose rules.
-        split: which split to query.
-        selector: how demonstrations are picked; ``flamingo-eval coco --help`` lists the ways.
-        num_samples: queries a trial; None for all.
-        query_set_size: size of the pool of random demonstrations.
-        batch_size: queries a batch; None for what the model suggests.
-        image_formats: Pillow's names of image formats that are read besides the usual ones, such as ``AVIF``.
-        out: run folder, to keep the answers and to resume; None to keep nothing.
         name: what to call a live module.
-        selection: settings of the selector, by the names of its options.
+        settings: those of the command line, by their names with underscores and with the same defaults, such as
+            ``shots=[0, 4]``, ``seeds=[42]``, ``data_root="/data"``, ``batch_size=8``; those of the selector among them. ``out`` names a run folder, to keep the answers and to resume; without it nothing is kept.
+            ``help(flamingo_eval.evaluate)`` lists them.
 
     Raises:
         UserError, DataError, CheckpointError: as on the command line.
@@ -100,32 +80,52 @@ def evaluate(
     names = tuple(canonical_name(one) for one in ([benchmarks] if isinstance(benchmarks, str) else benchmarks))
     if not names:
         raise UserError("no benchmark is named")
-    known = [setting.name for setting in registry.selector(selector).settings]
-    strange = sorted(selection.keys() - set(known))
+    spec = _spec(names, model if isinstance(model, str) else name, settings)
+    with tempfile.TemporaryDirectory(prefix="flamingo-eval-") as scratch:
+        folder = Path(scratch) / "run" if spec.out is None else spec.out
+        with _left_as_it_was(model):
+            source = _source(model, tokenizer, transform, name, spec.model_options)
+            return execute(spec, data_folder, folder, model_source=source).cells
+
+
+NOT_HERE = frozenset({"checkpoint", "offline", "process", "executor", "format"})
+"""Settings of the command line that :func:`evaluate` has not: the model is here, and cells are returned."""
+
+
+def _spec(benchmarks: tuple[str, ...], checkpoint: str, given: Mapping[str, Any]) -> RunSpec:
+    """Raises UserError for a setting that there is not, or a value that it can't have."""
+    core = {name: one for name, one in SETTINGS.items() if name not in NOT_HERE}
+    old = {former: one.name for one in core.values() for former in one.was}
+    given = {old.get(name, name): value for name, value in given.items()}
+    select = core["select"].read(given.get("select"), "select")
+    own = {one.name: one for one in registry.selector(select).settings}
+    strange = sorted(given.keys() - core.keys() - own.keys())
     if strange:
-        raise UserError(f"{selector} has no setting {strange[0]!r}; it has: {', '.join(known) or 'none'}")
-    for setting in registry.selector(selector).settings:
-        setting.check(selection.get(setting.name, setting.default))
-    spec = RunSpec(
-        benchmarks=names,
-        shots=tuple(shots),
-        seeds=tuple(seeds) if seeds is not None else load_benchmark(names[0], protocol=protocol).plan.seeds,
-        checkpoint=model if isinstance(model, str) else name,
-        data_root=str(data_root),
-        protocol=protocol,
-        split=split,
-        selector=selector,
-        selection=selection,
-        num_samples=num_samples,
-        query_set_size=query_set_size,
-        batch_size=batch_size,
-        image_formats=formats_with([image_formats] if isinstance(image_formats, str) else image_formats),
+        of_selector = f"{select} has the settings {', '.join(own)}" if own else f"{select} has no settings"
+        raise UserError(f"there is no setting {strange[0]!r}; there are {', '.join(core)}; {of_selector}")
+    values = {name: {**core, **own}[name].read(value, name) for name, value in given.items()}
+    return RunSpec(
+        benchmarks=benchmarks,
+        checkpoint=checkpoint,
+        selection={name: values.pop(name) for name in own if name in values},
+        **values,
     )
 
-    with tempfile.TemporaryDirectory(prefix="flamingo-eval-") as scratch:
-        folder = Path(scratch) / "run" if out is None else Path(out)
-        with _left_as_it_was(model):
-            return execute(spec, data_folder, folder, model_source=_source(model, tokenizer, transform, name)).cells
+
+def _with_settings_in_help(function: Callable[..., list[Cell]]) -> None:
+    """So that ``help`` and editors show every setting with its default."""
+    signature = inspect.signature(function)
+    parameters = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    parameters += [
+        inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default)
+        for one in SETTINGS.values()
+        if one.name not in NOT_HERE
+    ]
+    last = inspect.Parameter("selection", inspect.Parameter.VAR_KEYWORD)
+    function.__signature__ = signature.replace(parameters=[*parameters, last])  # type: ignore[attr-defined]
+
+
+_with_settings_in_help(evaluate)
 
 
 @contextmanager
@@ -140,7 +140,9 @@ def _left_as_it_was(model: Any) -> Iterator[None]:
             part.training = training
 
 
-def _source(model: Any, tokenizer: Any, transform: Any, name: str) -> ModelSource:
+def _source(model: Any, tokenizer: Any, transform: Any, name: str, options: Mapping[str, Any]) -> ModelSource:
     if isinstance(model, str):
-        return registry.model_source(model)
+        return registry.model_source(model, options)
+    if options:
+        raise UserError(f"{next(iter(options))} is for a checkpoint that is named; this model is loaded already")
     return registry.adopted(model, name, {"tokenizer": tokenizer, "transform": transform})

@@ -26,6 +26,7 @@ from flamingo_eval.ports import (
 )
 from flamingo_eval.progress import note
 from flamingo_eval.prompting import INTERLEAVED
+from flamingo_eval.runspec import SETTINGS
 from flamingo_eval.settings import Setting, settings_problem, with_defaults
 
 
@@ -65,7 +66,7 @@ def _selector_problem(plugin: Any) -> str | None:
         return f"it needs {plugin.needs!r}, and there are {NOTHING!r} and {IMAGE_EMBEDDINGS!r}"
     if plugin.needs == IMAGE_EMBEDDINGS and not hasattr(plugin, "retrieval"):
         return "it needs embeddings and has no retrieval"
-    return settings_problem(plugin.settings)
+    return settings_problem(plugin.settings, SETTINGS)
 
 
 _FORMS: dict[str, Callable[[Any], str | None]] = {

@@ -14,6 +14,7 @@ from flamingo_eval.errors import DeviceMemoryError, QueryError
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, Prompt, Task
 from flamingo_eval.ports import ModelBase
+from flamingo_eval.settings import SIZE
 from tests.helpers import Cli, read_lines
 from tests.test_plan import plan_of, source_of
 
@@ -84,16 +85,14 @@ def test_mistakes(root: Path, cli: Cli) -> None:
         result = cli("coco", "--shots", "1", "--checkpoint", "scripted", "--data-root", root, "--batch-size", size)
         assert result.returncode == 2
         assert "give auto or a number from 1 on" in result.stderr
-    for size in ("8X", "", "GB"):
+    for size in ("8X", "GB"):
         result = cli("coco", "--shots", "1", "--checkpoint", "scripted", "--data-root", root, "--feature-cache", size)
         assert result.returncode == 2
         assert "give a size such as 8GB" in result.stderr
 
 
 def test_sizes() -> None:
-    from flamingo_eval.cli.options import parse_size
-
-    assert [parse_size(t, "x") for t in ("8GB", "500 mb", "1.5GiB", "7", "2k")] == [
+    assert [SIZE.read(t) for t in ("8GB", "500 mb", "1.5GiB", "7", "2k")] == [
         8 << 30,
         500 << 20,
         3 << 29,

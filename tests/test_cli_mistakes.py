@@ -30,7 +30,10 @@ from tests.helpers import FAST, Cli, run_cli
         (("coco", "--protocol", "mine"), "coco has no protocol 'mine'; it has: openflamingo, official"),
         (("coco", "--split", "train", "--checkpoint", "scripted", "--data-root", "data"), "coco has no split 'train'; it has: test, val"),
         (("hateful-memes", "--protocol", "openflamingo-2023-06"), "that harness is defective here"),
-        (("coco", "--format", "pdf"), "unknown format 'pdf'"),
+        (("coco", "--format", "pdf"), "--format 'pdf': give table, markdown, csv, json, latex or html"),
+        (("coco", "--num-samples", "abc"), "--num-samples 'abc': give a whole number from 1 on"),
+        (("coco", "--trials", "0"), "--trials '0': give a whole number from 1 to 1000"),
+        (("coco", "--on-error", "go"), "--on-error 'go': give stop or skip"),
         (("coco", "--checkpoint", "scripted"), "--checkpoint scripted is given, but no data: add --data-root"),
         (("coco", "--data-root", "."), "--data-root . is given, but no checkpoint: add --checkpoint"),
         (("coco", "--shots", "0", "--checkpoint", "no.toml", "--data-root", "data"), "no.toml does not exist; a checkpoint is described by a TOML file"),
@@ -63,7 +66,7 @@ def test_too_many_shots(root: Path, cli: Cli) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [(), ("bogus",), ("coco", "--bogus"), ("coco", "--num-samples", "abc"), ("coco", "--trials", "0"), ("plan",)],
+    [(), ("bogus",), ("coco", "--bogus"), ("features", "coco", "--shots", "1"), ("plan",)],
 )
 def test_usage_errors_end_with_2_and_no_traceback(cli: Cli, arguments: tuple[str, ...]) -> None:
     result = cli(*arguments)

@@ -15,6 +15,7 @@ from flamingo_eval.engine.controls import CONTROLS, ControlPlan, changed, derang
 from flamingo_eval.engine.plan import TrialPlan, plan_trial, read_source
 from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.nouns import WITHHELD
+from flamingo_eval.runspec import RunSpec
 from tests.bundles import load_over
 from tests.helpers import Cli, read_lines
 from tests.test_plan import plan_of, source_of
@@ -83,7 +84,7 @@ def test_the_majority_where_names_are_ranked(golden: Path) -> None:
     from flamingo_eval.demo.data import demo_data_root
 
     source = read_source("hateful_memes", demo_data_root())
-    plan = plan_trial(source, RENDERER, shots=4, seed=42, selector="random", num_samples=None, query_set_size=2048)
+    plan = plan_trial(source, RENDERER, RunSpec(), shots=4, seed=42)
     shares = {}
     for position in range(len(plan)):
         labels = [source.data.train[i].fields["label"] for i in plan.demonstrations[position][0]]

@@ -19,6 +19,7 @@ from flamingo_eval.files import file_digest
 from flamingo_eval.loaders.karpathy import LOADER
 from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.nouns import Annotation
+from flamingo_eval.runspec import RunSpec
 
 
 def test_every_word_belongs_to_one_concept_or_is_a_loan_word() -> None:
@@ -158,8 +159,7 @@ def test_every_benchmark_reads_its_mini_version(name: str) -> None:
 
 def trials_of(name: str, shots: int) -> list[TrialPlan]:
     source = read_source(name, demo_data_root())
-    return [plan_trial(source, RENDERER, shots=shots, seed=seed, selector="random", num_samples=None, query_set_size=2048)
-            for seed in (42, 43, 44)]  # fmt: skip
+    return [plan_trial(source, RENDERER, RunSpec(), shots=shots, seed=seed) for seed in (42, 43, 44)]
 
 
 @pytest.mark.slow

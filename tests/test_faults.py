@@ -17,6 +17,7 @@ from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.nouns import Answer, Decoding, NoAnswer
 from flamingo_eval.ports import ModelBase
+from flamingo_eval.runspec import RunSpec
 from tests.bundles import load_over
 from tests.helpers import FAST, Cli, LazyModule, read_lines, run_cli, write_coco_root
 
@@ -151,8 +152,7 @@ def test_overflowing_logits_name_their_query(root: Path, tmp_path: Path) -> None
     from flamingo_eval.engine.plan import plan_trial, read_source
     from flamingo_eval.engine.requests import find_pending
 
-    trial = plan_trial(read_source("coco", root), RENDERER, shots=2, seed=42, selector="random", num_samples=None,
-                       query_set_size=12)  # fmt: skip
+    trial = plan_trial(read_source("coco", root), RENDERER, RunSpec(pool_size=12), shots=2, seed=42)
     journal = Journal(tmp_path / "j.jsonl")
     pending = list(find_pending([trial], journal, "m"))
     work = Answering(Overflowing(), journal, batch_size=2, extra={})

@@ -10,6 +10,7 @@ import pytest
 
 from flamingo_eval.engine.plan import TrialPlan, plan_trial, query_row, read_source
 from flamingo_eval.models.flamingo.rendering import RENDERER
+from flamingo_eval.runspec import RunSpec
 from tests.bundles import load_over
 from tests.helpers import pixels_of, read_lines, run_cli
 
@@ -34,11 +35,12 @@ def plan_like(expected: dict[str, Any], goldens: Path, protocol: str = "openflam
     return plan_trial(
         read_source(expected["benchmark"], goldens / "data", protocol=protocol),
         RENDERER,
+        RunSpec(
+            num_samples=expected["num_samples"] if protocol.endswith("03") else None,
+            pool_size=expected["query_set_size"],
+        ),
         shots=expected["shots"] if "shots" in expected else expected["num_shots"],
         seed=expected["seed"],
-        selector="random",
-        num_samples=expected["num_samples"] if protocol.endswith("03") else None,
-        query_set_size=expected["query_set_size"],
     )
 
 

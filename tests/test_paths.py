@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from flamingo_eval.cli.options import parse_batch_size, parse_numbers, parse_size
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import user_path
+from flamingo_eval.runspec import SETTINGS
 from tests.helpers import FAST, Cli, run_cli, run_scripted, write_coco_root
 
 LONG = "n" * 300
@@ -196,11 +196,10 @@ def test_where_nothing_may_be_written_is_a_storage_error(root: Path, tmp_path: P
 
 @pytest.mark.parametrize("digits", ["9" * 5000, "1" + "0" * 5000])
 def test_numbers_of_thousands_of_digits(root: Path, cli: Cli, digits: str) -> None:
-    for parse in (lambda: parse_numbers(digits, "--shots", most=9), lambda: parse_batch_size(digits),
-                  lambda: parse_size(f"{digits}GB", "--feature-cache")):  # fmt: skip
-        with pytest.raises(UserError, match="give"):
-            parse()
-    for option in ("--num-samples", "--trials", "--query-set-size", "--ensemble", "--process"):
+    for name, value in (("shots", digits), ("batch_size", digits), ("feature_cache", f"{digits}GB")):
+        with pytest.raises(UserError, match=f"{name} .*: give"):
+            SETTINGS[name].read(value, name)
+    for option in ("--num-samples", "--trials", "--pool-size", "--query-set-size", "--ensemble", "--process"):
         result = cli(*FAST, "--data-root", root, option, digits)
         assert result.returncode == 2, option
         assert "Traceback" not in result.stderr

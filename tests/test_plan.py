@@ -21,6 +21,7 @@ from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import DataSet
+from flamingo_eval.runspec import RunSpec
 
 
 def source_of(train: int, test: int) -> Source:
@@ -31,9 +32,7 @@ def source_of(train: int, test: int) -> Source:
 
 
 def plan_of(source: Source, shots: int, seed: int = 42, num_samples: int | None = None, pool: int = 2048) -> TrialPlan:
-    return plan_trial(
-        source, RENDERER, shots=shots, seed=seed, selector="random", num_samples=num_samples, query_set_size=pool
-    )
+    return plan_trial(source, RENDERER, RunSpec(num_samples=num_samples, pool_size=pool), shots=shots, seed=seed)
 
 
 @pytest.mark.parametrize("shots", [0, 4])

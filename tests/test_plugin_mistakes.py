@@ -24,6 +24,7 @@ from flamingo_eval.images import Images
 from flamingo_eval.nouns import Decoding, Prediction, Prompt, Ranking, Turn
 from flamingo_eval.ports import Capabilities, ModelBase, ModelInfo
 from flamingo_eval.prompting import INTERLEAVED
+from flamingo_eval.runspec import RunSpec
 from flamingo_eval.settings import Setting
 from tests.helpers import FAST, Cli, read_lines, run_scripted
 
@@ -146,7 +147,7 @@ def selector(**other: Any) -> Any:
         (
             "selectors",
             selector(settings=[Setting("a", str, "", default=5)]),
-            "its setting 'a' must be a text or a switch",
+            "the default of its setting 'a' is 5, which is no str",
         ),
         ("models", 5, "it has no options, known"),
         ("models", Says, "it is a class, and should be an object"),
@@ -191,8 +192,7 @@ def test_what_a_selector_picks_is_checked(
 ) -> None:
     monkeypatch.setattr(registry, "selector", lambda _: selector(select=picks))
     with pytest.raises(UserError, match=message):
-        plan_trial(read_source("coco", root), INTERLEAVED, shots=2, seed=1, selector="odd", num_samples=None,
-                   query_set_size=9)  # fmt: skip
+        plan_trial(read_source("coco", root), INTERLEAVED, RunSpec(select="odd"), shots=2, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_log_likelihoods_may_be_any_librarys_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [(5, "rices_model is 5: expected str"), (Path("x"), "expected str"), (" ", "--rices-model is empty")],
+    [(5, "rices_model 5: give a text"), (Path("x"), "give a text"), (" ", "rices_model is empty")],
 )
 def test_a_selectors_settings_have_their_kinds(root: Path, value: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):

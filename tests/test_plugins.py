@@ -193,7 +193,9 @@ def test_any_object_that_fulfils_the_port_is_evaluated(captions: Path, capsys: p
     assert "mine does not give the same answer every time" in capsys.readouterr().err
     with pytest.raises(flamingo_eval.errors.UserError, match="it has no prepare, answer, prefetch"):
         flamingo_eval.evaluate(object(), "coco", data_root=captions)
-    with pytest.raises(flamingo_eval.errors.UserError, match="random has no setting 'rices_model'"):
+    with pytest.raises(
+        flamingo_eval.errors.UserError, match="there is no setting 'rices_model'; .*; random has no settings"
+    ):
         flamingo_eval.evaluate(names["Nearest"](), "coco", data_root=captions, rices_model="x")
 
 

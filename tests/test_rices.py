@@ -17,6 +17,7 @@ from flamingo_eval.engine.retrieval import Retriever, find_nearest
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.ports import Retrieval
+from flamingo_eval.runspec import RunSpec
 from tests.helpers import Cli, LazyModule, read_lines, run_cli, write_coco_root
 from tests.test_goldens import linked_data
 
@@ -106,8 +107,7 @@ def test_plans_equal_the_references(goldens: Path, tmp_path: Path) -> None:
         source = read_source(expected["benchmark"], data)
         shots, seed = expected["shots"], expected["seed"]
         nearest = find_nearest(source, source.data.test, shots, Retriever(Retrieval(""), encoder), "cpu")
-        plan = plan_trial(source, RENDERER, shots=shots, seed=seed, selector="rices", num_samples=None, query_set_size=48,
-                          nearest=nearest)  # fmt: skip
+        plan = plan_trial(source, RENDERER, RunSpec(select="rices"), shots=shots, seed=seed, nearest=nearest)
         counts: dict[str, int] = {}
         for example in source.data.train:
             counts[example.image] = counts.get(example.image, 0) + 1
@@ -274,7 +274,7 @@ def test_what_the_file_and_the_environment_say_of_rices(root: Path, cli: Cli, mo
     monkeypatch.setenv("FLAMINGO_EVAL_EXCLUDE_SAME_IMAGE", "1")
     assert cli(*options, "--select", "random").returncode == 0
     Path("flamingo-eval.toml").write_text('[coco]\nrices-unique-images = "false"\n')
-    assert "rices-unique-images in [coco] must be true or false, not 'false'" in cli(*options).stderr
+    assert "rices-unique-images in [coco] is 'false': give true or false" in cli(*options).stderr
 
 
 @pytest.mark.torch

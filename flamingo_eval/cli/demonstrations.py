@@ -9,69 +9,50 @@ import typer
 from flamingo_eval import registry
 from flamingo_eval.benchmark import canonical_name
 from flamingo_eval.cli import options as opt
+from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.output import emit
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, UserError, first_few
 from flamingo_eval.images import Images
 from flamingo_eval.ports import IMAGE_EMBEDDINGS
+from flamingo_eval.runspec import SETTINGS
 
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    app.command(rich_help_panel="Runs")(opt.with_selection(features))
-    app.command(rich_help_panel="Runs")(controls)
+    app.command(rich_help_panel="Runs")(opt.with_settings(specs.FEATURES)(features))
+    app.command(rich_help_panel="Runs")(opt.with_settings(specs.CONTROLS)(controls))
 
 
 def features(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],
-    split: Annotated[
-        str | None,
-        typer.Option("--split", metavar="NAME", help="Only this split: train, or one that is queried. Default: both."),
-    ] = None,
-    data_root: opt.DataRoot = None,
-    protocol: opt.Protocol = "openflamingo",
-    select: Annotated[
-        str | None, typer.Option("--select", metavar="NAME", help="The selector that they are for.")
-    ] = None,
     *,
-    selection: opt.Selection,
-    device: opt.Device = "auto",
-    image_formats: opt.ImageFormats = None,
-    offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
+    given: opt.Given,
 ) -> None:
     """Compute the image features that a selector goes by ahead of a run; what is there already is not computed again.
 
     They are kept in the cache folder (FLAMINGO_EVAL_CACHE), one vector per distinct picture and encoder, and shared by
-    all runs. A run computes what is missing by itself.
+    all runs. A run computes what is missing by itself. With --split only that part: train, or one that is queried.
     """
-    from flamingo_eval.cli.runs import flags_win, make_spec, with_section
     from flamingo_eval.engine.plan import read_source
     from flamingo_eval.engine.retrieval import Retriever, encode_pictures, store_of
 
     name = canonical_name(benchmark)
-    select = select or _retrieving()
-    given = {"data_root": data_root, "protocol": protocol, "select": select, **selection, "device": device,
-             "image_formats": image_formats}  # fmt: skip
-    options = flags_win(context, with_section(context, benchmark, given))
-    spec = make_spec(
-        context.obj, benchmarks=[name], **{**options, "shots": "1", "seeds": None}, trials=None, checkpoint="demo",
-        split=None,
-    )  # fmt: skip
+    given = {**given, **_retrieving({**context.obj.given(name, {"select"}), **given})}
+    spec = specs.make_spec(context.obj, [name], given, specs.FEATURES, model=False)
     retriever = Retriever.of(spec)
     if retriever is None:
-        raise UserError(f"--select {select} goes by no image features")
+        raise UserError(f"--select {spec.select} goes by no image features")
     encoder = retriever.encoder
-    protocol, device = spec.protocol, spec.device
-    root = Images(data_folder(spec.data_root), spec.image_formats)
-    overrides = spec.data_overrides.get(name)
+    root, split = Images(data_folder(spec.data_root), spec.formats), spec.split
     queried = None if split == "train" else split
-    source = read_source(name, root, overrides, protocol=protocol, split=queried)
+    source = read_source(name, root, spec.data_overrides.get(name), protocol=spec.protocol, split=queried)
     parts = {source.benchmark.data.train: source.data.train, source.benchmark.split: source.data.test}
     wanted = parts if split is None else {split: parts[source.benchmark.data.train if split == "train" else split]}
     problems: list[str] = []
     for part, examples in wanted.items():
-        encoding = encode_pictures(source, [example.image for example in examples], encoder, device)
+        encoding = encode_pictures(source, [example.image for example in examples], encoder, spec.device)
         emit(f"{name} {part}: {len(examples)} examples, {len(encoding.vectors)} distinct pictures")
         problems += dict.fromkeys(encoding.failed.values())
     emit(f"features of {encoder.info().name} in {store_of(encoder).folder}")
@@ -81,12 +62,19 @@ def features(
         raise DataError(f"{len(problems)} pictures can't be read; all others are done:{first_few(problems)}")
 
 
-def _retrieving() -> str:
-    """The first selector that goes by image features."""
-    return next(name for name, one in registry.selectors().items() if one.needs == IMAGE_EMBEDDINGS)
+def _retrieving(said: opt.Given) -> opt.Given:
+    """The first selector that goes by image features, unless the command line names one, or what is named does."""
+    named = said.get("select")
+    if named is not None:
+        known = registry.selectors().get(named.value)
+        if named.strength == opt.SAID_HERE or (known is not None and known.needs == IMAGE_EMBEDDINGS):
+            return {}
+    name = next(name for name, one in registry.selectors().items() if one.needs == IMAGE_EMBEDDINGS)
+    return {"select": opt.Said(name, opt.SAID_HERE, "--select")}
 
 
 def controls(
+    context: typer.Context,
     run: opt.Run,
     only: Annotated[
         str | None,
@@ -97,11 +85,10 @@ def controls(
         typer.Option("--shots", metavar="LIST", help="At which numbers of shots. Default: all of the run's."),
     ] = None,
     data_root: opt.MovedData = None,
-    device: opt.Device = "auto",
-    offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
-    batch_size: opt.BatchSize = "auto",
+    *,
+    given: opt.Given,
     format: Annotated[
-        str, typer.Option("--format", metavar="table|markdown|json", help="How the table is printed.")
+        str, typer.Option("--format", metavar="NAME", help="How the table is printed: table, markdown or json.")
     ] = "table",
 ) -> None:
     """Show what the demonstrations alone can do: a run beside its controls, on the same plan.
@@ -119,7 +106,7 @@ def controls(
 
     if format not in FORMATS:
         raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
-    wanted = None if shots is None else opt.parse_numbers(shots, "--shots", most=10_000)
+    wanted = None if shots is None else SETTINGS["shots"].read(shots, "--shots")
     names = list(CONTROLS) if only is None else [name.strip() for name in only.split(",")]
     folder = RunFolder(Path(run))
     own, notes = read_scores(folder)
@@ -129,8 +116,7 @@ def controls(
         controls=names,
         shots=wanted,
         data_root=data_root,
-        device=device,
-        batch_size=opt.parse_batch_size(batch_size),
+        settings=specs.settings_for(context.obj, None, given, specs.CONTROLS),
     )
     as_run = [cell for cell in own if wanted is None or cell.shots in wanted]
     emit(FORMATS[format]({AS_RUN: as_run, **result.cells}, result.record, notes), end="")

@@ -15,6 +15,7 @@ import typer
 from flamingo_eval.benchmark import benchmark_names, load_benchmark
 from flamingo_eval.cli import bench, comparing, demonstrations, publishing, reading, runs, tools
 from flamingo_eval.cli import options as opt
+from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import read_config
 from flamingo_eval.cli.output import finish, prepare_streams
 from flamingo_eval.errors import FlamingoEvalError
@@ -58,60 +59,17 @@ def root(
 ) -> None:  # fmt: skip
     """Few-shot evaluation of OpenFlamingo-style vision-language checkpoints."""
     context.obj = read_config(config)
-    general = context.obj.defaults(None)
-    context.default_map = {
-        **{name: general for name in ("plan", "run", "features", "bench")},  # noqa: C420  # ruff would share one dict
-        "data": {"where": general},
-        **{name.replace("_", "-"): context.obj.defaults(name) for name in benchmark_names()},
-        **{name: context.obj.defaults(name) for name in benchmark_names()},
-    }
 
 
 def _benchmark_command(name: str) -> Callable[..., None]:
-    def command(
-        context: typer.Context,
-        shots: opt.Shots = "0,4,8,16,32",
-        seeds: opt.Seeds = None,
-        trials: opt.Trials = None,
-        checkpoint: opt.Checkpoint = None,
-        data_root: opt.DataRoot = None,
-        protocol: opt.Protocol = "openflamingo",
-        split: opt.Split = None,
-        num_samples: opt.NumSamples = None,
-        query_set_size: opt.QuerySetSize = 2048,
-        ensemble: opt.Ensemble = 1,
-        select: str = "random",
-        *,
-        selection: opt.Selection,
-        weights: opt.Weights = None,
-        offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
-        precision: opt.Precision = "auto",
-        device: opt.Device = "auto",
-        image_formats: opt.ImageFormats = None,
-        batch_size: opt.BatchSize = "auto",
-        feature_cache: opt.FeatureCache = None,
-        plain: opt.Plain = False,
-        on_error: opt.OnError = "stop",
-        process: opt.ProcessOf = None,
-        executor: opt.ExecutorName = None,
-        fresh: opt.Fresh = False,
-        out: opt.Out = None,
-        format: opt.Format = "table",
-    ) -> None:
-        runs.run_benchmarks(
-            context, [name], shots=shots, seeds=seeds, trials=trials, checkpoint=checkpoint, data_root=data_root,
-            protocol=protocol, split=split, num_samples=num_samples, query_set_size=query_set_size,
-            ensemble=ensemble, select=select, selection=selection, weights=weights,
-            precision=precision, device=device,
-            image_formats=image_formats, batch_size=batch_size, feature_cache=feature_cache,
-            plain=plain, on_error=on_error, process=process, executor=executor, fresh=fresh, out=out, format=format,
-        )  # fmt: skip
+    def command(context: typer.Context, *, given: opt.Given, fresh: opt.Fresh = False) -> None:
+        runs.run_benchmarks(context, [name], given, fresh=fresh)
 
     command.__doc__ = (
         f"Run {load_benchmark(name).title}.\n\nGiven again, the same command continues where it stopped; "
         "more shots or seeds extend the run. Answers are kept in the run folder."
     )
-    return opt.with_selection(command)
+    return opt.with_settings(specs.RUN)(command)
 
 
 @cache

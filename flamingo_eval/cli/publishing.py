@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flamingo_eval.benchmark import canonical_name
 from flamingo_eval.cli import options as opt
+from flamingo_eval.cli import spec as specs
+from flamingo_eval.cli.config import Config
 from flamingo_eval.cli.output import emit
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import CheckpointError, UserError
 from flamingo_eval.progress import note
+from flamingo_eval.runspec import SETTINGS
+
+if TYPE_CHECKING:
+    from flamingo_eval.report.evidence import Evidence
 
 _PANEL = "Runs"
 RunList = Annotated[
@@ -22,7 +29,7 @@ RunList = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    for command in (plot, published, reproduce, card):
+    for command in (plot, published, opt.with_settings(specs.REPRODUCE)(reproduce), card):
         app.command(rich_help_panel=_PANEL)(command)
 
 
@@ -44,60 +51,61 @@ def published(
 def reproduce(
     context: typer.Context,
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Name of a released one, or a TOML file.")],
-    data_root: opt.DataRoot = None,
     benchmarks: Annotated[
         str | None, typer.Option("--benchmarks", metavar="LIST", help="Only these. Default: all with numbers.")
     ] = None,
     like: Annotated[
         str | None, typer.Option("--like", metavar="NAME", help="Whose numbers. Default: the checkpoint's own.")
     ] = None,
-    num_samples: opt.NumSamples = None,
-    shots: opt.Shots = "0,4,8,16,32",
-    select: Annotated[
-        str, typer.Option("--select", metavar="NAME", help="Numbers with these demonstrations.")
-    ] = "random",
-    weights: opt.Weights = None,
-    offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
-    precision: opt.Precision = "auto",
-    device: opt.Device = "auto",
-    batch_size: opt.BatchSize = "auto",
-    format: Annotated[str, typer.Option("--format", metavar="table|markdown|json", help="How to print.")] = "table",
-) -> None:  # fmt: skip
+    *,
+    given: opt.Given,
+    format: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="How it is printed: table, markdown or json.")
+    ] = "table",
+) -> None:
     """Run what is missing of a released checkpoint's published numbers, and print ours beside theirs.
 
-    Each number is run under the rules of the harness that made it; what is known to differ all the same is said.
+    Each number is run under the rules of the harness that made it; what is known to differ all the same is said. With
+    --select only numbers with such demonstrations.
     """
-    from flamingo_eval.cli.runs import make_spec
-    from flamingo_eval.engine.run import execute
     from flamingo_eval.report import reproduce as reproducing
-    from flamingo_eval.report.evidence import Evidence, read_evidence
     from flamingo_eval.report.published import chosen
 
     if format not in reproducing.FORMATS:
         raise UserError(f"unknown format {format!r}; known formats: {', '.join(reproducing.FORMATS)}")
-    if data_root is None:
+    given = {**context.obj.given(None, specs.REPRODUCE), **given}
+    if "data_root" not in given:
         raise UserError("name the data with --data-root")
-    wanted_shots = opt.parse_numbers(shots, "--shots", most=10_000)
+    shots = given["shots"].value if "shots" in given else SETTINGS["shots"].default
+    select = given["select"].value if "select" in given else SETTINGS["select"].default
     names = [canonical_name(name) for name in benchmarks.split(",")] if benchmarks else []
-    numbers = [one for one in chosen(like or checkpoint, names, select) if one.shots in wanted_shots]
+    numbers = [one for one in chosen(like or checkpoint, names, select) if one.shots in shots]
     found: dict[tuple[str, str, str], Evidence] = {}
     problems: dict[tuple[str, str, str], str] = {}
-    for (protocol, selector, benchmark), asked in reproducing.plan_of(numbers).items():
+    for key, asked in reproducing.plan_of(numbers).items():
         try:
-            spec = make_spec(
-                context.obj, benchmarks=[benchmark], shots=",".join(map(str, asked)), seeds=None, trials=None,
-                checkpoint=checkpoint, data_root=data_root, protocol=protocol, split=None, select=selector,
-                selection={},
-                num_samples=num_samples, weights=weights, precision=precision, device=device,
-                batch_size=opt.parse_batch_size(batch_size),
-            )  # fmt: skip
-            found[protocol, selector, benchmark] = read_evidence(execute(spec, data_folder, None).folder.path)
+            found[key] = _reproduced(context.obj, given, checkpoint, key, asked)
         except CheckpointError:
             raise
         except UserError as error:
-            note(f"{benchmark} under {protocol}: {error}")
-            problems[protocol, selector, benchmark] = str(error).partition("\n")[0][:60]
+            note(f"{key[2]} under {key[0]}: {error}")
+            problems[key] = str(error).partition("\n")[0][:60]
     emit(reproducing.FORMATS[format](reproducing.beside(numbers, found, problems)), end="")
+
+
+def _reproduced(
+    config: Config, given: opt.Given, checkpoint: str, key: tuple[str, str, str], shots: Sequence[int]
+) -> Evidence:
+    """One benchmark, run as the harness that made the numbers did. Raises UserError, CheckpointError."""
+    from flamingo_eval.cli.runs import among_processes
+    from flamingo_eval.engine.run import execute
+    from flamingo_eval.report.evidence import read_evidence
+
+    protocol, select, benchmark = key
+    fixed = {"checkpoint": checkpoint, "protocol": protocol, "select": select, "shots": tuple(shots)}
+    said = {name: opt.Said(value, opt.SAID_HERE, f"--{name}") for name, value in fixed.items()}
+    spec = specs.make_spec(config, [benchmark], {**given, **said}, specs.REPRODUCE | fixed.keys())
+    return read_evidence(execute(among_processes(spec), data_folder, None).folder.path)
 
 
 def plot(

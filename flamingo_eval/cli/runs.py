@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flamingo_eval import registry
 from flamingo_eval.benchmark import Benchmark, benchmark_names, canonical_name, load_benchmark
 from flamingo_eval.cli import options as opt
-from flamingo_eval.cli.config import Config
+from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.output import emit, wanted
 from flamingo_eval.cli.reading import check_nothing_missing, check_nothing_partial
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, UserError, first_few
 from flamingo_eval.files import user_path
-from flamingo_eval.images import Images, formats_with
+from flamingo_eval.images import Images
 from flamingo_eval.progress import note
-from flamingo_eval.runspec import DEMO, RunSpec
+from flamingo_eval.runspec import DEMO, SETTINGS, RunSettings, RunSpec
 from flamingo_eval.text import printable
 
 _PANEL = "Runs"
@@ -30,178 +31,55 @@ _PANEL = "Runs"
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    app.command(rich_help_panel="Benchmarks")(opt.with_selection(run))
-    for command in (opt.with_selection(plan), score, submit):
-        app.command(rich_help_panel=_PANEL)(command)
+    app.command(rich_help_panel="Benchmarks")(opt.with_settings(specs.RUN)(run))
+    app.command(rich_help_panel=_PANEL)(opt.with_settings(specs.PLAN)(plan))
+    app.command(rich_help_panel=_PANEL)(opt.with_settings(specs.SCORE)(score))
+    app.command(rich_help_panel=_PANEL)(submit)
 
 
-def make_spec(
-    config: Config,
-    *,
-    benchmarks: Iterable[str],
-    shots: str,
-    seeds: str | None,
-    trials: int | None,
-    checkpoint: str | None,
-    data_root: str | None,
-    protocol: str,
-    split: str | None,
-    select: str,
-    selection: Mapping[str, Any],
-    image_formats: str | None = None,
-    **others: Any,
-) -> RunSpec:
-    """A RunSpec from options.
-
-    With neither checkpoint nor data named, both are the demo's, and the run says so. With one of them named, the other
-    must be named too: nothing falls back to the demo in silence. ``--checkpoint demo`` names both.
-    """
-    named = {"checkpoint": checkpoint, "data_root": data_root, **selection}
-    for name, value in named.items():
-        option = "--" + name.replace("_", "-")
-        if isinstance(value, str) and not value.strip():
-            raise UserError(f"{option} is empty")
-    if checkpoint is None and data_root not in (None, DEMO):
-        raise UserError(f"--data-root {data_root} is given, but no checkpoint: add --checkpoint (or --checkpoint demo)")
-    if checkpoint not in (None, DEMO) and data_root is None:
-        raise UserError(f"--checkpoint {checkpoint} is given, but no data: add --data-root (or --data-root demo)")
-    names = tuple(dict.fromkeys(canonical_name(name) for name in benchmarks))
-    default_seeds = load_benchmark(names[0], protocol=protocol).plan.seeds
-    return RunSpec(
-        benchmarks=names,
-        shots=opt.parse_numbers(shots, "--shots", most=10_000),
-        seeds=opt.parse_seeds(seeds, trials, default_seeds),
-        checkpoint=checkpoint or DEMO,
-        data_root=data_root or DEMO,
-        protocol=protocol,
-        split=split,
-        selector=select,
-        selection=selection,
-        image_formats=formats_with((image_formats or "").split(",")),
-        data_overrides={name: config.data[name] for name in names if name in config.data},
-        **others,
-    )
-
-
-def run_benchmarks(
-    context: typer.Context,
-    benchmarks: Sequence[str],
-    *,
-    out: Path | None,
-    format: str,
-    feature_cache: str | None,
-    fresh: bool,
-    **options: Any,
-) -> None:
+def run_benchmarks(context: typer.Context, benchmarks: Sequence[str], given: opt.Given, *, fresh: bool) -> None:
     """Runs benchmarks and prints one table."""
-    options["batch_size"] = opt.parse_batch_size(str(options["batch_size"]))
-    options["feature_cache"] = opt.parse_size(feature_cache, "--feature-cache")
-    from flamingo_eval.engine.claims import process_from
     from flamingo_eval.engine.run import execute
     from flamingo_eval.engine.score_files import read_scores
     from flamingo_eval.report.table import render
 
-    opt.check_format(format)
-    opt.check_on_error(options["on_error"])
-    if out is not None and str(out) == ".":
+    spec = among_processes(specs.make_spec(context.obj, benchmarks, given, specs.RUN))
+    if spec.out is not None and str(spec.out) == ".":
         raise UserError("--out is empty or the current folder; name a folder of its own for the run")
-    options["process"] = who = process_from(os.environ, options["process"])
-    if who.count > 1 and options["device"] in ("auto", "cuda"):
-        options["device"] = f"local:{who.local_rank}"
-    spec = make_spec(context.obj, benchmarks=benchmarks, **flags_win(context, options))
-    result = execute(spec, data_folder, out, fresh=fresh)
-    if who.rank:
+    result = execute(spec, data_folder, spec.out, fresh=fresh)
+    if spec.worker.rank:
         return  # the first process shows the table
     notes = read_scores(result.folder)[1]
-    emit(render(result.cells, result.folder.read_run(), notes, format), end="")
+    emit(render(result.cells, result.folder.read_run(), notes, spec.format), end="")
     saved = f"\nrun saved in {result.folder.path}"
-    if format == "table":
+    if spec.format == "table":
         emit(saved)
     else:
         print(printable(saved), file=sys.stderr)
     check_nothing_partial(result.folder)
 
 
-def flags_win(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
-    """What is said more directly wins over what stands in the environment or a file.
+def among_processes(spec: RunSpec) -> RunSpec:
+    """The same for this one of the processes that share it, on a GPU of its own. Raises UserError."""
+    from flamingo_eval.engine.claims import process_from
 
-    ``--trials`` beats ``seeds`` from there; settings of other selectors than the chosen one mean nothing there.
-
-    Returns:
-        The options, with the chosen selector's settings as ``selection``.
-
-    Raises:
-        UserError: settings of another selector on the command line.
-    """
-    strength = {"COMMANDLINE": 3, "ENVIRONMENT": 2, "DEFAULT_MAP": 1}
-
-    def given(name: str) -> int:
-        source = context.get_parameter_source(name)
-        return strength.get(source.name if source else "", 0)
-
-    options = {**options, **options.pop("selection", {})}
-    options = {**options, "seeds": None} if given("trials") > given("seeds") else options
-    settings = {name: options.pop(name) for name in registry.selector_settings() if name in options}
-    own = {setting.name for setting in registry.selector(options["select"]).settings}
-    for name in settings.keys() - own:
-        if given(name) == strength["COMMANDLINE"]:
-            raise UserError(f"{registry.selector_settings()[name].option} goes with --select {_owner(name)}")
-    return {**options, "selection": {name: value for name, value in settings.items() if name in own}}
-
-
-def _owner(setting: str) -> str:
-    """The selectors that have a setting."""
-    known = registry.selectors().items()
-    return " or ".join(name for name, one in known if setting in [own.name for own in one.settings])
+    worker = process_from(os.environ, spec.process)
+    own_gpu = worker.count > 1 and spec.device in ("auto", "cuda")
+    return replace(spec, worker=worker, device=f"local:{worker.local_rank}" if own_gpu else spec.device)
 
 
 def run(
     context: typer.Context,
     benchmarks: Annotated[list[str], typer.Argument(help="Names of benchmarks, or all.")],
-    shots: opt.Shots = "0,4,8,16,32",
-    seeds: opt.Seeds = None,
-    trials: opt.Trials = None,
-    checkpoint: opt.Checkpoint = None,
-    data_root: opt.DataRoot = None,
-    protocol: opt.Protocol = "openflamingo",
-    num_samples: opt.NumSamples = None,
-    query_set_size: opt.QuerySetSize = 2048,
-    select: str = "random",
     *,
-    selection: opt.Selection,
-    weights: opt.Weights = None,
-    offline: opt.Offline = False,  # noqa: ARG001  # the option itself does it
-    precision: opt.Precision = "auto",
-    device: opt.Device = "auto",
-    image_formats: opt.ImageFormats = None,
-    batch_size: opt.BatchSize = "auto",
-    feature_cache: opt.FeatureCache = None,
-    plain: opt.Plain = False,
-    on_error: opt.OnError = "stop",
-    process: opt.ProcessOf = None,
-    executor: opt.ExecutorName = None,
+    given: opt.Given,
     fresh: opt.Fresh = False,
-    out: opt.Out = None,
-    format: opt.Format = "table",
 ) -> None:
     """Run several benchmarks into one folder and print one table, a row for each."""
-    names = _all_under(protocol) if benchmarks == ["all"] else benchmarks
-    run_benchmarks(
-        context, names, shots=shots, seeds=seeds, trials=trials, checkpoint=checkpoint, data_root=data_root,
-        protocol=protocol, split=None, num_samples=num_samples, query_set_size=query_set_size, select=select,
-        selection=selection, weights=weights, precision=precision, device=device,
-        image_formats=image_formats,
-        batch_size=batch_size, feature_cache=feature_cache, plain=plain, on_error=on_error, process=process,
-        executor=executor, fresh=fresh, out=out, format=format,
-    )  # fmt: skip
-
-
-def with_section(context: typer.Context, benchmark: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Options of a command that takes a benchmark's name, with those of its section in the configuration file."""
-    own = context.obj.defaults(canonical_name(benchmark))
-    sources = {name: context.get_parameter_source(name) for name in options if name in own}
-    weak = {name for name, source in sources.items() if source and source.name in ("DEFAULT", "DEFAULT_MAP")}
-    return {**options, **{name: own[name] for name in weak}}
+    if benchmarks == ["all"]:
+        said = {**context.obj.given(None, {"protocol"}), **given}
+        benchmarks = _all_under(said["protocol"].value if "protocol" in said else SETTINGS["protocol"].default)
+    run_benchmarks(context, benchmarks, given, fresh=fresh)
 
 
 def _all_under(protocol: str) -> list[str]:
@@ -219,21 +97,8 @@ def _all_under(protocol: str) -> list[str]:
 def plan(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],
-    shots: opt.Shots = "0,4,8,16,32",
-    seeds: opt.Seeds = None,
-    trials: opt.Trials = None,
-    data_root: opt.DataRoot = None,
-    protocol: opt.Protocol = "openflamingo",
-    split: opt.Split = None,
-    num_samples: opt.NumSamples = None,
-    query_set_size: opt.QuerySetSize = 2048,
-    ensemble: opt.Ensemble = 1,
-    select: str = "random",
     *,
-    selection: opt.Selection,
-    device: opt.Device = "auto",
-    image_formats: opt.ImageFormats = None,
-    offline: opt.Offline = False,  # noqa: ARG001
+    given: opt.Given,
     as_json: Annotated[bool, typer.Option("--json", help="Print every query as a line of JSON.")] = False,
 ) -> None:
     """Show which queries and demonstrations a run would have, without loading a model."""
@@ -241,20 +106,14 @@ def plan(
     from flamingo_eval.engine.prepare import notices, plan_all, rank_all, read_sources, trial_keys_of
     from flamingo_eval.engine.retrieval import Retriever
 
-    options = {
-        "shots": shots, "seeds": seeds, "trials": trials, "data_root": data_root, "protocol": protocol,
-        "split": split, "num_samples": num_samples, "query_set_size": query_set_size, "ensemble": ensemble,
-        "select": select, **selection, "device": device,
-        "image_formats": image_formats,
-    }  # fmt: skip
-    options = with_section(context, benchmark, options)
-    spec = make_spec(context.obj, benchmarks=[benchmark], checkpoint=DEMO, **flags_win(context, options))
-    sources = read_sources(spec, Images(data_folder(spec.data_root), spec.image_formats))
+    spec = specs.make_spec(context.obj, [benchmark], given, specs.PLAN, model=False)
+    sources = read_sources(spec, Images(data_folder(spec.data_root), spec.formats))
     for line in [*(["demo data: generated pictures"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
         note(line)
     cells = trial_keys_of(spec, sources)
     nearest = rank_all(spec, sources, cells, Retriever.of(spec))
-    planned = plan_all(spec, sources, cells, registry.model_source(spec.checkpoint).renderer, nearest)
+    renderer = registry.model_source(spec.checkpoint, spec.model_options).renderer
+    planned = plan_all(spec, sources, cells, renderer, nearest)
     for trial in planned:
         if as_json:
             for query in trial:
@@ -278,53 +137,48 @@ def score(
         typer.Option("--predictions", parser=opt.path, metavar="FILE",
                      help='A JSON list of {"question_id", "answer"}, {"image_id", "caption"} or {"id", "score"}.'),
     ] = None,
-    data_root: opt.MovedData = None,
-    protocol: opt.Protocol = "openflamingo",
-    split: opt.Split = None,
-    format: opt.Format = "table",
     per_item: Annotated[
         Path | None, typer.Option("--per-item", parser=opt.path,
                 metavar="FILE", help="With --predictions: write a line per item.")
     ] = None,
-    on_error: Annotated[
-        str, typer.Option("--on-error", metavar="stop|skip", help="skip: score what predictions there are (exit 4).")
-    ] = "stop",
+    *,
+    given: opt.Given,
 ) -> None:  # fmt: skip
     """Score a run again from its saved answers, or predictions from elsewhere; no model and no pictures are needed."""
-    opt.check_format(format)
     if predictions is not None:
         name = canonical_name(what)
-        overrides, data_root = context.obj.data.get(name), data_root or context.obj.defaults(name).get("data_root")
-        benchmark = load_benchmark(what, overrides, protocol=protocol, split=split)
-        _score_predictions(benchmark, predictions, data_root, format, per_item, on_error)
+        settings = specs.settings_for(context.obj, name, given, specs.SCORE)
+        benchmark = load_benchmark(what, context.obj.data.get(name), protocol=settings.protocol, split=settings.split)
+        named = "data_root" in {**context.obj.given(name, {"data_root"}), **given}
+        if not named:
+            raise UserError("name the data with --data-root (or --data-root demo)")
+        _score_predictions(benchmark, predictions, settings, per_item)
         return
     from flamingo_eval.engine.folder import RunFolder
     from flamingo_eval.engine.reopen import rescore
     from flamingo_eval.engine.score_files import read_scores
     from flamingo_eval.report.table import render
 
-    for option in ("protocol", "split", "per_item", "on_error"):
-        source = context.get_parameter_source(option)
-        if source is not None and source.name == "COMMANDLINE":
-            raise UserError(f"--{option.replace('_', '-')} goes with --predictions; a run keeps its own rules")
+    for option in ("protocol", "split", "on_error"):
+        if option in given and given[option].strength == opt.SAID_HERE:
+            raise UserError(f"{given[option].where} goes with --predictions; a run keeps its own rules")
+    if per_item is not None:
+        raise UserError("--per-item goes with --predictions; samples writes a run's")
     folder = RunFolder(user_path(what, "RUN"))
-    cells = rescore(folder, data_folder, data_root)
+    cells = rescore(folder, data_folder, given["data_root"].value if "data_root" in given else None)
+    format = specs.settings_for(context.obj, None, given, {"format"}).format
     emit(render(cells, folder.read_run(), read_scores(folder)[1], format), end="")
     check_nothing_missing(folder)
 
 
-def _score_predictions(
-    benchmark: Benchmark, predictions: Path, data_root: str | None, format: str, per_item: Path | None, on_error: str
-) -> None:
+def _score_predictions(benchmark: Benchmark, predictions: Path, settings: RunSettings, per_item: Path | None) -> None:
     from flamingo_eval.engine.external import score_predictions
     from flamingo_eval.engine.outputs import write_output
 
-    opt.check_on_error(on_error)
+    format, on_error = settings.format, settings.on_error
     if format not in ("table", "json"):
         raise UserError(f"unknown format {format!r} for predictions; known formats: table, json")
-    if data_root is None:
-        raise UserError("name the data with --data-root (or --data-root demo)")
-    result = score_predictions(benchmark, data_folder(data_root), predictions)
+    result = score_predictions(benchmark, data_folder(settings.data_root), predictions)
     if result.missing and on_error == "stop":
         raise DataError(
             f"{predictions} says nothing about {len(result.missing)} queries of "

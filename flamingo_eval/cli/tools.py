@@ -10,11 +10,12 @@ import typer
 
 from flamingo_eval.benchmark import benchmark_names, canonical_name, load_benchmark
 from flamingo_eval.cli import options as opt
+from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.output import emit
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import user_path
-from flamingo_eval.images import Images, formats_with
+from flamingo_eval.images import Images
 from flamingo_eval.runspec import DEMO
 
 data_app = typer.Typer(help="About a benchmark's data on disk.", no_args_is_help=True)
@@ -23,8 +24,8 @@ data_app = typer.Typer(help="About a benchmark's data on disk.", no_args_is_help
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command("list", rich_help_panel="Runs")(list_names)
-    data_app.command("where")(data_where)
-    data_app.command("check")(data_check)
+    data_app.command("where")(opt.with_settings(specs.DATA_OF - {"image_formats", "split"})(data_where))
+    data_app.command("check")(opt.with_settings(specs.DATA_OF)(data_check))
     app.add_typer(data_app, name="data")
 
 
@@ -51,13 +52,14 @@ def list_names(
 def data_where(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],
-    data_root: opt.DataRoot = None,
-    protocol: opt.Protocol = "openflamingo",
+    *,
+    given: opt.Given,
 ) -> None:
     """Show where a benchmark's files are looked for, and which are there."""
     name = canonical_name(benchmark)
-    rules = load_benchmark(name, context.obj.data.get(name), protocol=protocol).data
-    root = None if data_root in (None, DEMO) else user_path(str(data_root), "--data-root")
+    settings = specs.settings_for(context.obj, name, given, specs.DATA_OF)
+    rules = load_benchmark(name, context.obj.data.get(name), protocol=settings.protocol).data
+    root = None if settings.data_root == DEMO else user_path(settings.data_root, "--data-root")
     folder = (root or Path("<data root>")) / rules.folder
     emit(f"{folder}/")
     for line in rules.layout:
@@ -72,18 +74,18 @@ def data_where(
 def data_check(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],
-    data_root: opt.DataRoot = None,
-    protocol: opt.Protocol = "openflamingo",
-    split: opt.Split = None,
     images: Annotated[bool, typer.Option("--images", help="Open every picture; takes minutes.")] = False,
-    image_formats: opt.ImageFormats = None,
+    *,
+    given: opt.Given,
 ) -> None:
     """Read all of a benchmark's files, count what is there, and say what is missing."""
     from flamingo_eval.engine.check import count_lines, picture_problems, raise_problems
     from flamingo_eval.engine.plan import read_source
 
     name, overrides = canonical_name(benchmark), context.obj.data.get(canonical_name(benchmark))
-    root = Images(data_folder(data_root or DEMO), formats_with((image_formats or "").split(",")))
+    settings = specs.settings_for(context.obj, name, given, specs.DATA_OF)
+    protocol, split = settings.protocol, settings.split
+    root = Images(data_folder(settings.data_root), settings.formats)
     rules = load_benchmark(name, overrides, protocol=protocol, split=split)
     lines: list[tuple[str, bool]] = []
     problems: list[str] = []
@@ -97,7 +99,7 @@ def data_check(
             continue
         for line in source.data.notes:
             emit(f"       {line}")
-        found = list(count_lines(source, compare=data_root not in (None, DEMO)))
+        found = list(count_lines(source, compare=settings.data_root != DEMO))
         problems += picture_problems(source, open_them=images)
         for text, right in found:
             if (text, right) not in lines:

@@ -44,7 +44,7 @@ from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, Cell, Id, Trial
 from flamingo_eval.progress import note
 from flamingo_eval.report.table import format_value, markdown_grid
-from flamingo_eval.runspec import DEMO, RunSpec
+from flamingo_eval.runspec import DEMO, RunSettings, RunSpec
 
 SHOTS, SEEDS = (0, 4, 8, 16, 32), (42, 43, 44)
 CONTROLLED = (4, 16)
@@ -137,7 +137,7 @@ def _rows(cells: Sequence[Cell]) -> dict[str, Row]:
 def _run(out: Path, name: str, benchmarks: Sequence[str], shots: Sequence[int], root: Path | None = None,
          selector: str = "random") -> dict[str, Row]:  # fmt: skip
     note(name)
-    spec = RunSpec(benchmarks=tuple(benchmarks), shots=tuple(shots), seeds=SEEDS, selector=selector,
+    spec = RunSpec(benchmarks=tuple(benchmarks), shots=tuple(shots), seeds=SEEDS, select=selector,
                    data_root=DEMO if root is None else str(root))  # fmt: skip
     return _rows(execute(spec, data_folder, out / name.replace(" ", "-")).cells)
 
@@ -195,15 +195,15 @@ def _mean(rows: Sequence[Row]) -> Row:
 
 def _controls(folder: RunFolder, names: Sequence[str]) -> dict[str, dict[str, Row]]:
     """Controls of a run: name -> benchmark -> row."""
-    results = run_controls(folder, data_folder, controls=names, shots=CONTROLLED, data_root=None, device="auto",
-                           batch_size=None)  # fmt: skip
+    results = run_controls(folder, data_folder, controls=names, shots=CONTROLLED, data_root=None,
+                           settings=RunSettings())  # fmt: skip
     return {name: _rows(cells) for name, cells in results.cells.items()}
 
 
 def caption_table(out: Path, demo: Row) -> str:
     """What the captioning curve is made of."""
     shots = SHOTS[:4]
-    references = read_sources(RunSpec(("coco",), (0,), SEEDS), Images(demo_data_root()))["coco"].references.by_id
+    references = read_sources(RunSpec(benchmarks=("coco",)), Images(demo_data_root()))["coco"].references.by_id
     caption, value = best_single_caption(references)
     other = _run(out, "other dialect", ["coco"], shots, other_dialect_root())["coco"]
     wrong = _run(out, "wrong pictures", ["coco"], shots, wrong_pictures_root())["coco"]

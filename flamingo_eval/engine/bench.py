@@ -100,7 +100,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
     Raises:
         UserError, DataError, CheckpointError: as a run would.
     """
-    images = Images(root_of(spec.data_root), spec.image_formats)
+    images = Images(root_of(spec.data_root), spec.formats)
     model_source = registry.model_source(spec.checkpoint, spec.model_options, {"keep": False})
     sources = read_sources(spec, images)
     check_capabilities(model_source.capabilities, spec, sources)
@@ -108,18 +108,19 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
     nearest = rank_all(spec, sources, cells, Retriever.of(spec))
     trials = plan_all(spec, sources, cells, model_source.renderer, nearest)
     source = next(iter(sources.values()))
+    wanted = spec.of(source.benchmark.name).shots
     device, precision = model_source.resolve(spec.device, spec.precision)
     first = {trial.shots: trial for trial in reversed(trials)}
     rows, metric, seen, work = [], 0.0, 0.0, None
     with closing(model_source.load(device, precision)) as model:
         _ask(model, source, first[min(first)], 1, spec.batch_size)  # warm up
-        for shots in spec.shots:
+        for shots in wanted:
             row, scored, work = _measure(model, source, first[shots], queries, spec.batch_size)
             rows.append(row)
             metric, seen = metric + scored, seen + row.queries
         seconds, encoded = model.timings(), _encoded(model)
     shown = {image for trial in trials for query in trial for image in trial.render(query)[0].images} - {WITHHELD}
-    whole = {shots: sum(len(trial) for trial in trials if trial.shots == shots) for shots in spec.shots}
+    whole = {shots: sum(len(trial) for trial in trials if trial.shots == shots) for shots in wanted}
     return Bench(
         rows=rows,
         metric=metric / seen,

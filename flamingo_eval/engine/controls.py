@@ -28,6 +28,7 @@ from flamingo_eval.engine.score import ScoredTrial, build_cells, score_trials
 from flamingo_eval.errors import UserError
 from flamingo_eval.nouns import WITHHELD, Answer, Cell, Example, Id, Prompt, Query, Ranking
 from flamingo_eval.prompting import answer_field, build_prompt
+from flamingo_eval.runspec import RunSettings
 
 CONTROLS: Mapping[str, str] = {
     "majority": "the demonstrations' most frequent answer, or the nearest one's; no model",
@@ -129,8 +130,7 @@ def run_controls(
     controls: Sequence[str],
     shots: Sequence[int] | None,
     data_root: str | None,
-    device: str,
-    batch_size: int | None,
+    settings: RunSettings,
 ) -> ControlResult:
     """Answers and scores a run's controls; answers are kept in its folder ``controls``, and never asked for again.
 
@@ -140,8 +140,7 @@ def run_controls(
         controls: names out of ``CONTROLS``.
         shots: at which numbers of shots; None for all of the run's.
         data_root: where the data is now, if it has moved.
-        device: where the model runs.
-        batch_size: queries a batch.
+        settings: how the model is run.
 
     Raises:
         UserError: unknown control, no such number of shots, another checkpoint than the run's.
@@ -162,7 +161,7 @@ def run_controls(
     with folder.lock():
         results: dict[str, list[Cell]] = {}
         journals = {name: Journal(folder.path / "controls" / f"{name}.jsonl") for name in controls}
-        failures = _answer(folder, record, planned, journals, device, batch_size)
+        failures = _answer(folder, record, planned, journals, settings)
         for name in controls:
             scored = _majority(trials) if name == "majority" else score_trials(planned[name], journals[name], skipped)
             results[name] = build_cells(planned[name], scored, record["identity"]["selector"])
@@ -177,8 +176,7 @@ def _answer(
     record: Mapping[str, Any],
     planned: Mapping[str, list[TrialPlan]],
     journals: Mapping[str, Journal],
-    device: str,
-    batch_size: int | None,
+    settings: RunSettings,
 ) -> list[Failure]:
     """Asks the model for what the journals lack."""
     identity = record["identity"]
@@ -189,8 +187,8 @@ def _answer(
     for name, items in pending.items():
         journals[name].withdraw(item.slot for item in items)
     weights = record["settings"].get("weights")
-    options = {} if weights is None else {"weights": Path(weights)}
-    source = registry.model_source(record["settings"]["checkpoint"], options)
+    recorded = {} if weights is None else {"weights": Path(weights)}
+    source = registry.model_source(record["settings"]["checkpoint"], {**recorded, **settings.model_options})
     if source.info().digest != identity["checkpoint"]:
         raise UserError(f"checkpoint {record['settings']['checkpoint']} is not the one {folder.path} was made with")
     rendering = identity.get("rendering", FIRST_RENDERING)
@@ -199,13 +197,13 @@ def _answer(
             f"{folder.path} was made with prompts rendered as {rendering}; {source.info().name} reads them as "
             f"{source.renderer.name} now, so its controls would not be those of this run"
         )
-    device, precision = source.resolve(device, identity["precision"])
+    device, precision = source.resolve(settings.device, identity["precision"])
     extra = {"demo": record["demo"]} if record["demo"] else {}
     failures = []
     with closing(source.load(device, precision)) as loaded:
         for name, items in pending.items():
             told = {"control": name, **extra}
-            failures += answer(items, loaded, journals[name], batch_size=batch_size, extra=told, title=name)
+            failures += answer(items, loaded, journals[name], batch_size=settings.batch_size, extra=told, title=name)
     return failures
 
 

@@ -33,7 +33,7 @@ from flamingo_eval.files import (
     write_atomic,
 )
 from flamingo_eval.reading import fits, read_json
-from flamingo_eval.runspec import Process
+from flamingo_eval.runspec import NAMED_SETTINGS, SETTINGS, Process
 
 FORMAT = 1
 FIRST_RENDERING = "flamingo"
@@ -150,8 +150,9 @@ class RunFolder:
 
     def _differences(self, identity: Mapping[str, Any]) -> list[str]:
         """What differs from the run that is there, each with both values."""
-        old: Mapping[str, Any] = {"rendering": FIRST_RENDERING, "selection": {}, **self.read_run()["identity"]}
-        identity = {"selection": {}, **identity}
+        unsaid = {"selection": {}, **{name: SETTINGS[name].default for name in NAMED_SETTINGS}}
+        old: Mapping[str, Any] = {"rendering": FIRST_RENDERING, **unsaid, **self.read_run()["identity"]}
+        identity = {**unsaid, **identity}
         differing = sorted(key for key in identity.keys() & old.keys() - {"benchmarks"} if identity[key] != old[key])
         for name in identity["benchmarks"].keys() & old["benchmarks"].keys():
             new_part, old_part = identity["benchmarks"][name], old["benchmarks"][name]

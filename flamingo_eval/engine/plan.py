@@ -23,6 +23,7 @@ from flamingo_eval.nouns import Example, Id, Query, Ranking, Rendering, Task, Tu
 from flamingo_eval.ports import NOTHING, DataSet, Nearest, References, Renderer, Selection
 from flamingo_eval.prompting import demonstration_turn, mark_in, prompt_of
 from flamingo_eval.reading import digests_of_reads, read_text
+from flamingo_eval.runspec import RunSpec
 from flamingo_eval.schema import typed
 from flamingo_eval.seeds import choose, numpy_generator, visiting_order
 from flamingo_eval.settings import with_defaults
@@ -237,14 +238,10 @@ class TrialPlan:
 def plan_trial(
     source: Source,
     renderer: Renderer,
+    spec: RunSpec,
     *,
     shots: int,
     seed: int,
-    selector: str,
-    num_samples: int | None,
-    query_set_size: int,
-    ensemble: int = 1,
-    selection: Mapping[str, Any] | None = None,
     nearest: Nearest | None = None,
 ) -> TrialPlan:
     """Draws one trial in the reference's order: queries, pool, visiting order, demonstrations.
@@ -254,31 +251,32 @@ def plan_trial(
     Raises:
         UserError: more queries or demonstrations asked for than there are, or a selector that the protocol lacks.
     """
-    check_selector(source, selector)
-    if ensemble > 1 and not isinstance(source.task, Ranking):
+    check_selector(source, spec.select)
+    if spec.ensemble > 1 and not isinstance(source.task, Ranking):
         raise UserError(f"--ensemble is for benchmarks that rank class names, not for {source.benchmark.name}")
     rules, generator = source.benchmark.plan, numpy_generator(seed)
     draw = _draw_from_one_set if rules.one_set else _draw_queries
-    queries, pool = draw(source, generator, num_samples or rules.num_samples, query_set_size)
-    chosen = registry.selector(selector)
+    queries, pool = draw(source, generator, spec.num_samples or rules.num_samples, spec.pool_size)
+    chosen = registry.selector(spec.select)
     picked = chosen.select(
         Selection(
             train=source.data.train,
             queries=[source.data.test[i] for i in queries],
             count=demonstrations_needed(source, shots),
-            pool_size=query_set_size,
+            pool_size=spec.pool_size,
             pool=pool,
             generator=numpy_generator(seed) if rules.reseed_pool else generator,
             seed=seed,
-            ensemble=ensemble,
-            settings=with_defaults(chosen.settings, selection or {}),
+            ensemble=spec.ensemble,
+            settings=with_defaults(chosen.settings, spec.selection),
             nearest=nearest,
         )
     )
     shown = tuple(tuple(map(tuple, orders)) for orders in picked)
     unreadable = nearest.failed if nearest else {}
     unanswerable = {place for place, i in enumerate(queries) if source.data.test[i].image in unreadable}
-    _check_picked(source, selector, shown, (len(queries), demonstrations_needed(source, shots), ensemble), unanswerable)
+    wanted = (len(queries), demonstrations_needed(source, shots), spec.ensemble)
+    _check_picked(source, spec.select, shown, wanted, unanswerable)
     unusable = source.unusable(renderer.marks)
     failed = _cant_be_asked(source, queries, shown, unreadable, unusable)
     return TrialPlan(source, renderer, shots, seed, tuple(queries), shown, failed)
@@ -344,19 +342,19 @@ def check_selector(source: Source, selector: str) -> None:
         )
 
 
-def asked_examples(source: Source, seed: int, num_samples: int | None, query_set_size: int = 0) -> list[Example]:
+def asked_examples(source: Source, seed: int, spec: RunSpec) -> list[Example]:
     """The examples that a trial queries, whatever its demonstrations."""
     rules = source.benchmark.plan
     draw = _draw_from_one_set if rules.one_set else _draw_queries
-    queries, _ = draw(source, numpy_generator(seed), num_samples or rules.num_samples, query_set_size)
+    queries, _ = draw(source, numpy_generator(seed), spec.num_samples or rules.num_samples, spec.pool_size)
     return [source.data.test[i] for i in queries]
 
 
-def is_deterministic(source: Source, selector: str, num_samples: int | None, ensemble: int) -> bool:
+def is_deterministic(source: Source, spec: RunSpec) -> bool:
     """Whether every seed gives the same queries and demonstrations: retrieval over all queries, in one order."""
-    wanted = num_samples or source.benchmark.plan.num_samples
+    wanted = spec.num_samples or source.benchmark.plan.num_samples
     whole = wanted is None or wanted == len(source.data.test)
-    return registry.selector(selector).needs != NOTHING and whole and ensemble == 1
+    return registry.selector(spec.select).needs != NOTHING and whole and spec.ensemble == 1
 
 
 def demonstrations_needed(source: Source, shots: int) -> int:
@@ -387,7 +385,7 @@ def _draw_from_one_set(
         raise UserError(
             f"{source.benchmark.name} under {source.benchmark.protocol} draws queries and pool from one set "
             f"of {count}, too few for {wanted} queries and a pool of {pool_size}: "
-            "lower --num-samples and --query-set-size"
+            "lower --num-samples and --pool-size"
         )
     drawn = choose(generator, count, wanted + pool_size)
     return drawn[pool_size:], drawn[:pool_size]

@@ -31,7 +31,7 @@ from flamingo_eval.files import digest, is_file
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Decoding, Example, Ranking
 from flamingo_eval.ports import NOTHING, Capabilities, ModelInfo, ModelSource, Nearest, Renderer
-from flamingo_eval.runspec import RunSpec
+from flamingo_eval.runspec import RunSettings, RunSpec
 
 RootOf = Callable[[str], Path]
 """From a data root as users name it to the folder."""
@@ -39,15 +39,12 @@ RootOf = Callable[[str], Path]
 
 def trial_keys_of(spec: RunSpec, sources: Mapping[str, Source]) -> list[TrialKey]:
     """(benchmark, shots, seed) of every trial that is run: one for each number of shots where seeds change nothing."""
-    fixed = {
-        name: is_deterministic(source, spec.selector, spec.num_samples, spec.ensemble)
-        for name, source in sources.items()
-    }
-    return list(
-        dict.fromkeys(
-            (b, k, sources[b].benchmark.plan.seeds[0] if fixed[b] else seed) for b, k, seed in spec.trial_keys
-        )
-    )
+    keys = []
+    for name, source in sources.items():
+        own, protocol = spec.of(name), source.benchmark.plan.seeds
+        seeds = protocol[:1] if is_deterministic(source, spec) else own.seeds_by(protocol)
+        keys += [(name, shots, seed) for shots in own.shots for seed in seeds]
+    return keys
 
 
 def plan_all(
@@ -59,12 +56,9 @@ def plan_all(
 ) -> list[TrialPlan]:
     """The plans of the given trials; ``nearest`` is what :func:`rank_all` gives."""
     return [
-        plan_trial(sources[name], renderer, shots=shots, seed=seed, selector=spec.selector,
-                   num_samples=spec.num_samples, query_set_size=spec.query_set_size, ensemble=spec.ensemble,
-                   selection=spec.selection,
-                   nearest=(nearest or {}).get(name))
+        plan_trial(sources[name], renderer, spec, shots=shots, seed=seed, nearest=(nearest or {}).get(name))
         for name, shots, seed in keys
-    ]  # fmt: skip
+    ]
 
 
 def rank_all(
@@ -88,10 +82,10 @@ def rank_all(
     if retriever is None:
         return nearest
     for name, source in sources.items():
-        check_selector(source, spec.selector)
+        check_selector(source, spec.select)
         asked, count = reach(spec, source, keys)
         pictures, whole = all_pictures_digest(source, asked)
-        kept = None if folder is None else folder.nearest_file(spec.selector, name)
+        kept = None if folder is None else folder.nearest_file(spec.select, name)
         if kept is not None and is_file(kept):
             try:
                 saved, made_from = read_nearest(kept, source, asked, count)
@@ -110,27 +104,32 @@ def reach(spec: RunSpec, source: Source, keys: Sequence[TrialKey]) -> tuple[list
     """Which examples the trials of a benchmark query, and how many demonstrations they need at most."""
     own = [key for key in keys if key[0] == source.benchmark.name]
     seeds = sorted({seed for _, _, seed in own})
-    asked = [example for seed in seeds for example in asked_examples(source, seed, spec.num_samples)]
+    asked = [example for seed in seeds for example in asked_examples(source, seed, spec)]
     return asked, max(demonstrations_needed(source, shots) for _, shots, _ in own)
 
 
 def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
     """What the user should know before the run starts, but for the demo."""
-    retrieves = registry.selector(spec.selector).needs != NOTHING
+    retrieves = registry.selector(spec.select).needs != NOTHING
     capped = [
         f"{source.benchmark.name}: the training set has {len(source.data.train)} examples; "
-        f"all of them are the pool (--query-set-size {spec.query_set_size})"
+        f"all of them are the pool (--pool-size {spec.pool_size})"
         for source in sources.values()
-        if spec.query_set_size > len(source.data.train) and not source.benchmark.plan.one_set
+        if spec.pool_size > len(source.data.train) and not source.benchmark.plan.one_set
     ]
     chosen = [f"{source.benchmark.name}: {note}" for source in sources.values() for note in source.data.notes]
     fixed = [
-        f"{name}: {spec.selector} over all queries is the same with every seed: one trial, seed "
-        f"{source.benchmark.plan.seeds[0]}"
+        f"{name}: {spec.select} over all queries is the same with every seed: one trial, seed "
+        f"{source.benchmark.plan.seeds[0]}{_no_effect(spec.of(name))}"
         for name, source in sources.items()
-        if len(spec.seeds) > 1 and is_deterministic(source, spec.selector, spec.num_samples, spec.ensemble)
+        if is_deterministic(source, spec)
     ]
     return [*chosen, *fixed, *([] if retrieves else capped)]
+
+
+def _no_effect(settings: RunSettings) -> str:
+    said = [f"--{name}" for name in ("seeds", "trials") if getattr(settings, name) is not None]
+    return f"; {' and '.join(said)} has no effect" if said else ""
 
 
 def read_sources(spec: RunSpec, images: Images) -> dict[str, Source]:
@@ -143,7 +142,7 @@ def read_sources(spec: RunSpec, images: Images) -> dict[str, Source]:
 
 def check_capabilities(capabilities: Capabilities, spec: RunSpec, sources: Mapping[str, Source]) -> None:
     """Refuses what a model can't do, before anything is planned. Raises UserError, which says what to change."""
-    most = max(spec.shots, default=0) + 1
+    most = max((shots for name in sources for shots in spec.of(name).shots), default=0) + 1
     if capabilities.images is not None and capabilities.images < 1:
         raise UserError(f"{spec.checkpoint} takes no images, and every query here shows one")
     if capabilities.images is not None and most > capabilities.images:
@@ -194,7 +193,7 @@ class PreparedRun:
 
 def prepare(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: ModelSource | None = None) -> PreparedRun:
     """Reads what a run needs, and checks that it can be carried out. Parameters and errors as :func:`execute`."""
-    images = Images(root_of(spec.data_root), spec.image_formats)
+    images = Images(root_of(spec.data_root), spec.formats)
     model_source = model_source or registry.model_source(spec.checkpoint, spec.model_options)
     sources = read_sources(spec, images)
     check_capabilities(model_source.capabilities, spec, sources)
@@ -223,7 +222,7 @@ def _check_scorable(source: Source, spec: RunSpec, keys: Sequence[TrialKey]) -> 
     """Finds out now, not after a day of answering, that references are malformed or leave the metric undefined."""
     references, asked = source.references.by_id, []
     for seed in sorted({seed for name, _, seed in keys if name == source.benchmark.name}):
-        ids = [example.id for example in asked_examples(source, seed, spec.num_samples, spec.query_set_size)]
+        ids = [example.id for example in asked_examples(source, seed, spec)]
         lacking = [id for id in ids if id not in references] if references else []
         if lacking:
             files = ", ".join(map(str, source.references.files))

@@ -18,7 +18,7 @@ from flamingo_eval.engine.plan import Source, TrialPlan
 from flamingo_eval.files import changed_fields, digest, exists, user_path
 from flamingo_eval.nouns import Decoding, Task
 from flamingo_eval.ports import EncoderSource, ModelInfo, Renderer
-from flamingo_eval.runspec import RunSpec
+from flamingo_eval.runspec import SETTINGS, RunSpec
 from flamingo_eval.settings import changed_settings
 from flamingo_eval.version import __version__
 
@@ -48,17 +48,18 @@ def run_identity(
 
     Numbers are those in effect: asking for all queries by their number is asking for all queries.
     """
-    selection = changed_settings(registry.selector(spec.selector).settings, spec.selection)
+    selection = changed_settings(registry.selector(spec.select).settings, spec.selection)
     counts = {len(source.data.test) for source in sources.values()}
     return {
         "checkpoint": checkpoint,
         "precision": precision,
-        "selector": spec.selector,
+        "selector": spec.select,
         "num_samples": None if counts == {spec.num_samples} else spec.num_samples,
-        "query_set_size": None if retrieval else spec.query_set_size,
+        "query_set_size": None if retrieval else spec.pool_size,
         "ensemble": spec.ensemble,
         "rendering": renderer.name,
-        **({spec.selector: dict(retrieval)} if retrieval else {}),
+        **changed_settings([*SETTINGS.values()], vars(spec)),
+        **({spec.select: dict(retrieval)} if retrieval else {}),
         **({"selection": selection} if selection else {}),
         "benchmarks": {name: _benchmark_identity(source, renderer) for name, source in sources.items()},
     }
@@ -139,8 +140,8 @@ def _settings(spec: RunSpec, source: Source, root: Path, queries: int) -> dict[s
     return {
         "data_root": spec.data_root if "data" in spec.demo_parts else str(root.absolute()),
         "data_overrides": dict(spec.data_overrides.get(source.benchmark.name, {})),
-        "image_formats": list(spec.image_formats),
-        "pool": min(spec.query_set_size, len(source.data.train)),
+        "image_formats": list(spec.formats),
+        "pool": min(spec.pool_size, len(source.data.train)),
         "queries": queries,
         "task": describe_task(source.task),
     }

@@ -21,7 +21,7 @@ from flamingo_eval.engine.retrieval import read_nearest
 from flamingo_eval.engine.score import write_scores
 from flamingo_eval.images import FORMATS, Images, formats_with
 from flamingo_eval.nouns import Cell
-from flamingo_eval.runspec import RunSpec
+from flamingo_eval.runspec import NAMED_SETTINGS, RunSpec
 
 
 def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> tuple[dict[str, Any], list[TrialPlan]]:
@@ -57,14 +57,13 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
     }
     spec = RunSpec(
         benchmarks=tuple(sources),
-        shots=(),
-        seeds=(),
         checkpoint=record["settings"]["checkpoint"],
-        selector=identity["selector"],
+        select=identity["selector"],
         selection=identity.get("selection", {}),
         num_samples=identity["num_samples"],
-        query_set_size=identity["query_set_size"] or RunSpec.query_set_size,
+        pool_size=identity["query_set_size"] or RunSpec.pool_size,
         ensemble=identity["ensemble"],
+        **{name: identity[name] for name in NAMED_SETTINGS if name in identity},
     )
     renderer = registry.renderer(identity.get("rendering", FIRST_RENDERING))
     folder.check_identity(
@@ -73,7 +72,7 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
     retrieved = sources if retrieval_part(identity) else {}
     cells = [(row[0], row[1], row[2]) for row in record["cells"]]
     nearest = {
-        name: read_nearest(folder.nearest_file(spec.selector, name), source, *reach(spec, source, cells))[0]
+        name: read_nearest(folder.nearest_file(spec.select, name), source, *reach(spec, source, cells))[0]
         for name, source in retrieved.items()
     }
     return record, plan_all(spec, sources, cells, renderer, nearest)

@@ -45,7 +45,7 @@ class Encoding:
 
 def retrieval_of(spec: RunSpec) -> Retrieval | None:
     """What a run's demonstrations are retrieved by, or None."""
-    return registry.retrieval(spec.selector, spec.selection, "data" in spec.demo_parts)
+    return registry.retrieval(spec.select, spec.selection, "data" in spec.demo_parts)
 
 
 def encoder_of(retrieval: Retrieval) -> EncoderSource:

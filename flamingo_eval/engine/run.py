@@ -64,7 +64,7 @@ def execute(
         StorageError: the run folder can't be written.
     """
     run = prepare(spec, root_of, out, model_source)
-    executor = make_executor(spec.executor, spec.process)
+    executor = make_executor(spec.executor, spec.worker)
     for line in told_beforehand(run):
         if executor.leads:
             note(line)

@@ -37,7 +37,7 @@ class RandomSelector:
         if selection.count > len(pool):
             raise UserError(
                 f"{selection.count} demonstrations asked for, but the pool holds {len(pool)} "
-                f"(training examples: {len(selection.train)}, --query-set-size: {selection.pool_size})"
+                f"(training examples: {len(selection.train)}, --pool-size: {selection.pool_size})"
             )
         orders = min(selection.ensemble, math.factorial(min(selection.count, 10)))
         return sample_each(pool, selection.count, len(selection.queries), selection.seed, orders)

@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     clock.around(latents, "read_picture", "read", cpu=True)
     spec = RunSpec(
         benchmarks=("coco",), shots=(options.shots,), seeds=(options.seed,), checkpoint=str(options.model),
-        data_root=str(options.data), query_set_size=options.pool, num_samples=options.queries, precision="fp32",
+        data_root=str(options.data), pool_size=options.pool, num_samples=options.queries, precision="fp32",
         device="cpu", batch_size=options.batch_size or None,
     )  # fmt: skip
     start = time.perf_counter()

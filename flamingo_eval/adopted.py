@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,9 +41,14 @@ class AdoptedSource:
         info = self._info
         if not isinstance(info, ModelInfo) or not all(isinstance(text, str) for text in (info.name, info.digest)):
             raise UserError(f"{self._who}.info() is {repr(info)[:60]}: expected a ModelInfo with a name and a digest")
-        if not isinstance(self.capabilities, Capabilities):
+        try:
+            json.dumps(dict(info.parts))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self._who}.info().parts can't be kept in a run's record: {error}") from error
+        if not isinstance(self.capabilities, Capabilities) or not isinstance(self.capabilities.images, int | None):
             raise UserError(f"{self._who}.capabilities is {repr(self.capabilities)[:60]}: expected Capabilities")
-        if not isinstance(self.renderer, Renderer):
+        marks = getattr(self.renderer, "marks", None)
+        if isinstance(self.renderer, type) or not isinstance(self.renderer, Renderer) or not isinstance(marks, tuple):
             raise UserError(
                 f"{self._who}.renderer is {repr(self.renderer)[:60]}: expected a flamingo_eval.ports.Renderer"
             )

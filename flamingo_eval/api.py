@@ -68,7 +68,8 @@ def evaluate(
         transform: of a live module: from a Pillow picture to a tensor.
         name: what to call a live module.
         settings: those of the command line, by their names with underscores and with the same defaults, such as
-            ``shots=[0, 4]``, ``seeds=[42]``, ``data_root="/data"``, ``batch_size=8``; those of the selector among them. ``out`` names a run folder, to keep the answers and to resume; without it nothing is kept.
+            ``shots=[0, 4]``, ``seeds=[42]``, ``data_root="/data"``, ``batch_size=8``; those of the selector among them.
+            ``out`` names a run folder, to keep the answers and to resume; without it nothing is kept.
             ``help(flamingo_eval.evaluate)`` lists them.
 
     Raises:

@@ -79,8 +79,8 @@ def _of_entry(entry: EntryPoint, attribute: str) -> Any:
 
 def _own(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
     for name, module in _own_modules().items():
-        if hasattr(module, KINDS[kind]):
-            yield name, partial(getattr, module, KINDS[kind])
+        if KINDS[kind] in vars(module):
+            yield name, partial(vars(module).__getitem__, KINDS[kind])
 
 
 @cache

@@ -40,7 +40,10 @@ def _plugin(kind: str, name: str) -> Any:
     if name not in known:
         raise UserError(f"unknown {kind[:-1]} {name!r}; known {kind}: {', '.join(sorted(known))}")
     plugin = known[name]()
-    problem = _FORMS[kind](plugin)
+    try:
+        problem = _FORMS[kind](plugin)
+    except Exception as error:  # noqa: BLE001  # a plug-in's own
+        problem = f"asked about itself it raises {error!r}"
     if problem:
         raise UserError(f"the {kind[:-1]} {name!r} is none: {problem}")
     return plugin
@@ -66,13 +69,29 @@ def _selector_problem(plugin: Any) -> str | None:
         return f"it needs {plugin.needs!r}, and there are {NOTHING!r} and {IMAGE_EMBEDDINGS!r}"
     if plugin.needs == IMAGE_EMBEDDINGS and not hasattr(plugin, "retrieval"):
         return "it needs embeddings and has no retrieval"
-    return settings_problem(plugin.settings, SETTINGS)
+    return settings_problem(plugin.settings, _TAKEN)
+
+
+_TAKEN = frozenset(SETTINGS) | {old for one in SETTINGS.values() for old in one.was} | {
+    "context", "given", "benchmark", "benchmarks", "queries", "fresh", "as_json", "json", "help", "config", "debug",
+    "version", "model", "name", "tokenizer", "transform",
+}  # fmt: skip
+"""Names that a selector's setting can't have: what else commands and ``evaluate`` take."""
+
+
+def _model_problem(plugin: Any) -> str | None:
+    problem = _lacking("options", "known", "renderers", "find", "adopt")(plugin)
+    if problem:
+        return problem
+    if not isinstance(plugin.known(), Mapping) or not all(isinstance(one, Renderer) for one in plugin.renderers()):
+        return "known() should give a mapping, and renderers() a sequence of flamingo_eval.ports.Renderer"
+    return None
 
 
 _FORMS: dict[str, Callable[[Any], str | None]] = {
     "loaders": _lacking("examples", "references"),
     "selectors": _selector_problem,
-    "models": _lacking("options", "known", "renderers", "find", "adopt"),
+    "models": _model_problem,
     "encoders": _lacking("find"),
     "metrics": _lacking("title", "value_key", "value_kinds", "check", "compute"),
     "executors": lambda plugin: None if callable(plugin) else "it should be a class",
@@ -87,7 +106,10 @@ def loader(name: str) -> Loader:
 
 def selector(name: str) -> Selector:
     """A way to pick demonstrations. Raises UserError listing the known ones."""
-    return cast(Selector, _plugin("selectors", name))
+    known = selectors()
+    if name not in known:
+        raise UserError(f"unknown selector {name!r}; known selectors: {', '.join(known)}")
+    return known[name]
 
 
 @cache
@@ -108,11 +130,11 @@ def selectors() -> dict[str, Selector]:
     """All selectors that can be loaded, by name; a name of a setting means the same for all of them."""
     usable, settings = dict[str, Selector](), dict[str, Setting]()
     for name, one in _usable("selectors").items():  # the package's own come first
-        other = [own.name for own in one.settings if settings.get(own.name, own) != own]
+        other = [own.name for own in one.settings if not settings.get(own.name, own).like(own)]
         if other:
             note(f"left out: the selector {name!r}: another one has a setting {other[0]!r} that is not the same")
             continue
-        settings |= {own.name: own for own in one.settings}
+        settings = {**{own.name: own for own in one.settings}, **settings}
         usable[name] = one
     return dict(sorted(usable.items()))
 

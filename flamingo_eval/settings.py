@@ -186,6 +186,10 @@ class Setting:
         """What values it has."""
         return self.kind if isinstance(self.kind, Kind) else _PLAIN[self.kind]
 
+    def like(self, other: Setting) -> bool:
+        """Whether another one of this name has the same values and means the same without being said."""
+        return (self.values, self.default, self.was) == (other.values, other.default, other.was)
+
     def read(self, value: Any, where: str) -> Any:
         """A value as it was given.
 

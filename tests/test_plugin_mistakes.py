@@ -16,14 +16,14 @@ from flamingo_eval import plugins, registry
 from flamingo_eval.engine.answer import ensembled
 from flamingo_eval.engine.executor import Outcome
 from flamingo_eval.engine.executors.local import LocalExecutor
-from flamingo_eval.engine.journal import Entry, Failure
+from flamingo_eval.engine.journal import Entry, Failure, Journal
 from flamingo_eval.engine.plan import plan_trial, read_source
 from flamingo_eval.engine.requests import Request
 from flamingo_eval.errors import DataError, QueryError, UserError
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Decoding, Prediction, Prompt, Ranking, Turn
 from flamingo_eval.ports import Capabilities, ModelBase, ModelInfo
-from flamingo_eval.prompting import INTERLEAVED
+from flamingo_eval.prompting import INTERLEAVED, Interleaved
 from flamingo_eval.runspec import RunSpec
 from flamingo_eval.settings import Setting
 from tests.helpers import FAST, Cli, read_lines, run_scripted
@@ -71,12 +71,38 @@ def test_an_answer_to_an_image_that_has_changed_does_not_count(root: Path, cli: 
 
 
 class Misplacing(LocalExecutor):
-    """Journals every answer under another request's key."""
+    """Journals one answer under another request's key."""
 
     def run(self, requests: Any, model_source: Any, journal: Any, terms: Any) -> Any:
-        entries = [Entry(item.slot, Prediction("0" * 32, "a thing", "")) for item in requests]
-        journal.append(entries, terms.extra)
-        return Outcome([], {})
+        outcome = super().run(requests, model_source, journal, terms)
+        self.extra(journal).append([Entry(requests[1].slot, Prediction(requests[3].key, "a thing 501", ""))])
+        return outcome
+
+    def extra(self, journal: Any) -> Any:
+        return journal
+
+
+class MisplacingElsewhere(Misplacing):
+    """The same in a file of its own, as another process would have it."""
+
+    def extra(self, journal: Any) -> Any:
+        other = Journal(journal.path, 1)
+        append = other.append
+
+        def appended(entries: Any) -> None:
+            append(entries)
+            journal.refresh()
+
+        other.append = appended  # type: ignore[method-assign, assignment]
+        return other
+
+
+class Retrying(LocalExecutor):
+    """Reports a failure although the request was answered at the second try."""
+
+    def run(self, requests: Any, model_source: Any, journal: Any, terms: Any) -> Any:
+        outcome = super().run(requests, model_source, journal, terms)
+        return Outcome([*outcome.failures, Failure(requests[0].slot, "not at first")], outcome.seconds)
 
 
 class Foreign(LocalExecutor):
@@ -84,9 +110,12 @@ class Foreign(LocalExecutor):
         return Outcome([Failure(("coco", 0, 42, "nobody", 0), "no reason")], {})
 
 
-class Silent(LocalExecutor):
-    def run(self, requests: Any, model_source: Any, journal: Any, terms: Any) -> Any:
-        return None
+def giving(outcome: Any) -> type[LocalExecutor]:
+    class Gives(LocalExecutor):
+        def run(self, requests: Any, model_source: Any, journal: Any, terms: Any) -> Any:
+            return outcome
+
+    return Gives
 
 
 class Unmeasured(LocalExecutor):
@@ -103,11 +132,15 @@ class Idle(LocalExecutor):
 @pytest.mark.parametrize(
     ("executor", "message"),
     [
-        (Misplacing, "the executor Misplacing journalled answers with keys of other requests, such as that of query"),
+        (Misplacing, "was brought that is to another request than was asked; none is kept"),
+        (MisplacingElsewhere, "the executor MisplacingElsewhere brought an answer to another request for query"),
         (Foreign, "the executor Foreign reports what it was not asked: Failure"),
-        (Silent, "the executor Silent gave back None, which is no Outcome"),
         (Idle, "20 answers are missing"),
-        (lambda _: object(), "the executor odd is none"),
+        (lambda _: object(), "the executor odd has no process, leads, sole, hold, journal, run"),
+        (giving(None), "gave back None, which is no Outcome"),
+        (giving(Outcome(None, {})), "gave back failures that are none: None"),  # type: ignore[arg-type]
+        (giving(Outcome([Failure(["coco"], "x")], {})), "gave back failures that are none"),  # type: ignore[arg-type]
+        (giving(Outcome([], "long")), "gave back seconds that are none: 'long'"),  # type: ignore[arg-type]
     ],
 )
 def test_what_an_executor_says_and_journals_is_checked(
@@ -117,17 +150,83 @@ def test_what_an_executor_says_and_journals_is_checked(
     arguments = (*FAST, "--data-root", root, "--out", "run")
     result = cli(*arguments, "--executor", "odd")
     assert (result.returncode, message in result.stderr) == (2, True), result.stderr
-    assert not Path("run/scores.json").exists() or '"trials"' not in Path("run/scores.json").read_text()
+    if executor in (Misplacing, MisplacingElsewhere):  # what else there is, is there; that answer is not
+        assert cli("score", "run").returncode == (2 if executor is MisplacingElsewhere else 0)
     assert cli(*arguments).returncode == 0
+    assert [row["score"] for row in read_lines(Path("run/scores.jsonl"))].count(0) > 0
+    run_scripted(cli, root, "other")
+    assert Path("run/scores.jsonl").read_text() == Path("other/scores.jsonl").read_text()
 
 
-def test_an_executor_need_not_measure(root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "executor", lambda _: Unmeasured)
+@pytest.mark.parametrize("executor", [Unmeasured, Retrying])
+def test_an_executor_need_not_measure_and_may_try_again(
+    root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, executor: Any
+) -> None:
+    monkeypatch.setattr(registry, "executor", lambda _: executor)
     run_scripted(cli, root)
+    assert not Path("run/failures.json").exists()
+    run_scripted(cli, root)
+
+
+def test_answers_of_earlier_commands_whose_demonstrations_have_changed_do_not_count(root: Path, cli: Cli) -> None:
+    run = ("coco", "--seeds", "42", "--checkpoint", "scripted", "--select", "rices", "--rices-model", "scripted",
+           "--data-root", root, "--out", "run")  # fmt: skip
+    assert cli(*run, "--shots", "2").returncode == 0
+    images = sorted((root / "coco" / "train2014").iterdir())
+    content = [image.read_bytes() for image in images]
+    for image, other in zip(images, [*content[6:], *content[:6]], strict=True):
+        image.write_bytes(other)
+    extended = cli(*run, "--shots", "4")
+    assert extended.returncode == 0, extended.stderr
+    assert "answers of earlier commands do not hold any more; those commands ask again" in extended.stderr
+    for command in (("score", "run"), ("report", "run")):
+        result = cli(*command)
+        assert result.returncode == 2
+        assert "answers are missing in 1 trials (coco, 2 shots, seed 42)" in result.stderr
+    assert cli("show", "run", "--query", "501").returncode == 0
+    assert cli(*run, "--shots", "2,4").returncode == 0
+    assert cli(*run[:-1], "anew", "--shots", "2,4").returncode == 0
+    assert Path("run/scores.jsonl").read_text() == Path("anew/scores.jsonl").read_text()
+
+
+def test_an_answer_that_was_to_be_given_again_does_not_count(root: Path, cli: Cli) -> None:
+    """Also where the command that should have asked again was ended before it could."""
+    run_scripted(cli, root)
+    changed = next((root / "coco").rglob("*501.png"))
+    changed.write_bytes(next((root / "coco").rglob("*502.png")).read_bytes())
+
+    class Ending(Says):
+        def info(self) -> ModelInfo:
+            return registry.model_source("scripted").info()
+
+        def answer(self, prepared: Any, task: Any) -> Any:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        flamingo_eval.evaluate(Ending(), "coco", shots=[0, 2], seeds=[42, 43], data_root=root, out="run")
+    result = cli("score", "run")
+    assert result.returncode == 2
+    assert "answers are missing in 4 trials" in result.stderr
+    assert "unfinished" in cli("runs", ".").stdout
+    run_scripted(cli, root)
+    assert cli("score", "run").returncode == 0
 
 
 def selector(**other: Any) -> Any:
     about = {"about": "odd", "needs": "nothing", "settings": (), "select": lambda _: []}
+    return SimpleNamespace(**{**about, **other})
+
+
+class Raising:
+    about, needs, select = "odd", "nothing", print
+
+    @property
+    def settings(self) -> Any:
+        raise RuntimeError("no")
+
+
+def family(**other: Any) -> Any:
+    about = {"options": frozenset(), "known": dict, "renderers": list, "find": print, "adopt": print}
     return SimpleNamespace(**{**about, **other})
 
 
@@ -149,7 +248,22 @@ def selector(**other: Any) -> Any:
             selector(settings=[Setting("a", str, "", default=5)]),
             "the default of its setting 'a' is 5, which is no str",
         ),
+        (
+            "selectors",
+            selector(settings=[Setting("shots", str, "")]),
+            "its setting 'shots' has the name of another one",
+        ),
+        ("selectors", selector(settings=[Setting("class", str, "")]), "its setting 'class' has no name"),
+        ("selectors", selector(settings=[Setting("rices_model", bool, "", default=True)]), None),
+        ("selectors", Raising(), "asked about itself it raises RuntimeError"),
         ("models", 5, "it has no options, known"),
+        ("models", family(renderers=lambda: None), "asked about itself it raises TypeError"),
+        ("models", family(renderers=lambda: [5]), r"known\(\) should give a mapping, and renderers\(\)"),
+        (
+            "models",
+            family(known=lambda: __import__("vllm_of_nobody")),
+            "asked about itself it raises ModuleNotFoundError",
+        ),
         ("models", Says, "it is a class, and should be an object"),
         ("loaders", object(), "it has no examples, references"),
         ("metrics", object(), "it has no title"),
@@ -157,7 +271,7 @@ def selector(**other: Any) -> Any:
     ],
 )
 def test_an_object_that_is_no_plugin_is_named_and_left_out(
-    monkeypatch: pytest.MonkeyPatch, cli: Cli, kind: str, plugin: Any, message: str
+    monkeypatch: pytest.MonkeyPatch, cli: Cli, kind: str, plugin: Any, message: str | None
 ) -> None:
     found = plugins.found
 
@@ -168,10 +282,13 @@ def test_an_object_that_is_no_plugin_is_named_and_left_out(
     for cached in (registry._usable, registry.selectors, registry.metric):
         cached.cache_clear()
     try:
-        with pytest.raises(UserError, match=f"the {kind[:-1]} 'odd' is none: {message}"):
-            registry._plugin(kind, "odd")
+        if message is not None:
+            with pytest.raises(UserError, match=f"the {kind[:-1]} 'odd' is none: {message}"):
+                registry._plugin(kind, "odd")
         assert cli("list").returncode == 0
         assert "odd" not in registry.selectors()
+        with pytest.raises(UserError, match="unknown selector 'odd'"):
+            registry.selector("odd")
     finally:
         for cached in (registry._usable, registry.selectors, registry.metric):
             cached.cache_clear()
@@ -185,6 +302,9 @@ def test_an_object_that_is_no_plugin_is_named_and_left_out(
         (lambda _: [[[0, 1, 2]]] * 5, "picked 3 demonstrations; asked for were 2"),
         (lambda _: [[[0, 1], [1, 0]]] * 5, "picked 2 orders; asked for were 1"),
         (lambda _: [[[0, 12]]] * 5, "picked a demonstration that is none of 0 to 11"),
+        (lambda _: None, "picked no numbers for each order of each query: None"),
+        (lambda _: [[0, 1]] * 5, "picked no numbers for each order of each query"),
+        (lambda _: [[[0.0, 1.0]]] * 5, "picked no numbers for each order of each query"),
     ],
 )
 def test_what_a_selector_picks_is_checked(
@@ -202,6 +322,9 @@ def test_what_a_selector_picks_is_checked(
         ("renderer", "plain", "Says.renderer is 'plain': expected a flamingo_eval.ports.Renderer"),
         ("info", lambda: "mine", r"Says.info\(\) is 'mine': expected a ModelInfo"),
         ("info", lambda: ModelInfo("mine", None, {}), r"Says.info\(\) is ModelInfo"),  # type: ignore[arg-type]
+        ("info", lambda: ModelInfo("mine", "1", {"a": Path()}), r"Says.info\(\).parts can't be kept"),
+        ("capabilities", Capabilities(images="8"), "expected Capabilities"),  # type: ignore[arg-type]
+        ("renderer", Interleaved, "expected a flamingo_eval.ports.Renderer"),
         ("capabilities", Capabilities(images=0), "takes no images, and every query here shows one"),
     ],
 )
@@ -231,6 +354,9 @@ def test_log_likelihoods_may_be_any_librarys_numbers() -> None:
     assert answer == {"no": -0.5, "yes": -1.5}
     assert isinstance(answer, dict)
     assert {type(value) for value in answer.values()} == {float}
+    model.said = {"no": 10**400, "yes": -1.5}
+    with pytest.raises(UserError, match="log-likelihoods are numbers: int too large"):
+        ensembled(model, [["a"]], task)
     model.said = {"no": "-0.5", "yes": -1.5}
     with pytest.raises(UserError, match=r"log-likelihoods are numbers: '-0\.5' is a text"):
         ensembled(model, [["a"]], task)

@@ -194,7 +194,7 @@ def test_any_object_that_fulfils_the_port_is_evaluated(captions: Path, capsys: p
     with pytest.raises(flamingo_eval.errors.UserError, match="it has no prepare, answer, prefetch"):
         flamingo_eval.evaluate(object(), "coco", data_root=captions)
     with pytest.raises(
-        flamingo_eval.errors.UserError, match="there is no setting 'rices_model'; .*; random has no settings"
+        flamingo_eval.errors.UserError, match=r"there is no setting 'rices_model'; .*; random has no settings"
     ):
         flamingo_eval.evaluate(names["Nearest"](), "coco", data_root=captions, rices_model="x")
 

@@ -58,8 +58,7 @@ class Answering:
         slot = item.slot
         if slot in self._failed:
             return True
-        known = self._journal.get(slot)
-        return known is not None and known.key == item.key and item.pictures in (None, known.pictures)
+        return item.answered_by(self._journal.get(slot))
 
     def answer(self, pending: Sequence[Pending]) -> Iterator[int]:
         """Answers queries, and says after every batch how many these were; those that can't be answered count too."""
@@ -216,7 +215,7 @@ def _sound(said: Any, task: Task) -> Answer | NoAnswer:
         raise UserError(f"the model's answer is {repr(said)[:60]}; what was asked for is {wanted}")
     try:
         numbers = {name: value if type(value) is float else _number(value) for name, value in said.items()}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"the model's answer is {repr(said)[:60]}; log-likelihoods are numbers: {error}") from error
     if not all(map(math.isfinite, numbers.values())):
         return NoAnswer("the model's log-likelihoods are not all numbers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast
 
 from flamingo_eval import registry
 from flamingo_eval.engine.folder import RunFolder
@@ -53,7 +53,6 @@ class Alone(Protocol):
         """Waits until no other process is within the same."""
 
 
-@runtime_checkable
 class Executor(Protocol):
     """Who answers a run's requests (``EXECUTOR`` is the class; it is made with the run's :class:`Process`).
 
@@ -97,33 +96,55 @@ def make_executor(name: str | None, process: Process) -> Executor:
     """
     make = registry.executor(name or ("local" if process.count == 1 else "processes"))
     executor = make(process)
-    if not isinstance(executor, Executor):
-        raise UserError(f"the executor {name} is none: it lacks something of flamingo_eval.engine.executor.Executor")
+    lacking = [one for one in ("process", "leads", "sole", "hold", "journal", "run") if not hasattr(executor, one)]
+    if lacking:
+        raise UserError(f"the executor {name} has no {', '.join(lacking)} (flamingo_eval.engine.executor.Executor)")
     if process.count > 1 and executor.sole:
         raise UserError(
             f"--executor {name} works in one process alone, and this is one of {process.count}: leave it out, or say "
             "--process 0/1"
         )
-    return executor
+    return cast(Executor, executor)
 
 
-def check_outcome(outcome: Any, requests: Sequence[Pending], journal: Journal, executor: Executor) -> None:
-    """Makes sure that what an executor reports and has journalled belongs to what it was asked.
+def checked(outcome: Any, requests: Sequence[Pending], journal: Journal, executor: Executor) -> Outcome:
+    """What an executor gave back, as far as it belongs to what it was asked.
+
+    A failure of a request that somebody else has answered meanwhile is none; an answer under another request's key is a
+    failure of the request.
 
     Raises:
-        UserError: it does not; the message names the executor. Answers to other requests do not count.
+        UserError: it gave back something else; the message names the executor.
     """
     name, asked = type(executor).__name__, {item.slot: item for item in requests}
-    if not isinstance(outcome, Outcome):
-        raise UserError(f"the executor {name} gave back {repr(outcome)[:60]}, which is no Outcome")
-    strange = [failure for failure in outcome.failures if getattr(failure, "slot", None) not in asked]
+    problem = _problem(outcome)
+    if problem:
+        raise UserError(f"the executor {name} gave back {problem}")
+    strange = [failure for failure in outcome.failures if failure.slot not in asked]
     if strange:
         raise UserError(f"the executor {name} reports what it was not asked: {repr(strange[0])[:200]}")
-    known = ((item, journal.get(slot)) for slot, item in asked.items())
-    misplaced = [item for item, prediction in known if prediction is not None and prediction.key != item.key]
-    if misplaced:
-        journal.withdraw(item.slot for item in misplaced)
-        raise UserError(
-            f"the executor {name} journalled answers with keys of other requests, such as that of query "
-            f"{misplaced[0].slot[3]}; they do not count"
-        )
+    journal.refresh()
+    failures = [one for one in outcome.failures if not asked[one.slot].answered_by(journal.get(one.slot))]
+    for slot, item in asked.items():
+        known = journal.get(slot)
+        if known is not None and known.key != item.key:
+            failures.append(
+                Failure(slot, f"the executor {name} brought an answer to another request for query {slot[3]}")
+            )
+    journal.withdraw(failure.slot for failure in failures)
+    return Outcome(failures, outcome.seconds)
+
+
+def _problem(outcome: Any) -> str | None:
+    if not isinstance(outcome, Outcome):
+        return f"{repr(outcome)[:60]}, which is no Outcome"
+    if not isinstance(outcome.failures, Sequence) or not all(map(_is_failure, outcome.failures)):
+        return f"failures that are none: {repr(outcome.failures)[:200]}"
+    seconds = outcome.seconds
+    if not isinstance(seconds, Mapping) or not all(isinstance(value, int | float) for value in seconds.values()):
+        return f"seconds that are none: {repr(seconds)[:200]}"
+    return None
+
+
+def _is_failure(one: Any) -> bool:
+    return isinstance(one, Failure) and isinstance(one.slot, tuple) and isinstance(one.reason, str)

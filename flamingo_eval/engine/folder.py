@@ -13,7 +13,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from itertools import chain, count
@@ -160,17 +160,23 @@ class RunFolder:
         return [_difference(key, identity, old) for key in differing]
 
     def write_failures(
-        self, failures: Iterable[Failure], cells: Collection[tuple[str, int, int]], journal: Journal, *, skip: bool
+        self, failures: Collection[Failure], cells: Collection[tuple[str, int, int]], journal: Journal, *, skip: bool
     ) -> None:
-        """Keeps why queries of these cells could not be answered, beside what is known of other cells.
+        """Keeps why queries have no answer, beside what is known of other cells.
 
         Args:
             failures: the queries.
-            cells: (benchmark, shots, seed) of those that were asked.
+            cells: (benchmark, shots, seed) of the trials that were asked, whose other queries are answered.
             journal: may hold answers of theirs from before, which do not hold any more.
             skip: whether the user goes on without them.
         """
-        rows = [row for row in self.read_failures() if (row["benchmark"], row["shots"], row["seed"]) not in cells]
+        slots = {failure.slot for failure in failures}
+        rows = [
+            row
+            for row in self.read_failures()
+            if (row["benchmark"], row["shots"], row["seed"]) not in cells
+            and tuple(row[key] for key in _SLOT) not in slots
+        ]
         for failure in failures:
             before = journal.answers_of(failure.slot)
             rows.append({**dict(zip(_SLOT, failure.slot, strict=True)), "reason": failure.reason, "skip": skip,

@@ -18,7 +18,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flamingo_eval.errors import DataError, StorageError
+from flamingo_eval.errors import DataError, StorageError, UserError
 from flamingo_eval.files import is_file, open_own, open_regular, storage_errors
 from flamingo_eval.nouns import Id, Prediction, Query
 from flamingo_eval.reading import parse_json
@@ -115,6 +115,7 @@ class Journal:
         self._files: dict[Path, _File] = {}
         self._answers: dict[Slot, Prediction] = {}
         self._withdrawn: set[Slot] = set()
+        self._asked: Mapping[Slot, str] | None = None
         self._again: dict[Slot, int] = {}
         self._names: dict[tuple[str, ...], dict[str, int]] = {}
         self.refresh()
@@ -131,6 +132,10 @@ class Journal:
     def answers_of(self, slot: Slot) -> int:
         """How many answers a slot has had."""
         return self._again.get(slot, 0) + 1 if slot in self._answers else 0
+
+    def expect(self, asked: Mapping[Slot, str]) -> None:
+        """From now on only answers to these requests are taken: slot -> key."""
+        self._asked = asked
 
     def withdraw(self, slots: Iterable[Slot]) -> None:
         """Forgets the answers of slots until there are new ones: they are those to other prompts, or other images."""
@@ -187,7 +192,13 @@ class Journal:
 
         Raises:
             StorageError: disk full, read-only, not allowed; answers already there stay.
+            UserError: one is to something that was not asked (:meth:`expect`); none of them is added.
         """
+        for slot, prediction, _ in entries if self._asked is not None else ():
+            if self._asked is not None and self._asked.get(slot) != prediction.key:
+                raise UserError(
+                    f"an answer to {slot} was brought that is to another request than was asked; none is kept"
+                )
         known = self._answers
         entries = [e._replace(again=self._again.get(e.slot, 0) + 1) if e.slot in known else e for e in entries]
         data = "".join(_line(entry, extra or {}) for entry in entries).encode("utf-8", "surrogatepass")

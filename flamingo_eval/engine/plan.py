@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,12 @@ def plan_trial(
             nearest=nearest,
         )
     )
-    shown = tuple(tuple(map(tuple, orders)) for orders in picked)
+    try:
+        shown = tuple(tuple(tuple(map(index, order)) for order in orders) for orders in picked)
+    except TypeError as error:
+        raise UserError(
+            f"the selector {spec.select} picked no numbers for each order of each query: {repr(picked)[:60]}"
+        ) from error
     unreadable = nearest.failed if nearest else {}
     unanswerable = {place for place, i in enumerate(queries) if source.data.test[i].image in unreadable}
     wanted = (len(queries), demonstrations_needed(source, shots), spec.ensemble)

@@ -11,7 +11,7 @@ from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.errors import DataError, QueryError
 from flamingo_eval.files import changed_fields, digest
 from flamingo_eval.images import Images
-from flamingo_eval.nouns import WITHHELD, Prompt, Query, Rendering, Task
+from flamingo_eval.nouns import WITHHELD, Prediction, Prompt, Query, Rendering, Task
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class Pending:
     position: int
     key: str
     pictures: str | None = None
+
+    def answered_by(self, known: Prediction | None) -> bool:
+        """Whether an answer is one to this request."""
+        return known is not None and known.key == self.key and self.pictures in (None, known.pictures)
 
     @property
     def query(self) -> Query:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flamingo_eval.engine.answer import describe_failures
-from flamingo_eval.engine.executor import Alone, Executor, Outcome, Terms, check_outcome, make_executor
+from flamingo_eval.engine.executor import Alone, Executor, Outcome, Terms, checked, make_executor
 from flamingo_eval.engine.folder import RunFolder, now
-from flamingo_eval.engine.journal import Journal
+from flamingo_eval.engine.journal import Failure, Journal
 from flamingo_eval.engine.plan import (
     Source,
     TrialPlan,
@@ -111,14 +111,31 @@ def _plan(run: PreparedRun, executor: Executor, held: Alone) -> PlannedRun:
     journal = executor.journal(folder)
     for file in journal.torn if executor.leads else []:
         note(f"{file} ended in the middle of a line; that answer is dropped")
-    pending = list(find_pending(trials, journal, model_digest(run.info.digest, run.precision)))
-    journal.withdraw(item.slot for item in pending)
+    model = model_digest(run.info.digest, run.precision)
+    pending = list(find_pending(trials, journal, model))
     with held.alone("record"):
         folder.check_identity(run.identity)  # another process may have made the record meanwhile
         encoder = None if run.retriever is None else run.retriever.encoder
         record = new_record(folder, spec, trials, run.identity, run.info, encoder, run.images.root, run.sources)
         folder.write_run(record)
+        outdated = _withdrawn(pending, journal)
+        if outdated and executor.leads:  # also for whoever reads the run, should this command not come to its end
+            folder.write_failures(outdated, (), journal, skip=False)
     return PlannedRun(trials, journal, pending, record, started)
+
+
+def _withdrawn(pending: Iterable[Pending], journal: Journal) -> list[Failure]:
+    """Withdraws the answers of queries that were asked something else, and says that they have none."""
+    asked = [item for item in pending if journal.answers_of(item.slot)]
+    journal.withdraw(item.slot for item in asked)
+    return [
+        Failure(
+            item.slot,
+            f"query {item.slot[3]}: its image or its demonstrations have changed since it was answered, and it has not "
+            "been asked again",
+        )
+        for item in asked
+    ]
 
 
 def _answer(run: PreparedRun, planned: PlannedRun, executor: Executor, held: Alone) -> Outcome:
@@ -132,8 +149,9 @@ def _answer(run: PreparedRun, planned: PlannedRun, executor: Executor, held: Alo
                                "batch_size": run.spec.batch_size, "rank": process.rank,
                                "processes": process.count}  # fmt: skip
     with _recorded(run.folder, held, session, planned.journal):
+        planned.journal.expect({item.slot: item.key for item in planned.pending})
         outcome = executor.run(planned.pending, run.model_source, planned.journal, terms)
-        check_outcome(outcome, planned.pending, planned.journal, executor)
+        outcome = checked(outcome, planned.pending, planned.journal, executor)
         session["seconds"] = dict(outcome.seconds)
     return outcome
 
@@ -144,7 +162,14 @@ def _finish(run: PreparedRun, planned: PlannedRun, outcome: Outcome, root_of: Ro
     folder.write_failures(outcome.failures, wanted, journal, skip=skip)
     journal.withdraw(folder.outdated(journal))
     began = time.perf_counter()
-    cells = write_scores(folder, [*planned.trials, *_earlier(folder, root_of, wanted)], journal, folder.read_run())
+    earlier = _earlier(folder, root_of, wanted)
+    if run.retriever is not None or any(journal.answers_of(item.slot) > 1 for item in planned.pending):
+        # what their queries are nearest to, or an image of theirs, may have changed with this command's
+        changed = _withdrawn(find_pending(earlier, journal, model_digest(run.info.digest, run.precision)), journal)
+        folder.write_failures(changed, (), journal, skip=False)
+        if changed:
+            note(f"{len(changed)} answers of earlier commands do not hold any more; those commands ask again")
+    cells = write_scores(folder, [*planned.trials, *earlier], journal, folder.read_run())
     if planned.pending:
         _tell_speed({**outcome.seconds, "scoring": time.perf_counter() - began}, journal.written)
     if outcome.failures and not skip:

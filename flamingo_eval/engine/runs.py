@@ -94,7 +94,8 @@ def _read_state(path: Path) -> RunState:
     known = all(isinstance(parts[name].get("queries"), int) for name, _ in cells)
     planned = sum(parts[name]["queries"] for name, _ in cells) if known else None
     lines = sum(_count_lines(file) for file in journals)
-    answered = lines if planned is None else min(lines, planned)
+    outdated = sum(row.get("answers", 0) for row in folder.read_failures())
+    answered = lines - outdated if planned is None else min(lines - outdated, planned)
     running = folder.in_use()
     if running:
         state = "running"

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-fast gate lint check wheel clean
+.PHONY: setup demo test test-fast gate lint docs check wheel clean
 
 setup: $(READY)
 
@@ -31,6 +31,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY)
+	$(BIN)/python -m flamingo_eval.cli.reference > docs/options.md
 
 check: lint test gate
 

@@ -105,7 +105,8 @@ def _parameters(setting: Setting) -> list[inspect.Parameter]:
 
 
 def _option(setting: Setting, flag: str) -> Any:
-    return typer.Option(flag, metavar=setting.metavar, envvar=setting.variable, show_envvar=False, show_default=False,
+    metavar = " " if setting.values.switch else setting.metavar
+    return typer.Option(flag, metavar=metavar, envvar=setting.variable, show_envvar=False, show_default=False,
                         rich_help_panel=_panel(setting), help=_help(setting))  # fmt: skip
 
 
@@ -127,7 +128,9 @@ def with_settings(names: Iterable[str]) -> Callable[[Callable[..., None]], Calla
             said = {name: (values.pop(name), context.get_parameter_source(name)) for name in [o.name for o in options]}
             command(**values, given=_collected(wanted, said))
 
-        parameters = [*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own), *options]
+        own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
+        needed = [one for one in own if one.default is inspect.Parameter.empty]
+        parameters = [*needed, *options, *(one for one in own if one not in needed)]
         called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return called

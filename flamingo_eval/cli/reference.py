@@ -1,0 +1,61 @@
+"""The documentation's table of options, from the settings themselves: ``python -m flamingo_eval.cli.reference``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from flamingo_eval import registry
+from flamingo_eval.cli import spec as specs
+from flamingo_eval.runspec import PER_BENCHMARK, SETTINGS
+from flamingo_eval.settings import Setting
+
+_COMMANDS = {
+    "a benchmark, `run`": specs.RUN,
+    "`bench`": specs.BENCH,
+    "`plan`": specs.PLAN,
+    "`features`": specs.FEATURES,
+    "`controls`": specs.CONTROLS,
+    "`reproduce`": specs.REPRODUCE,
+    "`score`": specs.SCORE,
+    "`data check`": specs.DATA_OF,
+}
+_HEAD = """# Options
+
+Every option has an environment variable and a key of `flamingo-eval.toml`, and is an argument of
+`flamingo_eval.evaluate`: `--pool-size 512`, `FLAMINGO_EVAL_POOL_SIZE=512`, `pool-size = 512` and `pool_size=512` say
+the same. What the command line says wins over the environment, that over a benchmark's section of the file, that over
+the file's top level. Switches are `--plain` and `--no-plain`, in the file `true` and `false`, in the environment `1`
+and `0`.
+
+In a run of several benchmarks each has its own {own} where the file says so; all else must be the same for all.
+"""
+
+
+def reference() -> str:
+    """The page, in Markdown."""
+    lines = [_HEAD.format(own=", ".join(sorted(PER_BENCHMARK)))]
+    for panel in dict.fromkeys(one.panel for one in SETTINGS.values()):
+        lines += [f"## {panel}\n", *_table([one for one in SETTINGS.values() if one.panel == panel])]
+    for name, selector in registry.selectors().items():
+        if selector.settings:
+            lines += [f"## Of `--select {name}`\n", *_table(selector.settings)]
+    lines += ["## Which commands take which\n", "| command | options |", "| --- | --- |"]
+    for command, names in _COMMANDS.items():
+        listed = ", ".join(f"`{one.option}`" for one in SETTINGS.values() if one.name in names)
+        lines.append(f"| {command} | {listed}{', those of the selector' if 'select' in names else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def _table(settings: Sequence[Setting]) -> Iterator[str]:
+    yield "| option | value | default | changes answers | |"
+    yield "| --- | --- | --- | --- | --- |"
+    for one in settings:
+        default = one.told or ("" if one.default is None else "off" if one.default is False else str(one.default))
+        value = "switch" if one.values.switch else one.metavar or "TEXT"
+        cells = (f"`{one.option}`", value, default, "yes" if one.changes_answers else "no", one.help)
+        yield "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"
+    yield ""
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

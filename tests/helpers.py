@@ -13,6 +13,8 @@ from typing import Any
 
 from PIL import Image
 
+from flamingo_eval.engine.records import RunRecord, with_identity
+
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 """The command line as a function of its arguments."""
 
@@ -96,3 +98,19 @@ def pixels_of(model: Any, prepared: Any) -> Any:
     import torch
 
     return torch.stack([model.pictures[False].pixels(image) for image in prepared.images])
+
+
+def run_record(checkpoint: str = "my_model", digest: str = "0123456789abcdef", demo: str | None = None) -> RunRecord:
+    """The record of a run of coco, as small as it may be."""
+    table: dict[str, Any] = {
+        "format": 1,
+        "demo": demo,
+        "checkpoint": {"name": checkpoint, "digest": digest},
+        "identity": {"checkpoint": digest, "precision": "fp32", "selector": "random", "num_samples": None,
+                     "query_set_size": 2048, "ensemble": 1, "benchmarks": {}},
+        "settings": {"checkpoint": checkpoint, "benchmarks": {"coco": {"data_root": "", "data_overrides": {}, "pool": 2048}}},
+        "cells": [["coco", 0, 42]],
+        "sessions": [],
+    }  # fmt: skip
+    record: RunRecord = with_identity(table, RunRecord, "run.json")
+    return record

@@ -19,18 +19,13 @@ from flamingo_eval.nouns import Cell, Trial
 from flamingo_eval.report.evidence import read_evidence
 from flamingo_eval.report.published import published
 from flamingo_eval.report.table import Shown, Sure, render_runs
-from tests.helpers import Cli, run_cli, write_coco_root
+from tests.helpers import Cli, run_cli, run_record, write_coco_root
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 def shown(name: str, *values: float, interval: tuple[float, float] | None = None) -> Shown:
-    run: dict[str, Any] = {
-        "demo": None,
-        "checkpoint": {"name": f"{name}_<model> & co", "digest": "0123456789abcdef"},
-        "identity": {"selector": "random", "ensemble": 1},
-        "settings": {"benchmarks": {"coco": {"pool": 2048}}},
-    }
+    run = run_record(f"{name}_<model> & co")
     cells = [
         Cell("coco", "test", k, "random", "openflamingo", "CIDEr x 100",
              tuple(Trial(42 + i, value + k, 100, 100) for i, value in enumerate(values)))

@@ -5,20 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from typing import Any
 
 import pytest
 
 from flamingo_eval.errors import UserError
 from flamingo_eval.nouns import Cell, Trial
 from flamingo_eval.report.table import FORMATS, render
+from tests.helpers import run_record
 
-RUN: dict[str, Any] = {
-    "demo": None,
-    "checkpoint": {"name": "my_model", "digest": "0123456789abcdef"},
-    "identity": {"selector": "random", "ensemble": 1},
-    "settings": {"benchmarks": {"coco": {"pool": 2048}}},
-}
+RUN = run_record()
 
 
 def cell(shots: int, *values: float, missing: int = 0) -> Cell:
@@ -60,7 +55,7 @@ def test_csv_and_json_keep_full_precision() -> None:
     assert float(row["std"]) == third.std
     assert row["complete"] == "True"
     table = json.loads(render([third], RUN, [], "json"))
-    assert table["run"] == RUN
+    assert table["run"] == RUN.table()
     assert table["cells"] == [
         {
             "benchmark": "coco",
@@ -83,7 +78,7 @@ def test_csv_and_json_keep_full_precision() -> None:
 
 @pytest.mark.parametrize("format", sorted(FORMATS))
 def test_every_format_says_when_numbers_are_the_demos(format: str) -> None:
-    assert "no real model" in render([cell(0, 1.0)], {**RUN, "demo": "demo: no real model"}, [], format)
+    assert "no real model" in render([cell(0, 1.0)], run_record(demo="demo: no real model"), [], format)
 
 
 def test_partial_cells_are_marked() -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from flamingo_eval.report.gate import as_junit
 from flamingo_eval.report.table import render
-from tests.helpers import FAST, Cli, read_lines, run_scripted, shell, write_coco_root
-from tests.test_report import RUN, cell
+from tests.helpers import FAST, Cli, read_lines, run_record, run_scripted, shell, write_coco_root
+from tests.test_report import cell
 
 
 @pytest.mark.slow
@@ -96,9 +96,9 @@ def test_control_characters_reach_no_terminal_and_no_document(root: Path, cli: C
         assert "thing" in out
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", out), command
     name = "evil\x1b[2J\x07\n|</caption>& model"
-    run_record = {**RUN, "checkpoint": {"name": name, "digest": "d" * 32}}
+    record = run_record(name, "d" * 32)
     for format in ("table", "markdown", "latex", "html", "csv", "json"):
-        text = render([cell(0, 1.0)], run_record, ["a note \x1b[31m"], format)
+        text = render([cell(0, 1.0)], record, ["a note \x1b[31m"], format)
         assert "\x1b" not in text, format
         assert "\x07" not in text, format
 

@@ -355,9 +355,9 @@ def test_loading_draws_no_random_numbers_of_the_hosts_and_logs_nowhere() -> None
 def test_the_commit_recorded_is_this_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from flamingo_eval.engine import record
 
-    record._git_commit.cache_clear()
-    before = record._git_commit()
+    record.git_commit.cache_clear()
+    before = record.git_commit()
     subprocess.run(["git", "init", "-q", str(tmp_path / "other")], check=True)
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other/.git"))
-    record._git_commit.cache_clear()
-    assert record._git_commit() == before
+    record.git_commit.cache_clear()
+    assert record.git_commit() == before

@@ -104,7 +104,7 @@ def show(
     folder = RunFolder(run)
     if query is None:
         record = folder.read_run()
-        emit(json_text(record) if as_json else run_text(record), end="")
+        emit(json_text(record.table()) if as_json else run_text(record.table()), end="")
         return
     from flamingo_eval.engine.runs import query_details
 
@@ -150,7 +150,7 @@ def check_nothing_partial(folder: Any) -> None:
     """A run that goes on without some queries, by choice, says so and ends with exit code 4."""
     failures = folder.read_failures()
     if folder.skipped():
-        reasons = list(dict.fromkeys(row["reason"] for row in failures))
+        reasons = list(dict.fromkeys(row.reason for row in failures))
         raise PartialError(
             f"{folder.path}: {len(failures)} queries could not be answered and were left out; numbers with a star are "
             f"partial. The reasons:{first_few(reasons)}"

@@ -163,7 +163,7 @@ def benchmark_table(out: Path, demo: Mapping[str, Row], rices: Mapping[str, Row]
 def _observed(folder: RunFolder) -> dict[str, Row]:
     """The perfect observer on every benchmark of a run, with that run's demonstrations."""
     record, trials = reopen(folder, data_folder)
-    selector = record["identity"]["selector"]
+    selector = record.identity.selector
     names = dict.fromkeys(trial.source.benchmark.name for trial in trials)
     return {name: observe([t for t in trials if t.source.benchmark.name == name], selector) for name in names}
 

@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from flamingo_eval import registry
 from flamingo_eval.engine.answer import answer, describe_failures
-from flamingo_eval.engine.folder import FIRST_RENDERING, RunFolder
+from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Failure, Journal
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.prepare import RootOf, model_digest
+from flamingo_eval.engine.records import RunRecord
 from flamingo_eval.engine.reopen import reopen
 from flamingo_eval.engine.requests import find_pending
 from flamingo_eval.engine.score import ScoredTrial, build_cells, score_trials
@@ -120,7 +120,7 @@ class ControlResult:
     """The cells of a run and of its controls, by name."""
 
     cells: Mapping[str, list[Cell]]
-    record: Mapping[str, Any]
+    record: RunRecord
 
 
 def run_controls(
@@ -164,7 +164,7 @@ def run_controls(
         failures = _answer(folder, record, planned, journals, settings)
         for name in controls:
             scored = _majority(trials) if name == "majority" else score_trials(planned[name], journals[name], skipped)
-            results[name] = build_cells(planned[name], scored, record["identity"]["selector"])
+            results[name] = build_cells(planned[name], scored, record.identity.selector)
     failures = [failure for failure in failures if failure.slot not in skipped]
     if failures:
         raise describe_failures(failures)
@@ -173,36 +173,34 @@ def run_controls(
 
 def _answer(
     folder: RunFolder,
-    record: Mapping[str, Any],
+    record: RunRecord,
     planned: Mapping[str, list[TrialPlan]],
     journals: Mapping[str, Journal],
     settings: RunSettings,
 ) -> list[Failure]:
     """Asks the model for what the journals lack."""
-    identity = record["identity"]
-    model = model_digest(identity["checkpoint"], identity["precision"])
+    identity = record.identity
+    model = model_digest(identity.checkpoint, identity.precision)
     pending = {name: list(find_pending(planned[name], journals[name], model)) for name in planned if name != "majority"}
     if not any(pending.values()):
         return []
     for name, items in pending.items():
         journals[name].withdraw(item.slot for item in items)
-    weights = record["settings"].get("weights")
+    checkpoint, weights = record.settings.checkpoint, record.settings.weights
     recorded = {} if weights is None else {"weights": Path(weights)}
-    source = registry.model_source(record["settings"]["checkpoint"], {**recorded, **settings.model_options})
-    if source.info().digest != identity["checkpoint"]:
-        raise UserError(f"checkpoint {record['settings']['checkpoint']} is not the one {folder.path} was made with")
-    rendering = identity.get("rendering", FIRST_RENDERING)
-    if source.renderer.name != rendering:
+    source = registry.model_source(checkpoint, {**recorded, **settings.model_options})
+    if source.info().digest != identity.checkpoint:
+        raise UserError(f"checkpoint {checkpoint} is not the one {folder.path} was made with")
+    if source.renderer.name != identity.rendering:
         raise UserError(
-            f"{folder.path} was made with prompts rendered as {rendering}; {source.info().name} reads them as "
+            f"{folder.path} was made with prompts rendered as {identity.rendering}; {source.info().name} reads them as "
             f"{source.renderer.name} now, so its controls would not be those of this run"
         )
-    device, precision = source.resolve(settings.device, identity["precision"])
-    extra = {"demo": record["demo"]} if record["demo"] else {}
+    device, precision = source.resolve(settings.device, identity.precision)
     failures = []
     with closing(source.load(device, precision)) as loaded:
         for name, items in pending.items():
-            told = {"control": name, **extra}
+            told = {"control": name, **record.marks}
             failures += answer(items, loaded, journals[name], batch_size=settings.batch_size, extra=told, title=name)
     return failures
 

@@ -13,14 +13,16 @@ import math
 import os
 import socket
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from flamingo_eval.engine.journal import Failure, Journal, Slot, journal_files
+from flamingo_eval.engine.records import FORMAT, FailureRow, Identity, RunRecord, with_identity
 from flamingo_eval.errors import StorageError, UserError
 from flamingo_eval.files import (
     drop_partial,
@@ -32,40 +34,12 @@ from flamingo_eval.files import (
     storage_errors,
     write_atomic,
 )
-from flamingo_eval.reading import fits, read_json
-from flamingo_eval.runspec import NAMED_SETTINGS, SETTINGS, Process
+from flamingo_eval.reading import read_json
+from flamingo_eval.runspec import Process
+from flamingo_eval.schema import typed
 
-FORMAT = 1
-FIRST_RENDERING = "flamingo"
-"""The rendering of runs whose records name none: the first version knew no other."""
-
-IDENTITY_SHAPE = {
-    "checkpoint": str, "precision": str, "selector": str, "num_samples": (int, None), "query_set_size": (int, None),
-    "ensemble": int, "benchmarks": dict, "rendering?": str, "selection?": dict,
-}  # fmt: skip
-_RUN_SHAPE = {
-    "demo": (str, None),
-    "identity": IDENTITY_SHAPE,
-    "checkpoint": {"name": str, "digest": str, "notes?": [str]},
-    "encoder?": {"name": str, "notes?": [str]},
-    "settings": {"checkpoint": str, "weights?": (str, None), "benchmarks": dict},
-    "cells": [list],
-    "sessions": [{"versions?": dict}],
-}
-
-
-_RETRIEVAL = {"encoder": str, "encoder_digest": str, "unique_images": bool, "exclude_same_image": bool}
 _LOCK = ".lock"
 _OWN = ("run.json", "scores.json", "scores.jsonl", "failures.json", "*-*.json")
-_SLOT = ("benchmark", "shots", "seed", "query_id", "occurrence")
-_BENCHMARK_IDENTITY = {"protocol": str, "split": str}
-_BENCHMARK_SETTINGS = {"data_root": str, "data_overrides": dict, "pool": int}
-
-
-def retrieval_part(identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an identity says of retrieval, under its selector's name; None where there is none."""
-    part: dict[str, Any] | None = identity.get(identity["selector"])
-    return part
 
 
 def now() -> str:
@@ -89,75 +63,56 @@ class RunFolder:
         """Where the ranking that a selector goes by is kept for a benchmark."""
         return self.path / f"{selector}-{benchmark}.json"
 
-    def read_run(self) -> dict[str, Any]:
+    def read_run(self) -> RunRecord:
         """The content of ``run.json``.
 
         Raises:
-            UserError: this is no run folder, or one of a newer version.
+            UserError: this is no run folder, one of a newer version, or damaged; the message says where.
         """
         if not is_file(self.run_file):
             raise UserError(f"{self.path} is not a run folder (it has no run.json)")
-        run: dict[str, Any] = read_json(self.run_file)
-        if not fits(run, {"format": int}) or run["format"] != FORMAT:
+        table = read_json(self.run_file)
+        if isinstance(table, dict) and table.get("format") != FORMAT:
             raise UserError(f"{self.run_file} is not of a format this version reads (format {FORMAT})")
-        whole = fits(run, _RUN_SHAPE) and bool(run["cells"]) and all(map(_is_cell, run["cells"]))
-        whole = whole and all(
-            run["identity"][key] is None or run["identity"][key] > 0
-            for key in ("num_samples", "query_set_size", "ensemble")
-        )
-        parts = zip((_BENCHMARK_IDENTITY, _BENCHMARK_SETTINGS), ("identity", "settings"), strict=True)
-        names = {*run["identity"]["benchmarks"], *(cell[0] for cell in run["cells"])} if whole else set()
-        selector = run["identity"]["selector"] if whole else ""
-        whole = whole and (selector not in run["identity"] or fits(run["identity"][selector], _RETRIEVAL))
-        whole = whole and all(
-            fits(part.get("image_formats", []), [str])
-            for part in run["settings"]["benchmarks"].values()
-            if fits(part, dict)
-        )
-        if not whole or not all(fits(run[part]["benchmarks"], dict.fromkeys(names, shape)) for shape, part in parts):
-            raise UserError(f"{self.run_file} is damaged: something that every run states is missing in it")
-        return run
+        record: RunRecord = with_identity(table, RunRecord, str(self.run_file))
+        for name in {*record.identity.benchmarks, *(key[0] for key in record.keys)}:
+            if name not in record.identity.benchmarks or name not in record.settings.benchmarks:
+                raise UserError(
+                    f"{self.run_file}: identity.benchmarks and settings.benchmarks do not both have {name!r}"
+                )
+        return record
 
-    def write_run(self, run: Mapping[str, Any]) -> None:
+    def write_run(self, run: RunRecord) -> None:
         """Replaces ``run.json``."""
-        write_atomic(self.run_file, json_text(run))
+        write_atomic(self.run_file, json_text(run.table()))
 
-    def forget_unanswered(self, identity: Mapping[str, Any]) -> None:
+    def forget_unanswered(self, identity: Identity) -> None:
         """Removes what a command with other settings left before it had an answer: one whose checkpoint did not load.
 
         Only while the folder is held by one process alone.
         """
         answered = any(file.stat().st_size for file in journal_files(self.journal_file))
-        if answered or exists(self.scores_file) or not exists(self.run_file) or not self._differences(identity):
+        if answered or exists(self.scores_file) or not exists(self.run_file):
+            return
+        if not identity.differences(self.read_run().identity):
             return
         with storage_errors(self.path):
             self.run_file.unlink()
-            for benchmark in identity["benchmarks"]:
-                self.nearest_file(identity["selector"], benchmark).unlink(missing_ok=True)
+            for benchmark in identity.benchmarks:
+                self.nearest_file(identity.selector, benchmark).unlink(missing_ok=True)
 
-    def check_identity(self, identity: Mapping[str, Any]) -> None:
+    def check_identity(self, identity: Identity) -> None:
         """Refuses to mix answers: everything both runs say about what determines answers must agree.
 
         Raises:
             UserError: names the settings that differ.
         """
-        differences = self._differences(identity) if exists(self.run_file) else []
+        differences = identity.differences(self.read_run().identity) if exists(self.run_file) else []
         if differences:
             raise UserError(
                 f"{self.path} holds a run with other settings: {'; '.join(differences)}. "
                 "Choose another --out, or leave it out and each run gets a folder of its own"
             )
-
-    def _differences(self, identity: Mapping[str, Any]) -> list[str]:
-        """What differs from the run that is there, each with both values."""
-        unsaid = {"selection": {}, **{name: SETTINGS[name].default for name in NAMED_SETTINGS}}
-        old: Mapping[str, Any] = {"rendering": FIRST_RENDERING, **unsaid, **self.read_run()["identity"]}
-        identity = {**unsaid, **identity}
-        differing = sorted(key for key in identity.keys() & old.keys() - {"benchmarks"} if identity[key] != old[key])
-        for name in identity["benchmarks"].keys() & old["benchmarks"].keys():
-            new_part, old_part = identity["benchmarks"][name], old["benchmarks"][name]
-            differing += sorted(f"{name} {key}" for key in new_part if new_part[key] != old_part.get(key))
-        return [_difference(key, identity, old) for key in differing]
 
     def write_failures(
         self, failures: Collection[Failure], cells: Collection[tuple[str, int, int]], journal: Journal, *, skip: bool
@@ -171,39 +126,26 @@ class RunFolder:
             skip: whether the user goes on without them.
         """
         slots = {failure.slot for failure in failures}
-        rows = [
-            row
-            for row in self.read_failures()
-            if (row["benchmark"], row["shots"], row["seed"]) not in cells
-            and tuple(row[key] for key in _SLOT) not in slots
-        ]
+        rows = [row for row in self.read_failures() if row.slot[:3] not in cells and row.slot not in slots]
         for failure in failures:
             before = journal.answers_of(failure.slot)
-            rows.append({**dict(zip(_SLOT, failure.slot, strict=True)), "reason": failure.reason, "skip": skip,
-                         **({"answers": before} if before else {})})  # fmt: skip
+            rows.append(FailureRow.of(failure.slot, failure.reason, skip=skip, answers=before))
         if rows or exists(self.failures_file):
-            write_atomic(self.failures_file, json_text(rows))
+            write_atomic(self.failures_file, json_text(msgspec.to_builtins(rows)))
 
-    def read_failures(self) -> list[dict[str, Any]]:
-        """A row for each query that could not be answered when last asked, with the reason."""
+    def read_failures(self) -> list[FailureRow]:
+        """A row for each query that could not be answered when last asked, with the reason. Raises UserError."""
         if not exists(self.failures_file):
             return []
-        rows = read_json(self.failures_file)
-        if not fits(rows, [{"benchmark": str, "shots": int, "seed": int, "query_id": (int, str), "occurrence": int,
-                            "reason": str, "skip": bool, "answers?": int}]):  # fmt: skip
-            raise UserError(
-                f"{self.failures_file} is damaged; without it, the command that began the run makes it anew"
-            )
-        return list(rows)
+        return typed(read_json(self.failures_file), list[FailureRow], str(self.failures_file))
 
     def skipped(self) -> set[Slot]:
         """The queries that a run goes on without, by the user's choice (``--on-error skip``)."""
-        return {tuple(row[key] for key in _SLOT) for row in self.read_failures() if row["skip"]}
+        return {row.slot for row in self.read_failures() if row.skip}
 
     def outdated(self, journal: Journal) -> list[Slot]:
-        """The slots whose queries failed when they were asked again: what the journal has is of before."""
-        failed = {tuple(row[key] for key in _SLOT): row.get("answers") for row in self.read_failures()}
-        return [slot for slot, before in failed.items() if before and journal.answers_of(slot) == before]
+        """The slots whose queries have no answer that holds: what the journal has is of before."""
+        return [row.slot for row in self.read_failures() if row.answers and journal.answers_of(row.slot) == row.answers]
 
     def set_aside(self) -> Path:
         """Renames the whole folder, and says to what. Only while it is held."""
@@ -316,15 +258,3 @@ def describe_age(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
     return f"{max(0, seconds):.0f} s"
-
-
-def _is_cell(row: Any) -> bool:
-    """[benchmark, shots, seed]."""
-    return len(row) == 3 and isinstance(row[0], str) and all(type(n) is int and 0 <= n < 2**32 for n in row[1:])
-
-
-def _difference(key: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> str:
-    name, _, part = key.partition(" ")
-    if part:
-        return f"{key} is {new['benchmarks'][name][part]}, there {old['benchmarks'][name].get(part)}"
-    return f"{key} is {new[key]}, there {old[key]}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flamingo_eval import registry
 from flamingo_eval.engine.folder import RunFolder
@@ -24,8 +23,8 @@ from flamingo_eval.engine.record import (
     demo_note,
     run_identity,
 )
+from flamingo_eval.engine.records import Identity, TrialKey
 from flamingo_eval.engine.retrieval import Retriever, all_pictures_digest, find_nearest, read_nearest, write_nearest
-from flamingo_eval.engine.score_files import TrialKey
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import digest, is_file
 from flamingo_eval.images import Images
@@ -186,7 +185,7 @@ class PreparedRun:
     retriever: Retriever | None
     device: str
     precision: str
-    identity: dict[str, Any]
+    identity: Identity
     folder: RunFolder
     trial_keys: Sequence[TrialKey]
 

@@ -12,9 +12,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec import UNSET
+
 from flamingo_eval import registry
-from flamingo_eval.engine.folder import FORMAT, RunFolder
+from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.plan import Source, TrialPlan
+from flamingo_eval.engine.records import (
+    FORMAT,
+    BenchmarkIdentity,
+    BenchmarkSettings,
+    CheckpointRecord,
+    Identity,
+    PartRecord,
+    RetrievalIdentity,
+    RunRecord,
+    SettingsRecord,
+)
 from flamingo_eval.files import changed_fields, digest, exists, user_path
 from flamingo_eval.nouns import Decoding, Task
 from flamingo_eval.ports import EncoderSource, ModelInfo, Renderer
@@ -42,30 +56,29 @@ def run_identity(
     checkpoint: str,
     precision: str,
     renderer: Renderer,
-    retrieval: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+    retrieval: RetrievalIdentity | None,
+) -> Identity:
     """Everything that determines answers, but for shots and seeds, which extend a run.
 
     Numbers are those in effect: asking for all queries by their number is asking for all queries.
     """
-    selection = changed_settings(registry.selector(spec.select).settings, spec.selection)
     counts = {len(source.data.test) for source in sources.values()}
-    return {
-        "checkpoint": checkpoint,
-        "precision": precision,
-        "selector": spec.select,
-        "num_samples": None if counts == {spec.num_samples} else spec.num_samples,
-        "query_set_size": None if retrieval else spec.pool_size,
-        "ensemble": spec.ensemble,
-        "rendering": renderer.name,
-        **changed_settings([*SETTINGS.values()], vars(spec)),
-        **({spec.select: dict(retrieval)} if retrieval else {}),
-        **({"selection": selection} if selection else {}),
-        "benchmarks": {name: _benchmark_identity(source, renderer) for name, source in sources.items()},
-    }
+    return Identity(
+        checkpoint=checkpoint,
+        precision=precision,
+        selector=spec.select,
+        num_samples=None if counts == {spec.num_samples} else spec.num_samples,
+        query_set_size=None if retrieval else spec.pool_size,
+        ensemble=spec.ensemble,
+        rendering=renderer.name,
+        retrieval=retrieval,
+        selection=changed_settings(registry.selector(spec.select).settings, spec.selection),
+        named=changed_settings([*SETTINGS.values()], vars(spec)),
+        benchmarks={name: _benchmark_identity(source, renderer) for name, source in sources.items()},
+    )
 
 
-def _benchmark_identity(source: Source, renderer: Renderer) -> dict[str, Any]:
+def _benchmark_identity(source: Source, renderer: Renderer) -> BenchmarkIdentity:
     benchmark = source.benchmark
     rules = [dict(renderer.describe(benchmark.prompt)), changed_fields(source.task), changed_fields(benchmark.plan)]
     options = {
@@ -73,60 +86,54 @@ def _benchmark_identity(source: Source, renderer: Renderer) -> dict[str, Any]:
         for key, value in benchmark.data.options.items()
         if key not in ("references", "counts", "default_folders")
     }
-    return {
-        "protocol": benchmark.protocol,
-        "split": benchmark.split,
-        "rules": digest(rules),
-        "reading": digest([benchmark.data.loader, benchmark.data.folder, benchmark.data.train, options]),
-        "data": source.digest,
-    }
+    return BenchmarkIdentity(
+        protocol=benchmark.protocol,
+        split=benchmark.split,
+        rules=digest(rules),
+        reading=digest([benchmark.data.loader, benchmark.data.folder, benchmark.data.train, options]),
+        data=source.digest,
+    )
 
 
-def default_folder(spec: RunSpec, identity: Mapping[str, Any]) -> Path:
+def default_folder(spec: RunSpec, identity: Identity) -> Path:
     """``results/runs/<benchmark>-<digest>``; ``all-<digest>`` for several benchmarks."""
     name = "all" if len(spec.benchmarks) > 1 else spec.benchmarks[0]
-    return RUNS / f"{name}-{digest(identity)[:10]}"
+    return RUNS / f"{name}-{digest(identity.table())[:10]}"
 
 
 def new_record(
     folder: RunFolder,
     spec: RunSpec,
     trials: Sequence[TrialPlan],
-    identity: dict[str, Any],
+    identity: Identity,
     info: ModelInfo,
     encoder: EncoderSource | None,
-    root: Path,
     sources: Mapping[str, Source],
-) -> dict[str, Any]:
+) -> RunRecord:
     """``run.json`` as it will be written: what was there, extended by this command's cells."""
     old = folder.read_run() if exists(folder.run_file) else None
-    cells = [*(tuple(c) for c in old["cells"])] if old else []
-    cells += [trial.key for trial in trials if trial.key not in cells]
     queries = {trial.key[0]: len(trial) for trial in trials}
-    own = {name: _settings(spec, source, root, queries[name]) for name, source in sources.items()}
-    merged = {**identity, "benchmarks": {**(old["identity"]["benchmarks"] if old else {}), **identity["benchmarks"]}}
-    return {
-        "format": FORMAT,
-        "demo": demo_note(spec),
-        "identity": merged,
-        "checkpoint": {"name": info.name, "digest": info.digest, "parts": dict(info.parts), "notes": list(info.notes)},
-        **_encoder(encoder),
-        "settings": {
-            "checkpoint": _findable(spec.checkpoint),
-            "weights": None if spec.weights is None else str(user_path(spec.weights, "--weights").absolute()),
-            "benchmarks": {**(old["settings"]["benchmarks"] if old else {}), **own},
-        },
-        "cells": [list(cell) for cell in cells],
-        "sessions": old["sessions"] if old else [],
-    }
+    own = {name: _settings(spec, source, queries[name]) for name, source in sources.items()}
+    benchmarks = {**(old.identity.benchmarks if old else {}), **identity.benchmarks}
+    return RunRecord(
+        format=FORMAT,
+        demo=demo_note(spec),
+        identity=msgspec.structs.replace(identity, benchmarks=benchmarks),
+        checkpoint=CheckpointRecord(name=info.name, digest=info.digest, parts=dict(info.parts), notes=list(info.notes)),
+        encoder=UNSET if encoder is None else _encoder(encoder.info()),
+        settings=SettingsRecord(
+            checkpoint=_findable(spec.checkpoint),
+            weights=None if spec.weights is None else str(user_path(spec.weights, "--weights").absolute()),
+            benchmarks={**(old.settings.benchmarks if old else {}), **own},
+        ),
+        cells=list(dict.fromkeys([*(old.keys if old else ()), *(trial.key for trial in trials)])),
+        sessions=old.sessions if old else [],
+    )
 
 
-def _encoder(encoder: EncoderSource | None) -> dict[str, Any]:
+def _encoder(info: ModelInfo) -> PartRecord:
     """The image encoder of retrieval, for people; what makes it another run is in the identity."""
-    if encoder is None:
-        return {}
-    info = encoder.info()
-    return {"encoder": {"name": info.name, "parts": dict(info.parts), "notes": list(info.notes)}}
+    return PartRecord(name=info.name, parts=dict(info.parts), notes=list(info.notes))
 
 
 def _findable(checkpoint: str) -> str:
@@ -135,16 +142,16 @@ def _findable(checkpoint: str) -> str:
     return str(file.absolute()) if file.suffix == ".toml" else checkpoint
 
 
-def _settings(spec: RunSpec, source: Source, root: Path, queries: int) -> dict[str, Any]:
+def _settings(spec: RunSpec, source: Source, queries: int) -> BenchmarkSettings:
     """How one benchmark of a run was read and asked, as ``run.json`` has it."""
-    return {
-        "data_root": spec.data_root if "data" in spec.demo_parts else str(root.absolute()),
-        "data_overrides": dict(spec.data_overrides.get(source.benchmark.name, {})),
-        "image_formats": list(spec.formats),
-        "pool": min(spec.pool_size, len(source.data.train)),
-        "queries": queries,
-        "task": describe_task(source.task),
-    }
+    return BenchmarkSettings(
+        data_root=spec.data_root if "data" in spec.demo_parts else str(source.root.absolute()),
+        data_overrides=dict(spec.data_overrides.get(source.benchmark.name, {})),
+        image_formats=list(spec.formats),
+        pool=min(spec.pool_size, len(source.data.train)),
+        queries=queries,
+        task=describe_task(source.task),
+    )
 
 
 def describe_task(task: Task) -> dict[str, Any]:
@@ -152,18 +159,19 @@ def describe_task(task: Task) -> dict[str, Any]:
     return asdict(task) if isinstance(task, Decoding) else {"ranked_names": len(task.names)}
 
 
-def provenance() -> dict[str, Any]:
-    versions = {"flamingo-eval": __version__, "python": sys.version.split()[0]}
+def versions() -> dict[str, str]:
+    """Of this package, Python, and what answers and scores come from."""
+    found = {"flamingo-eval": __version__, "python": sys.version.split()[0]}
     for package in _VERSIONS_OF:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {"versions": versions, "git_commit": _git_commit()}
+            found[package] = "not installed"
+    return found
 
 
 @cache
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the checkout this package runs from; None for an installed package."""
     folder = Path(__file__).parent.parent.parent
     if not exists(folder / ".git"):

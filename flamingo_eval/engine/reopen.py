@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from flamingo_eval import registry
-from flamingo_eval.engine.folder import FIRST_RENDERING, RunFolder, retrieval_part
+from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.plan import (
     TrialPlan,
@@ -16,15 +15,16 @@ from flamingo_eval.engine.prepare import RootOf, model_digest, plan_all, reach
 from flamingo_eval.engine.record import (
     run_identity,
 )
+from flamingo_eval.engine.records import RunRecord
 from flamingo_eval.engine.requests import check_asked
 from flamingo_eval.engine.retrieval import read_nearest
 from flamingo_eval.engine.score import write_scores
 from flamingo_eval.images import FORMATS, Images, formats_with
 from flamingo_eval.nouns import Cell
-from flamingo_eval.runspec import NAMED_SETTINGS, RunSpec
+from flamingo_eval.runspec import SETTINGS, RunSpec
 
 
-def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> tuple[dict[str, Any], list[TrialPlan]]:
+def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> tuple[RunRecord, list[TrialPlan]]:
     """The record of a run and the plans of all its cells, made again from the data.
 
     Args:
@@ -36,12 +36,12 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
         UserError: no run folder, data missing, or the data is not what the run was made from.
     """
     record = folder.read_run()
-    identity, parts = record["identity"], record["settings"]["benchmarks"]
+    identity, parts = record.identity, record.settings.benchmarks
     shared: dict[tuple[Path, tuple[str, ...]], Images] = {}
 
     def images_of(name: str) -> Images:
         """Where a benchmark's images are; benchmarks that share them share what is known of their content too."""
-        root, formats = root_of(data_root or parts[name]["data_root"]), parts[name].get("image_formats", FORMATS)
+        root, formats = root_of(data_root or parts[name].data_root), parts[name].image_formats or FORMATS
         known = formats_with(name for name in formats if name not in FORMATS)
         return shared.setdefault((root, known), Images(root, known))
 
@@ -49,38 +49,37 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
         name: read_source(
             name,
             images_of(name),
-            parts[name]["data_overrides"],
-            protocol=part["protocol"],
-            split=part["split"],
+            parts[name].data_overrides,
+            protocol=part.protocol,
+            split=part.split,
         )
-        for name, part in identity["benchmarks"].items()
+        for name, part in identity.benchmarks.items()
     }
     spec = RunSpec(
         benchmarks=tuple(sources),
-        checkpoint=record["settings"]["checkpoint"],
-        select=identity["selector"],
-        selection=identity.get("selection", {}),
-        num_samples=identity["num_samples"],
-        pool_size=identity["query_set_size"] or RunSpec.pool_size,
-        ensemble=identity["ensemble"],
-        **{name: identity[name] for name in NAMED_SETTINGS if name in identity},
+        checkpoint=record.settings.checkpoint,
+        select=identity.selector,
+        selection=identity.selection,
+        num_samples=identity.num_samples,
+        pool_size=identity.query_set_size or RunSpec.pool_size,
+        ensemble=identity.ensemble,
+        **{name: SETTINGS[name].read(value, f"{folder.run_file}: {name} is") for name, value in identity.named.items()},
     )
-    renderer = registry.renderer(identity.get("rendering", FIRST_RENDERING))
+    renderer = registry.renderer(identity.rendering)
     folder.check_identity(
-        run_identity(spec, sources, identity["checkpoint"], identity["precision"], renderer, retrieval_part(identity))
+        run_identity(spec, sources, identity.checkpoint, identity.precision, renderer, identity.retrieval)
     )
-    retrieved = sources if retrieval_part(identity) else {}
-    cells = [(row[0], row[1], row[2]) for row in record["cells"]]
+    retrieved = sources if identity.retrieval else {}
     nearest = {
-        name: read_nearest(folder.nearest_file(spec.select, name), source, *reach(spec, source, cells))[0]
+        name: read_nearest(folder.nearest_file(spec.select, name), source, *reach(spec, source, record.keys))[0]
         for name, source in retrieved.items()
     }
-    return record, plan_all(spec, sources, cells, renderer, nearest)
+    return record, plan_all(spec, sources, record.keys, renderer, nearest)
 
 
 def reopen_answered(
     folder: RunFolder, root_of: RootOf, data_root: str | None = None
-) -> tuple[dict[str, Any], list[TrialPlan], Journal]:
+) -> tuple[RunRecord, list[TrialPlan], Journal]:
     """The same with the journal, whose answers are those to the plans' queries.
 
     Raises:
@@ -89,7 +88,7 @@ def reopen_answered(
     record, trials = reopen(folder, root_of, data_root)
     journal = Journal(folder.journal_file)
     journal.withdraw(folder.outdated(journal))
-    check_asked(trials, journal, model_digest(record["identity"]["checkpoint"], record["identity"]["precision"]))
+    check_asked(trials, journal, model_digest(record.identity.checkpoint, record.identity.precision))
     return record, trials, journal
 
 

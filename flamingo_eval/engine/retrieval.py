@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from flamingo_eval import registry
 from flamingo_eval.engine.plan import Source
+from flamingo_eval.engine.records import FORMAT, RankingRecord, RetrievalIdentity
 from flamingo_eval.errors import DataError, QueryError, UserError, first_few
 from flamingo_eval.features.store import FeatureStore, Vectors
 from flamingo_eval.files import cache_folder, digest, write_atomic
@@ -20,8 +22,9 @@ from flamingo_eval.images import Images
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import EncoderSource, ImageEncoder, Nearest, Retrieval
 from flamingo_eval.progress import note, progress_bar
-from flamingo_eval.reading import fits, read_json
+from flamingo_eval.reading import read_json
 from flamingo_eval.runspec import RunSpec
+from flamingo_eval.schema import typed
 from flamingo_eval.workers import WORKERS
 
 BATCH = 64
@@ -66,11 +69,15 @@ class Retriever:
         rules = retrieval_of(spec)
         return None if rules is None else Retriever(rules, encoder_of(rules))
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> RetrievalIdentity:
         """What decides which demonstrations are nearest."""
         info = self.encoder.info()
-        rules = {"unique_images": self.rules.unique_images, "exclude_same_image": self.rules.exclude_same_image}
-        return {"encoder": info.name, "encoder_digest": info.digest, **rules}
+        return RetrievalIdentity(
+            encoder=info.name,
+            encoder_digest=info.digest,
+            unique_images=self.rules.unique_images,
+            exclude_same_image=self.rules.exclude_same_image,
+        )
 
 
 def store_of(encoder: EncoderSource) -> FeatureStore:
@@ -249,8 +256,8 @@ def write_nearest(path: Path, nearest: Nearest, pictures: str) -> None:
         pictures: digest of the pictures it was made from.
     """
     rows = {image: [*rows] for image, rows in nearest.rows.items()}
-    table = {"format": 1, "pictures": pictures, "nearest": rows, "failed": dict(nearest.failed)}
-    write_atomic(path, json.dumps(table))
+    record = RankingRecord(format=FORMAT, pictures=pictures, nearest=rows, failed=dict(nearest.failed))
+    write_atomic(path, json.dumps(msgspec.to_builtins(record)))
 
 
 def read_nearest(path: Path, source: Source, asked: Iterable[Example], count: int) -> tuple[Nearest, str]:
@@ -261,17 +268,17 @@ def read_nearest(path: Path, source: Source, asked: Iterable[Example], count: in
     """
     table = read_json(path)
     damaged = DataError(f"{path} is damaged; the command that made the run writes it anew")
-    if not fits(table, {"format": int, "pictures": str, "nearest": dict, "failed": dict}):
-        raise damaged
-    if not fits([*table["nearest"].values()], [[int]]) or not fits([*table["failed"].values()], [str]):
-        raise damaged
-    rows = {**table["nearest"], **dict.fromkeys(table["failed"], ())}
-    nearest, last = Nearest(rows, table["failed"]), len(source.data.train) - 1
+    try:
+        record = typed(table, RankingRecord, str(path))
+    except UserError as error:
+        raise DataError(f"{damaged} ({error})") from error
+    rows = {**record.nearest, **dict.fromkeys(record.failed, ())}
+    nearest, last = Nearest(rows, record.failed), len(source.data.train) - 1
     for image in {example.image for example in asked} - nearest.failed.keys():
         found = nearest.rows.get(image, ())
         if len(found) < count or not 0 <= min(found) <= max(found) <= last:
             raise damaged
-    return nearest, table["pictures"]
+    return nearest, record.pictures
 
 
 def all_pictures_digest(source: Source, asked: Sequence[Example]) -> tuple[str, bool]:

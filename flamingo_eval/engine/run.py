@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from msgspec import UNSET
+from msgspec.structs import replace
 
 from flamingo_eval.engine.answer import describe_failures
 from flamingo_eval.engine.executor import Alone, Executor, Outcome, Terms, checked, make_executor
@@ -20,14 +22,11 @@ from flamingo_eval.engine.plan import (
     TrialPlan,
 )
 from flamingo_eval.engine.prepare import PreparedRun, RootOf, model_digest, plan_all, prepare, rank_all, told_beforehand
-from flamingo_eval.engine.record import (
-    new_record,
-    provenance,
-)
+from flamingo_eval.engine.record import git_commit, new_record, versions
+from flamingo_eval.engine.records import RunRecord, SessionRecord, TrialKey
 from flamingo_eval.engine.reopen import reopen
 from flamingo_eval.engine.requests import Pending, find_pending
 from flamingo_eval.engine.score import check_complete, write_scores
-from flamingo_eval.engine.score_files import TrialKey
 from flamingo_eval.errors import FlamingoEvalError, StorageError, UserError
 from flamingo_eval.files import exists, is_file
 from flamingo_eval.nouns import Cell
@@ -94,7 +93,7 @@ class PlannedRun:
     trials: Sequence[TrialPlan]
     journal: Journal
     pending: Sequence[Pending]
-    record: Mapping[str, Any]
+    record: RunRecord
     started: str
 
 
@@ -116,7 +115,7 @@ def _plan(run: PreparedRun, executor: Executor, held: Alone) -> PlannedRun:
     with held.alone("record"):
         folder.check_identity(run.identity)  # another process may have made the record meanwhile
         encoder = None if run.retriever is None else run.retriever.encoder
-        record = new_record(folder, spec, trials, run.identity, run.info, encoder, run.images.root, run.sources)
+        record = new_record(folder, spec, trials, run.identity, run.info, encoder, run.sources)
         folder.write_run(record)
         outdated = _withdrawn(pending, journal)
         if outdated and executor.leads:  # also for whoever reads the run, should this command not come to its end
@@ -142,17 +141,24 @@ def _answer(run: PreparedRun, planned: PlannedRun, executor: Executor, held: Alo
     """Has the executor answer what is pending."""
     if not planned.pending:
         return Outcome([], {})
-    demo = planned.record["demo"]
-    terms = Terms(run.device, run.precision, run.spec.batch_size, {"demo": demo} if demo else {})
-    process = executor.process
-    session: dict[str, Any] = {"start": planned.started, "device": run.device, "precision": run.precision,
-                               "batch_size": run.spec.batch_size, "rank": process.rank,
-                               "processes": process.count}  # fmt: skip
-    with _recorded(run.folder, held, session, planned.journal):
+    terms = Terms(run.device, run.precision, run.spec.batch_size, planned.record.marks)
+    session = SessionRecord(
+        start=planned.started,
+        device=run.device,
+        precision=run.precision,
+        batch_size=run.spec.batch_size,
+        rank=executor.process.rank,
+        processes=executor.process.count,
+        host=socket.gethostname(),
+        process=os.getpid(),
+        versions=versions(),
+        git_commit=git_commit(),
+    )
+    with _recorded(run.folder, held, session, planned.journal) as seconds:
         planned.journal.expect({item.slot: item.key for item in planned.pending})
         outcome = executor.run(planned.pending, run.model_source, planned.journal, terms)
         outcome = checked(outcome, planned.pending, planned.journal, executor)
-        session["seconds"] = dict(outcome.seconds)
+        seconds.update(outcome.seconds)
     return outcome
 
 
@@ -202,10 +208,12 @@ def _tell_speed(seconds: Mapping[str, float], queries: int) -> None:
 
 
 @contextmanager
-def _recorded(folder: RunFolder, held: Alone, session: dict[str, Any], journal: Journal) -> Iterator[None]:
-    """Keeps ``run.json`` telling what is going on, and, however it ends, how many answers it brought."""
-    who = {"host": socket.gethostname(), "process": os.getpid(), "start": session["start"]}
-    about = provenance()
+def _recorded(folder: RunFolder, held: Alone, session: SessionRecord, journal: Journal) -> Iterator[dict[str, float]]:
+    """Keeps ``run.json`` telling what is going on, and, however it ends, how many answers it brought.
+
+    Yields where the seconds belong that it took.
+    """
+    seconds: dict[str, float] = {}
 
     def write(end: str | None) -> None:
         with held.alone("record"):
@@ -215,13 +223,13 @@ def _recorded(folder: RunFolder, held: Alone, session: dict[str, Any], journal: 
                     "command continues it"
                 )
             record = folder.read_run()
-            others = [entry for entry in record["sessions"] if {key: entry.get(key) for key in who} != who]
-            entry = {**session, **who, "end": end, "answered": journal.written, **about}
-            folder.write_run({**record, "sessions": [*others, entry]})
+            entry = replace(session, end=end, answered=journal.written, seconds=seconds or UNSET)
+            others = [one for one in record.sessions if not one.same_as(session)]
+            folder.write_run(replace(record, sessions=[*others, entry]))
 
     write(None)
     try:
-        yield
+        yield seconds
     except BaseException:
         with suppress(FlamingoEvalError):  # what has gone wrong already says more
             write(now())
@@ -231,7 +239,7 @@ def _recorded(folder: RunFolder, held: Alone, session: dict[str, Any], journal: 
 
 def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[TrialKey]) -> list[TrialPlan]:
     """Plans of the cells that earlier commands put into the folder; without them if their data is gone."""
-    if {(row[0], row[1], row[2]) for row in folder.read_run()["cells"]} == wanted:
+    if set(folder.read_run().keys) == wanted:
         return []
     try:
         return [trial for trial in reopen(folder, root_of)[1] if trial.key not in wanted]
@@ -244,7 +252,7 @@ def _trials_there(folder: RunFolder, sources: Mapping[str, Source]) -> list[Tria
     """The cells of these benchmarks that earlier commands put into the folder."""
     if not is_file(folder.run_file):
         return []
-    return [(row[0], row[1], row[2]) for row in folder.read_run()["cells"] if row[0] in sources]
+    return [key for key in folder.read_run().keys if key[0] in sources]
 
 
 def select_cells(cells: Sequence[Cell], wanted: set[TrialKey]) -> list[Cell]:

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal, journal_files
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.prepare import RootOf
+from flamingo_eval.engine.records import ItemRow
 from flamingo_eval.engine.reopen import reopen_answered
-from flamingo_eval.engine.score_files import check_scored, item_rows, sample_row
+from flamingo_eval.engine.score_files import ItemKey, check_scored, item_rows, sample_row
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import exists, is_folder, open_regular
 from flamingo_eval.nouns import Example
@@ -89,12 +92,11 @@ def _read_state(path: Path) -> RunState:
         record = folder.read_run()
     except UserError as error:
         return RunState(path, str(error), age=age)
-    parts = record["settings"]["benchmarks"]
-    cells = [(str(row[0]), int(row[1])) for row in record["cells"]]
-    known = all(isinstance(parts[name].get("queries"), int) for name, _ in cells)
-    planned = sum(parts[name]["queries"] for name, _ in cells) if known else None
+    names = [name for name, _, _ in record.keys]
+    queries = [record.settings.benchmarks[name].queries for name in names]
+    planned = sum(n for n in queries if n is not UNSET) if UNSET not in queries else None
     lines = sum(_count_lines(file) for file in journals)
-    outdated = sum(row.get("answers", 0) for row in folder.read_failures())
+    outdated = sum(row.answers for row in folder.read_failures())
     answered = lines - outdated if planned is None else min(lines - outdated, planned)
     running = folder.in_use()
     if running:
@@ -106,10 +108,10 @@ def _read_state(path: Path) -> RunState:
     return RunState(
         path=path,
         state=state,
-        benchmarks=tuple(dict.fromkeys(name for name, _ in cells)),
-        checkpoint=record["checkpoint"]["name"],
-        shots=tuple(sorted({shots for _, shots in cells})),
-        trials=len(cells),
+        benchmarks=tuple(dict.fromkeys(names)),
+        checkpoint=record.checkpoint.name,
+        shots=tuple(sorted({shots for _, shots, _ in record.keys})),
+        trials=len(names),
         answered=answered,
         planned=planned,
         age=age,
@@ -149,8 +151,7 @@ def query_details(
     """
     _, trials, journal = reopen_answered(folder, root_of, data_root)
     chosen = [t for t in trials if shots in (None, t.shots) and seed in (None, t.seed)]
-    reasons = {(*(row[key] for key in ("benchmark", "shots", "seed")), str(row["query_id"])): row["reason"]
-               for row in folder.read_failures()}  # fmt: skip
+    reasons = {(*row.slot[:3], str(row.query_id)): row.reason for row in folder.read_failures()}
     items = (
         {key: row for key, row in item_rows(folder).items() if str(key[3]) == id} if exists(folder.items_file) else {}
     )
@@ -168,7 +169,7 @@ def _details(
     trial: TrialPlan,
     journal: Journal,
     id: str,
-    items: Mapping[tuple[Any, ...], Mapping[str, Any]],
+    items: Mapping[ItemKey, ItemRow],
     reasons: Mapping[tuple[Any, ...], str],
 ) -> Iterator[dict[str, Any]]:
     data = trial.source.data

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from flamingo_eval import registry
 from flamingo_eval.benchmark import Benchmark
 from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.journal import Journal, Slot
 from flamingo_eval.engine.plan import Source, TrialPlan
-from flamingo_eval.engine.score_files import TrialKey, cell_row, processed, text_of
+from flamingo_eval.engine.records import RunRecord, ScoresRecord, TrialKey
+from flamingo_eval.engine.score_files import cell_row, processed, text_of
 from flamingo_eval.errors import DataError
 from flamingo_eval.files import changed_fields, digest, json_text, write_atomic
 from flamingo_eval.nouns import Answer, Cell, Id, Ranking, Score, Trial
@@ -159,12 +162,10 @@ def _trial(plan: TrialPlan, scored: ScoredTrial) -> Trial:
     )
 
 
-def write_scores(
-    folder: RunFolder, trials: Sequence[TrialPlan], journal: Journal, run: Mapping[str, Any]
-) -> list[Cell]:
+def write_scores(folder: RunFolder, trials: Sequence[TrialPlan], journal: Journal, run: RunRecord) -> list[Cell]:
     """Scores every complete trial and replaces ``scores.json`` and ``scores.jsonl``."""
     scored = score_trials(trials, journal, folder.skipped())
-    cells = build_cells(trials, scored, run["identity"]["selector"])
+    cells = build_cells(trials, scored, run.identity.selector)
     sources = {id(t.source): t.source for t in trials if t.key in scored}.values()
     notes = dict.fromkeys(
         note if len(sources) == 1 else f"{source.benchmark.name}: {note}"
@@ -180,20 +181,18 @@ def write_scores(
             count = sum(scored[t.key].answered for t in trials if t.source is source and t.key in scored)
             name, split = source.benchmark.name, source.benchmark.split
             notes[f"split {split} of {name} has {NO_ANSWERS}: {count} answers, no score"] = None
-    marks = {"demo": run["demo"]} if run["demo"] else {}
-    write_atomic(folder.items_file, "".join(_item_lines(trials, scored, marks)))
-    table = {
-        "format": 1,
-        **marks,
-        "checkpoint": run["checkpoint"],
-        "identity": run["identity"],
-        "references": {s.benchmark.name: s.digest_of(s.references.files) for s in sources},
-        "scoring": {s.benchmark.name: _scoring_digest(s.benchmark) for s in sources},
-        "versions": run["sessions"][-1].get("versions") if run["sessions"] else None,
-        "notes": list(notes),
-        "cells": [cell_row(cell) for cell in cells],
-    }
-    write_atomic(folder.scores_file, json_text(table))
+    write_atomic(folder.items_file, "".join(_item_lines(trials, scored, run.marks)))
+    record = ScoresRecord(
+        demo=run.demo or UNSET,
+        checkpoint=run.checkpoint,
+        identity=run.identity,
+        references={s.benchmark.name: s.digest_of(s.references.files) for s in sources},
+        scoring={s.benchmark.name: _scoring_digest(s.benchmark) for s in sources},
+        versions=(run.sessions[-1].versions or None) if run.sessions else None,
+        notes=list(notes),
+        cells=[cell_row(cell) for cell in cells],
+    )
+    write_atomic(folder.scores_file, json_text(record.table()))
     return cells
 
 

@@ -18,14 +18,14 @@ def model_card(shown: Shown, name: str | None = None) -> str:
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    model = name or str(shown.run["checkpoint"]["name"])
+    model = name or shown.run.checkpoint.name
     results = []
     for cell in shown.cells:
         benchmark = load_benchmark(cell.benchmark)
         spread = {} if cell.std is None else {"std": cell.std, "ddof": 0}
         about = {"shots": cell.shots, "selector": cell.selector, "protocol": cell.protocol, **spread,
                  "trials": len(cell.trials), "queries": cell.trials[0].queries, "complete": cell.complete,
-                 "demo": bool(shown.run["demo"])}  # fmt: skip
+                 "demo": bool(shown.run.demo)}  # fmt: skip
         results.append(
             EvalResult(
                 task_type=_TASKS.get(benchmark.metric, "image-classification"),

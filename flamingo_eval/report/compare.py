@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from flamingo_eval.errors import UserError
 from flamingo_eval.report.evidence import Evidence
 from flamingo_eval.report.table import markdown_grid, text_grid
+from flamingo_eval.runspec import SETTINGS
 from flamingo_eval.statistics import Difference, detectable_drop, holm, paired_difference
 
 _MUST_AGREE = {
@@ -102,17 +103,20 @@ def compare(run: Evidence, baseline: Evidence, *, all_of_baseline: bool = False)
 
 def _problems(run: Evidence, baseline: Evidence, common: Sequence[tuple[str, int]]) -> Iterator[str]:
     """What makes two runs' numbers incomparable."""
-    ours, theirs = run.about["identity"], baseline.about["identity"]
-    if ours.get("num_samples") != theirs.get("num_samples"):
-        numbers = ["all" if (n := side.get("num_samples")) is None else str(n) for side in (ours, theirs)]
+    ours, theirs = run.about.identity, baseline.about.identity
+    if ours.num_samples != theirs.num_samples:
+        numbers = ["all" if (n := side.num_samples) is None else str(n) for side in (ours, theirs)]
         yield f"the subset differs: --num-samples {' and '.join(numbers)}"
     for name in dict.fromkeys(name for name, _ in common):
-        a, b = ours["benchmarks"].get(name, {}), theirs["benchmarks"].get(name, {})
         for key, title in _MUST_AGREE.items():
-            if a.get(key) != b.get(key):
-                yield f"{name}: the {title} differs ({_said(a.get(key))} and {_said(b.get(key))})"
-        for key, title in (("references", "references"), ("scoring", "scoring rules")):
-            if (run.about.get(key) or {}).get(name) != (baseline.about.get(key) or {}).get(name):
+            a, b = (getattr(side.benchmarks.get(name), key, None) or None for side in (ours, theirs))
+            if a != b:
+                yield f"{name}: the {title} differs ({_said(a)} and {_said(b)})"
+        for title, a_of, b_of in (
+            ("references", run.about.references, baseline.about.references),
+            ("scoring rules", run.about.scoring, baseline.about.scoring),
+        ):
+            if a_of.get(name) != b_of.get(name):
                 yield f"{name}: the {title} differ"
     for part in (run, baseline):
         cells = [part.cells[key] for key in common]
@@ -128,12 +132,16 @@ def _said(value: object) -> str:
 
 
 def _warnings(run: Evidence, baseline: Evidence) -> Iterator[str]:
-    ours, theirs = run.about["identity"], baseline.about["identity"]
+    ours, theirs = run.about.identity, baseline.about.identity
     for key, title in _MAY_DIFFER.items():
-        if ours.get(key) != theirs.get(key):
-            yield f"the {title} differs: {_said(ours.get(key))} here, {_said(theirs.get(key))} there"
-    if ours["selector"] == theirs["selector"] and ours.get(ours["selector"]) != theirs.get(theirs["selector"]):
-        yield f"what decides which demonstrations {ours['selector']} picks differs"
+        a, b = getattr(ours, key), getattr(theirs, key)
+        if a != b:
+            yield f"the {title} differs: {_said(a)} here, {_said(b)} there"
+    if ours.selector == theirs.selector and ours.retrieval != theirs.retrieval:
+        yield f"what decides which demonstrations {ours.selector} picks differs"
+    for name in sorted(key for key in ours.named | theirs.named if ours.named.get(key) != theirs.named.get(key)):
+        a, b = (side.named.get(name, SETTINGS[name].default) for side in (ours, theirs))
+        yield f"{name} differs: {_said(a)} here, {_said(b)} there"
     for side, other in ((run, baseline), (baseline, run)):
         alone = [f"{b}, {k} shots, seed {s}" for b, k, s in sorted(side.trials.keys() - other.trials.keys())]
         if alone:

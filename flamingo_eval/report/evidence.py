@@ -3,36 +3,49 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec import UNSET
+from msgspec.structs import replace
 
-from flamingo_eval.engine.folder import IDENTITY_SHAPE, RunFolder, now
+from flamingo_eval.engine.folder import RunFolder, now
 from flamingo_eval.engine.outputs import write_output
-from flamingo_eval.engine.score_files import TrialKey, cell_row, item_rows, read_cells, read_scores, same_number
+from flamingo_eval.engine.records import (
+    FORMAT,
+    BaselineRecord,
+    BenchmarkSettings,
+    ItemRow,
+    RunRecord,
+    ScoresRecord,
+    SessionRecord,
+    SettingsRecord,
+    TrialColumns,
+    TrialKey,
+    with_identity,
+)
+from flamingo_eval.engine.score_files import (
+    all_finite,
+    cell_row,
+    item_rows,
+    read_cells,
+    read_scores,
+    read_scores_record,
+    same_number,
+)
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import is_file
 from flamingo_eval.nouns import Cell, Trial
-from flamingo_eval.reading import fits, read_json
+from flamingo_eval.reading import read_json
 from flamingo_eval.report.table import Shown, Sure
 from flamingo_eval.statistics import Uncertainty, auc_influence, bootstrap_interval, cluster_sums, mean_influence
 from flamingo_eval.statistics import mean_uncertainty as uncertainty_of_mean
 
-FORMAT = 1
 _KIND = "flamingo-eval baseline"
-_SHAPE = {
-    "demo?": (str, None),
-    "identity": IDENTITY_SHAPE,
-    "checkpoint": {"name": str, "digest": str, "notes?": [str]},
-    "references": dict,
-    "scoring": dict,
-    "sessions?": ([dict], None),
-    "cells": [dict],
-    "trials": [{"benchmark": str, "shots": int, "seed": int, "queries": [str], "pictures": [str]}],
-}
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ class TrialEvidence:
     value: float
     influence: Mapping[str, float]
     pictures: Mapping[str, str]
-    row: Mapping[str, Any]
+    row: TrialColumns
 
 
 @dataclass(frozen=True)
@@ -58,14 +71,15 @@ class Evidence:
 
     Attributes:
         name: what to call it: the path given.
-        about: ``identity``, ``checkpoint``, ``references``, ``scoring``, ``demo`` and ``versions`` as ``scores.json``
-            has them, and ``sessions`` as ``run.json`` has them: where the answers came from.
+        about: what makes its numbers comparable, as ``scores.json`` has it.
+        sessions: where the answers came from, as ``run.json`` has it.
         cells: (benchmark, shots) -> cell.
         trials: (benchmark, shots, seed) -> its queries.
     """
 
     name: str
-    about: Mapping[str, Any]
+    about: ScoresRecord
+    sessions: Sequence[SessionRecord]
     cells: Mapping[tuple[str, int], Cell]
     trials: Mapping[TrialKey, TrialEvidence]
 
@@ -93,8 +107,7 @@ def read_evidence(path: Path) -> Evidence:
         return _read_baseline(path)
     folder = RunFolder(path)
     cells, _ = read_scores(folder)
-    about = {**read_json(folder.scores_file), "sessions": folder.read_run()["sessions"]}
-    rows: dict[TrialKey, list[dict[str, Any]]] = {}
+    rows: dict[TrialKey, list[ItemRow]] = {}
     for (benchmark, shots, seed, _), row in item_rows(folder).items():
         rows.setdefault((benchmark, shots, seed), []).append(row)
     again = UserError(f"{folder.items_file} does not hold every query's score: flamingo-eval score {path}")
@@ -102,12 +115,17 @@ def read_evidence(path: Path) -> Evidence:
     for cell in cells:
         for trial in cell.trials:
             key = (cell.benchmark, cell.shots, trial.seed)
-            try:
-                trials[key] = _evidence(_columns(key, rows[key]), again)
-            except KeyError:
-                raise again from None
+            if any(row.picture is UNSET for row in rows.get(key, [])) or key not in rows:
+                raise again
+            trials[key] = _evidence(_columns(key, rows[key]), again)
             _check_value(trial, key, trials[key], again)
-    return Evidence(str(path), about, {(c.benchmark, c.shots): c for c in cells}, trials)
+    return Evidence(
+        str(path),
+        read_scores_record(folder),
+        folder.read_run().sessions,
+        {(c.benchmark, c.shots): c for c in cells},
+        trials,
+    )
 
 
 def _check_value(trial: Trial, key: TrialKey, evidence: TrialEvidence, damaged: UserError) -> None:
@@ -120,34 +138,33 @@ def _check_value(trial: Trial, key: TrialKey, evidence: TrialEvidence, damaged: 
         )
 
 
-def _columns(key: TrialKey, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _columns(key: TrialKey, rows: Sequence[ItemRow]) -> TrialColumns:
     """A trial as a baseline file has it: a list for each thing known of its queries."""
-    columns: dict[str, Any] = dict(zip(("benchmark", "shots", "seed"), key, strict=True))
-    columns |= {"queries": [str(row["query_id"]) for row in rows], "pictures": [row["picture"] for row in rows]}
-    if "value" in rows[0]:
-        return columns | {name + "s": [row[name] for row in rows] for name in ("value", "label")}
-    return columns | {"scores": [row["score"] for row in rows]}
+    benchmark, shots, seed = key
+    ranked = rows[0].value is not UNSET
+    return TrialColumns(
+        benchmark=benchmark,
+        shots=shots,
+        seed=seed,
+        queries=[str(row.query_id) for row in rows],
+        pictures=[row.picture or "" for row in rows],
+        scores=UNSET if ranked else [math.nan if row.score is None else row.score for row in rows],
+        values=[row.value if row.value is not UNSET else math.nan for row in rows] if ranked else UNSET,
+        labels=[bool(row.label) for row in rows] if ranked else UNSET,
+    )
 
 
-def _evidence(row: Mapping[str, Any], damaged: UserError) -> TrialEvidence:
-    queries, pictures = row["queries"], row["pictures"]
-    ranked = "values" in row
-    columns = [row.get(name) for name in (("values", "labels") if ranked else ("scores",))]
-    kinds = [[(int, float)], [bool]]
-    if not queries or len(set(queries)) != len(queries) or not all(
-        fits(column, kind) and len(column) == len(queries) == len(pictures)  # type: ignore[arg-type]
-        for column, kind in zip(columns, kinds, strict=False)
-    ):  # fmt: skip
+def _evidence(row: TrialColumns, damaged: UserError) -> TrialEvidence:
+    queries, pictures = row.queries, row.pictures
+    ranked = row.values is not UNSET
+    numbers_of, labels = (row.values or [], row.labels or []) if ranked else (row.scores or [], [])
+    lengths = {len(queries), len(pictures), len(numbers_of), *([len(labels)] if ranked else [])}
+    if not queries or len(set(queries)) != len(queries) or len(lengths) != 1 or not all_finite(numbers_of):
         raise damaged
-    try:
-        numbers = np.array(columns[0], np.float64)
-    except OverflowError:
-        raise damaged from None
-    if not np.isfinite(numbers).all():
-        raise damaged
+    numbers = np.array(numbers_of, np.float64)
     if ranked:
         try:
-            value, influence = auc_influence(numbers, np.array(columns[1], np.bool_))
+            value, influence = auc_influence(numbers, np.array(labels, np.bool_))
         except ValueError:
             raise damaged from None
         value, influence = 100 * value, 100 * influence
@@ -162,18 +179,23 @@ def _read_baseline(path: Path) -> Evidence:
     damaged = UserError(f"{path} is no baseline of this version, or is damaged; `check --update` writes a new one")
     if not isinstance(table, dict) or table.get("kind") != _KIND or table.get("format") != FORMAT:
         raise damaged
-    if not fits(table, _SHAPE) or not fits([*table["identity"]["benchmarks"].values()], [dict]):
-        raise damaged
-    cells = read_cells(table["cells"], damaged)
-    keys = [(row["benchmark"], row["shots"], row["seed"]) for row in table["trials"]]
-    trials = {key: _evidence(row, damaged) for key, row in zip(keys, table["trials"], strict=True)}
+    try:
+        record: BaselineRecord = with_identity(table, BaselineRecord, str(path))
+    except UserError as error:
+        raise UserError(f"{damaged} ({error})") from error
+    cells = read_cells(record.cells, damaged)
+    trials = {(row.benchmark, row.shots, row.seed): _evidence(row, damaged) for row in record.trials}
     for cell in cells:
         for trial in cell.trials:
             key = (cell.benchmark, cell.shots, trial.seed)
             if key not in trials:
                 raise damaged
             _check_value(trial, key, trials[key], damaged)
-    return Evidence(str(path), table, {(c.benchmark, c.shots): c for c in cells}, trials)
+    about = ScoresRecord(
+        demo=record.demo, checkpoint=record.checkpoint, identity=record.identity, references=record.references,
+        scoring=record.scoring, versions=record.versions, notes=[], cells=record.cells,
+    )  # fmt: skip
+    return Evidence(str(path), about, record.sessions or [], {(c.benchmark, c.shots): c for c in cells}, trials)
 
 
 def write_baseline(path: Path, evidence: Evidence) -> None:
@@ -182,18 +204,25 @@ def write_baseline(path: Path, evidence: Evidence) -> None:
     Raises:
         StorageError: it can't be written.
     """
-    kept = ("demo", "checkpoint", "identity", "references", "scoring", "versions", "sessions")
-    about: dict[str, Any] = {key: evidence.about.get(key) for key in kept}
-    # it is shared, often in public: what it is made of, but not whose machine and folders
-    about["checkpoint"] = {key: value for key, value in about["checkpoint"].items() if key != "parts"}
-    about["sessions"] = [
-        {key: value for key, value in session.items() if key not in ("host", "process")}
-        for session in about["sessions"] or ()
-    ]
-    head = {"kind": _KIND, "format": FORMAT, "written": now(), **about}
-    cells = [cell_row(cell) for cell in evidence.cells.values()]
-    lines = [json.dumps(trial.row, ensure_ascii=False) for trial in evidence.trials.values()]
-    text = json.dumps({**head, "cells": cells}, indent=1, ensure_ascii=False)
+    about = evidence.about
+    record = BaselineRecord(
+        kind=_KIND,
+        format=FORMAT,
+        written=now(),
+        demo=about.demo or None,
+        # it is shared, often in public: what it is made of, but not whose machine and folders
+        checkpoint=replace(about.checkpoint, parts=UNSET),
+        identity=about.identity,
+        references=about.references,
+        scoring=about.scoring,
+        versions=about.versions,
+        sessions=[replace(session, host=UNSET, process=UNSET) for session in evidence.sessions],
+        cells=[cell_row(cell) for cell in evidence.cells.values()],
+        trials=[trial.row for trial in evidence.trials.values()],
+    )
+    head = {**msgspec.to_builtins(record), "identity": record.identity.table()}
+    lines = [json.dumps(trial, ensure_ascii=False) for trial in head.pop("trials")]
+    text = json.dumps(head, indent=1, ensure_ascii=False)
     write_output(path, text.removesuffix("\n}") + ',\n "trials": [\n' + ",\n".join(lines) + "\n ]\n}\n")
 
 
@@ -203,7 +232,7 @@ def shown_runs(paths: Sequence[Path], *, intervals: bool = False) -> list[Shown]
     Raises:
         UserError: see :func:`read_evidence`.
     """
-    parts: list[tuple[Path, list[Cell], Mapping[str, Any], list[str], Evidence | None]] = []
+    parts: list[tuple[Path, list[Cell], RunRecord, list[str], Evidence | None]] = []
     for path in paths:
         evidence = read_evidence(path) if intervals or is_file(path) else None
         if is_file(path) and evidence is not None:
@@ -212,7 +241,7 @@ def shown_runs(paths: Sequence[Path], *, intervals: bool = False) -> list[Shown]
             folder = RunFolder(path)
             cells, notes = read_scores(folder)
             parts.append((path, cells, folder.read_run(), notes, evidence))
-    names = [str(run["checkpoint"]["name"]) for _, _, run, _, _ in parts]
+    names = [run.checkpoint.name for _, _, run, _, _ in parts]
     for other in ([path.name for path in paths], [str(path) for path in paths]):
         names = names if len(set(names)) == len(names) else other
     return [
@@ -230,8 +259,19 @@ def _intervals(evidence: Evidence) -> dict[tuple[str, int], Sure]:
     return found
 
 
-def _as_run(evidence: Evidence) -> dict[str, Any]:
-    """What a table's caption needs of ``run.json``, from a baseline file."""
-    pool = evidence.about["identity"].get("query_set_size")
-    settings = {"benchmarks": {name: {"pool": pool} for name in evidence.about["identity"]["benchmarks"]}}
-    return {**{key: evidence.about.get(key) for key in ("demo", "identity", "checkpoint")}, "settings": settings}
+def _as_run(evidence: Evidence) -> RunRecord:
+    """What a table needs of ``run.json``, from a baseline file."""
+    about = evidence.about
+    pool = about.identity.query_set_size or 0
+    settings = {
+        name: BenchmarkSettings(data_root="", data_overrides={}, pool=pool) for name in about.identity.benchmarks
+    }
+    return RunRecord(
+        format=FORMAT,
+        demo=about.demo or None,
+        identity=about.identity,
+        checkpoint=about.checkpoint,
+        settings=SettingsRecord(checkpoint=about.checkpoint.name, benchmarks=settings),
+        cells=[*evidence.trials],
+        sessions=[*evidence.sessions],
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flamingo_eval.engine.folder import retrieval_part
+from flamingo_eval.engine.records import RunRecord
 from flamingo_eval.engine.score import NO_ANSWERS
 from flamingo_eval.engine.score_files import cell_row
 from flamingo_eval.errors import UserError
@@ -17,9 +17,6 @@ from flamingo_eval.text import neutralised, one_line
 
 if TYPE_CHECKING:
     import pandas
-
-Run = Mapping[str, Any]
-"""The content of ``run.json``."""
 
 
 class Sure(NamedTuple):
@@ -54,7 +51,7 @@ class Shown:
 
     name: str
     cells: Sequence[Cell]
-    run: Run
+    run: RunRecord
     notes: Sequence[str] = ()
     intervals: Mapping[tuple[str, int], Sure] = field(default_factory=dict)
 
@@ -107,7 +104,7 @@ def _legend(part: Shown) -> list[str]:
     return [lines[0].replace("mean (standard deviation, ddof 0)", "mean"), told, *lines[1:]]
 
 
-def caption_lines(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> list[str]:
+def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str]) -> list[str]:
     """What has to stand under a table of these cells."""
     trials = {tuple(t.seed for t in cell.trials) for cell in cells}
     queries = sorted({t.queries for cell in cells for t in cell.trials})
@@ -121,14 +118,14 @@ def caption_lines(cells: Sequence[Cell], run: Run, notes: Sequence[str]) -> list
     lines = [
         f"{'; '.join(words)}; {' or '.join(map(str, queries))} queries a trial",
         f"protocol {_join(cell.protocol for cell in cells)}; {_join(cell.selector for cell in cells)} demonstrations"
-        f"{_pools(run)}{_orders(run)}; checkpoint {run['checkpoint']['name']} ({run['checkpoint']['digest'][:10]})",
+        f"{_pools(run)}{_orders(run)}; checkpoint {run.checkpoint.name} ({run.checkpoint.digest[:10]})",
         *_retrieval(cells, run),
-        *run["checkpoint"].get("notes", ()),
+        *(run.checkpoint.notes or ()),
         *notes,
     ]
     lines += _other_scores(cells)
-    if run["demo"]:
-        lines.append(run["demo"])
+    if run.demo:
+        lines.append(run.demo)
     if not all(cell.complete for cell in cells):
         lines.append("* answers are missing: a partial number, not comparable with others")
     return lines
@@ -149,30 +146,30 @@ def _join(words: Any) -> str:
     return ", ".join(sorted(set(words)))
 
 
-def _pools(run: Run) -> str:
-    sizes = sorted({part["pool"] for part in run["settings"]["benchmarks"].values()})
-    return f" from a pool of {' or '.join(map(str, sizes))}" if retrieval_part(run["identity"]) is None else ""
+def _pools(run: RunRecord) -> str:
+    sizes = sorted({part.pool for part in run.settings.benchmarks.values()})
+    return f" from a pool of {' or '.join(map(str, sizes))}" if run.identity.retrieval is None else ""
 
 
-def _retrieval(cells: Sequence[Cell], run: Run) -> list[str]:
+def _retrieval(cells: Sequence[Cell], run: RunRecord) -> list[str]:
     """By what demonstrations were retrieved, and why such a table has no standard deviation."""
-    identity = run["identity"]
-    selector, part = identity["selector"], retrieval_part(identity)
+    identity = run.identity
+    selector, part = identity.selector, identity.retrieval
     if part is None:
         return []
-    variants = [name.replace("_", " ") for name in ("unique_images", "exclude_same_image") if part[name]]
+    variants = [name.replace("_", " ") for name in ("unique_images", "exclude_same_image") if getattr(part, name)]
     lines = [
-        f"{selector}: the most similar of all training examples by {part['encoder']} ({part['encoder_digest'][:10]})"
+        f"{selector}: the most similar of all training examples by {part.encoder} ({part.encoder_digest[:10]})"
         + "".join(f", {variant}" for variant in variants)
     ]
-    lines += [f"{selector}: {note}" for note in run.get("encoder", {}).get("notes", ())]
-    if identity["num_samples"] is None and identity["ensemble"] == 1 and all(len(c.trials) == 1 for c in cells):
+    lines += [f"{selector}: {note}" for note in (run.encoder.notes or () if run.encoder else ())]
+    if identity.num_samples is None and identity.ensemble == 1 and all(len(c.trials) == 1 for c in cells):
         lines.append(f"{selector} over all queries picks the same with every seed: one trial, so no standard deviation")
     return lines
 
 
-def _orders(run: Run) -> str:
-    orders = run["identity"]["ensemble"]
+def _orders(run: RunRecord) -> str:
+    orders = run.identity.ensemble
     return f" in up to {orders} orders" if orders > 1 else ""
 
 
@@ -218,14 +215,14 @@ _COLUMNS = ("benchmark", "split", "shots", "selector", "protocol", "metric", "me
             "trials", "queries", "checkpoint", "checkpoint_digest", "demo")  # fmt: skip
 
 
-def cells_frame(cells: Sequence[Cell], run: Run) -> pandas.DataFrame:
+def cells_frame(cells: Sequence[Cell], run: RunRecord) -> pandas.DataFrame:
     """One row per cell, full precision; ``std`` is empty for one trial."""
     import pandas
 
-    checkpoint = run["checkpoint"]
-    about = {"checkpoint": checkpoint["name"], "checkpoint_digest": checkpoint["digest"], "demo": run["demo"]}
+    about = {"checkpoint": run.checkpoint.name, "checkpoint_digest": run.checkpoint.digest, "demo": run.demo}
     rows = [
-        {**cell_row(cell), "trials": len(cell.trials), "queries": cell.trials[0].queries, **about} for cell in cells
+        {**cell_row(cell).table(), "trials": len(cell.trials), "queries": cell.trials[0].queries, **about}
+        for cell in cells
     ]
     return pandas.DataFrame(rows, columns=[*_COLUMNS])
 
@@ -254,10 +251,10 @@ def as_json(shown: Sequence[Shown]) -> str:
     """``{"cells": [...], "run": {...}}``, full precision, ``run`` is ``run.json``; of several ``{"runs": [...]}``."""
     tables = []
     for part in shown:
-        rows = [cell_row(cell) for cell in part.cells]
+        rows = [cell_row(cell).table() for cell in part.cells]
         if part.intervals:
             rows = [_with_intervals(row, part.intervals[row["benchmark"], row["shots"]]) for row in rows]
-        tables.append({"cells": rows, "run": dict(part.run), "notes": list(part.notes)})
+        tables.append({"cells": rows, "run": part.run.table(), "notes": list(part.notes)})
     whole = tables[0] if len(tables) == 1 else {"runs": tables}
     return json.dumps(whole, indent=1) + "\n"
 
@@ -316,7 +313,7 @@ FORMATS: dict[str, Callable[[Sequence[Shown]], str]] = {
 }
 
 
-def render(cells: Sequence[Cell], run: Run, notes: Sequence[str], format: str) -> str:
+def render(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str], format: str) -> str:
     """A run's cells in one of ``FORMATS``; see :func:`render_runs`."""
     return render_runs([Shown("", cells, run, notes)], format)
 

@@ -110,7 +110,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     folder = execute(spec, Path, options.folder).folder
     whole = time.perf_counter() - start
-    answering = folder.read_run()["sessions"][-1]["seconds"]["answering"]
+    answering = (folder.read_run().sessions[-1].seconds or {})["answering"]
     said = [json.loads(line) for line in folder.journal_file.read_text(encoding="utf-8").splitlines()]
     memory["answering"] = resident("VmHWM")
     return {

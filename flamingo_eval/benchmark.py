@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -277,7 +277,6 @@ def parse_benchmark(
         raise UserError(f"{path.stem} is not run under {protocol}: {chosen['refused']}")
     merged = dict(_with_turns(path, _merge(base, chosen)))
     where = str(path) if protocol == DEFAULT_PROTOCOL else f"{path} under {protocol}"
-    _check_sections(where, merged)
     file = typed(merged, _File, where)
     task = _task(file, where)
     overridden = _override(path, file.data, data_overrides or {})
@@ -389,15 +388,3 @@ def _task(file: _File, where: str) -> Task:
     if len(names) < 2 or not all(names):
         raise UserError(f"{where}: ranking.names holds {len(names)} names: expected two or more, none empty")
     return Ranking(tuple(dict.fromkeys(names)))
-
-
-_SECTIONS = {"plan": PlanRules, "prompt": PromptRules, "answer": AnswerRules, "decoding": Decoding}
-
-
-def _check_sections(where: str, table: Mapping[str, Any]) -> None:
-    """Raises UserError for a key that a section does not know."""
-    for section, kind in _SECTIONS.items():
-        known = {f.name for f in fields(kind)}
-        part = table.get(section)
-        for key in sorted(part.keys() - known) if isinstance(part, dict) else ():
-            raise UserError(f"{where}: unknown key {key!r} in [{section}]; known keys: {', '.join(sorted(known))}")

@@ -145,31 +145,6 @@ def refuse_half_characters(value: Any, where: Path | str) -> None:
             refuse_half_characters(item, where)
 
 
-def fits(value: Any, shape: Any) -> bool:
-    """Whether a JSON value has a shape: a type, a tuple of shapes of which one must do, ``[shape]`` for a list, or
-    ``{key: shape}``, where a key that ends with ``?`` may be missing.
-
-    >>> fits({"a": [1, 2], "b": "x"}, {"a": [int]})
-    True
-    >>> fits({"a": [1, "2"]}, {"a": [int]})
-    False
-    >>> fits({}, {"a?": (str, None)}), fits({"a": None}, {"a?": (str, None)}), fits({"a": 1}, {"a?": (str, None)})
-    (True, True, False)
-    """
-    if isinstance(shape, dict):
-        return isinstance(value, dict) and all(
-            fits(value[key.removesuffix("?")], inner) if key.removesuffix("?") in value else key.endswith("?")
-            for key, inner in shape.items()
-        )
-    if isinstance(shape, list):
-        return isinstance(value, list) and all(fits(item, shape[0]) for item in value)
-    if isinstance(shape, tuple):
-        return any(fits(value, one) for one in shape)
-    if shape is None:
-        return value is None
-    return isinstance(value, shape) and (shape is bool or not isinstance(value, bool))  # to Python it is a number too
-
-
 def record_field(where: str, record: Any, key: str, *kinds: type) -> Any:
     """A field of a record of a data file.
 

@@ -7,9 +7,12 @@ msgspec does the checking: of the libraries that turn tables into records by the
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import inspect
 
 from flamingo_eval.errors import UserError
 
@@ -39,10 +42,37 @@ def typed(value: Any, kind: type[T], where: str) -> T:
     Traceback (most recent call last):
     flamingo_eval.errors.UserError: x.toml: a[1] is '2': expected `int`, got `str`
     """
+    strange = _unknown_key(value, _info(kind), "")  # type: ignore[arg-type]
+    if strange:
+        raise UserError(f"{where}: {strange}")
     try:
         return msgspec.convert(value, kind)
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} holds a text with half a character in it") from error
     except (msgspec.ValidationError, RecursionError) as error:
         raise UserError(f"{where}: {_told(str(error), value)}") from error
+
+
+@cache
+def _info(kind: Any) -> inspect.Type:
+    return inspect.type_info(kind)
+
+
+def _unknown_key(value: Any, info: inspect.Type, place: str) -> str | None:
+    """A key that a table has and its record does not, named with those that it knows; records of files that we write
+    are open, since a later version may write more."""
+    if isinstance(info, inspect.UnionType):
+        return next((told for one in info.types if (told := _unknown_key(value, one, place))), None)
+    closed = isinstance(info, inspect.StructType) and info.cls.__struct_config__.forbid_unknown_fields
+    if not isinstance(value, Mapping) or not (closed or isinstance(info, inspect.DataclassType)):
+        return None
+    known = {field.encode_name: field.type for field in info.fields}  # type: ignore[attr-defined]
+    for key in sorted(map(str, value.keys() - known.keys())):
+        where = f"[{place}]" if place else "the top level"
+        return f"unknown key {key!r} in {where}; known keys: {', '.join(known)}"
+    return next(
+        (told for key in value if (told := _unknown_key(value[key], known[key], f"{place}.{key}".lstrip(".")))), None
+    )
 
 
 def _told(message: str, value: Any) -> str:

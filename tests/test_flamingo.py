@@ -115,11 +115,11 @@ def test_truncated_and_empty_files(bundle: Path, name: str, keep: float) -> None
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('checkpoint = "checkpoint.pt"', "", "'checkpoint' is missing in the top level"),
+        ('checkpoint = "checkpoint.pt"', "", "object missing required field `checkpoint`"),
         ('checkpoint = "checkpoint.pt"', 'checkpoint = "other.pt"', "checkpoint names .*other.pt, which does not exist"),
-        ('checkpoint = "checkpoint.pt"', "checkpoint = 7", "'checkpoint' in the top level must be of type str, not 7"),
-        ("every_n_layers = 1", "every_n_layers = 0", "must be at least 1"),
-        ("[language]", "[languages]", r"the section \[language\] is missing"),
+        ('checkpoint = "checkpoint.pt"', "checkpoint = 7", "checkpoint is 7: expected `str`, got `int`"),
+        ("every_n_layers = 1", "every_n_layers = 0", "cross_attn_every_n_layers is 0: expected `int` >= 1"),
+        ("[language]", "[languages]", "unknown key 'languages' in the top level; known keys: name, checkpoint"),
         ('pretrained = "clip.pt"', 'pretrained = "clap.pt"', "vision.pretrained names .*clap.pt, which does not exist"),
         ('pretrained = "clip.pt"', 'pretrained = "laion"', "open_clip has no weights 'laion'"),
         ('model = "flamingo-eval-demo-vit"', 'model = "ViT-Z"', "open_clip does not know the vision model 'ViT-Z'"),

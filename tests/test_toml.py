@@ -18,7 +18,7 @@ from flamingo_eval.engine.plan import check_scoring, read_source
 from flamingo_eval.errors import FlamingoEvalError, UserError
 from flamingo_eval.schema import image_name
 from tests.helpers import Cli
-from tests.test_fuzz import damaged_json
+from tests.test_fuzz import damaged_bytes, damaged_json
 
 SHIPPED = Path(benchmark.__file__).parents[1] / "benchmarks"
 
@@ -48,13 +48,13 @@ CASES: tuple[tuple[str, str, Any, str], ...] = (
     ("vqav2", "sources", [1], "sources[0] is 1: expected `str`"),
     ("vqav2", "metric", {}, "metric is {}: expected `str`"),
     ("vqav2", "metric", "nosuch", "unknown metric 'nosuch'"),
-    ("vqav2", "nosuch", 1, "unknown field `nosuch`"),
+    ("vqav2", "nosuch", 1, "unknown key 'nosuch' in the top level"),
     ("vqav2", "prompt", 5, "prompt is 5: expected `object`"),
     ("vqav2", "prompt.text", 5, "prompt.text is 5: expected `str`"),
     ("vqav2", "prompt.answer", None, "prompt.answer is None: expected `str`"),
     ("vqav2", "prompt.rgb", "yes", "prompt.rgb is 'yes': expected `bool`"),
     ("vqav2", "prompt.zero_shot_demonstrations", -1, "prompt.zero_shot_demonstrations is -1: expected `int` >= 0"),
-    ("vqav2", "prompt.txet", "x", "unknown key 'txet' in [prompt]; known keys: answer"),
+    ("vqav2", "prompt.txet", "x", "unknown key 'txet' in [prompt]; known keys: "),
     ("vqav2", "decoding.max_new_tokens", "20", "decoding.max_new_tokens is '20': expected `int`, got `str`"),
     ("vqav2", "decoding.max_new_tokens", 0, "decoding.max_new_tokens is 0: expected `int` >= 1"),
     ("vqav2", "decoding.num_beams", 0, "decoding.num_beams is 0: expected `int` >= 1"),
@@ -66,7 +66,7 @@ CASES: tuple[tuple[str, str, Any, str], ...] = (
     ("vqav2", "answer.cut", ["x"], "answer.cut[0] is 'x': expected `array`"),
     ("vqav2", "answer.stem", 1, "answer.stem is 1: expected `bool`"),
     ("vqav2", "scoring.normalise_prediction", "sometimes", "normalise_prediction is 'sometimes': invalid enum value"),
-    ("vqav2", "scoring.normalize", "always", "unknown field `normalize`"),
+    ("vqav2", "scoring.normalize", "always", "[scoring]: unknown key 'normalize' in the top level"),
     ("vqav2", "scoring", [], "scoring is []: expected `object`"),
     ("vqav2", "submission.key", "id", "submission.key is 'id': invalid enum value"),
     ("vqav2", "submission.from", "test", "submission.from is 'test': expected `array`"),
@@ -78,7 +78,7 @@ CASES: tuple[tuple[str, str, Any, str], ...] = (
     ("vqav2", "data.counts", {"val": "many"}, "counts"),
     ("vqav2", "data.loader", "nosuch", "unknown loader 'nosuch'"),
     ("vqav2", "data.answers", "ten", "[data]: answers is 'ten': expected `int`"),
-    ("vqav2", "data.answer", 10, "[data]: object contains unknown field `answer`"),
+    ("vqav2", "data.answer", 10, "[data]: unknown key 'answer' in the top level"),
     ("vqav2", "data.splits", {}, "has no files for split 'train'"),
     ("vqav2", "data.splits.val", {}, "splits: object missing required field `images`"),
     ("vqav2", "data.splits.val", {"images": "x/{image_id}"}, "splits.val names neither questions nor published"),
@@ -218,3 +218,133 @@ def test_every_shipped_file_is_sound() -> None:
             check_scoring(parsed)
             seen.append((name, protocol))
     assert len(seen) == 26
+
+
+CHECKPOINTS: tuple[tuple[str, Any, str], ...] = (
+    ("name", 5, "name is 5: expected `str | null`, got `int`"),
+    ("name", "", "name is '': expected `str` of length >= 1"),
+    ("nosuch", 1, "unknown key 'nosuch' in the top level; known keys: name, checkpoint"),
+    ("checkpoint", ["a"], "checkpoint is ['a']: expected `str`"),
+    ("checkpoint", None, "checkpoint is None: expected `str`"),
+    ("checkpoint", "no.pt", "checkpoint names"),
+    ("cross_attn_every_n_layers", "1", "cross_attn_every_n_layers is '1': expected `int`"),
+    ("cross_attn_every_n_layers", 0, "cross_attn_every_n_layers is 0: expected `int` >= 1"),
+    ("cross_attn_every_n_layers", True, "cross_attn_every_n_layers is True: expected `int`"),
+    ("head_width", 1.5, "head_width is 1.5: expected `int`"),
+    ("head_width", -1, "head_width is -1: expected `int` >= 1"),
+    ("vision", "clip", "vision is 'clip': expected `object`"),
+    ("vision.model", {}, "vision.model is {}: expected `str`"),
+    ("vision.weights", "x", "unknown key 'weights' in [vision]; known keys: model, pretrained"),
+    ("vision.configs", 1, "vision.configs is 1: expected `str"),
+    ("vision.configs", "nowhere", "vision.configs names"),
+    ("vision.quick_gelu", "yes", "vision.quick_gelu is 'yes': expected `bool"),
+    ("vision.pretrained", "", "vision.pretrained is '': expected `str` of length >= 1"),
+    ("language", [1], "language is [1]: expected `object`"),
+    ("language.model", 5, "language.model is 5: expected `str`"),
+    ("language.decoder_layers", "", "language.decoder_layers is '': expected `str` of length >= 1"),
+    ("language.tokeniser", "x", "unknown key 'tokeniser' in [language]"),
+)
+DEMO_FILE = Path(benchmark.__file__).parent / "demo/bundle/model.toml"
+
+
+def read_checkpoint(table: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from flamingo_eval.models.flamingo import spec
+
+    with monkeypatch.context() as patch:
+        patch.setattr(spec, "read_toml", lambda _: table)
+        spec.read_spec(DEMO_FILE)
+
+
+@pytest.mark.parametrize(("key", "value", "message"), CHECKPOINTS)
+def test_what_is_wrong_in_a_checkpoints_file_is_named(
+    monkeypatch: pytest.MonkeyPatch, key: str, value: Any, message: str
+) -> None:
+    table = put(tomllib.loads(DEMO_FILE.read_text(encoding="utf-8")), key, value)
+    with pytest.raises(FlamingoEvalError) as error:
+        read_checkpoint(table, monkeypatch)
+    assert message in str(error.value)
+    assert str(DEMO_FILE) in str(error.value)
+    assert error.value.exit_code == 2
+
+
+CONFIG = """shots = [0, 4]
+checkpoint = "scripted"
+num-samples = 3
+batch-size = "auto"
+
+[coco]
+seeds = "42,43"
+rices-unique-images = false
+
+[coco.data]
+annotations = "dataset_coco.json"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.fuzz)])
+def test_damaged_files_of_checkpoints_and_of_settings(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Any value is another, or gone: a record, or a message of ours with exit code 2 that names the file."""
+    from flamingo_eval.cli import config
+    from flamingo_eval.cli.spec import RUN, make_spec
+
+    def read_settings(table: dict[str, Any]) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(config, "read_toml", lambda *_, **__: table)
+            make_spec(config.read_config(Path("flamingo-eval.toml")), ["coco"], {}, RUN)
+
+    refused = 0
+    for seed in range(count):
+        draw = random.Random(seed)
+        for text, read, name in (
+            (DEMO_FILE.read_text(encoding="utf-8"), lambda table: read_checkpoint(table, monkeypatch), "model.toml"),
+            (CONFIG, read_settings, ""),
+        ):
+            table = damaged_json(tomllib.loads(text), draw)
+            if not isinstance(table, dict):
+                continue
+            try:
+                read(table)
+            except FlamingoEvalError as found:
+                error = found
+            else:
+                continue
+            refused += 1
+            assert (error.exit_code, name in str(error), len(str(error)) > 10) == (2, True, True), error
+    assert refused > count / 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [30, pytest.param(500, marks=pytest.mark.fuzz)])
+def test_damaged_bytes_of_all_three_kinds(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """As a user meets them: one message that names the file, exit code 2, no traceback."""
+    own = tmp_path / "benchmarks"
+    own.mkdir()
+    monkeypatch.setenv("FLAMINGO_EVAL_BENCHMARKS", str(own))
+    kinds = (
+        (
+            own / "mine.toml",
+            (SHIPPED / "okvqa.toml").read_bytes(),
+            ("plan", "mine", "--data-root", "demo", "--shots", "0"),
+        ),
+        (tmp_path / "mine.toml", DEMO_FILE.read_bytes(), ("coco", "--checkpoint", "mine.toml", "--data-root", "demo")),
+        (tmp_path / "flamingo-eval.toml", CONFIG.encode(), ("plan", "coco", "--data-root", "demo", "--shots", "0")),
+    )
+    for seed in range(count):
+        draw = random.Random(seed)
+        path, whole, command = kinds[seed % 3]
+        path.write_bytes(
+            damaged_bytes(whole, draw) if command[0] == "plan" else damaged_bytes(whole, draw) + b"\n[oops]\n"
+        )
+        result = cli(*command)
+        path.unlink()
+        assert "Traceback" not in result.stderr, (seed, result.stderr)
+        assert result.returncode in (0, 2), (seed, result.stderr)
+        if result.returncode:
+            last = result.stderr.strip().splitlines()[-1]
+            assert "error: " in result.stderr or "Usage" in result.stderr, (seed, result.stderr)
+            # what is well-formed and unknown (a checkpoint, a selector) is called by what was said
+            assert path.stem in result.stderr or any(word in last for word in ("unknown", "--", "does not exist"))

@@ -16,18 +16,30 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from flamingo_eval.errors import DataError, StorageError
+from flamingo_eval.errors import DataError, StorageError, UserError
 from flamingo_eval.files import open_own, open_regular, storage_errors
 from flamingo_eval.progress import note
-from flamingo_eval.reading import fits, parse_json
+from flamingo_eval.reading import parse_json
+from flamingo_eval.schema import typed
 
 FORMAT = 1
 _WIDEST = 1 << 26
+
+
+class _Head(msgspec.Struct, frozen=True):
+    """The first line of the index."""
+
+    format: int
+    encoder: str
+    width: Annotated[int, msgspec.Meta(gt=0, le=_WIDEST)]
+
+
 """Numbers of a vector, at most: a latent of the largest Flamingo has 2^20."""
 Vectors = NDArray[np.float32]
 
@@ -198,13 +210,10 @@ def _size(path: Path) -> int:
 def _width_of(head: bytes, encoder: str) -> int:
     """Width of the vectors; 0 if the head is not one of ours or of another encoder."""
     try:
-        table = parse_json(head, "the index")
-    except DataError:
+        found = typed(parse_json(head, "the index"), _Head, "the index")
+    except (DataError, UserError):
         return 0
-    if not fits(table, {"format": int, "encoder": str, "width": int}):
-        return 0
-    fitting = table["format"] == FORMAT and table["encoder"] == encoder and 0 < table["width"] <= _WIDEST
-    return int(table["width"]) if fitting else 0
+    return found.width if (found.format, found.encoder) == (FORMAT, encoder) else 0
 
 
 def _check_sum(vector: Vectors) -> str:

@@ -6,14 +6,17 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from msgspec import Meta
 
 from flamingo_eval.benchmark import DataRules
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import exists, is_folder, resource_folder
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import DataSet, References
-from flamingo_eval.reading import fits, inside_root, read_json, read_text
-from flamingo_eval.schema import Record
+from flamingo_eval.reading import inside_root, read_json, read_text
+from flamingo_eval.schema import Record, typed
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
 
@@ -64,9 +67,10 @@ def _class_names(rules: DataRules, root: Path) -> dict[str, str]:
     classes = _class_folders(train)
     path = folder / rules.read(ImageFolders).names
     if exists(path):
-        names = read_json(path)
-        if not fits(names, dict) or not all(isinstance(name, str) and name for name in names.values()):
-            raise DataError(f"{path} does not map class folders to names")
+        try:
+            names = typed(read_json(path), dict[str, Annotated[str, Meta(min_length=1)]], str(path))
+        except UserError as error:
+            raise DataError(f"{error}. It should map class folders to names") from error
         unnamed = [c for c in classes if c not in names]
         if unnamed:
             raise DataError(f"{path} has no name for {len(unnamed)} class folders of {train}, such as {unnamed[0]}")

@@ -22,15 +22,17 @@ The file names its parts by paths relative to itself, by open_clip tags or by hu
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from flamingo_eval.errors import CheckpointError, DataError
+from msgspec import Meta
+
+from flamingo_eval.errors import CheckpointError, DataError, UserError
 from flamingo_eval.files import exists, is_file, is_folder, user_path
 from flamingo_eval.models.flamingo.part_files import model_files, read_object
 from flamingo_eval.reading import read_toml
+from flamingo_eval.schema import Record, typed
 
 
 @dataclass(frozen=True)
@@ -161,12 +163,30 @@ def built_in_configs() -> Path:
     return Path(found.submodule_search_locations[0]) / "model_configs"
 
 
-_KEYS: dict[str, dict[str, type]] = {
-    "": {"name": str, "checkpoint": str, "cross_attn_every_n_layers": int, "head_width": int},
-    "vision": {"model": str, "pretrained": str, "configs": str, "quick_gelu": bool},
-    "language": {"model": str, "tokenizer": str, "decoder_layers": str},
-}
-_REQUIRED = {"": ("checkpoint", "cross_attn_every_n_layers"), "vision": ("model", "pretrained"), "language": ("model",)}
+_Text = Annotated[str, Meta(min_length=1)]
+_Count = Annotated[int, Meta(ge=1)]
+
+
+class _Vision(Record, frozen=True, kw_only=True):
+    model: _Text
+    pretrained: _Text
+    configs: _Text | None = None
+    quick_gelu: bool | None = None
+
+
+class _Language(Record, frozen=True, kw_only=True):
+    model: _Text
+    tokenizer: _Text | None = None
+    decoder_layers: _Text | None = None
+
+
+class _File(Record, frozen=True, kw_only=True):
+    name: _Text | None = None
+    checkpoint: _Text
+    cross_attn_every_n_layers: _Count
+    head_width: _Count = 64
+    vision: _Vision
+    language: _Language
 
 
 def read_spec(path: Path) -> FlamingoSpec:
@@ -177,62 +197,46 @@ def read_spec(path: Path) -> FlamingoSpec:
             file it names is not there.
     """
     try:
-        table = read_toml(path)
+        file = typed(read_toml(path), _File, str(path))
     except DataError as error:
         raise CheckpointError(
             f"{error}; a checkpoint is described by a TOML file (README, 'Your own checkpoint')"
         ) from error
-    top = {key: value for key, value in table.items() if not isinstance(value, dict)}
-    vision, language = _section(path, table, "vision"), _section(path, table, "language")
-    _check(path, "", top, extra_sections=set(table) - set(top) - {"vision", "language"})
-    folder = path.parent
+    except UserError as error:
+        raise CheckpointError(str(error)) from error
+    try:
+        return _spec_of(path, file)
+    except CheckpointError:
+        raise
+    except UserError as error:  # a name that no file can have
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _spec_of(path: Path, file: _File) -> FlamingoSpec:
+    """The files and names that a checkpoint's file stands for. Raises CheckpointError, UserError."""
+    folder, vision, language = path.parent, file.vision, file.language
     vision_spec = VisionSpec(
-        model=vision["model"],
-        pretrained=_file_or_name(path, folder, vision["pretrained"], "vision.pretrained"),
-        configs=_existing(path, folder / vision["configs"], "vision.configs") if "configs" in vision else None,
-        quick_gelu=vision.get("quick_gelu"),
+        model=vision.model,
+        pretrained=_file_or_name(path, folder, vision.pretrained, "vision.pretrained"),
+        configs=_existing(path, folder / vision.configs, "vision.configs") if vision.configs else None,
+        quick_gelu=vision.quick_gelu,
     )
-    vision_spec.check()
+    try:
+        vision_spec.check()
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return FlamingoSpec(
-        name=top.get("name", path.stem),
-        checkpoint=_existing(path, folder / top["checkpoint"], "checkpoint"),
-        cross_attn_every_n_layers=top["cross_attn_every_n_layers"],
+        name=file.name or path.stem,
+        checkpoint=_existing(path, folder / file.checkpoint, "checkpoint"),
+        cross_attn_every_n_layers=file.cross_attn_every_n_layers,
         vision=vision_spec,
         language=LanguageSpec(
-            model=_folder_or_hub_name(path, folder, language["model"], "language.model"),
-            tokenizer=_folder_or_hub_name(
-                path, folder, language.get("tokenizer", language["model"]), "language.tokenizer"
-            ),
-            decoder_layers=language.get("decoder_layers"),
+            model=_folder_or_hub_name(path, folder, language.model, "language.model"),
+            tokenizer=_folder_or_hub_name(path, folder, language.tokenizer or language.model, "language.tokenizer"),
+            decoder_layers=language.decoder_layers,
         ),
-        head_width=top.get("head_width", 64),
+        head_width=file.head_width,
     )
-
-
-def _section(path: Path, table: Mapping[str, Any], name: str) -> dict[str, Any]:
-    section = table.get(name)
-    if not isinstance(section, dict):
-        raise CheckpointError(f"{path}: the section [{name}] is missing")
-    _check(path, name, section)
-    return section
-
-
-def _check(path: Path, section: str, table: Mapping[str, Any], extra_sections: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    known, where = _KEYS[section], f"[{section}]" if section else "the top level"
-    unknown = sorted({*table.keys() - known.keys(), *extra_sections})
-    if unknown:
-        raise CheckpointError(f"{path}: unknown key {unknown[0]!r} in {where}; known keys: {', '.join(known)}")
-    for key in _REQUIRED[section]:
-        if key not in table:
-            raise CheckpointError(f"{path}: {key!r} is missing in {where}")
-    for key, value in table.items():
-        if type(value) is not known[key]:
-            raise CheckpointError(f"{path}: {key!r} in {where} must be of type {known[key].__name__}, not {value!r}")
-    if table.get("decoder_layers") == "":
-        raise CheckpointError(f"{path}: decoder_layers in {where} is empty")
-    n = table.get("cross_attn_every_n_layers", 1)
-    if n < 1 or table.get("head_width", 1) < 1:
-        raise CheckpointError(f"{path}: cross_attn_every_n_layers and head_width must be at least 1")
 
 
 def _existing(path: Path, target: Path, key: str) -> Path:

@@ -1,7 +1,8 @@
 """The journal: raw model output, one JSON line an answer, append-only.
 
 A line is on the disk before the next batch starts, so whatever ends a run costs at most the batch in flight. Every
-process of a run appends to a file of its own (``journal.jsonl``, ``journal-1.jsonl``, ...) and reads all of them.
+process of a run appends to a file of its own (``journal.jsonl``, ``journal-1.jsonl``, ...) and reads all of them; the
+log-likelihoods of many names stand beside it (:mod:`flamingo_eval.engine.numbers`).
 """
 
 from __future__ import annotations
@@ -10,18 +11,24 @@ import json
 import math
 import os
 import re
+import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from flamingo_eval.engine.numbers import MANY, Names, Numbers, Ranked, place_from
 from flamingo_eval.errors import DataError, StorageError, UserError
 from flamingo_eval.files import is_file, open_own, open_regular, storage_errors
-from flamingo_eval.nouns import Id, Prediction, Query
+from flamingo_eval.nouns import Answer, Id, Prediction, Query
 from flamingo_eval.reading import parse_json
+from flamingo_eval.schema import typed
 
 Slot = tuple[str, int, int, Id, int]
 """(benchmark, shots, seed, query id, occurrence): what an answer belongs to."""
@@ -117,7 +124,9 @@ class Journal:
         self._withdrawn: set[Slot] = set()
         self._asked: Mapping[Slot, str] | None = None
         self._again: dict[Slot, int] = {}
-        self._names: dict[tuple[str, ...], dict[str, int]] = {}
+        self._places: dict[tuple[str, ...], dict[str, int]] = {}
+        self._names = Names(path.parent)
+        self._numbers: dict[Path, Numbers] = {}
         self.refresh()
         self.torn = [file for file, state in self._files.items() if state.torn]
         """Files that ended in the middle of a line."""
@@ -150,7 +159,7 @@ class Journal:
             if file == self.path and state.whole_bytes:
                 continue  # it is this process's own
             try:
-                for entry in _read(file, state):
+                for entry in self._read(file, state):
                     self._add(entry)
                     count += 1
                 state.trials = 0
@@ -160,6 +169,46 @@ class Journal:
                 if first or state.trials > _PATIENCE:
                     raise
         return count
+
+    def _read(self, path: Path, state: _File) -> Iterator[Entry]:
+        """The whole lines behind what was read before."""
+        state.torn = False
+        with ExitStack() as stack:
+            try:
+                file = stack.enter_context(open_regular(path))
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            except OSError as error:
+                raise DataError(f"{path} can't be read: {error.strerror}") from error
+            status = os.fstat(file.fileno())
+            if state.inode not in (None, (status.st_dev, status.st_ino)) or status.st_size < state.whole_bytes:
+                raise DataError(f"{path} has been replaced or cut while it was in use")
+            state.inode = (status.st_dev, status.st_ino)
+            for line in _lines(file, state.whole_bytes, path):
+                if not line.endswith(b"\n"):
+                    state.torn = True
+                    return
+                if line.strip():
+                    yield self._entry(line, path, f"{path}, line {state.lines + 1}")
+                state.whole_bytes += len(line)
+                state.lines += 1
+
+    def _entry(self, line: bytes, path: Path, where: str) -> Entry:
+        """An answer as a line has it. Raises DataError."""
+        row = _row(line, where)
+        if row.raw is not None:
+            answer: Answer = row.raw
+        elif row.class_logprobs is not UNSET:
+            answer = row.class_logprobs
+        else:
+            place, numbers = place_from(row.numbers), self._numbers_of(path)
+            if place is None or row.names is UNSET:
+                raise _no_line(where, "it holds no answer")
+            if not numbers.reaches(place):
+                raise _no_line(where, f"its log-likelihoods are not in {numbers.path}")
+            answer = Ranked(sys.intern(row.names), self._names, numbers, place)
+        slot = (row.benchmark, row.shots, row.seed, row.query_id, row.occurrence)
+        return Entry(slot, Prediction(row.key, answer, row.pictures), row.again)
 
     def begin(self) -> None:
         """Makes this process's file, empty, if there is none. Raises StorageError."""
@@ -177,10 +226,10 @@ class Journal:
 
     def _compact(self, prediction: Prediction) -> Prediction:
         said = prediction.answer
-        if isinstance(said, str):
+        if isinstance(said, str | Ranked):
             return prediction
         names = tuple(said)
-        places = self._names.setdefault(names, {name: i for i, name in enumerate(names)})
+        places = self._places.setdefault(names, {name: i for i, name in enumerate(names)})
         return replace(prediction, answer=_Ranked(places, array("d", said.values())))
 
     def append(self, entries: Sequence[Entry], extra: Mapping[str, Any] | None = None) -> None:
@@ -201,23 +250,40 @@ class Journal:
                 )
         known = self._answers
         entries = [e._replace(again=self._again.get(e.slot, 0) + 1) if e.slot in known else e for e in entries]
-        data = "".join(_line(entry, extra or {}) for entry in entries).encode("utf-8", "surrogatepass")
-        state = self._files.setdefault(self.path, _File())
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(_open_for_writing(self.path, state), "r+b") as file:
-                if state.torn:
-                    file.truncate(state.whole_bytes)
-                file.seek(state.whole_bytes)
-                state.torn = True  # should this fail half-way
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        entries = self._with_numbers_beside(entries)
+        data = "".join(_line(entry, extra or {}) for entry in entries).encode("utf-8", "surrogatepass")
+        state = self._files.setdefault(self.path, _File())
+        with storage_errors(self.path), os.fdopen(_open_for_writing(self.path, state), "r+b") as file:
+            if state.torn:
+                file.truncate(state.whole_bytes)
+            file.seek(state.whole_bytes)
+            state.torn = True  # should this fail half-way
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         state.torn = False
         state.whole_bytes += len(data)
         self.written += len(entries)
         for entry in entries:
             self._add(entry)
+
+    def _with_numbers_beside(self, entries: Sequence[Entry]) -> list[Entry]:
+        """The same, with log-likelihoods of many names in the file beside this process's. Raises StorageError."""
+        answers = [entry.prediction.answer for entry in entries]
+        many = {i: said for i, said in enumerate(answers) if not isinstance(said, str) and len(said) > MANY}
+        if not many:
+            return [*entries]
+        numbers, beside = self._numbers_of(self.path), [*entries]
+        places = numbers.append([[*said.values()] for said in many.values()])
+        for (i, said), place in zip(many.items(), places, strict=True):
+            ranked = Ranked(self._names.keep([*said]), self._names, numbers, place)
+            beside[i] = entries[i]._replace(prediction=replace(entries[i].prediction, answer=ranked))
+        return beside
+
+    def _numbers_of(self, file: Path) -> Numbers:
+        return self._numbers.setdefault(file, Numbers(file.with_suffix(".numbers")))
 
     def check(self) -> None:
         """Raises StorageError if a file that answers were read from or written to is not there any more."""
@@ -264,30 +330,6 @@ def _others(first: Path) -> Iterator[Path]:
     return (file for file in first.parent.glob(f"{first.stem}-*{first.suffix}") if name.fullmatch(file.name))
 
 
-def _read(path: Path, state: _File) -> Iterator[Entry]:
-    """The whole lines behind what was read before."""
-    state.torn = False
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(open_regular(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        except OSError as error:
-            raise DataError(f"{path} can't be read: {error.strerror}") from error
-        status = os.fstat(file.fileno())
-        if state.inode not in (None, (status.st_dev, status.st_ino)) or status.st_size < state.whole_bytes:
-            raise DataError(f"{path} has been replaced or cut while it was in use")
-        state.inode = (status.st_dev, status.st_ino)
-        for line in _lines(file, state.whole_bytes, path):
-            if not line.endswith(b"\n"):
-                state.torn = True
-                return
-            if line.strip():
-                yield _parse(line, f"{path}, line {state.lines + 1}")
-            state.whole_bytes += len(line)
-            state.lines += 1
-
-
 def _lines(file: BufferedReader, start: int, path: Path) -> Iterator[bytes]:
     """The lines from a byte on. Raises DataError if the disk gives them no more."""
     try:
@@ -300,39 +342,44 @@ def _lines(file: BufferedReader, start: int, path: Path) -> Iterator[bytes]:
 def _line(entry: Entry, extra: Mapping[str, Any]) -> str:
     benchmark, shots, seed, query_id, occurrence = entry.slot
     answer = entry.prediction.answer
-    said = {"raw": answer} if isinstance(answer, str) else {"raw": None, "class_logprobs": dict(answer)}
+    if isinstance(answer, str):
+        said: dict[str, Any] = {"raw": answer}
+    elif isinstance(answer, Ranked):
+        said = {"raw": None, "names": answer.names, "numbers": [*answer.place]}
+    else:
+        said = {"raw": None, "class_logprobs": dict(answer)}
     counts = {name: n for name, n in (("occurrence", occurrence), ("again", entry.again)) if n}
     row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, **counts,
            "key": entry.prediction.key, "pictures": entry.prediction.pictures, **said, **extra}  # fmt: skip
     return json.dumps(row) + "\n"
 
 
-def _parse(line: bytes, where: str) -> Entry:
+class _Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A line: its query, the answer's key, and the answer: a text, numbers by name, or where these stand."""
+
+    benchmark: str
+    shots: int
+    seed: int
+    query_id: int | str
+    occurrence: int = 0
+    again: int = 0
+    key: str
+    pictures: str
+    raw: str | None
+    class_logprobs: Annotated[dict[str, float], Meta(min_length=1)] | UnsetType = UNSET
+    names: str | UnsetType = UNSET
+    numbers: list[Any] | UnsetType = UNSET
+
+
+def _row(line: bytes, where: str) -> _Row:
     try:
-        row = parse_json(line, "it")
-        benchmark, shots, seed, query_id = (row[key] for key in ("benchmark", "shots", "seed", "query_id"))
-        occurrence, again, key, pictures = row.get("occurrence", 0), row.get("again", 0), row["key"], row["pictures"]
-        answer = row["raw"] if row["raw"] is not None else row["class_logprobs"]
-    except DataError as error:
-        raise DataError(f"{where}: not a line of a journal ({error}); move the file away to start anew") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: not a line of a journal ({error!r}); move the file away to start anew") from error
-    kinds = (
-        (benchmark, str),
-        (shots, int),
-        (seed, int),
-        (query_id, (int, str)),
-        (occurrence, int),
-        (again, int),
-        (key, str),
-        (pictures, str),
-    )
-    numbers = answer.values() if isinstance(answer, dict) else ()
-    if (
-        not all(isinstance(value, kind) for value, kind in kinds)
-        or not isinstance(answer, str | dict)
-        or answer == {}
-        or not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
-    ):
-        raise DataError(f"{where}: not a line of a journal (a field is of the wrong type); move it away to start anew")
-    return Entry((benchmark, shots, seed, query_id, occurrence), Prediction(key, answer, pictures), again)
+        row = typed(parse_json(line, "it"), _Row, "it")
+    except (DataError, UserError) as error:
+        raise _no_line(where, str(error)) from error
+    if row.class_logprobs and not all(map(math.isfinite, row.class_logprobs.values())):
+        raise _no_line(where, "a log-likelihood is no number")
+    return row
+
+
+def _no_line(where: str, why: str) -> DataError:
+    return DataError(f"{where}: not a line of a journal ({why}); move the file away to start anew")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import subprocess
 import sys
 import tokenize
@@ -96,3 +97,26 @@ def test_a_layer_that_is_broken_is_found(tmp_path: Path) -> None:
         broken = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert broken.returncode == 1, (file, broken.stdout)
         path.write_text(before)
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{path.relative_to(PACKAGE)}: {node.name}", node
+
+
+def test_functions_are_read_at_once() -> None:
+    """None has over 60 lines, and none is written with over 12 parameters."""
+    lengths = {name: (node.end_lineno or 0) - node.lineno + 1 for name, node in functions()}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+    parts = {name: (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs) for name, node in functions()}
+    assert {name: len(one) for name, one in parts.items() if len(one) > 12} == {}
+
+
+def test_untyped_tables_become_no_more() -> None:
+    """What files hold and what layers hand each other are records; the rest are options of plug-ins and rows of output."""
+    found = sum(
+        len(re.findall(r"(?:dict|Mapping)\[str, Any\]", path.read_text(encoding="utf-8"))) for path in sources()
+    )
+    assert found <= 124

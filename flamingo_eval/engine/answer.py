@@ -38,7 +38,7 @@ class Answering:
         journal: Journal,
         *,
         batch_size: int | None,
-        extra: Mapping[str, Any],
+        extra: Mapping[str, str],
     ) -> None:
         self._model, self._journal, self._extra = model, journal, extra
         self._runner = _Runner(model, batch_size)
@@ -138,7 +138,7 @@ def answer(
     journal: Journal,
     *,
     batch_size: int | None,
-    extra: Mapping[str, Any],
+    extra: Mapping[str, str],
     title: str = "answering",
 ) -> list[Failure]:
     """Answers queries in this process alone, with a progress bar that has a title; see :class:`Answering`.

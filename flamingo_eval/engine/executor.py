@@ -30,7 +30,7 @@ class Terms:
     device: str
     precision: str
     batch_size: int | None
-    extra: Mapping[str, Any]
+    extra: Mapping[str, str]
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,7 @@ class Journal:
         places = self._places.setdefault(names, {name: i for i, name in enumerate(names)})
         return replace(prediction, answer=_Ranked(places, array("d", said.values())))
 
-    def append(self, entries: Sequence[Entry], extra: Mapping[str, Any] | None = None) -> None:
+    def append(self, entries: Sequence[Entry], extra: Mapping[str, str] | None = None) -> None:
         """Adds answers and waits until they are on the disk.
 
         Args:
@@ -339,7 +339,7 @@ def _lines(file: BufferedReader, start: int, path: Path) -> Iterator[bytes]:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
 
 
-def _line(entry: Entry, extra: Mapping[str, Any]) -> str:
+def _line(entry: Entry, extra: Mapping[str, str]) -> str:
     benchmark, shots, seed, query_id, occurrence = entry.slot
     answer = entry.prediction.answer
     if isinstance(answer, str):

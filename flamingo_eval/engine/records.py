@@ -195,7 +195,7 @@ class RunRecord(Stored, frozen=True, kw_only=True):
         return [(benchmark, shots, seed) for benchmark, shots, seed in self.cells]
 
     @property
-    def marks(self) -> dict[str, Any]:
+    def marks(self) -> dict[str, str]:
         """What every line of the run's other files says too."""
         return {"demo": self.demo} if self.demo else {}
 

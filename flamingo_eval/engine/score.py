@@ -211,7 +211,7 @@ def _scoring_digest(benchmark: Benchmark) -> str:
 
 
 def _item_lines(
-    trials: Iterable[TrialPlan], scored: Mapping[TrialKey, ScoredTrial], marks: Mapping[str, Any]
+    trials: Iterable[TrialPlan], scored: Mapping[TrialKey, ScoredTrial], marks: Mapping[str, str]
 ) -> Iterator[str]:
     for plan in trials:
         if plan.key not in scored:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from flamingo_eval.cli.main import main
+from flamingo_eval.demo.data import demo_data_root
 from flamingo_eval.files import cache_folder
 from flamingo_eval.models.flamingo import DEMO_SPEC
-from tests.helpers import Cli, write_coco_root
+from tests.helpers import Cli, Kit, write_coco_root
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -44,6 +45,12 @@ def goldens() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return folder
+
+
+@pytest.fixture(scope="session")
+def kit() -> Kit:
+    """The demo's checkpoint and data, which every clone has."""
+    return Kit(DEMO_SPEC, demo_data_root())
 
 
 @pytest.fixture(scope="session", autouse=True)

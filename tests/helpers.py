@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -17,6 +17,19 @@ from flamingo_eval.engine.records import RunRecord, with_identity
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 """The command line as a function of its arguments."""
+
+
+class Kit(NamedTuple):
+    """A small checkpoint and the data that goes with it."""
+
+    toml: Path
+    data: Path
+
+    def pictures(self, count: int) -> list[str]:
+        """Paths of some images, relative to the data."""
+        folder = self.data / "coco/val2014"
+        return [str(path.relative_to(self.data)) for path in sorted(folder.iterdir())[:count]]
+
 
 FAST = ("coco", "--shots", "0,2", "--seeds", "42,43", "--checkpoint", "scripted")
 """A run that needs no weights; the data root is missing."""

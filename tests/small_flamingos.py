@@ -1,10 +1,13 @@
-"""Small random Flamingos of every language host, in the released layout, around the demo's or the goldens' CLIP."""
+"""Small random Flamingos of every language host, in the released layout, around the demo's CLIP and tokenizer."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+from flamingo_eval.models.flamingo import DEMO_SPEC
 
 LAYERS, WIDTH = 4, 64
 
@@ -46,7 +49,7 @@ def make_language(host: str, vocabulary: int) -> Any:
     return language.eval()
 
 
-def write_flamingo(folder: Path, host: str, goldens: Path, *, every: int = 2, padded: int = 24) -> Path:
+def write_flamingo(folder: Path, host: str, *, every: int = 2, padded: int = 24) -> Path:
     """A Flamingo in files; returns its TOML. The language model's embeddings have ``padded`` rows more than tokens."""
     import torch
     from safetensors.torch import save_file  # noqa: F401  # save_pretrained wants it
@@ -61,13 +64,13 @@ def write_flamingo(folder: Path, host: str, goldens: Path, *, every: int = 2, pa
     torch.manual_seed(7)
     folder.mkdir(parents=True)
     for part in ("clip.pt", "open_clip_configs", "tokenizer"):
-        source = goldens / "model" / part
+        source = DEMO_SPEC.parent / part
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / part)
     tokens = len(FlamingoTokenizer(folder / "tokenizer"))
     language = make_language(host, tokens + padded)
     language.save_pretrained(folder / "lm")
     language.resize_token_embeddings(tokens, mean_resizing=False)
-    width = vision_width(goldens)
+    width = vision_width()
     perceiver = PerceiverResampler(width=width, n_latents=8, depth=2, inner=64, head_width=32, hidden=4 * width)
     blocks = {
         i: GatedCrossAttentionBlock(width=WIDTH, media_width=width, inner=64, head_width=32, hidden=4 * WIDTH)
@@ -83,15 +86,13 @@ def write_flamingo(folder: Path, host: str, goldens: Path, *, every: int = 2, pa
     torch.save(released_layout(model, HOSTS[host]), folder / "checkpoint.pt")
     (folder / "model.toml").write_text(
         f'name = "small-{host}"\ncheckpoint = "checkpoint.pt"\ncross_attn_every_n_layers = {every}\nhead_width = 32\n'
-        '[vision]\nmodel = "ViT-tiny-ref"\npretrained = "clip.pt"\nconfigs = "open_clip_configs"\n'
+        '[vision]\nmodel = "flamingo-eval-demo-vit"\npretrained = "clip.pt"\nconfigs = "open_clip_configs"\n'
         '[language]\nmodel = "lm"\ntokenizer = "tokenizer"\n'
     )
     return folder / "model.toml"
 
 
-def vision_width(goldens: Path) -> int:
-    """Width of the goldens' vision tower."""
-    import json
-
-    config = json.loads((goldens / "model" / "open_clip_configs" / "ViT-tiny-ref.json").read_text())
-    return int(config["vision_cfg"]["width"])
+def vision_width() -> int:
+    """Width of the demo's vision tower."""
+    [file] = (DEMO_SPEC.parent / "open_clip_configs").iterdir()
+    return int(json.loads(file.read_text())["vision_cfg"]["width"])

@@ -17,7 +17,7 @@ from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.nouns import WITHHELD
 from flamingo_eval.runspec import RunSpec
 from tests.bundles import load_over
-from tests.helpers import Cli, read_lines
+from tests.helpers import Cli, Kit, read_lines
 from tests.test_plan import plan_of, source_of
 
 
@@ -137,15 +137,15 @@ def test_mistakes(root: Path, cli: Cli) -> None:
 
 @pytest.mark.torch
 @pytest.mark.slow
-def test_a_withheld_picture_is_seen_by_no_one(goldens: Path) -> None:
+def test_a_withheld_picture_is_seen_by_no_one(kit: Kit) -> None:
     """Blind, the answer does not depend on which picture is withheld, and differs from the one with the picture."""
     from flamingo_eval import registry
     from flamingo_eval.nouns import Decoding, Rendering
 
-    source = registry.model_source(str(goldens / "model" / "model.toml"))
-    model: Any = load_over(source, goldens / "data")
+    source = registry.model_source(str(kit.toml))
+    model: Any = load_over(source, kit.data)
     task = Decoding(max_new_tokens=20)
-    pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())[:4]
+    pictures = kit.pictures(4)
     text = "<image>Output:a cat<|endofchunk|>\n<image>Output:"
 
     def said(*images: str) -> str:

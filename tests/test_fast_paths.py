@@ -12,9 +12,9 @@ from flamingo_eval.errors import QueryError
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import WITHHELD, Decoding, Ranking, Rendering
 from tests.bundles import load_over
-from tests.helpers import LazyModule
+from tests.helpers import Kit, LazyModule
 
-pytestmark = [pytest.mark.torch, pytest.mark.goldens]
+pytestmark = pytest.mark.torch
 torch: Any = LazyModule("torch")
 
 TEXTS = (
@@ -27,19 +27,26 @@ TEXTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def models(request: pytest.FixtureRequest) -> tuple[Any, Any]:
-    """The fast and the plain model of the goldens."""
+@pytest.fixture(scope="module", params=["demo", pytest.param("reference", marks=pytest.mark.goldens)])
+def model_kit(request: pytest.FixtureRequest) -> Kit:
+    """The demo's checkpoint, or the one that the reference's outputs were made with."""
+    if request.param == "demo":
+        found: Kit = request.getfixturevalue("kit")
+        return found
     goldens: Path = request.getfixturevalue("goldens")
-    toml = str(goldens / "model" / "model.toml")
-    fast, plain = (registry.model_source(toml, options) for options in ({}, {"plain": True}))
-    return load_over(fast, goldens / "data"), load_over(plain, goldens / "data")
+    return Kit(goldens / "model/model.toml", goldens / "data")
 
 
 @pytest.fixture(scope="module")
-def prompts(request: pytest.FixtureRequest) -> list[Rendering]:
-    goldens: Path = request.getfixturevalue("goldens")
-    pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())
+def models(model_kit: Kit) -> tuple[Any, Any]:
+    """The fast and the plain model."""
+    fast, plain = (registry.model_source(str(model_kit.toml), options) for options in ({}, {"plain": True}))
+    return load_over(fast, model_kit.data), load_over(plain, model_kit.data)
+
+
+@pytest.fixture(scope="module")
+def prompts(model_kit: Kit) -> list[Rendering]:
+    pictures = model_kit.pictures(9)
     made = []
     for i, text in enumerate(TEXTS):
         count = text.count("<image>")
@@ -123,13 +130,13 @@ def test_many_passes_give_what_one_gives(
             assert one == pytest.approx(other, abs=1e-4)
 
 
-def test_each_picture_is_encoded_once(models: tuple[Any, Any], goldens: Path, tmp_path: Path) -> None:
+def test_each_picture_is_encoded_once(models: tuple[Any, Any], model_kit: Kit, tmp_path: Path) -> None:
     """Whatever the budget: what memory does not hold is on the disk, also for a later run."""
     from flamingo_eval.models.flamingo.adapter import Caching
     from flamingo_eval.models.flamingo.loading import load_model
     from flamingo_eval.models.flamingo.spec import read_spec
 
-    pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())[:10]
+    pictures = model_kit.pictures(10)
     task = Decoding(5)
     prompts = [Rendering(TEXTS[1], (pictures[i], pictures[(i + 3) % 10])) for i in range(10)] * 2
     expected = [models[1].answer([models[1].read(p, task)], task)[0] for p in prompts]
@@ -142,8 +149,8 @@ def test_each_picture_is_encoded_once(models: tuple[Any, Any], goldens: Path, tm
         (1 << 30, "b", 0),
     ):
         caching = Caching(budget, tmp_path / disk if disk else None, "checkpoint")
-        model = load_model(read_spec(goldens / "model" / "model.toml"), device="cpu", precision="fp32", caching=caching)
-        images = Images(goldens / "data")
+        model = load_model(read_spec(model_kit.toml), device="cpu", precision="fp32", caching=caching)
+        images = Images(model_kit.data)
         said = [model.answer([model.read(p, task, images)], task)[0] for p in prompts]
         assert said == expected
         store = model.pictures[False]
@@ -152,13 +159,13 @@ def test_each_picture_is_encoded_once(models: tuple[Any, Any], goldens: Path, tm
         model.close()
 
 
-def test_reading_ahead_while_the_same_pictures_are_being_encoded(goldens: Path, tmp_path: Path) -> None:
+def test_reading_ahead_while_the_same_pictures_are_being_encoded(kit: Kit, tmp_path: Path) -> None:
     """Nothing is left over, and nothing is encoded twice."""
     import threading
 
     from flamingo_eval.models.flamingo.latents import LatentStore
 
-    paths = sorted((goldens / "data/coco/val2014").iterdir())[:6]
+    paths = [kit.data / name for name in kit.pictures(6)]
     started, go_on = threading.Event(), threading.Event()
 
     def encode(pixels: Any) -> Any:
@@ -188,7 +195,7 @@ def test_reading_ahead_while_the_same_pictures_are_being_encoded(goldens: Path, 
 
 
 def test_latents_are_on_the_disk_long_before_the_end(
-    goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A killed run loses the last few; a disk that is nearly full is left alone."""
     from flamingo_eval.features.store import FeatureStore
@@ -196,7 +203,7 @@ def test_latents_are_on_the_disk_long_before_the_end(
     from flamingo_eval.models.flamingo.latents import LatentStore
 
     monkeypatch.setattr(latents, "SAVED_AT_ONCE", 2)
-    paths = sorted((goldens / "data/coco/val2014").iterdir())[:7]
+    paths = [kit.data / name for name in kit.pictures(7)]
 
     def store() -> LatentStore:
         return LatentStore(lambda _: torch.rand(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],
@@ -221,7 +228,7 @@ def test_latents_are_on_the_disk_long_before_the_end(
 
 
 def test_a_cache_disk_that_fails_costs_nothing_but_time(
-    goldens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kit: Kit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from flamingo_eval.features.store import FeatureStore
     from flamingo_eval.models.flamingo.latents import LatentStore
@@ -230,8 +237,7 @@ def test_a_cache_disk_that_fails_costs_nothing_but_time(
     store = LatentStore(lambda _: torch.rand(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],
                         torch.zeros(1, 3), budget=12, disk=FeatureStore(tmp_path / "file" / "x", "d"))  # fmt: skip
     pictures = [
-        store.find(path, rgb=False, images=Images(Path()))
-        for path in sorted((goldens / "data/coco/val2014").iterdir())[:6]
+        store.find(path, rgb=False, images=Images(Path())) for path in [kit.data / name for name in kit.pictures(6)]
     ]
     store.read(pictures)
     assert store.latents(pictures).shape == (6, 1, 3)
@@ -239,13 +245,13 @@ def test_a_cache_disk_that_fails_costs_nothing_but_time(
     assert "not kept on the disk any more" in capsys.readouterr().err
 
 
-def test_a_cache_that_is_emptied_meanwhile_costs_nothing_but_time(goldens: Path, tmp_path: Path) -> None:
+def test_a_cache_that_is_emptied_meanwhile_costs_nothing_but_time(kit: Kit, tmp_path: Path) -> None:
     import shutil
 
     from flamingo_eval.features.store import FeatureStore
     from flamingo_eval.models.flamingo.latents import LatentStore
 
-    paths = sorted((goldens / "data/coco/val2014").iterdir())[:6]
+    paths = [kit.data / name for name in kit.pictures(6)]
 
     def store() -> LatentStore:
         return LatentStore(lambda _: torch.ones(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],

@@ -19,7 +19,7 @@ from flamingo_eval.nouns import Answer, Decoding, NoAnswer
 from flamingo_eval.ports import ModelBase
 from flamingo_eval.runspec import RunSpec
 from tests.bundles import load_over
-from tests.helpers import FAST, Cli, LazyModule, read_lines, run_cli, write_coco_root
+from tests.helpers import FAST, Cli, Kit, LazyModule, read_lines, run_cli, write_coco_root
 
 torch: Any = LazyModule("torch")
 
@@ -165,19 +165,18 @@ def test_overflowing_logits_name_their_query(root: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.torch
-@pytest.mark.goldens
 @pytest.mark.parametrize("plain", [False, True])
-def test_a_model_that_overflows_answers_the_other_queries(goldens: Path, plain: bool) -> None:
+def test_a_model_that_overflows_answers_the_other_queries(kit: Kit, plain: bool) -> None:
     """One picture's latents are infinite: its prompts have no answer, and their neighbours' texts are as ever."""
     from flamingo_eval import registry
     from flamingo_eval.nouns import Ranking, Rendering
 
-    pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())[:4]
-    source = registry.model_source(str(goldens / "model" / "model.toml"), {"plain": plain, "keep": False})
-    model: Any = load_over(source, goldens / "data")
+    pictures = kit.pictures(4)
+    source = registry.model_source(str(kit.toml), {"plain": plain, "keep": False})
+    model: Any = load_over(source, kit.data)
     encode = model.model.encode
     bad = model._store(Decoding(5)).pixels(
-        model._store(Decoding(5)).find(goldens / "data" / pictures[1], False, Images(Path()))
+        model._store(Decoding(5)).find(kit.data / pictures[1], False, Images(Path()))
     )
 
     def overflow(pixels: Any) -> Any:

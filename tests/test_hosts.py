@@ -13,30 +13,30 @@ from flamingo_eval import registry
 from flamingo_eval.errors import CheckpointError
 from flamingo_eval.nouns import Decoding, Ranking, Rendering
 from tests.bundles import load_over
-from tests.helpers import LazyModule
+from tests.helpers import Kit, LazyModule
 from tests.small_flamingos import WIDTH, make_language, write_flamingo
 from tests.test_fast_paths import TEXTS
 
-pytestmark = [pytest.mark.torch, pytest.mark.goldens]
+pytestmark = pytest.mark.torch
 torch: Any = LazyModule("torch")
 HOSTS = ("gpt_neox", "llama", "mosaic_gpt", "mpt", "opt")
 
 
-def load(toml: Path, goldens: Path, plain: bool = False) -> Any:
-    return load_over(registry.model_source(str(toml), {"plain": plain}), goldens / "data")
+def load(toml: Path, kit: Kit, plain: bool = False) -> Any:
+    return load_over(registry.model_source(str(toml), {"plain": plain}), kit.data)
 
 
-def prompts_of(goldens: Path) -> list[Rendering]:
-    pictures = sorted(str(p.relative_to(goldens / "data")) for p in (goldens / "data/coco/val2014").iterdir())
+def prompts_of(kit: Kit) -> list[Rendering]:
+    pictures = kit.pictures(9)
     return [
         Rendering(t, tuple(pictures[(3 * i + j) % 9] for j in range(t.count("<image>")))) for i, t in enumerate(TEXTS)
     ]
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_answers(goldens: Path, tmp_path: Path, host: str) -> None:
-    toml = write_flamingo(tmp_path / host, host, goldens)
-    fast, plain, prompts = load(toml, goldens), load(toml, goldens, plain=True), prompts_of(goldens)
+def test_answers(kit: Kit, tmp_path: Path, host: str) -> None:
+    toml = write_flamingo(tmp_path / host, host)
+    fast, plain, prompts = load(toml, kit), load(toml, kit, plain=True), prompts_of(kit)
     for task in (Decoding(12), Decoding(8, num_beams=1), Decoding(10, length_penalty=-2.0)):
         expected = [plain.answer([plain.read(p, task)], task)[0] for p in prompts]
         assert len(set(expected)) > 2, "the texts differ, so that equality means something"
@@ -50,11 +50,11 @@ def test_answers(goldens: Path, tmp_path: Path, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_embeddings_are_resized_and_outputs_of_added_tokens(goldens: Path, tmp_path: Path, host: str) -> None:
+def test_embeddings_are_resized_and_outputs_of_added_tokens(kit: Kit, tmp_path: Path, host: str) -> None:
     """The base model has more rows than tokens, or fewer; LLaMA's added output rows are zero, and that is said."""
     for padded in (24, -2):
-        toml = write_flamingo(tmp_path / f"{host}{padded}", host, goldens, padded=padded)
-        model = load(toml, goldens)
+        toml = write_flamingo(tmp_path / f"{host}{padded}", host, padded=padded)
+        model = load(toml, kit)
         tokens = len(model.tokenizer)
         assert model.model.language.get_input_embeddings().weight.shape == (tokens, WIDTH)
         output = model.model.language.get_output_embeddings()
@@ -92,33 +92,33 @@ def with_old_things(host: str, state: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_layout_v1_and_all_that_old_files_hold(goldens: Path, tmp_path: Path, host: str) -> None:
-    toml = write_flamingo(tmp_path / host, host, goldens)
-    task, prompt = Decoding(8), prompts_of(goldens)[1]
-    plain_file = load(toml, goldens)
+def test_layout_v1_and_all_that_old_files_hold(kit: Kit, tmp_path: Path, host: str) -> None:
+    toml = write_flamingo(tmp_path / host, host)
+    task, prompt = Decoding(8), prompts_of(kit)[1]
+    plain_file = load(toml, kit)
     before = plain_file.answer([plain_file.read(prompt, task)], task)
     rewrite(toml, lambda state: with_old_things(host, state))
-    model = load(toml, goldens)
+    model = load(toml, kit)
     if host != "opt":  # the zeroed positions are another model
         assert model.answer([model.read(prompt, task)], task) == before
     else:
         assert model.model.language.model.decoder.embed_positions.weight.abs().max() == 0
 
 
-def test_copies_that_contradict_each_other_are_refused(goldens: Path, tmp_path: Path) -> None:
-    toml = write_flamingo(tmp_path / "m", "mpt", goldens)
+def test_copies_that_contradict_each_other_are_refused(kit: Kit, tmp_path: Path) -> None:
+    toml = write_flamingo(tmp_path / "m", "mpt")
 
     def contradict(state: dict[str, Any]) -> dict[str, Any]:
         return {**state, "lang_encoder.lm_head.weight": state["lang_encoder.transformer.wte.weight"] + 1}
 
     rewrite(toml, contradict)
     with pytest.raises(CheckpointError, match=r"twice, and not the same: lm_head\.weight"):
-        load(toml, goldens)
+        load(toml, kit)
 
 
-def test_blocks_of_layout_v1_alone(goldens: Path, tmp_path: Path) -> None:
+def test_blocks_of_layout_v1_alone(kit: Kit, tmp_path: Path) -> None:
     """Blocks that are there under their v1 name only are as good, and one of a layer without block is refused."""
-    toml = write_flamingo(tmp_path / "m", "llama", goldens)
+    toml = write_flamingo(tmp_path / "m", "llama")
     prefix = "lang_encoder.model.layers."
 
     def rename(state: dict[str, Any]) -> dict[str, Any]:
@@ -128,10 +128,10 @@ def test_blocks_of_layout_v1_alone(goldens: Path, tmp_path: Path) -> None:
         }
 
     rewrite(toml, rename)
-    load(toml, goldens)
+    load(toml, kit)
     rewrite(toml, lambda state: {**state, "lang_encoder.gated_cross_attn_layers.0.attn_gate": torch.ones(1)})
     with pytest.raises(CheckpointError, match=r"1 unexpected \(lang_encoder.gated_cross_attn_layers.0.attn_gate\)"):
-        load(toml, goldens)
+        load(toml, kit)
 
 
 def plain_mosaic(state: dict[str, Any], ids: list[int], heads: int) -> Any:
@@ -214,22 +214,22 @@ def test_alibi_slopes() -> None:
     assert alibi_slopes(3, 8).tolist() == pytest.approx([2**-4, 2**-8, 2**-2])
 
 
-def test_settings_that_a_host_would_ignore_are_refused(goldens: Path, tmp_path: Path) -> None:
+def test_settings_that_a_host_would_ignore_are_refused(kit: Kit, tmp_path: Path) -> None:
     for host, change in (("mosaic_gpt", {"alibi": False}), ("mosaic_gpt", {"attn_qk_ln": False}),
                          ("mpt", {"attn_config": {"qk_ln": True}}), ("mpt", {"attn_config": {"alibi": False}})):  # fmt: skip
         folder = tmp_path / f"{host}{len(list(tmp_path.iterdir()))}"
-        toml = write_flamingo(folder, host, goldens)
+        toml = write_flamingo(folder, host)
         config = json.loads((folder / "lm" / "config.json").read_text())
         (folder / "lm" / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match="MPT-"):
-            load(toml, goldens)
+            load(toml, kit)
 
 
-def test_a_family_that_is_not_known(goldens: Path, tmp_path: Path) -> None:
+def test_a_family_that_is_not_known(kit: Kit, tmp_path: Path) -> None:
     """Refused by name with the list of known ones; with its layers' path it works, and a wrong path is refused."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    toml = write_flamingo(tmp_path / "m", "gpt_neox", goldens)
+    toml = write_flamingo(tmp_path / "m", "gpt_neox")
     state = torch.load(toml.parent / "checkpoint.pt", weights_only=True)
     rows = state["lang_encoder.embed_out.weight"].shape[0]
     torch.manual_seed(1)
@@ -239,11 +239,11 @@ def test_a_family_that_is_not_known(goldens: Path, tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match="type 'gpt2' is not supported; supported types: gpt_neox, llama, mosaic_gpt"
     ):
-        load(toml, goldens)
+        load(toml, kit)
     described = toml.read_text()
     toml.write_text(described + 'decoder_layers = "transformer.layers"\n')
     with pytest.raises(CheckpointError, match=r"GPT2LMHeadModel has no list of layers there; it has: transformer.h"):
-        load(toml, goldens)
+        load(toml, kit)
     toml.write_text(described + 'decoder_layers = "transformer.h"\n')
     torch.save(
         {
@@ -253,18 +253,18 @@ def test_a_family_that_is_not_known(goldens: Path, tmp_path: Path) -> None:
         },
         toml.parent / "checkpoint.pt",
     )
-    fast, plain, task = load(toml, goldens), load(toml, goldens, plain=True), Decoding(8)
-    prompts = prompts_of(goldens)
+    fast, plain, task = load(toml, kit), load(toml, kit, plain=True), Decoding(8)
+    prompts = prompts_of(kit)
     assert fast.answer([fast.read(p, task) for p in prompts], task) == [
         plain.answer([plain.read(p, task)], task)[0] for p in prompts
     ]
 
 
-def test_a_family_whose_attention_goes_by_the_place_in_the_cache(goldens: Path, tmp_path: Path) -> None:
+def test_a_family_whose_attention_goes_by_the_place_in_the_cache(kit: Kit, tmp_path: Path) -> None:
     """ALiBi by key index, or a sliding window: refused by name, whatever path is given."""
     from transformers import BloomConfig, BloomForCausalLM, MistralConfig, MistralForCausalLM
 
-    toml = write_flamingo(tmp_path / "m", "gpt_neox", goldens)
+    toml = write_flamingo(tmp_path / "m", "gpt_neox")
     state = torch.load(toml.parent / "checkpoint.pt", weights_only=True)
     rows = state["lang_encoder.embed_out.weight"].shape[0]
     described = toml.read_text()
@@ -282,41 +282,41 @@ def test_a_family_whose_attention_goes_by_the_place_in_the_cache(goldens: Path, 
         trained = {k.replace("gpt_neox.layers", path): v for k, v in state.items() if "gated" in k or "perceiver" in k}
         torch.save({**trained, f"lang_encoder.{name}.weight": torch.randn(rows, WIDTH)}, toml.parent / "checkpoint.pt")
         with pytest.raises(CheckpointError, match=r"(Bloom|Mistral)ForCausalLM (can't be used|sees only a window)"):
-            load(toml, goldens)
+            load(toml, kit)
 
 
 @pytest.mark.parametrize("host", ["gpt_neox", "llama", "mosaic_gpt", "mpt"])
 @pytest.mark.parametrize("precision", ["bf16", "amp_bf16"])
-def test_long_prompts_in_bfloat16(goldens: Path, tmp_path: Path, host: str, precision: str) -> None:
+def test_long_prompts_in_bfloat16(kit: Kit, tmp_path: Path, host: str, precision: str) -> None:
     """Positions are not rounded: behind 400 tokens log-likelihoods differ from float32 no more than behind few."""
-    toml = write_flamingo(tmp_path / host, host, goldens)
+    toml = write_flamingo(tmp_path / host, host)
     source: Any = registry.model_source(str(toml))
     task = Ranking(("yes", "a grey wolf in the snow"))
     off = {}
     for words in (4, 380):
-        prompt = Rendering("a " * words + "<image>Output:", (prompts_of(goldens)[0].images[0],))
+        prompt = Rendering("a " * words + "<image>Output:", (prompts_of(kit)[0].images[0],))
         said = []
         for kind in ("fp32", precision):
-            model = load_over(source, goldens / "data", kind)
+            model = load_over(source, kit.data, kind)
             said.append(model.answer([model.read(prompt, task)], task)[0])
         off[words] = max(abs(said[0][name] - said[1][name]) for name in task.names)
     assert off[380] < max(0.3, 3 * off[4]), off
 
 
-def test_rotary_frequencies_stay_float32(goldens: Path, tmp_path: Path) -> None:
-    toml = write_flamingo(tmp_path / "m", "gpt_neox", goldens)
+def test_rotary_frequencies_stay_float32(kit: Kit, tmp_path: Path) -> None:
+    toml = write_flamingo(tmp_path / "m", "gpt_neox")
     for precision in ("bf16", "fp16", "amp_bf16"):
         source: Any = registry.model_source(str(toml))
-        model = load_over(source, goldens / "data", precision)
+        model = load_over(source, kit.data, precision)
         buffers = dict(model.model.language.named_buffers())
         assert any("inv_freq" in name for name in buffers)
         assert all(value.dtype == torch.float32 for name, value in buffers.items() if "inv_freq" in name)
 
 
-def test_code_in_the_language_models_weights_is_not_run(goldens: Path, tmp_path: Path) -> None:
+def test_code_in_the_language_models_weights_is_not_run(kit: Kit, tmp_path: Path) -> None:
     import pickle
 
-    toml = write_flamingo(tmp_path / "m", "gpt_neox", goldens)
+    toml = write_flamingo(tmp_path / "m", "gpt_neox")
     touched = tmp_path / "touched"
 
     class Evil:
@@ -328,29 +328,29 @@ def test_code_in_the_language_models_weights_is_not_run(goldens: Path, tmp_path:
         pickle.dumps({"gpt_neox.embed_in.weight": Evil()}, protocol=2)
     )
     with pytest.raises(CheckpointError, match=r"pytorch_model.bin can't be loaded: it holds more than tensors"):
-        load(toml, goldens)
+        load(toml, kit)
     assert not touched.exists()
 
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_casting_ahead_is_what_autocast_does(
-    goldens: Path, tmp_path: Path, host: str, monkeypatch: pytest.MonkeyPatch
+    kit: Kit, tmp_path: Path, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same numbers to the last bit; embeddings, norms, vision tower and resampler stay float32."""
     from flamingo_eval.models.flamingo import loading
 
-    toml = write_flamingo(tmp_path / host, host, goldens)
+    toml = write_flamingo(tmp_path / host, host)
     tasks = (Decoding(8), Ranking(("yes", "no way, never")))
     found: list[Any] = []
     for ahead in (True, False):
         if not ahead:
             monkeypatch.setattr(loading, "cast_ahead", lambda _: None)
         source = registry.model_source(str(toml))
-        model: Any = load_over(source, goldens / "data", "amp_bf16")
-        prepared = [model.read(prompt, tasks[0]) for prompt in prompts_of(goldens)]
+        model: Any = load_over(source, kit.data, "amp_bf16")
+        prepared = [model.read(prompt, tasks[0]) for prompt in prompts_of(kit)]
         with torch.inference_mode():
             logits = model._prefix(prepared, tasks[0], 36).logits
-        found.append((logits, [model.answer([model.read(p, t) for p in prompts_of(goldens)], t) for t in tasks]))
+        found.append((logits, [model.answer([model.read(p, t) for p in prompts_of(kit)], t) for t in tasks]))
         halved = [p for p in model.model.parameters() if p.dtype == torch.bfloat16]
         assert bool(halved) == ahead
         kept = (model.model.language.get_input_embeddings(), model.model.vision, model.model.perceiver)

@@ -18,7 +18,7 @@ from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.ports import Retrieval
 from flamingo_eval.runspec import RunSpec
-from tests.helpers import Cli, LazyModule, read_lines, run_cli, write_coco_root
+from tests.helpers import Cli, Kit, LazyModule, read_lines, run_cli, write_coco_root
 from tests.test_goldens import linked_data
 
 ranking: Any = LazyModule("flamingo_eval.features.ranking")
@@ -278,7 +278,7 @@ def test_what_the_file_and_the_environment_say_of_rices(root: Path, cli: Cli, mo
 
 
 @pytest.mark.torch
-def test_devices_and_weights_that_wont_do(root: Path, cli: Cli, goldens: Path) -> None:
+def test_devices_and_weights_that_wont_do(root: Path, cli: Cli, kit: Kit) -> None:
     options = ("plan", "coco", "--select", "rices", "--shots", "1", "--data-root", root)
     for device, message in (
         ("nonsense", "device 'nonsense' can't be used; known devices"),
@@ -287,7 +287,7 @@ def test_devices_and_weights_that_wont_do(root: Path, cli: Cli, goldens: Path) -
         result = cli(*options, "--rices-model", "scripted", "--device", device)
         assert result.returncode == 2
         assert message in result.stderr
-    weights = goldens / "model" / "clip.pt"
+    weights = kit.toml.parent / "clip.pt"
     result = cli(*options, "--rices-model", "ViT-B-32", "--rices-pretrained", weights, "--no-rices-quick-gelu")
     assert result.returncode == 2
     assert "ViT-B-32.json describes some" in result.stderr

@@ -96,3 +96,13 @@ def vision_width() -> int:
     """Width of the demo's vision tower."""
     [file] = (DEMO_SPEC.parent / "open_clip_configs").iterdir()
     return int(json.loads(file.read_text())["vision_cfg"]["width"])
+
+
+TEXTS = (
+    "<image>Output:",
+    "<image>Output:a giraffe and a green wall<|endofchunk|>\n<image>Output:",
+    "Output:two dogs<|endofchunk|>\nOutput:a cat<|endofchunk|>\n<image>Output:",
+    "<image>Output:a<|endofchunk|>\n<image>Output:a long caption of many words, so that lengths differ"
+    "<|endofchunk|>\n<image>Question: what is <image>?<|endofchunk|>\n<image>Output:",
+    "Output:",
+)

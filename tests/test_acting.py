@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import statistics
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from flamingo_eval.nouns import Cell, Trial
 from flamingo_eval.report.evidence import read_evidence
 from flamingo_eval.report.published import published
 from flamingo_eval.report.table import Shown, Sure, render_runs
-from tests.helpers import Cli, run_cli, run_record, write_coco_root
+from tests.helpers import Cli, run_cli, run_record, scored, write_coco_root
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -84,22 +83,6 @@ def two_runs(made_once: Path) -> tuple[Path, Path]:
     for name in ("good", "bad", "data"):
         shutil.copytree(made_once / name, name)
     return Path("good"), Path("bad")
-
-
-def scored(run: Path, score: float, every: int) -> None:
-    """Gives a run's items made-up scores: 100 and a little more or less; every n-th another one. Table and cells follow."""
-    rows = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
-    for i, row in enumerate(rows):
-        row["score"] = (score if i % every == 0 else 100.0) + (i * 7919 % 11) / 10
-    (run / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    table = json.loads((run / "scores.json").read_text())
-    for cell in table["cells"]:
-        for trial in cell["trials"]:
-            own = [r["score"] for r in rows if (r["shots"], r["seed"]) == (cell["shots"], trial["seed"])]
-            trial["value"] = sum(own) / len(own)
-        values = [trial["value"] for trial in cell["trials"]]
-        cell["mean"], cell["std"] = statistics.fmean(values), statistics.pstdev(values)
-    (run / "scores.json").write_text(json.dumps(table))
 
 
 def test_comparison_and_gate(two_runs: tuple[Path, Path], cli: Cli) -> None:

@@ -16,7 +16,7 @@ from flamingo_eval.nouns import Answer, Prompt, Task
 from flamingo_eval.ports import ModelBase
 from flamingo_eval.settings import SIZE
 from tests.helpers import Cli, read_lines
-from tests.test_plan import plan_of, source_of
+from tests.plans import plan_of, source_of
 
 
 class Small(ModelBase):
@@ -54,10 +54,24 @@ def test_batches_that_do_not_fit_are_halved(tmp_path: Path, fits: int, capsys: p
 
 
 def test_what_fits_nowhere_is_an_error_and_the_rest_is_kept(tmp_path: Path) -> None:
-    plan, journal = plan_of(source_of(9, 4), 2), Journal(tmp_path / "journal.jsonl")
+    """A prompt that does not even fit alone ends the run; what was answered before it is in the journal."""
+    plan, journal = plan_of(source_of(9, 6), 2), Journal(tmp_path / "journal.jsonl")
+    pending = list(find_pending([plan], journal, "m"))
+    heavy = pending[3].query.prompt.images[-1]
+
+    class Heavy(Small):
+        def answer(self, prepared: Sequence[str], task: Task) -> list[Answer]:
+            if heavy in prepared:
+                raise DeviceMemoryError("too large")
+            return super().answer(prepared, task)
+
     with pytest.raises(DeviceMemoryError):
-        answer(list(find_pending([plan], journal, "m")), Small(0), journal,
-               batch_size=2, extra={})  # fmt: skip
+        answer(pending, Heavy(16), journal, batch_size=1, extra={})
+    rows = {row["query_id"]: row["raw"] for row in read_lines(tmp_path / "journal.jsonl")}
+    asked = [(item.query.id, item.query.prompt.images[-1]) for item in pending]
+    assert 0 < len(rows) < 6
+    assert rows.items() <= {id: f"said of {image}" for id, image in asked}.items()
+    assert not any(image == heavy and id in rows for id, image in asked)
 
 
 def test_a_picture_that_cant_be_read_costs_its_own_query(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from flamingo_eval.nouns import WITHHELD
 from flamingo_eval.runspec import RunSpec
 from tests.bundles import load_over
 from tests.helpers import Cli, Kit, read_lines
-from tests.test_plan import plan_of, source_of
+from tests.plans import plan_of, source_of
 
 
 def control(plan: TrialPlan, name: str) -> ControlPlan:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import doctest
 import importlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-MODULES = [
-    "errors", "workers", "engine.controls", "reading", "text", "prompting", "seeds", "vqa_text", "metrics.cider", "metrics.roc_auc",
-    "metrics.vqa_accuracy", "metrics.accuracy",
-]  # fmt: skip
+import flamingo_eval
+
+PACKAGE = Path(flamingo_eval.__file__).parent
+TORCH = ("models.flamingo.", "features.ranking", "demo.")
+"""Modules that import it."""
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *MODULES,
-        pytest.param("stemming", marks=pytest.mark.slow),
-        pytest.param("models.flamingo.tokenizer", marks=pytest.mark.torch),
-        pytest.param("models.flamingo.weights", marks=pytest.mark.torch),
-        pytest.param("models.flamingo.model", marks=pytest.mark.torch),
-    ],
-)
+def modules() -> Iterator[object]:
+    """Every module with an example in it."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "\n    >>> " in (text := path.read_text(encoding="utf-8")) or "\n>>> " in text or ">>> " in text:
+            name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+            marks = [pytest.mark.torch] if name.startswith(TORCH) else [pytest.mark.slow] if name == "stemming" else []
+            yield pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", [*modules()])
 def test_examples(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"flamingo_eval.{name}"))
     assert result.attempted > 0

@@ -15,7 +15,7 @@ from flamingo_eval.images import Images
 from flamingo_eval.nouns import Answer, Prompt, Ranking, Task
 from flamingo_eval.ports import ModelBase
 from tests.helpers import run_cli, write_coco_root
-from tests.test_vqa_data import write_converted, write_memes
+from tests.vqa_files import write_converted, write_memes
 
 
 def write_vqav2(root: Path) -> None:

@@ -13,18 +13,10 @@ from flamingo_eval.images import Images
 from flamingo_eval.nouns import WITHHELD, Decoding, Ranking, Rendering
 from tests.bundles import load_over
 from tests.helpers import Kit, LazyModule
+from tests.small_flamingos import TEXTS
 
 pytestmark = pytest.mark.torch
 torch: Any = LazyModule("torch")
-
-TEXTS = (
-    "<image>Output:",
-    "<image>Output:a giraffe and a green wall<|endofchunk|>\n<image>Output:",
-    "Output:two dogs<|endofchunk|>\nOutput:a cat<|endofchunk|>\n<image>Output:",
-    "<image>Output:a<|endofchunk|>\n<image>Output:a long caption of many words, so that lengths differ"
-    "<|endofchunk|>\n<image>Question: what is <image>?<|endofchunk|>\n<image>Output:",
-    "Output:",
-)
 
 
 @pytest.fixture(scope="module", params=["demo", pytest.param("reference", marks=pytest.mark.goldens)])

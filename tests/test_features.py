@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flamingo_eval.engine.plan import Source, read_source
+from flamingo_eval.engine.plan import read_source
 from flamingo_eval.engine.retrieval import BATCH, encode_pictures, store_of
 from flamingo_eval.errors import QueryError
 from flamingo_eval.features.store import FeatureStore
 from flamingo_eval.images import Images
-from flamingo_eval.models.scripted import ThumbnailEncoder, ThumbnailSource
-from flamingo_eval.ports import ModelInfo
+from flamingo_eval.models.scripted import ThumbnailEncoder
+from tests.encoders import CountingSource, images_of
 from tests.helpers import write_coco_root
-from tests.test_goldens import linked_data
+from tests.reference import linked_data
 
 
 @pytest.fixture(autouse=True)
@@ -92,37 +90,6 @@ def test_features_of_another_encoder_are_not_used(tmp_path: Path, capsys: pytest
     with store.building():
         store.append(["a"], vectors_of(1, width=5), {})
     assert FeatureStore(tmp_path, "e2").read(["a"]).shape == (1, 5)
-
-
-class CountingSource(ThumbnailSource):
-    """Thumbnails, with a count of how often each file was read and each batch encoded."""
-
-    def __init__(self, digest: str = "counting") -> None:
-        self.reads: Counter[str] = Counter()
-        self.encoded = self.loads = 0
-        self.digest = digest
-
-    def info(self) -> ModelInfo:
-        return ModelInfo("counting", self.digest, {})
-
-    def load(self, device: str) -> ThumbnailEncoder:
-        outer = self
-        self.loads += 1
-
-        class Encoder(ThumbnailEncoder):
-            def prepare(self, image: str, rgb: bool, images: Images) -> NDArray[np.float32]:
-                outer.reads[image] += 1
-                return super().prepare(image, rgb, images)
-
-            def encode(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-                outer.encoded += len(prepared)
-                return super().encode(prepared)
-
-        return Encoder()
-
-
-def images_of(source: Source) -> list[str]:
-    return [example.image for example in (*source.data.train, *source.data.test)]
 
 
 @pytest.mark.torch
@@ -212,7 +179,7 @@ import sys, time
 from pathlib import Path
 from flamingo_eval.engine.plan import read_source
 from flamingo_eval.engine.retrieval import encode_pictures
-from tests.test_features import CountingSource, images_of
+from tests.encoders import CountingSource, images_of
 
 class Slow(CountingSource):
     def load(self, device):

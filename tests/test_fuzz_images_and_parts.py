@@ -10,7 +10,6 @@ import json
 import random
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -23,8 +22,8 @@ from PIL import Image
 from flamingo_eval.errors import QueryError
 from flamingo_eval.images import FORMATS, NEVER, Images
 from flamingo_eval.models.flamingo import DEMO_SPEC
+from tests.fuzzing import damaged_bytes, damaged_json
 from tests.helpers import Cli, LazyModule, write_coco_root
-from tests.test_fuzz import damaged_bytes, damaged_json
 
 transforms: Any = LazyModule("open_clip.transform")
 pytestmark = [pytest.mark.torch, pytest.mark.slow]
@@ -164,20 +163,17 @@ KINDS = {".json", ".toml", ".pt", ".safetensors"}
 @pytest.mark.parametrize("count", [25, pytest.param(500, marks=pytest.mark.fuzz)])
 def test_checkpoint_parts(tmp_path: Path, cli: Cli, count: int) -> None:
     root = write_coco_root(tmp_path / "data", train=4, test=2)
-    slowest, codes = 0.0, set()
+    codes = set()
     for seed in range(count):
         bundle = tmp_path / f"{seed}"
         shutil.copytree(DEMO_SPEC.parent, bundle)
         damage_part(bundle, random.Random(seed))
-        began = time.monotonic()
         with limited():
             result = cli("coco", "--checkpoint", bundle / "model.toml", "--data-root", root, "--shots", "0", "--seeds",
                          "42", "--device", "cpu", "--out", tmp_path / f"run{seed}", "--on-error", "skip")  # fmt: skip
-        slowest = max(slowest, time.monotonic() - began)
         check(result, seed)
         if result.returncode == 2:
             assert str(bundle) in result.stderr, f"seed {seed}: {result.stderr}"
         codes.add(result.returncode)
         shutil.rmtree(bundle)
     assert codes >= {0, 2}
-    assert slowest < LONGEST

@@ -8,66 +8,37 @@ from typing import Any
 
 import pytest
 
-from flamingo_eval.engine.plan import TrialPlan, plan_trial, query_row, read_source
-from flamingo_eval.models.flamingo.rendering import RENDERER
-from flamingo_eval.runspec import RunSpec
+from flamingo_eval.engine.plan import query_row
 from tests.bundles import load_over
 from tests.helpers import pixels_of, read_lines, run_cli
-
-pytestmark = pytest.mark.goldens
-
-
-def linked_data(goldens: Path, folder: Path) -> Path:
-    """The golden data with its links as links; some ways of copying leave a small file naming the target instead."""
-    for benchmark in (goldens / "data").iterdir():
-        (folder / benchmark.name).mkdir(parents=True)
-        for part in benchmark.iterdir():
-            target = part.read_text() if part.is_file() and part.name.endswith("2014") else part
-            (folder / benchmark.name / part.name).symlink_to(target)
-    return folder
+from tests.reference import linked_data, plan_like, protocol_of
 
 
-def protocol_of(file: Path) -> str:
-    return "openflamingo-" + file.name.partition("_")[0] if file.name.startswith("2023") else "openflamingo"
-
-
-def plan_like(expected: dict[str, Any], goldens: Path, protocol: str = "openflamingo") -> TrialPlan:
-    return plan_trial(
-        read_source(expected["benchmark"], goldens / "data", protocol=protocol),
-        RENDERER,
-        RunSpec(
-            num_samples=expected["num_samples"] if protocol.endswith("03") else None,
-            pool_size=expected["query_set_size"],
-        ),
-        shots=expected["shots"] if "shots" in expected else expected["num_shots"],
-        seed=expected["seed"],
-    )
-
-
-def test_plans(goldens: Path) -> None:
-    files = sorted((goldens / "plans").glob("*_random_*.json"))
+def test_plans(golden: Path) -> None:
+    files = sorted((golden / "plans").glob("*_random_*.json"))
     assert len(files) >= 21
     for file in files:
         expected = json.loads(file.read_text())
-        plan = plan_like(expected, goldens)
+        plan = plan_like(expected, golden)
         rows = [query_row(plan, query) for query in plan]
         got = [tuple(row[key] for key in ("query_id", "demonstration_ids", "images", "prompt")) for row in rows]
         keys = ("query_id", "demonstration_ids", "model_images", "prompt")
         assert got == [tuple(query[key] for key in keys) for query in expected["queries"]], file.name
 
 
-def test_plans_of_the_older_harnesses(goldens: Path) -> None:
-    files = sorted((goldens / "runs").glob("2023-*.json"))
+def test_plans_of_the_older_harnesses(golden: Path) -> None:
+    files = sorted((golden / "runs").glob("2023-*.json"))
     assert len(files) >= 4
     for file in files:
         expected = json.loads(file.read_text())
-        plan = plan_like(expected, goldens, protocol_of(file))
+        plan = plan_like(expected, golden, protocol_of(file))
         rows = [query_row(plan, query) for query in plan]
         got = [tuple(row[key] for key in ("query_id", "demonstration_ids", "images", "prompt")) for row in rows]
         keys = ("query_id", "demo_ids", "model_image_paths", "prompt")
         assert got == [tuple(query[key] for key in keys) for query in expected["queries"]], file.name
 
 
+@pytest.mark.goldens
 @pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7])
@@ -120,6 +91,7 @@ def check_scores(items: list[dict[str, Any]], expected: dict[str, Any]) -> None:
         assert by_id[int(id)]["score"] / 100 == pytest.approx(value, abs=1e-9)
 
 
+@pytest.mark.goldens
 @pytest.mark.torch
 def test_ranking_agrees_with_the_references_cached_and_uncached(goldens: Path) -> None:
     import torch
@@ -140,6 +112,7 @@ def test_ranking_agrees_with_the_references_cached_and_uncached(goldens: Path) -
             assert (ours - theirs).abs().max() < 1e-4, name
 
 
+@pytest.mark.goldens
 @pytest.mark.torch
 @pytest.mark.parametrize("chunk", [1, 3, 512])
 def test_ranking_names_of_several_tokens(goldens: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:

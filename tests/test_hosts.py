@@ -14,8 +14,7 @@ from flamingo_eval.errors import CheckpointError
 from flamingo_eval.nouns import Decoding, Ranking, Rendering
 from tests.bundles import load_over
 from tests.helpers import Kit, LazyModule
-from tests.small_flamingos import WIDTH, make_language, write_flamingo
-from tests.test_fast_paths import TEXTS
+from tests.small_flamingos import TEXTS, WIDTH, make_language, write_flamingo
 
 pytestmark = pytest.mark.torch
 torch: Any = LazyModule("torch")

@@ -9,7 +9,6 @@ import re
 import shutil
 import struct
 import subprocess
-import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -101,14 +100,13 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")
     with (tmp_path / "huge.jpg").open("wb") as file:
         file.truncate(2 << 30)
-    images, began = Images(tmp_path), time.monotonic()
+    images = Images(tmp_path)
     for name, words in {"pipe.jpg": "not a regular file", "device.jpg": "not a regular file", "none.jpg": "not exist",
                         "folder.jpg": "can't be read", "loop.jpg": "symbolic links", "huge.jpg": "2.0 GiB",
                         "a\0b.jpg": "null", f"{'n' * 300}.jpg": "too long"}.items():  # fmt: skip
         assert words in refusal(images, name)
         with pytest.raises(QueryError):
             images.digest(name)
-    assert time.monotonic() - began < 5, "nothing waits for a pipe, nothing reads two gigabytes"
     (tmp_path / "real.png").write_bytes(picture(3))
     (tmp_path / "link.jpg").symlink_to("real.png")
     assert images.decode("link.jpg", lambda opened: opened.size) == (16, 16), "links are the user's own"

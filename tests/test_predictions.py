@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import write_coco_root
-from tests.test_vqa_data import write_converted, write_memes
+from tests.vqa_files import write_converted, write_memes
 
 
 @pytest.fixture

@@ -9,16 +9,10 @@ import json
 import pytest
 
 from flamingo_eval.errors import UserError
-from flamingo_eval.nouns import Cell, Trial
 from flamingo_eval.report.table import FORMATS, render
-from tests.helpers import run_record
+from tests.helpers import cell, run_record
 
 RUN = run_record()
-
-
-def cell(shots: int, *values: float, missing: int = 0) -> Cell:
-    trials = tuple(Trial(42 + i, value, 100 - missing, 100) for i, value in enumerate(values))
-    return Cell("coco", "test", shots, "random", "openflamingo", "CIDEr x 100", trials)
 
 
 def test_mean_and_population_standard_deviation() -> None:

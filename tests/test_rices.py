@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flamingo_eval.engine.plan import plan_trial, read_source
-from flamingo_eval.engine.retrieval import Retriever, find_nearest
+from flamingo_eval.engine import retrieval
+from flamingo_eval.engine.plan import Source, plan_trial, read_source
+from flamingo_eval.engine.retrieval import Encoding, Retriever, find_nearest
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.models.flamingo.rendering import RENDERER
-from flamingo_eval.ports import Retrieval
+from flamingo_eval.ports import Nearest, Retrieval
 from flamingo_eval.runspec import RunSpec
+from tests.encoders import CountingSource
 from tests.helpers import Cli, Kit, LazyModule, read_lines, run_cli, write_coco_root
-from tests.test_goldens import linked_data
+from tests.reference import linked_data
 
 ranking: Any = LazyModule("flamingo_eval.features.ranking")
 RICES = ("--select", "rices", "--rices-model", "scripted", "--checkpoint", "scripted")
@@ -92,21 +95,44 @@ def test_ranking_of_real_valued_features_does_not_depend_on_how_work_is_cut(
 
 @pytest.mark.torch
 @pytest.mark.goldens
-def test_plans_equal_the_references(goldens: Path, tmp_path: Path) -> None:
-    """Demonstrations' pictures in order; rows too where a picture occurs once (among rows of one picture the reference
-    leaves the order to rounding)."""
+def test_plans_equal_the_references_from_images_on(goldens: Path, tmp_path: Path) -> None:
     from flamingo_eval import registry
 
     encoder = registry.image_encoder(str(goldens / "model" / "model.toml"), None)
     data = linked_data(goldens, tmp_path / "data")
-    files = sorted((goldens / "plans").glob("*_rices_*.json"))
+
+    def nearest_to(source: Source, shots: int) -> Nearest:
+        return find_nearest(source, source.data.test, shots, Retriever(Retrieval(""), encoder), "cpu")
+
+    check_plans(goldens / "plans", data, nearest_to)
+
+
+@pytest.mark.torch
+def test_plans_equal_the_references(golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the embeddings of its images on, which are kept (``tests/parity/rices_features.py``)."""
+    kept = np.load(golden / "rices_features.npz")
+
+    def nearest_to(source: Source, shots: int) -> Nearest:
+        name = source.benchmark.name
+        images, rows = kept[f"{name}_images"].tolist(), kept[f"{name}_rows"].tolist()
+        encoding = Encoding(kept[f"{name}_vectors"], dict(zip(images, rows, strict=True)), {})
+        monkeypatch.setattr(retrieval, "encode_pictures", lambda *_: encoding)
+        return find_nearest(source, source.data.test, shots, Retriever(Retrieval(""), CountingSource()), "cpu")
+
+    check_plans(golden / "plans", golden, nearest_to)
+
+
+def check_plans(plans: Path, data: Path, nearest_to: Callable[[Source, int], Nearest]) -> None:
+    """Demonstrations' pictures in order; rows too where a picture occurs once (among rows of one picture the reference
+    leaves the order to rounding)."""
+    files = sorted(plans.glob("*_rices_*.json"))
     assert len(files) >= 7
     compared = 0
     for file in files:
         expected = json.loads(file.read_text())
         source = read_source(expected["benchmark"], data)
         shots, seed = expected["shots"], expected["seed"]
-        nearest = find_nearest(source, source.data.test, shots, Retriever(Retrieval(""), encoder), "cpu")
+        nearest = nearest_to(source, shots)
         plan = plan_trial(source, RENDERER, RunSpec(select="rices"), shots=shots, seed=seed, nearest=nearest)
         counts: dict[str, int] = {}
         for example in source.data.train:

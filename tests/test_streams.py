@@ -14,8 +14,7 @@ import pytest
 
 from flamingo_eval.report.gate import as_junit
 from flamingo_eval.report.table import render
-from tests.helpers import FAST, Cli, read_lines, run_record, run_scripted, shell, write_coco_root
-from tests.test_report import cell
+from tests.helpers import FAST, Cli, cell, read_lines, run_record, run_scripted, shell, write_coco_root
 
 
 @pytest.mark.slow
@@ -50,7 +49,7 @@ def test_streams_change_no_exit_code(two_runs: Path, line: str, code: int) -> No
 @pytest.fixture
 def two_runs(tmp_path: Path, cli: Cli) -> Path:
     """A run, and one that is worse."""
-    from tests.test_acting import scored
+    from tests.helpers import scored
 
     root = write_coco_root(tmp_path / "data", train=12, test=40)
     for name, score in (("run", 100.0), ("worse", 20.0)):

@@ -99,6 +99,12 @@ def test_a_layer_that_is_broken_is_found(tmp_path: Path) -> None:
         path.write_text(before)
 
 
+def test_no_test_imports_from_another_test_module() -> None:
+    for path in Path(__file__).parent.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert re.findall(r"^\s*(?:from|import) tests\.test_\w+", text, flags=re.MULTILINE) == [], path
+
+
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     for path in sources():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -17,8 +17,8 @@ from flamingo_eval import benchmark
 from flamingo_eval.engine.plan import check_scoring, read_source
 from flamingo_eval.errors import FlamingoEvalError, UserError
 from flamingo_eval.schema import image_name
+from tests.fuzzing import damaged_bytes, damaged_json
 from tests.helpers import Cli
-from tests.test_fuzz import damaged_bytes, damaged_json
 
 SHIPPED = Path(benchmark.__file__).parents[1] / "benchmarks"
 

@@ -7,7 +7,7 @@ msgspec does the checking: of the libraries that turn tables into records by the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -19,6 +19,8 @@ from flamingo_eval.errors import UserError
 T = TypeVar("T")
 _PLACE = re.compile(r"(.*?)(?: - at `(\$.*?)`)?", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+_GOT = re.compile(r"got `(\w+)`")
+_KINDS = {"str": str, "int": int, "float": float, "bool": bool, "null": type(None), "array": list, "object": dict}
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,6 +42,7 @@ def typed(value: Any, kind: type[T], where: str) -> T:
     {'a': [1, 2]}
     >>> typed({"a": [1, "2"]}, dict[str, list[int]], "x.toml")
     Traceback (most recent call last):
+        ...
     flamingo_eval.errors.UserError: x.toml: a[1] is '2': expected `int`, got `str`
     """
     strange = _unknown_key(value, _info(kind), "")  # type: ignore[arg-type]
@@ -79,15 +82,37 @@ def _told(message: str, value: Any) -> str:
     match = _PLACE.fullmatch(message)
     what, place = (match[1], match[2] or "$") if match else (message, "$")
     what = what[:1].lower() + what[1:]
-    if "[...]" in place or place == "$":
-        at = place.removeprefix("$").replace("[...]", "").lstrip(".")
+    steps = [key or index for key, index in _STEP.findall(place)]
+    got = _GOT.search(what)
+    found = [*_places(value, steps, _KINDS.get(got[1]) if got else None)]
+    if len(found) != 1 and not (found and got):  # under which of a table's keys it is can't be told
+        return f"{place[2:]}: {what}" if steps else what
+    at, there = found[0][0].lstrip("."), found[0][1]
+    if not steps or "missing" in what:
         return f"{at}: {what}" if at else what
-    there = value
-    for key, index in _STEP.findall(place):
-        there = there.get(key) if isinstance(there, dict) else there[int(index)] if index.isdigit() else there
-    if "missing" in what or "unknown field" in what:
-        return f"{place[2:]}: {what}"
-    return f"{place[2:]} is {repr(there)[:60]}: {what}"
+    return f"{at} is {repr(there)[:60]}: {what}"
+
+
+def _places(value: Any, steps: Sequence[str], kind: type | None) -> Iterator[tuple[str, Any]]:
+    """Where a value of a kind is found at the end of some steps, of which ``...`` is any key of a table."""
+    if not steps:
+        if kind is None or type(value) is kind:
+            yield "", value
+        return
+    step, *rest = steps
+    if isinstance(value, Mapping):
+        keys: Iterable[Any] = value if step == "..." else [step] if step in value else []
+        found = ((f".{key}", value[key]) for key in keys)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        places = (
+            range(len(value)) if step == "..." else [int(step)] if step.isdigit() and int(step) < len(value) else []
+        )
+        found = ((f"[{i}]", value[i]) for i in places)
+    else:
+        return
+    for at, inner in found:
+        for deeper, there in _places(inner, rest, kind):
+            yield at + deeper, there
 
 
 _IMAGE_ID = re.compile(r"\{image_id(?::0?(\d{1,2})d)?\}")

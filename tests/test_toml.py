@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import re
 import subprocess
 import sys
 import tomllib
@@ -16,7 +17,7 @@ import pytest
 from flamingo_eval import benchmark
 from flamingo_eval.engine.plan import check_scoring, read_source
 from flamingo_eval.errors import FlamingoEvalError, UserError
-from flamingo_eval.schema import image_name
+from flamingo_eval.schema import image_name, typed
 from tests.fuzzing import damaged_bytes, damaged_json
 from tests.helpers import Cli
 
@@ -71,7 +72,7 @@ CASES: tuple[tuple[str, str, Any, str], ...] = (
     ("vqav2", "submission.key", "id", "submission.key is 'id': invalid enum value"),
     ("vqav2", "submission.from", "test", "submission.from is 'test': expected `array`"),
     ("vqav2", "protocols", 0, "[protocols]: expected `object`, got `int`"),
-    ("vqav2", "protocols.official", 0, "[protocols]: expected `object`, got `int`"),
+    ("vqav2", "protocols.official", 0, "[protocols]: official is 0: expected `object`, got `int`"),
     ("vqav2", "data", 5, "data is 5: expected `object`"),
     ("vqav2", "data.folder", 0, "[data]: folder is 0: expected `str`"),
     ("vqav2", "data.layout", "abc", "[data]: layout is 'abc': expected `array`"),
@@ -80,7 +81,7 @@ CASES: tuple[tuple[str, str, Any, str], ...] = (
     ("vqav2", "data.answers", "ten", "[data]: answers is 'ten': expected `int`"),
     ("vqav2", "data.answer", 10, "[data]: unknown key 'answer' in the top level"),
     ("vqav2", "data.splits", {}, "has no files for split 'train'"),
-    ("vqav2", "data.splits.val", {}, "splits: object missing required field `images`"),
+    ("vqav2", "data.splits.val", {}, "splits[...]: object missing required field `images`"),
     ("vqav2", "data.splits.val", {"images": "x/{image_id}"}, "splits.val names neither questions nor published"),
     ("vqav2", "data.splits.val.images", "{image_id.nope}", "must hold {image_id} or {image_id:012d}"),
     ("vqav2", "data.splits.val.images", "{image_id:>2000000000}", "must hold {image_id} or {image_id:012d}"),
@@ -99,7 +100,7 @@ CASES: tuple[tuple[str, str, Any, str], ...] = (
     ("hateful_memes", "ranking.names", ["no", "maybe"], "scoring.positive is 'yes', which is none of ranking.names"),
     ("hateful_memes", "scoring", {}, "missing required field `positive`"),
     ("hateful_memes", "data.labels", "no", "[data]: labels is 'no': expected `array`"),
-    ("hateful_memes", "data.splits.dev_seen", 5, "[data]: splits: expected `str`"),
+    ("hateful_memes", "data.splits.dev_seen", 5, "[data]: splits.dev_seen is 5: expected `str`"),
     ("imagenet", "data.splits", {"train": "train"}, "splits has no 'val'; it has: train"),
     ("imagenet", "data.names", None, "[data]: names is None: expected `str`"),
     ("imagenet", "data.default_names", "nosuch.txt", "does not exist"),
@@ -348,3 +349,17 @@ def test_damaged_bytes_of_all_three_kinds(
             assert "error: " in result.stderr or "Usage" in result.stderr, (seed, result.stderr)
             # what is well-formed and unknown (a checkpoint, a selector) is called by what was said
             assert path.stem in result.stderr or any(word in last for word in ("unknown", "--", "does not exist"))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        ({"a": {"x": 1}, "b": {"x": "1"}}, dict[str, dict[str, int]], "b.x is '1': expected `int`, got `str`"),
+        ({"a": [1, 2], "b": [3, None]}, dict[str, list[int]], "b[1] is None: expected `int`, got `null`"),
+        ({"a": 5}, dict[str, dict[str, int]], "a is 5: expected `object`, got `int`"),
+        ([1, True], list[int], "[1] is True: expected `int`, got `bool`"),
+    ],
+)
+def test_which_of_many_is_wrong_is_found(value: Any, kind: Any, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"x.toml: {message}")):
+        typed(value, kind, "x.toml")

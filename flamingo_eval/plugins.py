@@ -19,7 +19,7 @@ from typing import Any
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import is_file, is_folder
 from flamingo_eval.own import PLUGINS, place
-from flamingo_eval.progress import note
+from flamingo_eval.progress import warn
 
 KINDS = {
     "loaders": "LOADER",
@@ -44,7 +44,7 @@ def found(kind: str) -> dict[str, Callable[[], Any]]:
     plugins: dict[str, Callable[[], Any]] = dict(_in_package(kind))
     for name, load in (*_installed(kind), *_own(kind)):
         if name in plugins:
-            note(f"left out: there is a {kind[:-1]} {name!r} already: give the plug-in another name")
+            warn(f"left out: there is a {kind[:-1]} {name!r} already: give the plug-in another name")
         else:
             plugins[name] = load
     return plugins
@@ -92,9 +92,9 @@ def _own_modules() -> dict[str, ModuleType]:
             try:
                 modules[path.stem] = _loaded(path)
             except UserError as error:
-                note(f"left out: {error}")
+                warn(f"left out: {error}")
     except UserError as error:
-        note(f"left out: {error}")
+        warn(f"left out: {error}")
     return modules
 
 

@@ -1,18 +1,25 @@
-"""Progress with rate and time left, on stderr."""
+"""What goes on: remarks through ``logging``, and progress bars with rate and time left on stderr."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
 from tqdm import tqdm
 
-from flamingo_eval.text import printable
+LOGGER = logging.getLogger("flamingo_eval")
+"""Where this package's remarks go; the command line prints them on stderr, a host decides for itself."""
 
 
 def note(text: str) -> None:
-    """A remark on stderr."""
-    print(f"note: {printable(text)}", file=sys.stderr)
+    """Something that may be of interest, such as how fast a run was."""
+    LOGGER.info("%s", text)
+
+
+def warn(text: str) -> None:
+    """Something that one should know, such as what has been left out."""
+    LOGGER.warning("%s", text)
 
 
 def progress_bar(total: int, unit: str, title: str, *, shown: bool = True) -> Any:

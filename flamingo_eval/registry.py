@@ -24,7 +24,7 @@ from flamingo_eval.ports import (
     RetrievingSelector,
     Selector,
 )
-from flamingo_eval.progress import note
+from flamingo_eval.progress import warn
 from flamingo_eval.prompting import INTERLEAVED
 from flamingo_eval.runspec import SETTINGS
 from flamingo_eval.settings import Setting, settings_problem, with_defaults
@@ -121,7 +121,7 @@ def _usable(kind: str) -> dict[str, Any]:
         try:
             usable[name] = _plugin(kind, name)
         except UserError as error:
-            note(f"left out: {error}")
+            warn(f"left out: {error}")
     return usable
 
 
@@ -132,7 +132,7 @@ def selectors() -> dict[str, Selector]:
     for name, one in _usable("selectors").items():  # the package's own come first
         other = [own.name for own in one.settings if not settings.get(own.name, own).like(own)]
         if other:
-            note(f"left out: the selector {name!r}: another one has a setting {other[0]!r} that is not the same")
+            warn(f"left out: the selector {name!r}: another one has a setting {other[0]!r} that is not the same")
             continue
         settings = {**{own.name: own for own in one.settings}, **settings}
         usable[name] = one

@@ -39,7 +39,7 @@ class Small(ModelBase):
 
 
 @pytest.mark.parametrize("fits", [1, 2, 5, 16])
-def test_batches_that_do_not_fit_are_halved(tmp_path: Path, fits: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_batches_that_do_not_fit_are_halved(tmp_path: Path, fits: int, caplog: pytest.LogCaptureFixture) -> None:
     plan, model, journal = plan_of(source_of(9, 40), 2), Small(fits), Journal(tmp_path / "journal.jsonl")
     failures = answer(list(find_pending([plan], journal, "m")), model, journal,
                       batch_size=None, extra={})  # fmt: skip
@@ -47,7 +47,7 @@ def test_batches_that_do_not_fit_are_halved(tmp_path: Path, fits: int, capsys: p
     assert sum(model.sizes) == 40
     assert max(model.sizes) <= fits
     if fits < 16:
-        assert "do not fit into memory" in capsys.readouterr().err
+        assert "do not fit into memory" in caplog.text
         assert model.sizes.count(max(model.sizes)) > 1, "what did not fit is not tried again and again"
     rows = {row["query_id"]: row["raw"] for row in read_lines(tmp_path / "journal.jsonl")}
     assert rows == {query.id: f"said of {query.prompt.images[-1]}" for query in plan}

@@ -187,7 +187,7 @@ def test_reading_ahead_while_the_same_pictures_are_being_encoded(kit: Kit, tmp_p
 
 
 def test_latents_are_on_the_disk_long_before_the_end(
-    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kit: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A killed run loses the last few; a disk that is nearly full is left alone."""
     from flamingo_eval.features.store import FeatureStore
@@ -215,12 +215,12 @@ def test_latents_are_on_the_disk_long_before_the_end(
     full._disk = FeatureStore(tmp_path / "y", "d")
     full.latents([full.find(path, rgb=False, images=Images(Path())) for path in paths])
     full.close()
-    assert "GiB to spare" in capsys.readouterr().err
+    assert "GiB to spare" in caplog.text
     assert len(FeatureStore(tmp_path / "y", "d")) == 0
 
 
 def test_a_cache_disk_that_fails_costs_nothing_but_time(
-    kit: Kit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kit: Kit, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from flamingo_eval.features.store import FeatureStore
     from flamingo_eval.models.flamingo.latents import LatentStore
@@ -234,7 +234,7 @@ def test_a_cache_disk_that_fails_costs_nothing_but_time(
     store.read(pictures)
     assert store.latents(pictures).shape == (6, 1, 3)
     store.close()
-    assert "not kept on the disk any more" in capsys.readouterr().err
+    assert "not kept on the disk any more" in caplog.text
 
 
 def test_a_cache_that_is_emptied_meanwhile_costs_nothing_but_time(kit: Kit, tmp_path: Path) -> None:

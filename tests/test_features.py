@@ -82,11 +82,11 @@ def test_a_damaged_vector_is_noticed(tmp_path: Path) -> None:
         store.read(["a", "b", "c"])
 
 
-def test_features_of_another_encoder_are_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_features_of_another_encoder_are_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     filled(tmp_path, "e1")
     store = FeatureStore(tmp_path, "e2")
     assert "a" not in store
-    assert "not used" in capsys.readouterr().err
+    assert "not used" in caplog.text
     with store.building():
         store.append(["a"], vectors_of(1, width=5), {})
     assert FeatureStore(tmp_path, "e2").read(["a"]).shape == (1, 5)
@@ -144,7 +144,7 @@ def test_a_changed_picture_gets_features_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
-def test_damaged_features_are_computed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_features_are_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_coco_root(tmp_path / "data", train=4, test=1)
     source, encoder = read_source("coco", root), CountingSource()
     first = encode_pictures(source, images_of(source), encoder, "cpu")
@@ -157,7 +157,7 @@ def test_damaged_features_are_computed_again(tmp_path: Path, capsys: pytest.Capt
         assert (again.vectors == first.vectors).all()
         assert encoder.loads == loads, "once"
     assert encoder.encoded == 6
-    assert "damaged; computed again" in capsys.readouterr().err
+    assert "damaged; computed again" in caplog.text
 
 
 @pytest.mark.torch

@@ -221,7 +221,7 @@ def test_a_hub_that_is_out_of_order_for_a_while(hub: type[Hub], tmp_path: Path) 
 
 @pytest.mark.parametrize("offline", [False, True])
 def test_a_hub_that_stays_away(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], offline: bool
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, offline: bool
 ) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -241,7 +241,7 @@ def test_a_hub_that_stays_away(
         hub.fetch(HubFile("org/repo", "checkpoint.pt"))
     assert len(tries) == (1 if offline else 4)
     assert waits == ([] if offline else [1.0, 4.0, 15.0])
-    assert ("again in 4 s" in capsys.readouterr().err) != offline
+    assert ("again in 4 s" in caplog.text) != offline
 
 
 @pytest.mark.slow

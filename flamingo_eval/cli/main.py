@@ -17,7 +17,7 @@ from flamingo_eval.cli import bench, comparing, demonstrations, publishing, read
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import read_config
-from flamingo_eval.cli.output import finish, prepare_streams
+from flamingo_eval.cli.output import finish, notes_shown, prepare_streams
 from flamingo_eval.errors import FlamingoEvalError
 from flamingo_eval.text import printable
 from flamingo_eval.version import __version__
@@ -94,7 +94,9 @@ def main() -> None:
     prepare_streams()
     signal.signal(signal.SIGTERM, _terminated)  # what Slurm and torchrun send: ends like Ctrl-C, in good order
     debug = "--debug" in sys.argv[1:]
-    sys.exit(finish(_run([argument for argument in sys.argv[1:] if argument != "--debug"], debug)))
+    with notes_shown():
+        code = _run([argument for argument in sys.argv[1:] if argument != "--debug"], debug)
+    sys.exit(finish(code))
 
 
 def _run(arguments: list[str], debug: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO, TextIO, cast
 import typer
 
 from flamingo_eval.errors import StorageError
+from flamingo_eval.progress import LOGGER
 from flamingo_eval.text import printable
 
 _lost: list[OSError] = []
@@ -101,6 +103,28 @@ class _Stream:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class _Notes(logging.Handler):
+    """Remarks on stderr, control characters from data and models spelled out."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one."""
+        print(f"note: {printable(record.getMessage())}", file=sys.stderr)
+
+
+@contextmanager
+def notes_shown() -> Iterator[None]:
+    """The package's remarks are printed, and go nowhere else."""
+    handler, before = _Notes(), (LOGGER.level, LOGGER.propagate)
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.level, LOGGER.propagate = before
 
 
 def prepare_streams() -> None:

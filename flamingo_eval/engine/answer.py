@@ -15,7 +15,7 @@ from flamingo_eval.engine.requests import Pending, Request, pictures_digest
 from flamingo_eval.errors import DataError, DeviceMemoryError, QueryError, UserError, first_few
 from flamingo_eval.nouns import Answer, Decoding, NoAnswer, Prediction, Prompt, Task
 from flamingo_eval.ports import Model
-from flamingo_eval.progress import note, progress_bar
+from flamingo_eval.progress import progress_bar, warn
 from flamingo_eval.workers import ahead
 
 
@@ -180,7 +180,7 @@ class _Runner:
                 if len(part) == 1:
                     raise
                 size = self._fits[task] = max(1, len(part) // 2)
-                note(f"{len(part)} queries at once do not fit into memory; on with {size}")
+                warn(f"{len(part)} queries at once do not fit into memory; on with {size}")
                 continue
             except QueryError as error:  # an image was read again, and has gone or changed since it was prepared
                 if len(part) > 1:

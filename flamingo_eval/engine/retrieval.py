@@ -21,7 +21,7 @@ from flamingo_eval.files import cache_folder, digest, write_atomic
 from flamingo_eval.images import Images
 from flamingo_eval.nouns import Example
 from flamingo_eval.ports import EncoderSource, ImageEncoder, Nearest, Retrieval
-from flamingo_eval.progress import note, progress_bar
+from flamingo_eval.progress import progress_bar, warn
 from flamingo_eval.reading import read_json
 from flamingo_eval.runspec import RunSpec
 from flamingo_eval.schema import typed
@@ -171,7 +171,7 @@ def _drop_damaged(store: FeatureStore, keys: Sequence[str]) -> None:
     try:
         store.read([key for key in keys if key in store])
     except KeyError as error:
-        note(f"{len(error.args)} features in {store.folder} are damaged; computed again")
+        warn(f"{len(error.args)} features in {store.folder} are damaged; computed again")
         store.forget(error.args)
 
 

@@ -31,7 +31,7 @@ from flamingo_eval.errors import FlamingoEvalError, StorageError, UserError
 from flamingo_eval.files import exists, is_file
 from flamingo_eval.nouns import Cell
 from flamingo_eval.ports import ModelSource
-from flamingo_eval.progress import note
+from flamingo_eval.progress import note, warn
 from flamingo_eval.runspec import RunSpec
 
 
@@ -66,7 +66,7 @@ def execute(
     executor = make_executor(spec.executor, spec.worker)
     for line in told_beforehand(run):
         if executor.leads:
-            note(line)
+            warn(line)
     if fresh:
         _start_over(run.folder, executor)
     with executor.hold(run.folder) as held:
@@ -109,7 +109,7 @@ def _plan(run: PreparedRun, executor: Executor, held: Alone) -> PlannedRun:
     trials = plan_all(spec, run.sources, run.trial_keys, run.model_source.renderer, nearest)
     journal = executor.journal(folder)
     for file in journal.torn if executor.leads else []:
-        note(f"{file} ended in the middle of a line; that answer is dropped")
+        warn(f"{file} ended in the middle of a line; that answer is dropped")
     model = model_digest(run.info.digest, run.precision)
     pending = list(find_pending(trials, journal, model))
     with held.alone("record"):
@@ -174,7 +174,7 @@ def _finish(run: PreparedRun, planned: PlannedRun, outcome: Outcome, root_of: Ro
         changed = _withdrawn(find_pending(earlier, journal, model_digest(run.info.digest, run.precision)), journal)
         folder.write_failures(changed, (), journal, skip=False)
         if changed:
-            note(f"{len(changed)} answers of earlier commands do not hold any more; those commands ask again")
+            warn(f"{len(changed)} answers of earlier commands do not hold any more; those commands ask again")
     cells = write_scores(folder, [*planned.trials, *earlier], journal, folder.read_run())
     if planned.pending:
         _tell_speed({**outcome.seconds, "scoring": time.perf_counter() - began}, journal.written)
@@ -191,7 +191,7 @@ def _start_over(folder: RunFolder, executor: Executor) -> None:
     if exists(folder.run_file):
         with folder.lock():
             kept = folder.set_aside()
-        note(f"starting over; what was there is kept in {kept}")
+        warn(f"starting over; what was there is kept in {kept}")
 
 
 def _tell_speed(seconds: Mapping[str, float], queries: int) -> None:
@@ -244,7 +244,7 @@ def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[TrialKey]) -> list[
     try:
         return [trial for trial in reopen(folder, root_of)[1] if trial.key not in wanted]
     except UserError as error:
-        note(f"trials of earlier commands are not scored again: {error}")
+        warn(f"trials of earlier commands are not scored again: {error}")
         return []
 
 

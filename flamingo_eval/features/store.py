@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from flamingo_eval.errors import DataError, StorageError, UserError
 from flamingo_eval.files import open_own, open_regular, storage_errors
-from flamingo_eval.progress import note
+from flamingo_eval.progress import note, warn
 from flamingo_eval.reading import parse_json
 from flamingo_eval.schema import typed
 
@@ -75,7 +75,7 @@ class FeatureStore:
         width = _width_of(head, self.encoder)
         if width == 0:
             if data:
-                note(f"{self.folder} holds no features of this encoder; it is not used")
+                warn(f"{self.folder} holds no features of this encoder; it is not used")
             return {}, 0, 0
         stored = _size(self._vectors_file) // (4 * width)
         rows, length = {}, len(head) + 1
@@ -126,7 +126,7 @@ class FeatureStore:
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
         if self._width not in (0, vectors.shape[1]):
-            note(
+            warn(
                 f"{self.folder} says that its features are {self._width} wide, they are {vectors.shape[1]}; begun anew"
             )
             self._rows, self._width, self._whole_bytes, self._next_row = {}, 0, 0, 0

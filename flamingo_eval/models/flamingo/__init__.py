@@ -18,7 +18,7 @@ from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.models.flamingo.rendering import RENDERER, FlamingoRenderer
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, VisionSpec, read_spec
 from flamingo_eval.ports import Capabilities, Model, ModelInfo, ModelSource
-from flamingo_eval.progress import note
+from flamingo_eval.progress import warn
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel
@@ -184,7 +184,7 @@ def _latents_folder() -> Path | None:
     try:
         return cache_folder() / "latents"
     except UserError as error:
-        note(f"encoded pictures are not kept on the disk: {error}")
+        warn(f"encoded pictures are not kept on the disk: {error}")
         return None
 
 

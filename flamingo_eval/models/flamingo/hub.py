@@ -25,7 +25,7 @@ from flamingo_eval.errors import CheckpointError
 from flamingo_eval.files import exists
 from flamingo_eval.models.flamingo.part_files import read_object, weight_files
 from flamingo_eval.models.flamingo.spec import HubFile
-from flamingo_eval.progress import note
+from flamingo_eval.progress import warn
 
 WAITS = (1.0, 4.0, 15.0)
 """Seconds before a lost connection is tried again. (huggingface_hub itself goes on where a download stopped.)"""
@@ -48,7 +48,7 @@ def fetch(file: HubFile) -> Path:
         except _LostError:
             if constants.HF_HUB_OFFLINE:
                 raise
-            note(f"{file.filename} of {file.repo}: the hub can't be reached; again in {wait:.0f} s")
+            warn(f"{file.filename} of {file.repo}: the hub can't be reached; again in {wait:.0f} s")
             time.sleep(wait)
     return _fetch_once(file)
 

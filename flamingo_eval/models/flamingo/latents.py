@@ -23,7 +23,7 @@ from flamingo_eval.errors import QueryError, StorageError
 from flamingo_eval.features.store import FeatureStore
 from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo.vision import Transform, read_picture
-from flamingo_eval.progress import note
+from flamingo_eval.progress import warn
 from flamingo_eval.workers import WORKERS
 
 ENCODED_AT_ONCE = 32
@@ -222,7 +222,7 @@ class LatentStore:
                     disk.append([*fresh], rows, {"latents": list(self._shape)})
                     self._damaged -= fresh.keys()
         except (StorageError, OSError) as error:  # what is kept here only saves time
-            note(f"encoded pictures are not kept on the disk any more: {error}")
+            warn(f"encoded pictures are not kept on the disk any more: {error}")
             self._disk = None
         finally:
             with self._lock:

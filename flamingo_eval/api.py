@@ -15,7 +15,7 @@ from flamingo_eval.benchmark import canonical_name
 from flamingo_eval.errors import UserError
 from flamingo_eval.nouns import Cell
 from flamingo_eval.ports import ModelSource
-from flamingo_eval.runspec import SETTINGS, RunSpec
+from flamingo_eval.runspec import COMMAND_LINE_ONLY, SETTINGS, RunSpec
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel
@@ -78,9 +78,10 @@ def evaluate(
     from flamingo_eval.demo.root import data_folder
     from flamingo_eval.engine.run import execute
 
-    names = tuple(canonical_name(one) for one in ([benchmarks] if isinstance(benchmarks, str) else benchmarks))
-    if not names:
-        raise UserError("no benchmark is named")
+    listed = [benchmarks] if isinstance(benchmarks, str) else [*(benchmarks or ())]
+    if not listed or not all(isinstance(one, str) for one in listed):
+        raise UserError(f"benchmarks is {repr(benchmarks)[:60]}: give a name, or some")
+    names = tuple(canonical_name(one) for one in listed)
     spec = _spec(names, model if isinstance(model, str) else name, settings)
     with tempfile.TemporaryDirectory(prefix="flamingo-eval-") as scratch:
         folder = Path(scratch) / "run" if spec.out is None else spec.out
@@ -89,14 +90,13 @@ def evaluate(
             return execute(spec, data_folder, folder, model_source=source).cells
 
 
-NOT_HERE = frozenset({"checkpoint", "offline", "process", "executor", "format"})
-"""Settings of the command line that :func:`evaluate` has not: the model is here, and cells are returned."""
-
-
 def _spec(benchmarks: tuple[str, ...], checkpoint: str, given: Mapping[str, Any]) -> RunSpec:
     """Raises UserError for a setting that there is not, or a value that it can't have."""
-    core = {name: one for name, one in SETTINGS.items() if name not in NOT_HERE}
+    core = {name: one for name, one in SETTINGS.items() if name not in COMMAND_LINE_ONLY}
     old = {former: one.name for one in core.values() for former in one.was}
+    twice = next((name for name in given if old.get(name) in given), None)
+    if twice:
+        raise UserError(f"{twice} and {old[twice]} say the same thing: give one of them")
     given = {old.get(name, name): value for name, value in given.items()}
     select = core["select"].read(given.get("select"), "select")
     own = {one.name: one for one in registry.selector(select).settings}
@@ -120,7 +120,7 @@ def _with_settings_in_help(function: Callable[..., list[Cell]]) -> None:
     parameters += [
         inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default)
         for one in SETTINGS.values()
-        if one.name not in NOT_HERE
+        if one.name not in COMMAND_LINE_ONLY
     ]
     last = inspect.Parameter("selection", inspect.Parameter.VAR_KEYWORD)
     function.__signature__ = signature.replace(parameters=[*parameters, last])  # type: ignore[attr-defined]

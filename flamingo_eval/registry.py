@@ -74,7 +74,7 @@ def _selector_problem(plugin: Any) -> str | None:
 
 _TAKEN = frozenset(SETTINGS) | {old for one in SETTINGS.values() for old in one.was} | {
     "context", "given", "benchmark", "benchmarks", "queries", "fresh", "as_json", "json", "help", "config", "debug",
-    "version", "model", "name", "tokenizer", "transform",
+    "version", "model", "name", "tokenizer", "transform", "like", "selection", "settings",
 }  # fmt: skip
 """Names that a selector's setting can't have: what else commands and ``evaluate`` take."""
 

@@ -275,6 +275,9 @@ SETTINGS: Mapping[str, Setting] = {
 NAMED_SETTINGS = tuple(name for name, one in SETTINGS.items() if one.changes_answers and one.named)
 """Those that a run's identity has under their own names, where they are not the defaults."""
 
+COMMAND_LINE_ONLY = frozenset({"checkpoint", "offline", "process", "executor", "format"})
+"""What ``evaluate`` has not: there the model is at hand, in this process, and cells are returned."""
+
 PER_BENCHMARK = frozenset({"shots", "seeds", "trials"})
 """What the benchmarks of one run may have each for itself."""
 

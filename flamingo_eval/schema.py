@@ -67,15 +67,18 @@ def _unknown_key(value: Any, info: inspect.Type, place: str) -> str | None:
     if isinstance(info, inspect.UnionType):
         return next((told for one in info.types if (told := _unknown_key(value, one, place))), None)
     closed = isinstance(info, inspect.StructType) and info.cls.__struct_config__.forbid_unknown_fields
-    if not isinstance(value, Mapping) or not (closed or isinstance(info, inspect.DataclassType)):
+    if isinstance(info, inspect.DictType) and isinstance(value, Mapping):
+        inner = ((value[key], info.value_type, f"{place}.{key}".lstrip(".")) for key in value)
+        return next((told for one in inner if (told := _unknown_key(*one))), None)
+    if not isinstance(value, Mapping) or not isinstance(info, inspect.StructType | inspect.DataclassType):
         return None
-    known = {field.encode_name: field.type for field in info.fields}  # type: ignore[attr-defined]
-    for key in sorted(map(str, value.keys() - known.keys())):
+    known = {field.encode_name: field.type for field in info.fields}
+    strange = sorted(map(str, value.keys() - known.keys()))
+    if strange and (closed or isinstance(info, inspect.DataclassType)):
         where = f"[{place}]" if place else "the top level"
-        return f"unknown key {key!r} in {where}; known keys: {', '.join(known)}"
-    return next(
-        (told for key in value if (told := _unknown_key(value[key], known[key], f"{place}.{key}".lstrip(".")))), None
-    )
+        return f"unknown key {strange[0]!r} in {where}; known keys: {', '.join(known)}"
+    inner = ((value[key], known[key], f"{place}.{key}".lstrip(".")) for key in value.keys() & known.keys())
+    return next((told for one in inner if (told := _unknown_key(*one))), None)
 
 
 def _told(message: str, value: Any) -> str:
@@ -86,7 +89,7 @@ def _told(message: str, value: Any) -> str:
     got = _GOT.search(what)
     found = [*_places(value, steps, _KINDS.get(got[1]) if got else None)]
     if len(found) != 1 and not (found and got):  # under which of a table's keys it is can't be told
-        return f"{place[2:]}: {what}" if steps else what
+        return f"{place.removeprefix('$').lstrip('.')}: {what}" if steps else what
     at, there = found[0][0].lstrip("."), found[0][1]
     if not steps or "missing" in what:
         return f"{at}: {what}" if at else what

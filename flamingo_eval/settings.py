@@ -61,10 +61,9 @@ def _switch(value: Any) -> bool:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, Sequence) or not parts:
-        raise ValueError
-    return tuple(_text(part).strip() for part in parts)
+    if isinstance(value, Mapping | bytes):
+        raise ValueError  # noqa: TRY004
+    return tuple(_text(part).strip() for part in (value.split(",") if isinstance(value, str) else value))
 
 
 _LARGE = 2**31 - 1
@@ -76,9 +75,9 @@ def whole(least: int, most: int = _LARGE) -> Kind:
     def read(value: Any) -> int:
         if isinstance(value, str) and re.fullmatch(r"\s*\d{1,18}\s*", value):
             value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        if isinstance(value, bool) or not least <= (number := operator.index(value)) <= most:
             raise ValueError
-        return value
+        return number
 
     return Kind(f"a whole number from {least} {'on' if most == _LARGE else f'to {most}'}", read)
 
@@ -96,11 +95,15 @@ def numbers(most: int) -> Kind:
     def read(value: Any) -> tuple[int, ...]:
         if isinstance(value, str):
             value = [part for part in value.strip().strip("[]").replace(" ", ",").split(",") if part]
-        parts = [value] if isinstance(value, int) else [*value]
+        if isinstance(value, Mapping | bytes | bool):
+            raise ValueError  # noqa: TRY004
+        try:
+            parts = [operator.index(value)]
+        except TypeError:
+            parts = [*value]
         if not parts:
             raise ValueError
-        whole_ones = (part if isinstance(part, str | bool) else operator.index(part) for part in parts)
-        return tuple(dict.fromkeys(one.read(part) for part in whole_ones))
+        return tuple(dict.fromkeys(one.read(part) for part in parts))
 
     return Kind(f"whole numbers from 0 to {most}, separated by commas, such as 0,4,8", read)
 
@@ -208,7 +211,7 @@ class Setting:
             raise UserError(f"{where}: {error}") from error
         except (ValueError, TypeError) as error:
             if isinstance(value, str) and not value.strip():
-                raise UserError(f"{where} is empty") from error
+                raise UserError(f"{where.removesuffix(' is')} is empty") from error
             shown = repr(value[:60]) if isinstance(value, str) else repr(value)[:60]
             raise UserError(f"{where} {shown}: give {self.values.expected}") from error
 
@@ -224,8 +227,11 @@ def settings_problem(settings: Any, taken: Collection[str]) -> str | None:
         return "its settings are no sequence of flamingo_eval.settings.Setting"
     names = [one.name for one in settings]
     for one in settings:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", one.name) or iskeyword(one.name) or names.count(one.name) > 1:
-            return f"its setting {one.name!r} has no name of its own in small letters, digits and underscores"
+        good = re.fullmatch(r"(?!no_)[a-z][a-z0-9_]*", one.name) and not iskeyword(one.name)
+        if not good or names.count(one.name) > 1:
+            return (
+                f"its setting {one.name!r} has no name of its own in small letters, digits and underscores, without no_"
+            )
         if one.name in taken:
             return f"its setting {one.name!r} has the name of another one"
         if not isinstance(one.kind, Kind) and one.kind not in _PLAIN:

@@ -128,7 +128,7 @@ def test_mistakes(root: Path, cli: Cli) -> None:
     for arguments, message in (
         (("--only", "upside-down"), "unknown control 'upside-down'; known controls: majority, text-only"),
         (("--shots", "5"), "no trial at these numbers of shots: 5"),
-        (("--format", "pdf"), "known formats: table, markdown, json"),
+        (("--format", "pdf"), "give table, markdown"),
     ):
         result = cli("controls", "run", *arguments)
         assert result.returncode == 2

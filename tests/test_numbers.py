@@ -13,7 +13,7 @@ from flamingo_eval.engine.journal import Entry, Journal
 from flamingo_eval.engine.numbers import MANY, Numbers, Place, Ranked
 from flamingo_eval.errors import DataError
 from flamingo_eval.nouns import Prediction
-from tests.helpers import read_lines
+from tests.helpers import Cli, read_lines
 
 NAMES = [f"name {i}" for i in range(MANY + 50)]
 
@@ -138,7 +138,7 @@ def test_numbers_that_are_gone_or_others_are_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("numbers", [None, 5, [], [0, "f4"], [0, "f2", 1], [-1, "f4", 1], [0, "f4", "x"], [True, "f4", 1],
-                                     [2**70, "f8", 1], ["0", "f4", 1]])  # fmt: skip
+                                     [2**70, "f8", 1], ["0", "f4", 1], [0, [], 1]])  # fmt: skip
 def test_a_line_that_speaks_of_no_numbers_is_none(tmp_path: Path, numbers: object) -> None:
     path = tmp_path / "journal.jsonl"
     Journal(path).append([entry(1, drawn(1))])
@@ -146,6 +146,45 @@ def test_a_line_that_speaks_of_no_numbers_is_none(tmp_path: Path, numbers: objec
     path.write_text(json.dumps({**row, "numbers": numbers}) + "\n")
     with pytest.raises(DataError, match="not a line of a journal"):
         Journal(path)
+
+
+@pytest.mark.parametrize("names", ["a\0b", "../secret", "\ud800", "x" * 32, 5])
+def test_a_line_names_no_other_file(tmp_path: Path, names: object) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path).append([entry(1, drawn(1))])
+    [row] = read_lines(path)
+    path.write_text(json.dumps({**row, "names": names}) + "\n")
+    with pytest.raises(DataError, match="not a line of a journal"):
+        Journal(path)
+
+
+def test_numbers_that_are_none_are_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    Journal(path).append([entry(1, [float("nan"), *drawn(1)[1:]])])
+    found = Journal(path).get(("imagenet", 4, 42, 1, 0))
+    assert found is not None
+    assert not isinstance(found.answer, str)
+    with pytest.raises(DataError, match="not all that stands at byte 0 are numbers"):
+        found.answer["name 1"]
+
+
+def test_names_that_are_gone_are_written_anew(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run writes and continues it: emptied, damaged or deleted, they are known from the task."""
+    for module in ("numbers", "journal"):
+        monkeypatch.setattr(f"flamingo_eval.engine.{module}.MANY", 1)
+    run = ("hateful-memes", "--checkpoint", "scripted", "--data-root", "demo", "--shots", "2", "--seeds", "42",
+           "--num-samples", "6", "--out", "run")  # fmt: skip
+    assert cli(*run).returncode == 0
+    [names] = Path("run").glob("names-*.json")
+    scored = Path("run/scores.jsonl").read_text()
+    for content in ("", "[]", None):
+        names.unlink() if content is None else names.write_text(content)
+        result = cli("score", "run")
+        assert result.returncode == 2
+        assert "the command that began the run writes it anew" in result.stderr
+        assert cli(*run).returncode == 0
+        assert cli("score", "run").returncode == 0
+        assert Path("run/scores.jsonl").read_text() == scored
 
 
 def test_the_last_numbers_read_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,6 +254,8 @@ def family(**other: Any) -> Any:
             "its setting 'shots' has the name of another one",
         ),
         ("selectors", selector(settings=[Setting("class", str, "")]), "its setting 'class' has no name"),
+        ("selectors", selector(settings=[Setting("no_plain", str, "")]), "its setting 'no_plain' has no name"),
+        ("selectors", selector(settings=[Setting("like", str, "")]), "its setting 'like' has the name of another one"),
         ("selectors", selector(settings=[Setting("rices_model", bool, "", default=True)]), None),
         ("selectors", Raising(), "asked about itself it raises RuntimeError"),
         ("models", 5, "it has no options, known"),

@@ -120,11 +120,96 @@ def test_a_section_holds_for_every_command_that_runs_its_benchmark() -> None:
 
 def test_what_a_run_of_several_benchmarks_cant_have_for_one_is_refused_by_name() -> None:
     text = "[hateful-memes]\nensemble = 6\n"
-    with pytest.raises(UserError, match=r"ensemble in \[hateful-memes\] does not hold for coco, and a run of several"):
+    with pytest.raises(
+        UserError, match=r"ensemble in \[hateful-memes\] does not hold for coco, and several benchmarks"
+    ):
         spec_of(text, ("coco", "hateful_memes"))
     assert spec_of(text, ("hateful_memes",)).ensemble == 6
     assert spec_of(text, ("coco", "hateful_memes"), ensemble=1).ensemble == 1
     assert spec_of("ensemble = 6\n" + text, ("coco", "hateful_memes")).ensemble == 6
+    same = '[coco]\npool-size = 2048\nplain = false\nrices-model = "x"\n'
+    assert spec_of(same, ("coco", "okvqa")).pool_size == 2048, "the default, said or not; what means nothing here"
+
+
+def test_sections_hold_for_commands_about_runs(root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_scripted(cli, root)
+    Path("flamingo-eval.toml").write_text('[coco]\nplain = true\nformat = "markdown"\n')
+    assert "--plain is not for it" in cli("controls", "run").stderr
+    assert cli("score", "run").stdout.startswith("| benchmark")
+    assert not cli("score", "run", "--format", "table").stdout.startswith("|")
+    monkeypatch.setenv("FLAMINGO_EVAL_FORMAT", "json")
+    assert json.loads(cli("report", "run").stdout)["cells"]
+    monkeypatch.setenv("FLAMINGO_EVAL_FORMAT", "pdf")
+    assert "FLAMINGO_EVAL_FORMAT 'pdf': give table" in cli("report", "run").stderr
+    monkeypatch.delenv("FLAMINGO_EVAL_FORMAT")
+    monkeypatch.setenv("FLAMINGO_EVAL_DATA_ROOT", "/nowhere")
+    assert cli("score", "run").returncode == 0, "the run says where its data is"
+    assert cli("score", "run", "--data-root", "/nowhere").returncode == 2
+
+
+def test_reproduce_goes_by_sections(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    asked: list[Any] = []
+
+    def execute(spec: Any, *_: Any, **__: Any) -> Any:
+        asked.append(spec)
+        raise UserError("not here")
+
+    monkeypatch.setattr("flamingo_eval.engine.run.execute", execute)
+    Path("flamingo-eval.toml").write_text(
+        "num-samples = 5\nbatch-size = 1\n[coco]\ndata-root = 'demo'\nnum-samples = 3\nbatch-size = 2\nshots = [0]\n"
+    )
+    cli("reproduce", "scripted", "--like", "OpenFlamingo-3B-vitl-mpt1b", "--benchmarks", "coco,vqav2")
+    assert {(spec.benchmarks, spec.num_samples, spec.batch_size, spec.shots) for spec in asked} == {
+        (("coco",), 3, 2, (0,))
+    }
+
+
+def test_what_is_said_twice_is_refused(root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = ("plan", "coco", "--shots", "1", "--data-root", root)
+    assert (
+        "--query-set-size and --pool-size say the same thing"
+        in cli(*plan, "--query-set-size", "3", "--pool-size", "4").stderr
+    )
+    run = ("coco", "--checkpoint", "scripted", "--data-root", root)
+    assert "--no-plain and --plain say the same thing" in cli(*run, "--plain", "--no-plain").stderr
+    with pytest.raises(UserError, match="query_set_size and pool_size say the same thing"):
+        flamingo_eval.evaluate("scripted", "coco", data_root=root, pool_size=5, query_set_size=6)
+    Path("flamingo-eval.toml").write_text("[hateful-memes]\nshots = [0]\n[hateful_memes]\nseeds = [7]\n")
+    assert "two sections are about hateful_memes" in cli(*plan).stderr
+    Path("flamingo-eval.toml").unlink()
+    monkeypatch.setenv("FLAMINGO_EVAL_QUERY_SET_SIZE", "bad")
+    assert cli(*plan, "--pool-size", "4").returncode == 0, "what is overridden is not read"
+    assert "FLAMINGO_EVAL_QUERY_SET_SIZE 'bad': give a whole number" in cli(*plan).stderr
+    rices = cli(*plan, "--select", "rices", "--rices-model", "scripted", "--pool-size", "3")
+    assert "--pool-size 3 has no effect" in rices.stderr
+
+
+def test_what_evaluate_takes_may_be_numpys_or_a_generator(root: Path) -> None:
+    import numpy as np
+
+    cells = flamingo_eval.evaluate("scripted", ["coco"], data_root=root, shots=np.arange(2), seeds=(s for s in (42,)),
+                                   num_samples=np.int64(3), image_formats=[])  # fmt: skip
+    assert [cell.shots for cell in cells] == [0, 1]
+    assert cells[0].trials[0].queries == 3
+    for benchmarks in (None, [], [5]):
+        with pytest.raises(UserError, match="give a name, or some"):
+            flamingo_eval.evaluate("scripted", benchmarks, data_root=root)  # type: ignore[arg-type]
+
+
+def test_an_identity_of_a_later_version_is_not_mixed_with_this_ones(root: Path, cli: Cli) -> None:
+    run_scripted(cli, root)
+    record = Path("run/run.json")
+    table = json.loads(record.read_text())
+    for change in (
+        {"reverse": True},
+        {"benchmarks": {"coco": {**table["identity"]["benchmarks"]["coco"], "later": 1}}},
+    ):
+        record.write_text(json.dumps({**table, "identity": {**table["identity"], **change}}))
+        result = cli(*FAST, "--data-root", root, "--out", "run", "--shots", "3")
+        assert result.returncode == 2
+        assert "run/run.json: unknown key" in result.stderr
+    record.write_text(json.dumps({**table, "later": {"a": 1}}))
+    assert cli("score", "run").returncode == 0, "what does not decide answers is passed over"
 
 
 def test_run_coco_is_coco(root: Path, cli: Cli) -> None:
@@ -239,6 +324,7 @@ def test_a_plan_is_of_the_checkpoints_rendering(root: Path, cli: Cli) -> None:
         (whole(1), 2.0, None), (choice("a", "b"), "a", "a"), (choice("a", "b"), "c", None), (choice("a", "b"), ["a"], None),
         (BATCH, "auto", None), (BATCH, "8", 8), (BATCH, 8, 8), (SIZE, 5, 5), (SIZE, "2k", 2048), (SIZE, -1, None),
         (NAMES, "a,b", ("a", "b")), (NAMES, ["a"], ("a",)), (NAMES, [5], None), (NAMES, "", None), (NAMES, 5, None),
+        (NAMES, [], ()), (NAMES, {"a": 1}, None), (numbers(9), {"2": 1}, None), (numbers(9), b"1", None),
     ],
 )  # fmt: skip
 def test_values_are_read_alike_wherever_they_stand(kind: Any, value: Any, read: Any) -> None:
@@ -280,7 +366,7 @@ def test_help_shows_every_option_whole(cli: Cli, monkeypatch: pytest.MonkeyPatch
 
 def test_strength() -> None:
     given: Given = {"seeds": Said((1,), IN_ENVIRONMENT, "x"), "trials": Said(2, SAID_HERE, "--trials")}
-    settings = specs.settings_for(read_config(None), None, given, specs.RUN)
+    settings = specs.settings_for(read_config(None), (), given, specs.RUN)
     assert (settings.seeds, settings.trials) == (None, 2)
     assert RunSettings().seeds_by((5, 6)) == (5, 6)
     assert FAST[0] == "coco"

@@ -10,7 +10,6 @@ from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.output import emit
 from flamingo_eval.demo.root import data_folder
-from flamingo_eval.errors import UserError
 
 
 def register(app: typer.Typer) -> None:
@@ -25,9 +24,6 @@ def bench(
                                          help="How many to ask at each number of shots.")] = 32,
     *,
     given: opt.Given,
-    format: Annotated[
-        str, typer.Option("--format", metavar="NAME", help="How the table is printed: table, markdown or json.")
-    ] = "table",
 ) -> None:  # fmt: skip
     """Measure a small sample of a configuration, and estimate the whole.
 
@@ -37,7 +33,6 @@ def bench(
     from flamingo_eval.engine.bench import run_bench
     from flamingo_eval.report.bench import FORMATS
 
-    if format not in FORMATS:
-        raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
     spec = specs.make_spec(context.obj, [benchmark], given, specs.BENCH)
-    emit(FORMATS[format](run_bench(spec, data_folder, queries)), end="")
+    opt.check_format(spec.format, FORMATS)
+    emit(FORMATS[spec.format](run_bench(spec, data_folder, queries)), end="")

@@ -64,6 +64,8 @@ def read_config(path: Path | None) -> Config:
             if name.replace("-", "_") not in benchmark_names():
                 raise UserError(f"{path}: unknown section [{name}]; benchmarks: {', '.join(benchmark_names())}")
             benchmark = canonical_name(name)
+            if benchmark in data:
+                raise UserError(f"{path}: two sections are about {benchmark}")
             data[benchmark] = section.pop("data", {})
             if not isinstance(data[benchmark], dict):
                 raise UserError(f"{path}: [{name}] data must be a section of its own, [{name}.data]")

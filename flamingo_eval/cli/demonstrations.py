@@ -87,9 +87,6 @@ def controls(
     data_root: opt.MovedData = None,
     *,
     given: opt.Given,
-    format: Annotated[
-        str, typer.Option("--format", metavar="NAME", help="How the table is printed: table, markdown or json.")
-    ] = "table",
 ) -> None:
     """Show what the demonstrations alone can do: a run beside its controls, on the same plan.
 
@@ -104,11 +101,11 @@ def controls(
     from flamingo_eval.engine.score_files import read_scores
     from flamingo_eval.report.controls import AS_RUN, FORMATS
 
-    if format not in FORMATS:
-        raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+    folder = RunFolder(Path(run))
+    settings = specs.settings_for(context.obj, folder.read_run().identity.benchmarks, given, specs.CONTROLS)
+    opt.check_format(settings.format, FORMATS)
     wanted = None if shots is None else SETTINGS["shots"].read(shots, "--shots")
     names = list(CONTROLS) if only is None else [name.strip() for name in only.split(",")]
-    folder = RunFolder(Path(run))
     own, notes = read_scores(folder)
     result = run_controls(
         folder,
@@ -116,7 +113,7 @@ def controls(
         controls=names,
         shots=wanted,
         data_root=data_root,
-        settings=specs.settings_for(context.obj, None, given, specs.CONTROLS),
+        settings=settings,
     )
     as_run = [cell for cell in own if wanted is None or cell.shots in wanted]
-    emit(FORMATS[format]({AS_RUN: as_run, **result.cells}, result.record, notes), end="")
+    emit(FORMATS[settings.format]({AS_RUN: as_run, **result.cells}, result.record, notes), end="")

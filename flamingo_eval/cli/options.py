@@ -14,7 +14,7 @@ import typer
 from flamingo_eval import registry
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import user_path
-from flamingo_eval.runspec import FORMATS, SETTINGS
+from flamingo_eval.runspec import SETTINGS
 from flamingo_eval.settings import Setting
 
 SAID_HERE, IN_ENVIRONMENT, IN_SECTION, IN_FILE = 4, 3, 2, 1
@@ -63,7 +63,6 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", parser=path, help="A run fol
 MovedData = Annotated[
     str | None, typer.Option("--data-root", metavar="DIR", help="Where the data is now, if it has moved.")
 ]
-Format = Annotated[str, typer.Option("--format", metavar="NAME", help=SETTINGS["format"].help)]
 
 
 def all_settings() -> dict[str, Setting]:
@@ -139,26 +138,32 @@ def with_settings(names: Iterable[str]) -> Callable[[Callable[..., None]], Calla
 
 
 def _collected(settings: Iterable[Setting], said: Mapping[str, tuple[Any, Any]]) -> Given:
-    """What was said of settings, the strongest of each."""
+    """What was said of settings, the most direct of each. Raises UserError for what is none, or is said in two ways."""
     given: Given = {}
     for setting in settings:
+        found: dict[str, tuple[Any, int]] = {}
         for name in (*setting.was, f"no_{setting.name}", setting.name):
             value, source = said.get(name, (None, None))
             if value is None or (name.startswith("no_") and not value):
                 continue
             here = source is not None and source.name == "COMMANDLINE"
             spelt = "--" + name.replace("_", "-") if here else f"FLAMINGO_EVAL_{name.upper()}"
-            value = False if name == f"no_{setting.name}" else setting.read(value, spelt)
-            one = Said(value, SAID_HERE if here else IN_ENVIRONMENT, spelt)
-            if setting.name not in given or one.strength >= given[setting.name].strength:
-                given[setting.name] = one
+            value = False if name == f"no_{setting.name}" else value
+            found[spelt] = (value, SAID_HERE if here else IN_ENVIRONMENT)
+        if not found:
+            continue
+        strength = max(strength for _, strength in found.values())
+        first, *others = (spelt for spelt, (_, own) in found.items() if own == strength)
+        if others:
+            raise UserError(f"{first} and {others[0]} say the same thing: give one of them")
+        given[setting.name] = Said(setting.read(found[first][0], first), strength, first)
     return given
 
 
-def check_format(format: str) -> None:
-    """Raises UserError for a format that tables don't come in, before anything is computed."""
-    if format not in FORMATS:
-        raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+def check_format(format: str, known: Iterable[str]) -> None:
+    """Raises UserError for a format that a command's tables don't come in, before anything is computed."""
+    if format not in known:
+        raise UserError(f"unknown format {format!r}; known formats: {', '.join(known)}")
 
 
 def check_escape(escape: bool, format: str) -> None:

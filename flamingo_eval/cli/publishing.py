@@ -16,7 +16,6 @@ from flamingo_eval.cli.output import emit
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import CheckpointError, UserError
 from flamingo_eval.progress import note
-from flamingo_eval.runspec import SETTINGS
 
 if TYPE_CHECKING:
     from flamingo_eval.report.evidence import Evidence
@@ -59,9 +58,6 @@ def reproduce(
     ] = None,
     *,
     given: opt.Given,
-    format: Annotated[
-        str, typer.Option("--format", metavar="NAME", help="How it is printed: table, markdown or json.")
-    ] = "table",
 ) -> None:
     """Run what is missing of a released checkpoint's published numbers, and print ours beside theirs.
 
@@ -71,41 +67,51 @@ def reproduce(
     from flamingo_eval.report import reproduce as reproducing
     from flamingo_eval.report.published import chosen
 
-    if format not in reproducing.FORMATS:
-        raise UserError(f"unknown format {format!r}; known formats: {', '.join(reproducing.FORMATS)}")
-    given = {**context.obj.given(None, specs.REPRODUCE), **given}
-    if "data_root" not in given:
-        raise UserError("name the data with --data-root")
-    shots = given["shots"].value if "shots" in given else SETTINGS["shots"].default
-    select = given["select"].value if "select" in given else SETTINGS["select"].default
+    format = specs.settings_for(context.obj, (), given, specs.REPORT).format
+    opt.check_format(format, reproducing.FORMATS)
     names = [canonical_name(name) for name in benchmarks.split(",")] if benchmarks else []
-    numbers = [one for one in chosen(like or checkpoint, names, select) if one.shots in shots]
+    every = chosen(like or checkpoint, names)
+    own = {
+        name: specs.settings_for(context.obj, [name], given, specs.REPRODUCE) for name in {n.benchmark for n in every}
+    }
+    numbers = [n for n in every if n.shots in own[n.benchmark].shots and n.selector == own[n.benchmark].select]
     found: dict[tuple[str, str, str], Evidence] = {}
     problems: dict[tuple[str, str, str], str] = {}
     for key, asked in reproducing.plan_of(numbers).items():
         try:
-            found[key] = _reproduced(context.obj, given, checkpoint, key, asked)
+            evidence = _reproduced(context.obj, given, checkpoint, key, asked)
         except CheckpointError:
             raise
         except UserError as error:
             note(f"{key[2]} under {key[0]}: {error}")
             problems[key] = str(error).partition("\n")[0][:60]
+            continue
+        if evidence is None:
+            return  # the first of several processes shows the table
+        found[key] = evidence
     emit(reproducing.FORMATS[format](reproducing.beside(numbers, found, problems)), end="")
 
 
 def _reproduced(
     config: Config, given: opt.Given, checkpoint: str, key: tuple[str, str, str], shots: Sequence[int]
-) -> Evidence:
-    """One benchmark, run as the harness that made the numbers did. Raises UserError, CheckpointError."""
+) -> Evidence | None:
+    """One benchmark, run as the harness that made the numbers did; None for others than the first of several processes.
+
+    Raises:
+        UserError, CheckpointError: it can't be.
+    """
     from flamingo_eval.cli.runs import among_processes
     from flamingo_eval.engine.run import execute
     from flamingo_eval.report.evidence import read_evidence
 
     protocol, select, benchmark = key
+    if "data_root" not in specs.resolve(config, benchmark, given, specs.REPRODUCE):
+        raise UserError("name the data with --data-root")
     fixed = {"checkpoint": checkpoint, "protocol": protocol, "select": select, "shots": tuple(shots)}
     said = {name: opt.Said(value, opt.SAID_HERE, f"--{name}") for name, value in fixed.items()}
-    spec = specs.make_spec(config, [benchmark], {**given, **said}, specs.REPRODUCE | fixed.keys())
-    return read_evidence(execute(among_processes(spec), data_folder, None).folder.path)
+    spec = among_processes(specs.make_spec(config, [benchmark], {**given, **said}, specs.REPRODUCE | fixed.keys()))
+    run = execute(spec, data_folder, None)
+    return None if spec.worker.rank else read_evidence(run.folder.path)
 
 
 def plot(

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from flamingo_eval.cli import options as opt
+from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.output import binary_output, emit
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.errors import DataError, PartialError, UserError, first_few
@@ -22,25 +23,27 @@ _PANEL = "Runs"
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    for command in (report, samples, show, runs):
+    for command in (opt.with_settings(specs.REPORT)(report), samples, show, runs):
         app.command(rich_help_panel=_PANEL)(command)
 
 
 def report(
+    context: typer.Context,
     runs: Annotated[
         list[Path], typer.Argument(parser=opt.path, metavar="RUN...", help="Folders of runs, or baseline files.")
     ],
-    format: opt.Format = "table",
     intervals: Annotated[
         bool, typer.Option("--intervals", help="Show 95% intervals instead of standard deviations.")
     ] = False,
     escape_formulas: opt.EscapeFormulas = False,
+    *,
+    given: opt.Given,
 ) -> None:
     """Print the table of a scored run, or of several side by side."""
     from flamingo_eval.report.evidence import shown_runs
     from flamingo_eval.report.table import render_runs, without_scores
 
-    opt.check_format(format)
+    format = specs.settings_for(context.obj, (), given, specs.REPORT).format
     opt.check_escape(escape_formulas, format)
     shown = shown_runs(runs, intervals=intervals)
     emit(render_runs(shown, format, escape_formulas=escape_formulas), end="")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from flamingo_eval import registry
 from flamingo_eval.cli import spec as specs
-from flamingo_eval.runspec import PER_BENCHMARK, SETTINGS
+from flamingo_eval.runspec import COMMAND_LINE_ONLY, PER_BENCHMARK, SETTINGS
 from flamingo_eval.settings import Setting
 
 _COMMANDS = {
@@ -17,15 +17,16 @@ _COMMANDS = {
     "`controls`": specs.CONTROLS,
     "`reproduce`": specs.REPRODUCE,
     "`score`": specs.SCORE,
+    "`report`": specs.REPORT,
     "`data check`": specs.DATA_OF,
 }
 _HEAD = """# Options
 
-Every option has an environment variable and a key of `flamingo-eval.toml`, and is an argument of
-`flamingo_eval.evaluate`: `--pool-size 512`, `FLAMINGO_EVAL_POOL_SIZE=512`, `pool-size = 512` and `pool_size=512` say
-the same. What the command line says wins over the environment, that over a benchmark's section of the file, that over
-the file's top level. Switches are `--plain` and `--no-plain`, in the file `true` and `false`, in the environment `1`
-and `0`.
+Every option here has an environment variable and a key of `flamingo-eval.toml`, and is an argument of
+`flamingo_eval.evaluate`, but for what a command line alone needs ({not_here}): `--pool-size 512`,
+`FLAMINGO_EVAL_POOL_SIZE=512`, `pool-size = 512` and `pool_size=512` say the same. What the command line says wins over
+the environment, that over a benchmark's section of the file, that over the file's top level. Switches are `--plain` and
+`--no-plain`, in the file `true` and `false`, in the environment `1` and `0`.
 
 In a run of several benchmarks each has its own {own} where the file says so; all else must be the same for all.
 """
@@ -33,7 +34,8 @@ In a run of several benchmarks each has its own {own} where the file says so; al
 
 def reference() -> str:
     """The page, in Markdown."""
-    lines = [_HEAD.format(own=", ".join(sorted(PER_BENCHMARK)))]
+    own, not_here = (", ".join(sorted(names)) for names in (PER_BENCHMARK, COMMAND_LINE_ONLY))
+    lines = [_HEAD.format(own=own, not_here=not_here)]
     for panel in dict.fromkeys(one.panel for one in SETTINGS.values()):
         lines += [f"## {panel}\n", *_table([one for one in SETTINGS.values() if one.panel == panel])]
     for name, selector in registry.selectors().items():

@@ -23,7 +23,7 @@ from flamingo_eval.errors import DataError, UserError, first_few
 from flamingo_eval.files import user_path
 from flamingo_eval.images import Images
 from flamingo_eval.progress import note
-from flamingo_eval.runspec import DEMO, SETTINGS, RunSettings, RunSpec
+from flamingo_eval.runspec import DEMO, RunSettings, RunSpec
 from flamingo_eval.text import printable
 
 _PANEL = "Runs"
@@ -77,8 +77,7 @@ def run(
 ) -> None:
     """Run several benchmarks into one folder and print one table, a row for each."""
     if benchmarks == ["all"]:
-        said = {**context.obj.given(None, {"protocol"}), **given}
-        benchmarks = _all_under(said["protocol"].value if "protocol" in said else SETTINGS["protocol"].default)
+        benchmarks = _all_under(specs.settings_for(context.obj, (), given, {"protocol"}).protocol)
     run_benchmarks(context, benchmarks, given, fresh=fresh)
 
 
@@ -147,10 +146,9 @@ def score(
     """Score a run again from its saved answers, or predictions from elsewhere; no model and no pictures are needed."""
     if predictions is not None:
         name = canonical_name(what)
-        settings = specs.settings_for(context.obj, name, given, specs.SCORE)
+        settings = specs.settings_for(context.obj, [name], given, specs.SCORE)
         benchmark = load_benchmark(what, context.obj.data.get(name), protocol=settings.protocol, split=settings.split)
-        named = "data_root" in {**context.obj.given(name, {"data_root"}), **given}
-        if not named:
+        if "data_root" not in specs.resolve(context.obj, name, given, specs.SCORE):
             raise UserError("name the data with --data-root (or --data-root demo)")
         _score_predictions(benchmark, predictions, settings, per_item)
         return
@@ -165,8 +163,9 @@ def score(
     if per_item is not None:
         raise UserError("--per-item goes with --predictions; samples writes a run's")
     folder = RunFolder(user_path(what, "RUN"))
-    cells = rescore(folder, data_folder, given["data_root"].value if "data_root" in given else None)
-    format = specs.settings_for(context.obj, None, given, {"format"}).format
+    moved = given.get("data_root")
+    cells = rescore(folder, data_folder, moved.value if moved and moved.strength == opt.SAID_HERE else None)
+    format = specs.settings_for(context.obj, folder.read_run().identity.benchmarks, given, specs.REPORT).format
     emit(render(cells, folder.read_run(), read_scores(folder)[1], format), end="")
     check_nothing_missing(folder)
 

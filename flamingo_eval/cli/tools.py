@@ -57,7 +57,7 @@ def data_where(
 ) -> None:
     """Show where a benchmark's files are looked for, and which are there."""
     name = canonical_name(benchmark)
-    settings = specs.settings_for(context.obj, name, given, specs.DATA_OF)
+    settings = specs.settings_for(context.obj, [name], given, specs.DATA_OF)
     rules = load_benchmark(name, context.obj.data.get(name), protocol=settings.protocol).data
     root = None if settings.data_root == DEMO else user_path(settings.data_root, "--data-root")
     folder = (root or Path("<data root>")) / rules.folder
@@ -83,7 +83,7 @@ def data_check(
     from flamingo_eval.engine.plan import read_source
 
     name, overrides = canonical_name(benchmark), context.obj.data.get(canonical_name(benchmark))
-    settings = specs.settings_for(context.obj, name, given, specs.DATA_OF)
+    settings = specs.settings_for(context.obj, [name], given, specs.DATA_OF)
     protocol, split = settings.protocol, settings.split
     root = Images(data_folder(settings.data_root), settings.formats)
     rules = load_benchmark(name, overrides, protocol=protocol, split=split)

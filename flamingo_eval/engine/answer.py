@@ -214,7 +214,7 @@ def _sound(said: Any, task: Task) -> Answer | NoAnswer:
         wanted = "a text" if isinstance(task, Decoding) else f"a number for each of the {len(task.names)} class names"
         raise UserError(f"the model's answer is {repr(said)[:60]}; what was asked for is {wanted}")
     try:
-        numbers = {name: value if type(value) is float else _number(value) for name, value in said.items()}
+        numbers = {name: _number(said[name]) for name in task.names}
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"the model's answer is {repr(said)[:60]}; log-likelihoods are numbers: {error}") from error
     if not all(map(math.isfinite, numbers.values())):
@@ -224,6 +224,8 @@ def _sound(said: Any, task: Task) -> Answer | NoAnswer:
 
 def _number(value: Any) -> float:
     """A number of whatever library. Raises TypeError, ValueError for what is none."""
+    if type(value) is float:
+        return value
     if isinstance(value, str | bytes):
         raise TypeError(f"{value!r} is a text")
     return float(value)

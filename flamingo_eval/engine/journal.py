@@ -210,6 +210,11 @@ class Journal:
         slot = (row.benchmark, row.shots, row.seed, row.query_id, row.occurrence)
         return Entry(slot, Prediction(row.key, answer, row.pictures), row.again)
 
+    def keep_names(self, names: Sequence[str]) -> None:
+        """Writes the names that answers are of, should they be of these and the file be gone."""
+        if len(names) > MANY and any(isinstance(one.answer, Ranked) for one in self._answers.values()):
+            self._names.keep(names)
+
     def begin(self) -> None:
         """Makes this process's file, empty, if there is none. Raises StorageError."""
         with storage_errors(self.path):
@@ -367,7 +372,7 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
     pictures: str
     raw: str | None
     class_logprobs: Annotated[dict[str, float], Meta(min_length=1)] | UnsetType = UNSET
-    names: str | UnsetType = UNSET
+    names: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")] | UnsetType = UNSET
     numbers: list[Any] | UnsetType = UNSET
 
 

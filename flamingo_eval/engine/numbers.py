@@ -8,6 +8,7 @@ what their check sum is; they are read when somebody asks for them.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import zlib
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flamingo_eval.errors import DataError
-from flamingo_eval.files import digest, exists, open_own, open_regular, storage_errors, write_atomic
+from flamingo_eval.files import digest, open_own, open_regular, storage_errors, write_atomic
 from flamingo_eval.reading import read_json
 
 MANY = 100
@@ -51,7 +52,7 @@ class Names:
         key = digest(list(names))
         if key not in self._known:
             path = self._file(key)
-            if not exists(path):  # several processes write the same
+            if not _holds(path, key):  # several processes write the same
                 write_atomic(path, json.dumps(list(names)))
             self._known[key] = {name: i for i, name in enumerate(names)}
         return key
@@ -60,14 +61,24 @@ class Names:
         """Name -> its number, in order. Raises DataError if they are not there."""
         if key not in self._known:
             path = self._file(key)
-            names = read_json(path)
-            if not isinstance(names, list) or digest(names) != key:
-                raise DataError(f"{path} does not hold the names that the journal's numbers are of")
-            self._known[key] = {name: i for i, name in enumerate(names)}
+            if not _holds(path, key):
+                raise DataError(
+                    f"{path} does not hold the names that the journal's numbers are of; the command that began the run "
+                    "writes it anew"
+                )
+            self._known[key] = {name: i for i, name in enumerate(read_json(path))}
         return self._known[key]
 
     def _file(self, key: str) -> Path:
         return self._folder / f"names-{key}.json"
+
+
+def _holds(path: Path, key: str) -> bool:
+    """Whether a file holds the names of a digest."""
+    try:
+        return digest(read_json(path)) == key
+    except DataError:
+        return False
 
 
 class Numbers:
@@ -138,6 +149,8 @@ class Numbers:
         numbers.frombytes(data)
         if sys.byteorder == "big":
             numbers.byteswap()
+        if not all(map(math.isfinite, numbers)):
+            raise DataError(f"{self.path}: not all that stands at byte {place.at} are numbers. {_ANEW}")
         self._last = (place, numbers)
         return numbers
 
@@ -183,5 +196,5 @@ def place_from(table: Any) -> Place | None:
     if not isinstance(table, list) or len(table) != 3:
         return None
     at, kind, crc = table
-    fits = type(at) is int and 0 <= at < 2**62 and kind in _KINDS and type(crc) is int
+    fits = type(at) is int and 0 <= at < 2**62 and isinstance(kind, str) and kind in _KINDS and type(crc) is int
     return Place(at, kind, crc) if fits else None

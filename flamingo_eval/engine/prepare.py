@@ -123,7 +123,8 @@ def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
         for name, source in sources.items()
         if is_deterministic(source, spec)
     ]
-    return [*chosen, *fixed, *([] if retrieves else capped)]
+    unused = [f"--pool-size {spec.pool_size} has no effect: {spec.select} goes by the whole training set"]
+    return [*chosen, *fixed, *((unused if spec.pool_size != RunSpec.pool_size else []) if retrieves else capped)]
 
 
 def _no_effect(settings: RunSettings) -> str:

@@ -1,8 +1,8 @@
 """What a run's files hold, as types: ``run.json``, ``scores.json``, ``failures.json``, a baseline, a ranking.
 
 What a file says is checked against them when it is read (:func:`flamingo_eval.schema.typed`), and they are what every
-other module sees of it. Keys that a later version adds are passed over; optional ones are those that the first version
-did not write everywhere.
+other module sees of it. Keys that a later version adds are passed over, but not in the identity: what decides answers
+there must be known. Optional ones are those that the first version did not write everywhere.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class RetrievalIdentity(Stored, frozen=True, kw_only=True):
     exclude_same_image: bool
 
 
-class BenchmarkIdentity(Stored, frozen=True, kw_only=True):
+class BenchmarkIdentity(Stored, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What of a benchmark determines answers: digests of its prompts and plan, of how it is read, and of the data."""
 
     protocol: str
@@ -75,7 +75,7 @@ class BenchmarkIdentity(Stored, frozen=True, kw_only=True):
     data: str | UnsetType = UNSET
 
 
-class Identity(Stored, frozen=True, kw_only=True):
+class Identity(Stored, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that determines a run's answers, but for shots and seeds, which extend it.
 
     In a file ``retrieval`` has the selector's name, and ``named`` settings stand beside the others, under their own.
@@ -342,13 +342,11 @@ def identity_from(table: Any) -> Any:
     """A file's table of identity, as :class:`Identity` has it; what is none stays as it is, to be refused."""
     if not isinstance(table, Mapping):
         return table
-    known = {
-        key: table[key] for key in Identity.__struct_fields__ if key in table and key not in ("retrieval", "named")
-    }
+    rest = {key: value for key, value in table.items() if key not in NAMED_SETTINGS}
     selector = table.get("selector")
-    if isinstance(selector, str) and selector in table and selector not in known:
-        known["retrieval"] = table[selector]
-    return {**known, "named": {name: table[name] for name in NAMED_SETTINGS if name in table}}
+    if isinstance(selector, str) and selector not in Identity.__struct_fields__ and selector in rest:
+        rest["retrieval"] = rest.pop(selector)
+    return {**rest, "named": {name: table[name] for name in NAMED_SETTINGS if name in table}}
 
 
 def with_identity(table: Any, kind: type[Any], where: str) -> Any:

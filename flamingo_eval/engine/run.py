@@ -29,7 +29,7 @@ from flamingo_eval.engine.requests import Pending, find_pending
 from flamingo_eval.engine.score import check_complete, write_scores
 from flamingo_eval.errors import FlamingoEvalError, StorageError, UserError
 from flamingo_eval.files import exists, is_file
-from flamingo_eval.nouns import Cell
+from flamingo_eval.nouns import Cell, Ranking
 from flamingo_eval.ports import ModelSource
 from flamingo_eval.progress import note, warn
 from flamingo_eval.runspec import RunSpec
@@ -110,6 +110,8 @@ def _plan(run: PreparedRun, executor: Executor, held: Alone) -> PlannedRun:
     journal = executor.journal(folder)
     for file in journal.torn if executor.leads else []:
         warn(f"{file} ended in the middle of a line; that answer is dropped")
+    for source in run.sources.values():
+        journal.keep_names(source.task.names if isinstance(source.task, Ranking) else ())
     model = model_digest(run.info.digest, run.precision)
     pending = list(find_pending(trials, journal, model))
     with held.alone("record"):

@@ -211,11 +211,11 @@ def test_published_numbers_and_their_harnesses(cli: Cli) -> None:
     assert "23.1 (1.1)" in shown, "sources that disagree are both shown"
 
 
-def test_the_readmes_published_table_is_what_the_command_prints(cli: Cli) -> None:
+def test_the_documentations_published_table_is_what_the_command_prints(cli: Cli) -> None:
     command = "flamingo-eval published --benchmarks coco,vqav2 --select random --format markdown"
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert command in readme
-    assert cli(*command.split()[1:]).stdout.strip() in readme
+    page = (REPOSITORY / "docs/comparing.md").read_text(encoding="utf-8")
+    assert command in page
+    assert cli(*command.split()[1:]).stdout.strip() in page
 
 
 @pytest.mark.slow

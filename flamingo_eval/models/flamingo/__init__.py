@@ -245,7 +245,7 @@ class FlamingoFamily:
         if exists(user_path(checkpoint, "--checkpoint")):
             raise CheckpointError(
                 f"--checkpoint {checkpoint}: give a TOML file that names this file and the models around it "
-                "(README, 'Your own checkpoint')"
+                "(docs/checkpoints.md)"
             )
         return None
 

@@ -110,7 +110,7 @@ def _fetch_once(file: HubFile, revision: str | None = None) -> Path:
         raise _LostError(
             f"{where} is not in the local cache and the hub can't be reached. Download it where there is a network "
             "(--offline then uses what is there), take copies with --weights DIR, or name local files in a TOML file "
-            "(README, 'Your own checkpoint')"
+            "(docs/checkpoints.md)"
         ) from error
     except HfHubHTTPError as error:
         kind = _LostError if error.response is not None and error.response.status_code >= 500 else CheckpointError

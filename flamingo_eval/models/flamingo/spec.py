@@ -200,7 +200,7 @@ def read_spec(path: Path) -> FlamingoSpec:
         file = typed(read_toml(path), _File, str(path))
     except DataError as error:
         raise CheckpointError(
-            f"{error}; a checkpoint is described by a TOML file (README, 'Your own checkpoint')"
+            f"{error}; a checkpoint is described by a TOML file (docs/checkpoints.md)"
         ) from error
     except UserError as error:
         raise CheckpointError(str(error)) from error

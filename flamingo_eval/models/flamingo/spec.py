@@ -199,9 +199,7 @@ def read_spec(path: Path) -> FlamingoSpec:
     try:
         file = typed(read_toml(path), _File, str(path))
     except DataError as error:
-        raise CheckpointError(
-            f"{error}; a checkpoint is described by a TOML file (docs/checkpoints.md)"
-        ) from error
+        raise CheckpointError(f"{error}; a checkpoint is described by a TOML file (docs/checkpoints.md)") from error
     except UserError as error:
         raise CheckpointError(str(error)) from error
     try:

@@ -1,21 +1,28 @@
-"""Few-shot evaluation of OpenFlamingo-style vision-language checkpoints."""
+"""Few-shot evaluation of OpenFlamingo-style vision-language checkpoints.
+
+What this module exports is the Python API; other modules are the project's own, and may move (docs/python.md).
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from flamingo_eval.version import __version__
+from flamingo_eval.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from flamingo_eval.api import evaluate, load_model
+    from flamingo_eval.api import evaluate as evaluate
+    from flamingo_eval.api import load_model as load_model
+    from flamingo_eval.nouns import Cell as Cell
+    from flamingo_eval.nouns import Trial as Trial
 
-__all__ = ["__version__", "evaluate", "load_model"]
+_PLACES = {"evaluate": "api", "load_model": "api", "Cell": "nouns", "Trial": "nouns"}
+"""Name -> the module that it is imported from when it is first used, so that the command line starts at once."""
+
+__all__ = ["Cell", "Trial", "__version__", "evaluate", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
-    """The API is imported when it is first used, so that the command line starts at once."""
-    if name in ("evaluate", "load_model"):
-        from flamingo_eval import api
-
-        return getattr(api, name)
+    if name in _PLACES:
+        return getattr(import_module(f"flamingo_eval.{_PLACES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

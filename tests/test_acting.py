@@ -85,6 +85,7 @@ def two_runs(made_once: Path) -> tuple[Path, Path]:
     return Path("good"), Path("bad")
 
 
+@pytest.mark.slow
 def test_comparison_and_gate(two_runs: tuple[Path, Path], cli: Cli) -> None:
     good, bad = two_runs
     assert "does not exist; --update writes it" in cli("check", good, "--baseline", "b.json").stderr
@@ -125,6 +126,7 @@ def test_a_margin_fails_where_the_sample_is_too_small(two_runs: tuple[Path, Path
     assert "more than the margin 0.1, with these queries" in result.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(two_runs: tuple[Path, Path], tmp_path: Path, cli: Cli) -> None:
     good, _ = two_runs
     arguments = ("run", "coco", "--checkpoint", "scripted", "--data-root", tmp_path / "data")

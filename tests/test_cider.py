@@ -147,6 +147,7 @@ def _without(name: str, find_spec):  # type: ignore[no-untyped-def]
     return lambda wanted: None if wanted == name else find_spec(wanted)
 
 
+@pytest.mark.slow
 def test_what_leaves_cider_undefined_or_always_zero_is_found_beforehand() -> None:
     metric = CiderMetric()
     with pytest.raises(DataError, match="no reference of the 2 images holds a word"):

@@ -141,6 +141,7 @@ def test_killed_and_resumed(root: Path, cli: Cli) -> None:
     assert sorted(journal.read_bytes().splitlines()) == sorted(lines.splitlines())
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_so(tmp_path: Path) -> None:
     root = write_coco_root(tmp_path / "big", train=40, test=400)
     command = [sys.executable, "-m", "flamingo_eval", "coco", "--shots", "1,2,3,4", "--trials", "10", "--checkpoint",

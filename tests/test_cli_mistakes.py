@@ -162,6 +162,7 @@ def test_files_get_the_usual_permissions(root: Path, cli: Cli) -> None:
     assert len({path.stat().st_mode for path in Path("run").iterdir() if path.name != ".lock"}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_output_that_cannot_be_written_is_a_storage_error() -> None:
     result = subprocess.run(
@@ -232,6 +233,7 @@ def test_data_where_shows_what_is_there(root: Path, cli: Cli) -> None:
     assert "missing  annotations/captions_val2014.json" in out
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error(root: Path) -> None:
     command = f"{sys.executable} -m flamingo_eval plan coco --shots 4 --json --data-root {root} | head -n 1"
     result = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
@@ -266,6 +268,7 @@ for command in json.loads(sys.argv.pop()):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_help_by_one_letter_and_completion_of_commands(cli: Cli) -> None:
     assert cli("coco", "-h").stdout == cli("coco", "--help").stdout
     result = run_cli(

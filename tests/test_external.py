@@ -219,6 +219,7 @@ def test_an_ensemble_asks_in_at_most_as_many_orders_as_there_are(call: Any, tmp_
     )
 
 
+@pytest.mark.slow
 def test_journalled_names_that_the_benchmark_has_not_are_no_wrong_answers(call: Any, tmp_path: Path) -> None:
     write_memes(tmp_path / "d", *(json.dumps({"id": i, "img": "1.png", "label": i, "text": "t"}) for i in range(2)))
     (tmp_path / "d/hateful_memes/img").mkdir()

@@ -88,6 +88,7 @@ def test_answers_to_other_prompts_than_the_records_are_refused(root: Path, cli: 
             assert "was given to another prompt than run.json and the data make" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_score_of_an_older_answer_is_not_shown(root: Path, cli: Cli) -> None:
     run_scripted(cli, root)
     row = read_lines(Path("run/journal.jsonl"))[0]

@@ -189,6 +189,7 @@ def test_who_may_join(coco: Path, tmp_path: Path, cli: Cli) -> None:
     ).stderr  # fmt: skip
 
 
+@pytest.mark.slow
 def test_sigterm_ends_in_good_order(coco: Path, tmp_path: Path) -> None:
     starter = Starter(tmp_path, (*SCRIPTED, "--data-root", coco), pause=0.05)
     process = starter.start()

@@ -66,6 +66,7 @@ def test_the_home_of_nobody(root: Path, cli: Cli, option: str) -> None:
     assert option in result.stderr or option == "--weights"
 
 
+@pytest.mark.slow
 def test_tilde_everywhere(root: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert root == tmp_path / "data"
     monkeypatch.setenv("HOME", str(tmp_path))

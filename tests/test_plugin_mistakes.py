@@ -168,6 +168,7 @@ def test_an_executor_need_not_measure_and_may_try_again(
     run_scripted(cli, root)
 
 
+@pytest.mark.slow
 def test_answers_of_earlier_commands_whose_demonstrations_have_changed_do_not_count(root: Path, cli: Cli) -> None:
     run = ("coco", "--seeds", "42", "--checkpoint", "scripted", "--select", "rices", "--rices-model", "scripted",
            "--data-root", root, "--out", "run")  # fmt: skip
@@ -189,6 +190,7 @@ def test_answers_of_earlier_commands_whose_demonstrations_have_changed_do_not_co
     assert Path("run/scores.jsonl").read_text() == Path("anew/scores.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_an_answer_that_was_to_be_given_again_does_not_count(root: Path, cli: Cli) -> None:
     """Also where the command that should have asked again was ended before it could."""
     run_scripted(cli, root)

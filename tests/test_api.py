@@ -68,7 +68,7 @@ def test_a_loaded_model_is_evaluated_as_on_the_command_line(demo: Any, tmp_path:
     assert (tmp_path / "kept" / "journal.jsonl").is_file()
     with pytest.raises(UserError, match="unknown benchmark 'cocoa'"):
         flamingo_eval.evaluate(demo, "cocoa")
-    with pytest.raises(UserError, match="no benchmark is named"):
+    with pytest.raises(UserError, match="give a name, or some"):
         flamingo_eval.evaluate(demo, [])
     with pytest.raises(UserError, match="dict is no model"):
         flamingo_eval.evaluate({}, "coco")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flamingo_eval.benchmark import canonical_name
+from flamingo_eval.benchmark import benchmark_names, canonical_name
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import Config
@@ -70,6 +70,10 @@ def reproduce(
     format = specs.settings_for(context.obj, (), given, specs.REPORT).format
     opt.check_format(format, reproducing.FORMATS)
     names = [canonical_name(name) for name in benchmarks.split(",")] if benchmarks else []
+    if not any(
+        "data_root" in specs.resolve(context.obj, name, given, specs.REPRODUCE) for name in names or benchmark_names()
+    ):
+        raise UserError("name the data with --data-root")
     every = chosen(like or checkpoint, names)
     own = {
         name: specs.settings_for(context.obj, [name], given, specs.REPRODUCE) for name in {n.benchmark for n in every}

@@ -81,6 +81,7 @@ def reproduce(
     numbers = [n for n in every if n.shots in own[n.benchmark].shots and n.selector == own[n.benchmark].select]
     found: dict[tuple[str, str, str], Evidence] = {}
     problems: dict[tuple[str, str, str], str] = {}
+    reasons: dict[tuple[str, str, str], UserError] = {}
     for key, asked in reproducing.plan_of(numbers).items():
         try:
             evidence = _reproduced(context.obj, given, checkpoint, key, asked)
@@ -88,11 +89,13 @@ def reproduce(
             raise
         except UserError as error:
             note(f"{key[2]} under {key[0]}: {error}")
-            problems[key] = str(error).partition("\n")[0][:60]
+            problems[key], reasons[key] = str(error).partition("\n")[0][:60], error
             continue
         if evidence is None:
             return  # the first of several processes shows the table
         found[key] = evidence
+    if problems and not found:
+        raise UserError(f"nothing could be run: {next(iter(reasons.values()))}")
     emit(reproducing.FORMATS[format](reproducing.beside(numbers, found, problems)), end="")
 
 

@@ -76,6 +76,7 @@ def run(
     fresh: opt.Fresh = False,
 ) -> None:
     """Run several benchmarks into one folder and print one table, a row for each."""
+    benchmarks = [name for listed in benchmarks for name in listed.split(",") if name]
     if benchmarks == ["all"]:
         benchmarks = _all_under(specs.settings_for(context.obj, (), given, {"protocol"}).protocol)
     run_benchmarks(context, benchmarks, given, fresh=fresh)

@@ -69,8 +69,11 @@ def make_spec(
     settings = _record(common)
     own = {name: replace(settings, **{key: one.value for key, one in said[name].items() if key in PER_BENCHMARK})
            for name in wanted}  # fmt: skip
+    # the demo's files are called as they are
+    own_files = settings.data_root != DEMO
+    overrides = {name: config.data[name] for name in wanted if own_files and name in config.data}
     for name in wanted:  # before anything is read
-        load_benchmark(name, config.data.get(name), protocol=settings.protocol)
+        load_benchmark(name, overrides.get(name), protocol=settings.protocol)
     return RunSpec(
         **{
             one.name: getattr(own[wanted[0]] if len(wanted) == 1 else settings, one.name) for one in fields(RunSettings)
@@ -78,7 +81,7 @@ def make_spec(
         benchmarks=wanted,
         own=own,
         selection=_selection(settings.select, said),
-        data_overrides={name: config.data[name] for name in wanted if name in config.data},
+        data_overrides=overrides,
     )
 
 

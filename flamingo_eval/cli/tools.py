@@ -82,8 +82,9 @@ def data_check(
     from flamingo_eval.engine.check import count_lines, picture_problems, raise_problems
     from flamingo_eval.engine.plan import read_source
 
-    name, overrides = canonical_name(benchmark), context.obj.data.get(canonical_name(benchmark))
+    name = canonical_name(benchmark)
     settings = specs.settings_for(context.obj, [name], given, specs.DATA_OF)
+    overrides = None if settings.data_root == DEMO else context.obj.data.get(name)
     protocol, split = settings.protocol, settings.split
     root = Images(data_folder(settings.data_root), settings.formats)
     rules = load_benchmark(name, overrides, protocol=protocol, split=split)

@@ -212,7 +212,8 @@ def model_source(
         return source
     if checkpoint.endswith((".pt", ".pth", ".bin", ".safetensors")):
         raise UserError(
-            f"{checkpoint} is a file of weights; a checkpoint is described by a TOML file that names it (docs/checkpoints.md)"
+            f"{checkpoint} is a file of weights; a checkpoint is described by a TOML file that names it "
+            "(docs/checkpoints.md)"
         )
     raise UserError(
         f"unknown checkpoint {checkpoint!r}; known: {', '.join(known_checkpoints())}, or the path of a TOML file"

@@ -148,7 +148,8 @@ def score(
     if predictions is not None:
         name = canonical_name(what)
         settings = specs.settings_for(context.obj, [name], given, specs.SCORE)
-        benchmark = load_benchmark(what, context.obj.data.get(name), protocol=settings.protocol, split=settings.split)
+        overrides = None if settings.data_root == DEMO else context.obj.data.get(name)
+        benchmark = load_benchmark(what, overrides, protocol=settings.protocol, split=settings.split)
         if "data_root" not in specs.resolve(context.obj, name, given, specs.SCORE):
             raise UserError("name the data with --data-root (or --data-root demo)")
         _score_predictions(benchmark, predictions, settings, per_item)

@@ -191,6 +191,43 @@ def test_answers_of_earlier_commands_whose_demonstrations_have_changed_do_not_co
 
 
 @pytest.mark.slow
+def test_answers_of_earlier_commands_whose_image_has_changed_do_not_count(root: Path, cli: Cli) -> None:
+    """With random demonstrations too."""
+    run = ("coco", "--seeds", "42", "--checkpoint", "scripted", "--data-root", root, "--out", "run")
+    assert cli(*run, "--shots", "0").returncode == 0
+    changed = next((root / "coco").rglob("*501.png"))
+    changed.write_bytes(next((root / "coco").rglob("*502.png")).read_bytes())
+    extended = cli(*run, "--shots", "4")
+    assert "1 answers of earlier commands do not hold any more" in extended.stderr
+    assert "answers are missing in 1 trials (coco, 0 shots, seed 42)" in cli("score", "run").stderr
+    assert cli(*run, "--shots", "0,4").returncode == 0
+    assert cli("score", "run").returncode == 0
+
+
+def test_a_ranking_is_kept_only_while_every_image_is_what_it_was(root: Path, cli: Cli) -> None:
+    run = ("coco", "--seeds", "42", "--checkpoint", "scripted", "--select", "rices", "--rices-model", "scripted", "--shots",
+           "2", "--data-root", root, "--on-error", "skip")  # fmt: skip
+    images = sorted((root / "coco" / "val2014").iterdir())
+    content = [image.read_bytes() for image in images]
+
+    def scored(out: str) -> tuple[int, str]:
+        result = cli(*run, "--out", out)
+        return result.returncode, Path(out, "scores.jsonl").read_text()
+
+    assert scored("run")[0] == 0
+    images[0].unlink()
+    assert scored("run")[0] == 0, "its answer holds, and so does the ranking"
+    train = sorted((root / "coco" / "train2014").iterdir())
+    images[1].write_bytes(train[7].read_bytes())  # one is gone, another one is another
+    assert scored("run") == scored("anew")
+    images[0].write_bytes(content[0])
+    images[2].unlink()
+    assert scored("run") == scored("anew2"), "what is there again is asked; what is gone now is not"
+    images[2].write_bytes(content[2])
+    assert scored("run") == scored("anew3")
+
+
+@pytest.mark.slow
 def test_an_answer_that_was_to_be_given_again_does_not_count(root: Path, cli: Cli) -> None:
     """Also where the command that should have asked again was ended before it could."""
     run_scripted(cli, root)

@@ -24,7 +24,7 @@ from flamingo_eval.engine.record import (
     run_identity,
 )
 from flamingo_eval.engine.records import Identity, TrialKey
-from flamingo_eval.engine.retrieval import Retriever, all_pictures_digest, find_nearest, read_nearest, write_nearest
+from flamingo_eval.engine.retrieval import Retriever, Seen, find_nearest, read_nearest, write_nearest
 from flamingo_eval.errors import DataError, UserError
 from flamingo_eval.files import digest, is_file
 from flamingo_eval.images import Images
@@ -83,19 +83,19 @@ def rank_all(
     for name, source in sources.items():
         check_selector(source, spec.select)
         asked, count = reach(spec, source, keys)
-        pictures, whole = all_pictures_digest(source, asked)
+        seen = Seen.of(source, asked)
         kept = None if folder is None else folder.nearest_file(spec.select, name)
         if kept is not None and is_file(kept):
             try:
-                saved, made_from = read_nearest(kept, source, asked, count)
+                saved, record = read_nearest(kept, source, asked, count)
             except DataError:  # too short, or damaged: made anew
-                made_from = None
-            if made_from == pictures or (made_from is not None and not whole):
+                record = None
+            if record is not None and seen.still(record):
                 nearest[name] = saved
                 continue
         nearest[name] = find_nearest(source, asked, count, retriever, spec.device)
         if kept is not None:
-            write_nearest(kept, nearest[name], pictures)
+            write_nearest(kept, nearest[name], seen)
     return nearest
 
 

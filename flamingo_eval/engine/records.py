@@ -330,12 +330,18 @@ class FailureRow(Stored, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RankingRecord(Stored, frozen=True, kw_only=True):
-    """What a run's queries are nearest to, and the digest of the images that it was made from."""
+    """What a run's queries are nearest to, and what it was made from.
+
+    Attributes:
+        pictures: digest of all images.
+        digests: of each one that could be read; the first version kept none.
+    """
 
     format: int
     pictures: str
     nearest: dict[str, list[Number]]
     failed: dict[str, str]
+    digests: dict[str, str] | UnsetType = UNSET
 
 
 def identity_from(table: Any) -> Any:

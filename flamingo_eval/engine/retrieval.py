@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import UNSET
 
 from flamingo_eval import registry
 from flamingo_eval.engine.plan import Source
@@ -249,19 +250,49 @@ def _normalised(vectors: Vectors, images: Sequence[Path]) -> Vectors:
     return unit
 
 
-def write_nearest(path: Path, nearest: Nearest, pictures: str) -> None:
+@dataclass(frozen=True)
+class Seen:
+    """The images that a ranking goes by, as they are now: digest of each, and those that can't be read."""
+
+    digests: Mapping[str, str]
+    failed: frozenset[str]
+
+    @staticmethod
+    def of(source: Source, asked: Sequence[Example]) -> Seen:
+        """Those of all training examples and of the ones asked about."""
+        images = [example.image for example in (*source.data.train, *asked)]
+        keys, failed = _keys(source.images, dict.fromkeys(images), source.benchmark.prompt.rgb)
+        return Seen(keys, frozenset(failed))
+
+    @property
+    def whole(self) -> str:
+        """One digest of all of it."""
+        return digest([dict(self.digests), sorted(self.failed)])
+
+    def still(self, record: RankingRecord) -> bool:
+        """Whether a ranking that was kept is that of these images: each that can be read is what it was, and each that
+        can't (any more) was known. One that could not be read then, and can now, is another image."""
+        if record.digests is UNSET:
+            return record.pictures == self.whole or not self.digests
+        then = record.digests
+        same = all(then.get(image) == key for image, key in self.digests.items())
+        return same and all(image in then or image in record.failed for image in self.failed)
+
+
+def write_nearest(path: Path, nearest: Nearest, seen: Seen) -> None:
     """Keeps the ranking beside a run, so that it can be scored and shown without pictures or encoder.
 
     Args:
-        pictures: digest of the pictures it was made from.
+        seen: the images it was made from.
     """
     rows = {image: [*rows] for image, rows in nearest.rows.items()}
-    record = RankingRecord(format=FORMAT, pictures=pictures, nearest=rows, failed=dict(nearest.failed))
+    record = RankingRecord(format=FORMAT, pictures=seen.whole, nearest=rows, failed=dict(nearest.failed),
+                           digests=dict(seen.digests))  # fmt: skip
     write_atomic(path, json.dumps(msgspec.to_builtins(record)))
 
 
-def read_nearest(path: Path, source: Source, asked: Iterable[Example], count: int) -> tuple[Nearest, str]:
-    """The ranking of a run, and the digest of the pictures it was made from.
+def read_nearest(path: Path, source: Source, asked: Iterable[Example], count: int) -> tuple[Nearest, RankingRecord]:
+    """The ranking of a run, and all that is kept of it.
 
     Raises:
         DataError: it is not one, or does not reach as far as the run does.
@@ -278,11 +309,4 @@ def read_nearest(path: Path, source: Source, asked: Iterable[Example], count: in
         found = nearest.rows.get(image, ())
         if len(found) < count or not 0 <= min(found) <= max(found) <= last:
             raise damaged
-    return nearest, record.pictures
-
-
-def all_pictures_digest(source: Source, asked: Sequence[Example]) -> tuple[str, bool]:
-    """Digest of all pictures that a ranking goes by, and whether all of them are there."""
-    images = [example.image for example in (*source.data.train, *asked)]
-    keys, failed = _keys(source.images, dict.fromkeys(images), source.benchmark.prompt.rgb)
-    return digest([keys, sorted(failed)]), not failed
+    return nearest, record

@@ -171,12 +171,11 @@ def _finish(run: PreparedRun, planned: PlannedRun, outcome: Outcome, root_of: Ro
     journal.withdraw(folder.outdated(journal))
     began = time.perf_counter()
     earlier = _earlier(folder, root_of, wanted)
-    if run.retriever is not None or any(journal.answers_of(item.slot) > 1 for item in planned.pending):
-        # what their queries are nearest to, or an image of theirs, may have changed with this command's
-        changed = _withdrawn(find_pending(earlier, journal, model_digest(run.info.digest, run.precision)), journal)
-        folder.write_failures(changed, (), journal, skip=False)
-        if changed:
-            warn(f"{len(changed)} answers of earlier commands do not hold any more; those commands ask again")
+    # an image of theirs, or what their queries are nearest to, may have changed since
+    changed = _withdrawn(find_pending(earlier, journal, model_digest(run.info.digest, run.precision)), journal)
+    folder.write_failures(changed, (), journal, skip=False)
+    if changed:
+        warn(f"{len(changed)} answers of earlier commands do not hold any more; those commands ask again")
     cells = write_scores(folder, [*planned.trials, *earlier], journal, folder.read_run())
     if planned.pending:
         _tell_speed({**outcome.seconds, "scoring": time.perf_counter() - began}, journal.written)

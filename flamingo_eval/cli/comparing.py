@@ -38,8 +38,7 @@ def compare(
     from flamingo_eval.report.compare import compare as compared
     from flamingo_eval.report.evidence import read_evidence
 
-    if format not in FORMATS:
-        raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+    opt.check_format(format, FORMATS)
     emit(FORMATS[format](compared(read_evidence(run), read_evidence(baseline))), end="")
 
 

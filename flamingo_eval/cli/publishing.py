@@ -41,8 +41,7 @@ def published(
     """Print the numbers that papers and model cards give for the released checkpoints, each with its source."""
     from flamingo_eval.report.published import FORMATS, chosen
 
-    if format not in FORMATS:
-        raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+    opt.check_format(format, FORMATS)
     names = [canonical_name(name) for name in benchmarks.split(",")] if benchmarks else []
     emit(FORMATS[format](chosen(checkpoint, names, select)), end="")
 

@@ -77,8 +77,7 @@ def samples(
     from flamingo_eval.engine.score_files import samples as rows
     from flamingo_eval.report.samples import FORMATS, write_csv
 
-    if format not in FORMATS:
-        raise UserError(f"unknown format {format!r}; known formats: {', '.join(FORMATS)}")
+    opt.check_format(format, FORMATS)
     opt.check_escape(escape_formulas, format)
     if out is None and format == "parquet" and sys.stdout.isatty():
         raise UserError("Parquet is nothing to look at: name a file with --out")
@@ -130,8 +129,7 @@ def runs(
     from flamingo_eval.report.show import runs_json, runs_text
 
     formats = {"table": runs_text, "json": runs_json}
-    if format not in formats:
-        raise UserError(f"unknown format {format!r}; known formats: {', '.join(formats)}")
+    opt.check_format(format, formats)
     emit(formats[format](list_runs(folder)), end="")
 
 

@@ -177,8 +177,7 @@ def _score_predictions(benchmark: Benchmark, predictions: Path, settings: RunSet
     from flamingo_eval.engine.outputs import write_output
 
     format, on_error = settings.format, settings.on_error
-    if format not in ("table", "json"):
-        raise UserError(f"unknown format {format!r} for predictions; known formats: table, json")
+    opt.check_format(format, ("table", "json"))
     result = score_predictions(benchmark, data_folder(settings.data_root), predictions)
     if result.missing and on_error == "stop":
         raise DataError(

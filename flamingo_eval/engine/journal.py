@@ -23,7 +23,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from flamingo_eval.engine.numbers import MANY, Names, Numbers, Ranked, place_from
+from flamingo_eval.engine.numbers import MANY, Held, Names, Numbers, Ranked, place_from
 from flamingo_eval.errors import DataError, StorageError, UserError
 from flamingo_eval.files import is_file, open_own, open_regular, storage_errors
 from flamingo_eval.nouns import Answer, Id, Prediction, Query
@@ -63,28 +63,6 @@ class Entry(NamedTuple):
 def slot_of(query: Query) -> Slot:
     """The slot of a query."""
     return (query.benchmark, query.shots, query.seed, query.id, query.occurrence)
-
-
-class _Ranked(Mapping[str, float]):
-    """Log-likelihoods of names that many answers share: a thousand of them take 8 kB instead of 100.
-
-    >>> dict(_Ranked({"yes": 0, "no": 1}, array("d", [-0.5, -1.5])))
-    {'yes': -0.5, 'no': -1.5}
-    """
-
-    __slots__ = ("_places", "_values")
-
-    def __init__(self, places: Mapping[str, int], values: array[float]) -> None:
-        self._places, self._values = places, values
-
-    def __getitem__(self, name: str) -> float:
-        return self._values[self._places[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
 
 
 @dataclass
@@ -235,7 +213,7 @@ class Journal:
             return prediction
         names = tuple(said)
         places = self._places.setdefault(names, {name: i for i, name in enumerate(names)})
-        return replace(prediction, answer=_Ranked(places, array("d", said.values())))
+        return replace(prediction, answer=Held(places, array("d", said.values())))
 
     def append(self, entries: Sequence[Entry], extra: Mapping[str, str] | None = None) -> None:
         """Adds answers and waits until they are on the disk.

@@ -13,10 +13,9 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flamingo_eval import registry
 from flamingo_eval.benchmark import DEFAULT_PROTOCOL, Benchmark, load_benchmark
+from flamingo_eval.engine.draws import draw_from_one_set, draw_queries
 from flamingo_eval.errors import UserError
 from flamingo_eval.files import digest, file_digest, is_folder, many_objects
 from flamingo_eval.images import Images
@@ -26,7 +25,7 @@ from flamingo_eval.prompting import demonstration_turn, mark_in, prompt_of
 from flamingo_eval.reading import digests_of_reads, read_text
 from flamingo_eval.runspec import RunSpec
 from flamingo_eval.schema import typed
-from flamingo_eval.seeds import choose, numpy_generator, visiting_order
+from flamingo_eval.seeds import numpy_generator
 from flamingo_eval.settings import with_defaults
 
 _MOST_TURNS = 20_000
@@ -256,7 +255,7 @@ def plan_trial(
     if spec.ensemble > 1 and not isinstance(source.task, Ranking):
         raise UserError(f"--ensemble is for benchmarks that rank class names, not for {source.benchmark.name}")
     rules, generator = source.benchmark.plan, numpy_generator(seed)
-    draw = _draw_from_one_set if rules.one_set else _draw_queries
+    draw = draw_from_one_set if rules.one_set else draw_queries
     queries, pool = draw(source, generator, spec.num_samples or rules.num_samples, spec.pool_size)
     chosen = registry.selector(spec.select)
     picked = chosen.select(
@@ -351,7 +350,7 @@ def check_selector(source: Source, selector: str) -> None:
 def asked_examples(source: Source, seed: int, spec: RunSpec) -> list[Example]:
     """The examples that a trial queries, whatever its demonstrations."""
     rules = source.benchmark.plan
-    draw = _draw_from_one_set if rules.one_set else _draw_queries
+    draw = draw_from_one_set if rules.one_set else draw_queries
     queries, _ = draw(source, numpy_generator(seed), spec.num_samples or rules.num_samples, spec.pool_size)
     return [source.data.test[i] for i in queries]
 
@@ -366,35 +365,6 @@ def is_deterministic(source: Source, spec: RunSpec) -> bool:
 def demonstrations_needed(source: Source, shots: int) -> int:
     """How many demonstrations a query has: zero shots have text-only ones."""
     return shots or source.benchmark.prompt.zero_shot_demonstrations
-
-
-def _draw_queries(
-    source: Source, generator: np.random.RandomState, num_samples: int | None, _: int
-) -> tuple[list[int], None]:
-    """Queries in the order visited; the pool is left to the selector."""
-    count = len(source.data.test)
-    if num_samples is not None and num_samples > count:
-        raise UserError(
-            f"--num-samples {num_samples}: {source.benchmark.name} {source.benchmark.split} has {count} queries"
-        )
-    drawn = choose(generator, count, num_samples or count)
-    return [drawn[i] for i in visiting_order(len(drawn))], None
-
-
-def _draw_from_one_set(
-    source: Source, generator: np.random.RandomState, num_samples: int | None, pool_size: int
-) -> tuple[list[int], list[int]]:
-    """Queries and pool from one set, the pool first, queries in the order drawn (open_flamingo tag 0.1)."""
-    count = len(source.data.test)
-    wanted = count - pool_size if num_samples is None else num_samples
-    if wanted < 1 or wanted + pool_size > count:
-        raise UserError(
-            f"{source.benchmark.name} under {source.benchmark.protocol} draws queries and pool from one set "
-            f"of {count}, too few for {wanted} queries and a pool of {pool_size}: "
-            "lower --num-samples and --pool-size"
-        )
-    drawn = choose(generator, count, wanted + pool_size)
-    return drawn[pool_size:], drawn[:pool_size]
 
 
 def query_row(trial: TrialPlan, query: Query) -> dict[str, Any]:

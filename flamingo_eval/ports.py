@@ -299,33 +299,6 @@ class ModelBase:
         """Nothing is held."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a batch needs, and what the machine could do.
-
-    Attributes:
-        flops: section -> floating-point operations of the batch (of one picture for ``vision``).
-        peak: floating-point operations a second of a large matrix product on this machine.
-        memory: bytes used at most so far.
-    """
-
-    flops: Mapping[str, float]
-    peak: float
-    memory: int
-
-
-@runtime_checkable
-class Measurable(Protocol):
-    """A model that can say what its arithmetic amounts to."""
-
-    @property
-    def encoded(self) -> int:
-        """How many images it has encoded so far."""
-
-    def work(self, prepared: Sequence[Any], task: Task) -> Work:
-        """Counted by carrying a batch out."""
-
-
 class ModelSource(Protocol):
     """A model that can be loaded."""
 

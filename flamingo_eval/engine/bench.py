@@ -19,8 +19,9 @@ from flamingo_eval.engine.retrieval import Retriever
 from flamingo_eval.engine.score import score_trials
 from flamingo_eval.errors import DataError, first_few
 from flamingo_eval.images import Images
+from flamingo_eval.measuring import Measurable, Work
 from flamingo_eval.nouns import WITHHELD
-from flamingo_eval.ports import Measurable, Model, Work
+from flamingo_eval.ports import Model
 from flamingo_eval.runspec import RunSpec
 
 

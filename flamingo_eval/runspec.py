@@ -172,8 +172,8 @@ class RunSettings:
     batch_size: int | None = _declared(
         None,
         BATCH,
-        "Queries a batch; in fp32 it changes no answer, in narrower precisions near-ties may fall otherwise. What does not "
-        "fit into memory is halved.",
+        "Queries a batch; in fp32 it changes no answer, in narrower precisions near-ties may fall otherwise. What does "
+        "not fit into memory is halved.",
         metavar="N",
         panel=HOW,
         changes_answers=False,

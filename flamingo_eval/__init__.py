@@ -13,10 +13,10 @@ from flamingo_eval.version import __version__ as __version__
 if TYPE_CHECKING:
     from flamingo_eval.api import evaluate as evaluate
     from flamingo_eval.api import load_model as load_model
-    from flamingo_eval.nouns import Cell as Cell
-    from flamingo_eval.nouns import Trial as Trial
+    from flamingo_eval.core.records import Cell as Cell
+    from flamingo_eval.core.records import Trial as Trial
 
-_PLACES = {"evaluate": "api", "load_model": "api", "Cell": "nouns", "Trial": "nouns"}
+_PLACES = {"evaluate": "api", "load_model": "api", "Cell": "core.records", "Trial": "core.records"}
 """Name -> the module that it is imported from when it is first used, so that the command line starts at once."""
 
 __all__ = ["Cell", "Trial", "__version__", "evaluate", "load_model"]

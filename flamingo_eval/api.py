@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flamingo_eval import registry
-from flamingo_eval.benchmark import canonical_name
-from flamingo_eval.errors import UserError
-from flamingo_eval.nouns import Cell
-from flamingo_eval.ports import ModelSource
-from flamingo_eval.runspec import COMMAND_LINE_ONLY, SETTINGS, RunSpec
+from flamingo_eval.core import registry
+from flamingo_eval.core.benchmark import canonical_name
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.protocols import ModelSource
+from flamingo_eval.core.records import Cell
+from flamingo_eval.core.run_settings import COMMAND_LINE_ONLY, SETTINGS, RunSpec
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel
@@ -59,8 +59,8 @@ def evaluate(
     """Evaluates a model in this process, and returns the cells of its table.
 
     Args:
-        model: what :func:`load_model` returns; or any object that fulfils :class:`flamingo_eval.ports.Model`; or a live
-            module in the released layout (``perceiver``,
+        model: what :func:`load_model` returns; or any object that fulfils
+            :class:`flamingo_eval.core.protocols.Model`; or a live module in the released layout (``perceiver``,
             ``vision_encoder``, ``lang_encoder`` with its ``gated_cross_attn_layer``), as it stands, in training or
             not: its tensors are shared, and it is left as it was; or the name of a checkpoint.
         benchmarks: one or several.

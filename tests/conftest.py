@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from flamingo_eval.cli.main import main
+from flamingo_eval.core.paths import cache_folder
 from flamingo_eval.demo.data import demo_data_root
-from flamingo_eval.files import cache_folder
 from flamingo_eval.models.flamingo import DEMO_SPEC
-from tests.helpers import Cli, Kit, write_coco_root
+from tests.support.helpers import Cli, Kit, write_coco_root
 
 GOLDEN = Path(__file__).parent / "golden"
 

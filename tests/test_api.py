@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 import flamingo_eval
-from flamingo_eval.errors import CheckpointError, QueryError, UserError
-from flamingo_eval.images import Images
+from flamingo_eval.core.errors import CheckpointError, QueryError, UserError
+from flamingo_eval.core.images import Images
 from flamingo_eval.models.flamingo import DEMO_SPEC
-from tests.helpers import LazyModule, run_cli
-from tests.small_flamingos import write_flamingo
+from tests.support.helpers import LazyModule, run_cli
+from tests.support.small_flamingos import write_flamingo
 
 pytestmark = pytest.mark.torch
 torch: Any = LazyModule("torch")
@@ -38,8 +38,8 @@ def test_the_names_are_there_without_importing_torch() -> None:
 
 def test_the_interleaved_example(demo: Any, tmp_path: Path) -> None:
     """Two demonstrations and a query, from Pillow pictures and from files, equal to what the engine's path says."""
+    from flamingo_eval.core.records import Decoding, Rendering
     from flamingo_eval.demo.data import demo_data_root
-    from flamingo_eval.nouns import Decoding, Rendering
 
     root = demo_data_root() / "coco" / "val2014"
     paths = sorted(root.iterdir())[:3]

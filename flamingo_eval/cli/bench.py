@@ -30,7 +30,7 @@ def bench(
     Prints queries a second by number of shots, where the time goes, how much of the machine's matrix-product peak
     prefill and decoding reach, memory, and how long the whole run would take.
     """
-    from flamingo_eval.engine.bench import run_bench
+    from flamingo_eval.analysis.bench import run_bench
     from flamingo_eval.report.bench import FORMATS
 
     spec = specs.make_spec(context.obj, [benchmark], given, specs.BENCH)

@@ -10,9 +10,9 @@ import typer
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import emit
 from flamingo_eval.cli.reading import check_nothing_missing
-from flamingo_eval.errors import GateError, UserError
-from flamingo_eval.files import exists, is_folder
-from flamingo_eval.progress import note
+from flamingo_eval.core.errors import GateError, UserError
+from flamingo_eval.core.paths import exists, is_folder
+from flamingo_eval.core.progress import note
 
 _PANEL = "Runs"
 Baseline = Annotated[
@@ -34,9 +34,9 @@ def compare(
     ] = "table",
 ) -> None:
     """Compare two runs cell by cell over the same queries: difference, interval, p-value."""
+    from flamingo_eval.analysis.compare import compare as compared
+    from flamingo_eval.analysis.evidence import read_evidence
     from flamingo_eval.report.compare import FORMATS
-    from flamingo_eval.report.compare import compare as compared
-    from flamingo_eval.report.evidence import read_evidence
 
     opt.check_format(format, FORMATS)
     emit(FORMATS[format](compared(read_evidence(run), read_evidence(baseline))), end="")
@@ -67,11 +67,12 @@ def check(
     ] = False,
 ) -> None:  # fmt: skip
     """Fail (exit 1) if a run is worse than its baseline; 2 if they can't be compared."""
-    from flamingo_eval.engine.folder import RunFolder
-    from flamingo_eval.engine.outputs import write_output
+    from flamingo_eval.analysis.compare import compare as compared
+    from flamingo_eval.analysis.evidence import read_evidence, write_baseline
+    from flamingo_eval.analysis.gate import failed, judge
     from flamingo_eval.report import gate
-    from flamingo_eval.report.compare import compare as compared
-    from flamingo_eval.report.evidence import read_evidence, write_baseline
+    from flamingo_eval.storage.outputs import write_output
+    from flamingo_eval.storage.run_folder import RunFolder
 
     found = read_evidence(run)
     if is_folder(run):
@@ -89,7 +90,7 @@ def check(
     if is_folder(baseline):
         check_nothing_missing(RunFolder(baseline))
     comparison = compared(found, read_evidence(baseline), all_of_baseline=True)
-    verdicts = gate.judge(comparison, max_drop=max_drop, margin=margin)
+    verdicts = judge(comparison, max_drop=max_drop, margin=margin)
     for warning in comparison.warnings:
         note(warning)
     emit(gate.as_text(verdicts), end="")
@@ -97,7 +98,7 @@ def check(
         write_output(markdown, gate.as_markdown(comparison, verdicts))
     if junit is not None:
         write_output(junit, gate.as_junit(comparison, verdicts))
-    bad = gate.failed(verdicts)
+    bad = failed(verdicts)
     if bad:
         cells = "; ".join(f"{v.row.benchmark}, {v.row.shots} shots: {v.reason}" for v in bad)
         raise GateError(f"{run} does not pass against {baseline}: {cells}")

@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flamingo_eval.benchmark import benchmark_names, canonical_name
 from flamingo_eval.cli.options import IN_FILE, IN_SECTION, Given, Said, all_settings
-from flamingo_eval.errors import UserError
-from flamingo_eval.files import is_file
-from flamingo_eval.reading import read_toml
-from flamingo_eval.settings import Setting
+from flamingo_eval.core.benchmark import benchmark_names, canonical_name
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.paths import is_file
+from flamingo_eval.core.reading import read_toml
+from flamingo_eval.core.settings import Setting
 
 FILE = Path("flamingo-eval.toml")
 

@@ -6,16 +6,16 @@ from typing import Annotated
 
 import typer
 
-from flamingo_eval import registry
-from flamingo_eval.benchmark import canonical_name
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.output import emit
+from flamingo_eval.core import registry
+from flamingo_eval.core.benchmark import canonical_name
+from flamingo_eval.core.errors import DataError, UserError, first_few
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.protocols import IMAGE_EMBEDDINGS
+from flamingo_eval.core.run_settings import SETTINGS
 from flamingo_eval.demo.root import data_folder
-from flamingo_eval.errors import DataError, UserError, first_few
-from flamingo_eval.images import Images
-from flamingo_eval.ports import IMAGE_EMBEDDINGS
-from flamingo_eval.runspec import SETTINGS
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +35,7 @@ def features(
     They are kept in the cache folder (FLAMINGO_EVAL_CACHE), one vector per distinct picture and encoder, and shared by
     all runs. A run computes what is missing by itself. With --split only that part: train, or one that is queried.
     """
-    from flamingo_eval.engine.plan import read_source
+    from flamingo_eval.core.source import read_source
     from flamingo_eval.engine.retrieval import Retriever, encode_pictures, store_of
 
     name = canonical_name(benchmark)
@@ -96,10 +96,10 @@ def controls(
     """
     from pathlib import Path
 
-    from flamingo_eval.engine.controls import CONTROLS, run_controls
-    from flamingo_eval.engine.folder import RunFolder
-    from flamingo_eval.engine.score_files import read_scores
+    from flamingo_eval.analysis.controls import CONTROLS, run_controls
     from flamingo_eval.report.controls import AS_RUN, FORMATS
+    from flamingo_eval.storage.run_folder import RunFolder
+    from flamingo_eval.storage.scores import read_scores
 
     folder = RunFolder(Path(run))
     settings = specs.settings_for(context.obj, folder.read_run().identity.benchmarks, given, specs.CONTROLS)

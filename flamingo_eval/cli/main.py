@@ -12,14 +12,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flamingo_eval.benchmark import benchmark_names, load_benchmark
 from flamingo_eval.cli import bench, comparing, demonstrations, publishing, reading, runs, tools
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import read_config
 from flamingo_eval.cli.output import finish, notes_shown, prepare_streams
-from flamingo_eval.errors import FlamingoEvalError
-from flamingo_eval.text import printable
+from flamingo_eval.core.benchmark import benchmark_names, load_benchmark
+from flamingo_eval.core.errors import FlamingoEvalError
+from flamingo_eval.core.text import printable
 from flamingo_eval.version import __version__
 
 _INTERRUPTED, _OUR_MISTAKE = 130, 70

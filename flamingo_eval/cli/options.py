@@ -1,4 +1,4 @@
-"""Options: every command's come from the settings it can use (:mod:`flamingo_eval.runspec`, and the selectors' own)."""
+"""Options: every command's come from the settings it can use (``core/run_settings.py``, and the selectors' own)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from flamingo_eval import registry
-from flamingo_eval.errors import UserError
-from flamingo_eval.files import user_path
-from flamingo_eval.runspec import SETTINGS
-from flamingo_eval.settings import Setting
+from flamingo_eval.core import registry
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.paths import user_path
+from flamingo_eval.core.run_settings import SETTINGS
+from flamingo_eval.core.settings import Setting
 
 SAID_HERE, IN_ENVIRONMENT, IN_SECTION, IN_FILE = 4, 3, 2, 1
 """How directly something was said: what is said more directly wins."""

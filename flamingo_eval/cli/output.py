@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, TextIO, cast
 
 import typer
 
-from flamingo_eval.errors import StorageError
-from flamingo_eval.progress import LOGGER
-from flamingo_eval.text import printable
+from flamingo_eval.core.errors import StorageError
+from flamingo_eval.core.progress import LOGGER
+from flamingo_eval.core.text import printable
 
 _lost: list[OSError] = []
 """Why stdout takes no more, once that is so; what is still printed then goes nowhere."""

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flamingo_eval.benchmark import benchmark_names, canonical_name
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import Config
 from flamingo_eval.cli.output import emit
+from flamingo_eval.core.benchmark import benchmark_names, canonical_name
+from flamingo_eval.core.errors import CheckpointError, UserError
+from flamingo_eval.core.progress import note
 from flamingo_eval.demo.root import data_folder
-from flamingo_eval.errors import CheckpointError, UserError
-from flamingo_eval.progress import note
 
 if TYPE_CHECKING:
-    from flamingo_eval.report.evidence import Evidence
+    from flamingo_eval.analysis.evidence import Evidence
 
 _PANEL = "Runs"
 RunList = Annotated[
@@ -39,7 +39,8 @@ def published(
     format: Annotated[str, typer.Option("--format", metavar="table|markdown", help="How it is printed.")] = "table",
 ) -> None:
     """Print the numbers that papers and model cards give for the released checkpoints, each with its source."""
-    from flamingo_eval.report.published import FORMATS, chosen
+    from flamingo_eval.analysis.published import chosen
+    from flamingo_eval.report.published import FORMATS
 
     opt.check_format(format, FORMATS)
     names = [canonical_name(name) for name in benchmarks.split(",")] if benchmarks else []
@@ -63,8 +64,9 @@ def reproduce(
     Each number is run under the rules of the harness that made it; what is known to differ all the same is said. With
     --select only numbers with such demonstrations.
     """
+    from flamingo_eval.analysis.published import chosen
+    from flamingo_eval.analysis.reproduce import beside, plan_of
     from flamingo_eval.report import reproduce as reproducing
-    from flamingo_eval.report.published import chosen
 
     format = specs.settings_for(context.obj, (), given, specs.REPORT).format
     opt.check_format(format, reproducing.FORMATS)
@@ -81,7 +83,7 @@ def reproduce(
     found: dict[tuple[str, str, str], Evidence] = {}
     problems: dict[tuple[str, str, str], str] = {}
     reasons: dict[tuple[str, str, str], UserError] = {}
-    for key, asked in reproducing.plan_of(numbers).items():
+    for key, asked in plan_of(numbers).items():
         try:
             evidence = _reproduced(context.obj, given, checkpoint, key, asked)
         except CheckpointError:
@@ -95,7 +97,7 @@ def reproduce(
         found[key] = evidence
     if problems and not found:
         raise UserError(f"nothing could be run: {next(iter(reasons.values()))}")
-    emit(reproducing.FORMATS[format](reproducing.beside(numbers, found, problems)), end="")
+    emit(reproducing.FORMATS[format](beside(numbers, found, problems)), end="")
 
 
 def _reproduced(
@@ -106,9 +108,9 @@ def _reproduced(
     Raises:
         UserError, CheckpointError: it can't be.
     """
+    from flamingo_eval.analysis.evidence import read_evidence
     from flamingo_eval.cli.runs import among_processes
     from flamingo_eval.engine.run import execute
-    from flamingo_eval.report.evidence import read_evidence
 
     protocol, select, benchmark = key
     if "data_root" not in specs.resolve(config, benchmark, given, specs.REPRODUCE):
@@ -134,9 +136,9 @@ def plot(
     ] = True,
 ) -> None:  # fmt: skip
     """Plot score against shots, runs and published numbers together."""
-    from flamingo_eval.report.evidence import shown_runs
+    from flamingo_eval.analysis.published import chosen
     from flamingo_eval.report.plot import curves_of, terminal_plot, write_plot
-    from flamingo_eval.report.published import chosen
+    from flamingo_eval.report.shown import shown_runs
 
     shown = shown_runs(runs, intervals=intervals)
     if not any(part.cells for part in shown):
@@ -156,7 +158,7 @@ def card(
 ) -> None:  # fmt: skip
     """Print a model card's results: `model-index` for its YAML header, then the Markdown table."""
     from flamingo_eval.report.card import model_card
-    from flamingo_eval.report.evidence import shown_runs
+    from flamingo_eval.report.shown import shown_runs
 
     shown = shown_runs([run])[0]
     if not shown.cells:

@@ -13,10 +13,10 @@ import typer
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.output import binary_output, emit
+from flamingo_eval.core.errors import DataError, PartialError, UserError, first_few
+from flamingo_eval.core.paths import is_folder
+from flamingo_eval.core.progress import note
 from flamingo_eval.demo.root import data_folder
-from flamingo_eval.errors import DataError, PartialError, UserError, first_few
-from flamingo_eval.files import is_folder
-from flamingo_eval.progress import note
 
 _PANEL = "Runs"
 
@@ -40,7 +40,7 @@ def report(
     given: opt.Given,
 ) -> None:
     """Print the table of a scored run, or of several side by side."""
-    from flamingo_eval.report.evidence import shown_runs
+    from flamingo_eval.report.shown import shown_runs
     from flamingo_eval.report.table import render_runs, without_scores
 
     format = specs.settings_for(context.obj, (), given, specs.REPORT).format
@@ -52,7 +52,7 @@ def report(
             note(f"no scores of {part.name}: {'; '.join(without_scores(part))}")
     for run in runs:
         if is_folder(run):
-            from flamingo_eval.engine.folder import RunFolder
+            from flamingo_eval.storage.run_folder import RunFolder
 
             check_nothing_missing(RunFolder(run))
 
@@ -71,11 +71,11 @@ def samples(
 
     For pandas: pandas.read_parquet(FILE).
     """
-    from flamingo_eval.engine.folder import RunFolder
-    from flamingo_eval.engine.outputs import open_output
     from flamingo_eval.engine.reopen import reopen_answered
-    from flamingo_eval.engine.score_files import samples as rows
+    from flamingo_eval.engine.samples import samples as rows
     from flamingo_eval.report.samples import FORMATS, write_csv
+    from flamingo_eval.storage.outputs import open_output
+    from flamingo_eval.storage.run_folder import RunFolder
 
     opt.check_format(format, FORMATS)
     opt.check_escape(escape_formulas, format)
@@ -99,16 +99,16 @@ def show(
     data_root: opt.MovedData = None,
 ) -> None:  # fmt: skip
     """Show where a run's numbers come from, or everything about one query: prompt, demonstrations, answer, score."""
-    from flamingo_eval.engine.folder import RunFolder
-    from flamingo_eval.files import json_text
     from flamingo_eval.report.show import query_text, run_text
+    from flamingo_eval.storage.files import json_text
+    from flamingo_eval.storage.run_folder import RunFolder
 
     folder = RunFolder(run)
     if query is None:
         record = folder.read_run()
         emit(json_text(record.table()) if as_json else run_text(record.table()), end="")
         return
-    from flamingo_eval.engine.runs import query_details
+    from flamingo_eval.engine.query_details import query_details
 
     rows = query_details(folder, data_folder, query, shots=shots, seed=seed, data_root=data_root)
     if as_json:
@@ -125,8 +125,8 @@ def runs(
     format: Annotated[str, typer.Option("--format", metavar="table|json", help="How they are printed.")] = "table",
 ) -> None:
     """List the runs in a folder: how far they have come, how old they are, and who is at work on them."""
-    from flamingo_eval.engine.runs import list_runs
     from flamingo_eval.report.show import runs_json, runs_text
+    from flamingo_eval.storage.runs import list_runs
 
     formats = {"table": runs_text, "json": runs_json}
     opt.check_format(format, formats)
@@ -135,7 +135,7 @@ def runs(
 
 def check_nothing_missing(folder: Any) -> None:
     """A run is complete, or it says what is missing and ends with exit code 2."""
-    from flamingo_eval.engine.score_files import unscored
+    from flamingo_eval.storage.scores import unscored
 
     missing = unscored(folder)
     if missing:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from flamingo_eval import registry
 from flamingo_eval.cli import spec as specs
-from flamingo_eval.runspec import COMMAND_LINE_ONLY, PER_BENCHMARK, SETTINGS
-from flamingo_eval.settings import Setting
+from flamingo_eval.core import registry
+from flamingo_eval.core.run_settings import COMMAND_LINE_ONLY, PER_BENCHMARK, SETTINGS
+from flamingo_eval.core.settings import Setting
 
 _COMMANDS = {
     "a benchmark, `run`": specs.RUN,

@@ -12,19 +12,19 @@ from typing import Annotated
 
 import typer
 
-from flamingo_eval import registry
-from flamingo_eval.benchmark import Benchmark, benchmark_names, canonical_name, load_benchmark
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.output import emit, wanted
 from flamingo_eval.cli.reading import check_nothing_missing, check_nothing_partial
+from flamingo_eval.core import registry
+from flamingo_eval.core.benchmark import Benchmark, benchmark_names, canonical_name, load_benchmark
+from flamingo_eval.core.errors import DataError, UserError, first_few
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.paths import user_path
+from flamingo_eval.core.progress import note
+from flamingo_eval.core.run_settings import DEMO, RunSettings, RunSpec
+from flamingo_eval.core.text import printable
 from flamingo_eval.demo.root import data_folder
-from flamingo_eval.errors import DataError, UserError, first_few
-from flamingo_eval.files import user_path
-from flamingo_eval.images import Images
-from flamingo_eval.progress import note
-from flamingo_eval.runspec import DEMO, RunSettings, RunSpec
-from flamingo_eval.text import printable
 
 _PANEL = "Runs"
 
@@ -40,8 +40,8 @@ def register(app: typer.Typer) -> None:
 def run_benchmarks(context: typer.Context, benchmarks: Sequence[str], given: opt.Given, *, fresh: bool) -> None:
     """Runs benchmarks and prints one table."""
     from flamingo_eval.engine.run import execute
-    from flamingo_eval.engine.score_files import read_scores
     from flamingo_eval.report.table import render
+    from flamingo_eval.storage.scores import read_scores
 
     spec = among_processes(specs.make_spec(context.obj, benchmarks, given, specs.RUN))
     if spec.out is not None and str(spec.out) == ".":
@@ -61,7 +61,7 @@ def run_benchmarks(context: typer.Context, benchmarks: Sequence[str], given: opt
 
 def among_processes(spec: RunSpec) -> RunSpec:
     """The same for this one of the processes that share it, on a GPU of its own. Raises UserError."""
-    from flamingo_eval.engine.claims import process_from
+    from flamingo_eval.storage.claims import process_from
 
     worker = process_from(os.environ, spec.process)
     own_gpu = worker.count > 1 and spec.device in ("auto", "cuda")
@@ -154,10 +154,10 @@ def score(
             raise UserError("name the data with --data-root (or --data-root demo)")
         _score_predictions(benchmark, predictions, settings, per_item)
         return
-    from flamingo_eval.engine.folder import RunFolder
     from flamingo_eval.engine.reopen import rescore
-    from flamingo_eval.engine.score_files import read_scores
     from flamingo_eval.report.table import render
+    from flamingo_eval.storage.run_folder import RunFolder
+    from flamingo_eval.storage.scores import read_scores
 
     for option in ("protocol", "split", "on_error"):
         if option in given and given[option].strength == opt.SAID_HERE:
@@ -174,7 +174,7 @@ def score(
 
 def _score_predictions(benchmark: Benchmark, predictions: Path, settings: RunSettings, per_item: Path | None) -> None:
     from flamingo_eval.engine.external import score_predictions
-    from flamingo_eval.engine.outputs import write_output
+    from flamingo_eval.storage.outputs import write_output
 
     format, on_error = settings.format, settings.on_error
     opt.check_format(format, ("table", "json"))
@@ -219,10 +219,10 @@ def submit(
     data_root: opt.MovedData = None,
 ) -> None:
     """Write the file that EvalAI takes for VQAv2 or VizWiz from one trial of a run."""
-    from flamingo_eval.engine.folder import RunFolder
-    from flamingo_eval.engine.outputs import write_output
     from flamingo_eval.engine.reopen import reopen_answered
-    from flamingo_eval.engine.submit import submission
+    from flamingo_eval.report.submission import submission
+    from flamingo_eval.storage.outputs import write_output
+    from flamingo_eval.storage.run_folder import RunFolder
 
     folder = RunFolder(run)
     _, trials, journal = reopen_answered(folder, data_folder, data_root)

@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from flamingo_eval import registry
-from flamingo_eval.benchmark import canonical_name, load_benchmark
 from flamingo_eval.cli.config import Config
 from flamingo_eval.cli.options import SAID_HERE, Given
-from flamingo_eval.errors import UserError
-from flamingo_eval.runspec import DEMO, PER_BENCHMARK, SETTINGS, RunSettings, RunSpec
-from flamingo_eval.settings import Setting
+from flamingo_eval.core import registry
+from flamingo_eval.core.benchmark import canonical_name, load_benchmark
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.run_settings import DEMO, PER_BENCHMARK, SETTINGS, RunSettings, RunSpec
+from flamingo_eval.core.settings import Setting
 
 ALL = frozenset(SETTINGS)
 RUN = ALL

@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 
-from flamingo_eval.benchmark import benchmark_names, canonical_name, load_benchmark
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.output import emit
+from flamingo_eval.core.benchmark import benchmark_names, canonical_name, load_benchmark
+from flamingo_eval.core.errors import DataError, UserError
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.paths import user_path
+from flamingo_eval.core.run_settings import DEMO
 from flamingo_eval.demo.root import data_folder
-from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import user_path
-from flamingo_eval.images import Images
-from flamingo_eval.runspec import DEMO
 
 data_app = typer.Typer(help="About a benchmark's data on disk.", no_args_is_help=True)
 
@@ -33,7 +33,7 @@ def list_names(
     what: Annotated[str, typer.Argument(help="benchmarks, checkpoints, or all.")] = "all",
 ) -> None:
     """List the benchmarks and the checkpoints that are known by name."""
-    from flamingo_eval.registry import known_checkpoints
+    from flamingo_eval.core.registry import known_checkpoints
 
     tables = {
         "benchmarks": {name.replace("_", "-"): load_benchmark(name).title for name in benchmark_names()},
@@ -79,8 +79,8 @@ def data_check(
     given: opt.Given,
 ) -> None:
     """Read all of a benchmark's files, count what is there, and say what is missing."""
-    from flamingo_eval.engine.check import count_lines, picture_problems, raise_problems
-    from flamingo_eval.engine.plan import read_source
+    from flamingo_eval.core.source import read_source
+    from flamingo_eval.data.check import count_lines, picture_problems, raise_problems
 
     name = canonical_name(benchmark)
     settings = specs.settings_for(context.obj, [name], given, specs.DATA_OF)

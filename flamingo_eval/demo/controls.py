@@ -26,25 +26,26 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from flamingo_eval import registry
+from flamingo_eval.analysis.controls import run_controls
+from flamingo_eval.core import registry
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.paths import cache_folder
+from flamingo_eval.core.progress import note
+from flamingo_eval.core.records import Answer, Cell, Id, Trial
+from flamingo_eval.core.run_settings import DEMO, RunSettings, RunSpec
 from flamingo_eval.demo import words
 from flamingo_eval.demo.data import DIALECT, demo_data_root, world_digest, write_coco, write_once
 from flamingo_eval.demo.held_out import RULES, SEED
 from flamingo_eval.demo.observer import Observer
 from flamingo_eval.demo.others import write_hateful_memes
 from flamingo_eval.demo.root import data_folder
-from flamingo_eval.engine.controls import run_controls
-from flamingo_eval.engine.folder import RunFolder
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.prepare import read_sources
 from flamingo_eval.engine.reopen import reopen
 from flamingo_eval.engine.run import execute
-from flamingo_eval.files import cache_folder
-from flamingo_eval.images import Images
-from flamingo_eval.nouns import Answer, Cell, Id, Trial
-from flamingo_eval.progress import note
-from flamingo_eval.report.table import format_value, markdown_grid
-from flamingo_eval.runspec import DEMO, RunSettings, RunSpec
+from flamingo_eval.report.grid import markdown_grid
+from flamingo_eval.report.table import format_value
+from flamingo_eval.storage.run_folder import RunFolder
 
 SHOTS, SEEDS = (0, 4, 8, 16, 32), (42, 43, 44)
 CONTROLLED = (4, 16)

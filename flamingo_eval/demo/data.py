@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from flamingo_eval.core.digests import digest
+from flamingo_eval.core.paths import cache_folder
+from flamingo_eval.core.progress import note
 from flamingo_eval.demo import words, world
 from flamingo_eval.demo.held_out import DIALECTS, OWNED, RULES, SEED
 from flamingo_eval.demo.others import SIZES, write_others
 from flamingo_eval.demo.writing import Size, dump, write_pictures
-from flamingo_eval.files import cache_folder, digest, storage_errors
-from flamingo_eval.progress import note
+from flamingo_eval.storage.files import storage_errors
 
 SIZE = Size(train=2400, test=200)
 DIALECT: words.Dialect = DIALECTS["captions"]

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from flamingo_eval.core.records import Answer, Example, Id
 from flamingo_eval.demo import words, world
 from flamingo_eval.demo.held_out import DIALECTS, SEED
 from flamingo_eval.demo.writing import read_truth
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.nouns import Answer, Example, Id
 
 _OWN_WORD = {word: concept for concept, pair in words.OWN_WORDS.items() for word in pair}
 

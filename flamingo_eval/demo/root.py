@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flamingo_eval.files import user_path
-from flamingo_eval.runspec import DEMO
+from flamingo_eval.core.paths import user_path
+from flamingo_eval.core.run_settings import DEMO
 
 
 def data_folder(data_root: str) -> Path:

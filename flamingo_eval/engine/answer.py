@@ -10,13 +10,13 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from flamingo_eval.engine.journal import Entry, Failure, Journal, Slot
+from flamingo_eval.core.errors import DataError, DeviceMemoryError, QueryError, UserError, first_few
+from flamingo_eval.core.progress import progress_bar, warn
+from flamingo_eval.core.protocols import Model
+from flamingo_eval.core.records import Answer, Decoding, NoAnswer, Prediction, Prompt, Task
+from flamingo_eval.core.workers import ahead
 from flamingo_eval.engine.requests import Pending, Request, pictures_digest
-from flamingo_eval.errors import DataError, DeviceMemoryError, QueryError, UserError, first_few
-from flamingo_eval.nouns import Answer, Decoding, NoAnswer, Prediction, Prompt, Task
-from flamingo_eval.ports import Model
-from flamingo_eval.progress import progress_bar, warn
-from flamingo_eval.workers import ahead
+from flamingo_eval.storage.journal import Entry, Failure, Journal, Slot
 
 
 class Answering:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flamingo_eval.errors import UserError
-from flamingo_eval.seeds import choose, visiting_order
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.seeds import choose, visiting_order
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from flamingo_eval.engine.plan import Source
+    from flamingo_eval.core.source import Source
 
 
 def draw_queries(

@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-from flamingo_eval import registry
-from flamingo_eval.engine.folder import RunFolder
-from flamingo_eval.engine.journal import Failure, Journal
+from flamingo_eval.core import registry
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.protocols import ModelSource
+from flamingo_eval.core.run_settings import Process
 from flamingo_eval.engine.requests import Pending
-from flamingo_eval.errors import UserError
-from flamingo_eval.ports import ModelSource
-from flamingo_eval.runspec import Process
+from flamingo_eval.storage.journal import Failure, Journal
+from flamingo_eval.storage.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

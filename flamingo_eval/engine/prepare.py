@@ -6,31 +6,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flamingo_eval import registry
-from flamingo_eval.engine.folder import RunFolder
+from flamingo_eval.core import registry
+from flamingo_eval.core.digests import digest
+from flamingo_eval.core.errors import DataError, UserError
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.paths import is_file
+from flamingo_eval.core.protocols import NOTHING, Capabilities, ModelInfo, ModelSource, Nearest, Renderer
+from flamingo_eval.core.records import Decoding, Example, Ranking
+from flamingo_eval.core.run_settings import RunSettings, RunSpec
+from flamingo_eval.core.source import Source, read_source
+from flamingo_eval.engine.identity import default_folder, demo_note, run_identity
 from flamingo_eval.engine.plan import (
-    Source,
     TrialPlan,
     asked_examples,
     check_selector,
     demonstrations_needed,
     is_deterministic,
     plan_trial,
-    read_source,
 )
-from flamingo_eval.engine.record import (
-    default_folder,
-    demo_note,
-    run_identity,
-)
-from flamingo_eval.engine.records import Identity, TrialKey
 from flamingo_eval.engine.retrieval import Retriever, Seen, find_nearest, read_nearest, write_nearest
-from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import digest, is_file
-from flamingo_eval.images import Images
-from flamingo_eval.nouns import Decoding, Example, Ranking
-from flamingo_eval.ports import NOTHING, Capabilities, ModelInfo, ModelSource, Nearest, Renderer
-from flamingo_eval.runspec import RunSettings, RunSpec
+from flamingo_eval.storage.run_folder import RunFolder
+from flamingo_eval.storage.run_records import Identity, TrialKey
 
 RootOf = Callable[[str], Path]
 """From a data root as users name it to the folder."""

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flamingo_eval import registry
-from flamingo_eval.engine.folder import RunFolder
-from flamingo_eval.engine.journal import Journal
-from flamingo_eval.engine.plan import (
-    TrialPlan,
-    read_source,
-)
+from flamingo_eval.core import registry
+from flamingo_eval.core.images import FORMATS, Images, formats_with
+from flamingo_eval.core.records import Cell
+from flamingo_eval.core.run_settings import SETTINGS, RunSpec
+from flamingo_eval.core.source import read_source
+from flamingo_eval.engine.identity import run_identity
+from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.prepare import RootOf, model_digest, plan_all, reach
-from flamingo_eval.engine.record import (
-    run_identity,
-)
-from flamingo_eval.engine.records import RunRecord
 from flamingo_eval.engine.requests import check_asked
 from flamingo_eval.engine.retrieval import read_nearest
 from flamingo_eval.engine.score import write_scores
-from flamingo_eval.images import FORMATS, Images, formats_with
-from flamingo_eval.nouns import Cell
-from flamingo_eval.runspec import SETTINGS, RunSpec
+from flamingo_eval.storage.journal import Journal
+from flamingo_eval.storage.run_folder import RunFolder
+from flamingo_eval.storage.run_records import RunRecord
 
 
 def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> tuple[RunRecord, list[TrialPlan]]:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flamingo_eval.engine.journal import Journal, Slot, slot_of
+from flamingo_eval.core.digests import changed_fields, digest
+from flamingo_eval.core.errors import DataError, QueryError
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.records import WITHHELD, Prediction, Prompt, Query, Rendering, Task
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.errors import DataError, QueryError
-from flamingo_eval.files import changed_fields, digest
-from flamingo_eval.images import Images
-from flamingo_eval.nouns import WITHHELD, Prediction, Prompt, Query, Rendering, Task
+from flamingo_eval.storage.journal import Journal, Slot, slot_of
 
 
 @dataclass(frozen=True)

@@ -13,20 +13,22 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
-from flamingo_eval import registry
-from flamingo_eval.engine.plan import Source
-from flamingo_eval.engine.records import FORMAT, RankingRecord, RetrievalIdentity
-from flamingo_eval.errors import DataError, QueryError, UserError, first_few
-from flamingo_eval.features.store import FeatureStore, Vectors
-from flamingo_eval.files import cache_folder, digest, write_atomic
-from flamingo_eval.images import Images
-from flamingo_eval.nouns import Example
-from flamingo_eval.ports import EncoderSource, ImageEncoder, Nearest, Retrieval
-from flamingo_eval.progress import progress_bar, warn
-from flamingo_eval.reading import read_json
-from flamingo_eval.runspec import RunSpec
-from flamingo_eval.schema import typed
-from flamingo_eval.workers import WORKERS
+from flamingo_eval.core import registry
+from flamingo_eval.core.digests import digest
+from flamingo_eval.core.errors import DataError, QueryError, UserError, first_few
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.paths import cache_folder
+from flamingo_eval.core.progress import progress_bar, warn
+from flamingo_eval.core.protocols import EncoderSource, ImageEncoder, Nearest, Retrieval
+from flamingo_eval.core.reading import read_json
+from flamingo_eval.core.records import Example
+from flamingo_eval.core.run_settings import RunSpec
+from flamingo_eval.core.schema import typed
+from flamingo_eval.core.source import Source
+from flamingo_eval.core.workers import WORKERS
+from flamingo_eval.storage.files import write_atomic
+from flamingo_eval.storage.run_records import FORMAT, RankingRecord, RetrievalIdentity
+from flamingo_eval.storage.vectors import FeatureStore, Vectors
 
 BATCH = 64
 """Pictures encoded at once."""
@@ -125,7 +127,8 @@ def _rank(
     encoding: Encoding, train: Sequence[str], asked: Sequence[str], count: int, rules: Retrieval, device: str
 ) -> list[list[int]]:
     """The nearest rows of each picture asked about; pictures are compared once, however many rows show them."""
-    from flamingo_eval.features.ranking import Pool, nearest_rows, pick_device
+    from flamingo_eval.devices import pick_device
+    from flamingo_eval.storage.nearest import Pool, nearest_rows
 
     rows: dict[int, list[int]] = {}
     for row, image in enumerate(train):
@@ -184,7 +187,7 @@ def _build(
     Args:
         shown: key of a picture -> a path that it is at.
     """
-    from flamingo_eval.features.ranking import free_memory, pick_device
+    from flamingo_eval.devices import free_memory, pick_device
 
     lacking = [key for key in shown if key not in store]
     failed: dict[str, str] = {}

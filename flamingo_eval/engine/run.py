@@ -13,26 +13,24 @@ from pathlib import Path
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from flamingo_eval.core.errors import FlamingoEvalError, StorageError, UserError
+from flamingo_eval.core.paths import exists, is_file
+from flamingo_eval.core.progress import note, warn
+from flamingo_eval.core.protocols import ModelSource
+from flamingo_eval.core.records import Cell, Ranking
+from flamingo_eval.core.run_settings import RunSpec
+from flamingo_eval.core.source import Source
 from flamingo_eval.engine.answer import describe_failures
 from flamingo_eval.engine.executor import Alone, Executor, Outcome, Terms, checked, make_executor
-from flamingo_eval.engine.folder import RunFolder, now
-from flamingo_eval.engine.journal import Failure, Journal
-from flamingo_eval.engine.plan import (
-    Source,
-    TrialPlan,
-)
+from flamingo_eval.engine.identity import git_commit, new_record, versions
+from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.prepare import PreparedRun, RootOf, model_digest, plan_all, prepare, rank_all, told_beforehand
-from flamingo_eval.engine.record import git_commit, new_record, versions
-from flamingo_eval.engine.records import RunRecord, SessionRecord, TrialKey
 from flamingo_eval.engine.reopen import reopen
 from flamingo_eval.engine.requests import Pending, find_pending
 from flamingo_eval.engine.score import check_complete, write_scores
-from flamingo_eval.errors import FlamingoEvalError, StorageError, UserError
-from flamingo_eval.files import exists, is_file
-from flamingo_eval.nouns import Cell, Ranking
-from flamingo_eval.ports import ModelSource
-from flamingo_eval.progress import note, warn
-from flamingo_eval.runspec import RunSpec
+from flamingo_eval.storage.journal import Failure, Journal
+from flamingo_eval.storage.run_folder import RunFolder, now
+from flamingo_eval.storage.run_records import RunRecord, SessionRecord, TrialKey
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,19 @@ from typing import Any
 
 from msgspec import UNSET
 
-from flamingo_eval import registry
-from flamingo_eval.benchmark import Benchmark
-from flamingo_eval.engine.folder import RunFolder
-from flamingo_eval.engine.journal import Journal, Slot
-from flamingo_eval.engine.plan import Source, TrialPlan
-from flamingo_eval.engine.records import RunRecord, ScoresRecord, TrialKey
-from flamingo_eval.engine.score_files import cell_row, processed, text_of
-from flamingo_eval.errors import DataError
-from flamingo_eval.files import changed_fields, digest, json_text, write_atomic
-from flamingo_eval.nouns import Answer, Cell, Id, Ranking, Score, Trial
+from flamingo_eval.core import registry
+from flamingo_eval.core.benchmark import Benchmark
+from flamingo_eval.core.digests import changed_fields, digest
+from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.records import Answer, Cell, Id, Ranking, Score, Trial
+from flamingo_eval.core.source import Source
+from flamingo_eval.engine.plan import TrialPlan
+from flamingo_eval.engine.samples import processed, text_of
+from flamingo_eval.storage.files import json_text, write_atomic
+from flamingo_eval.storage.journal import Journal, Slot
+from flamingo_eval.storage.run_folder import RunFolder
+from flamingo_eval.storage.run_records import RunRecord, ScoresRecord, TrialKey
+from flamingo_eval.storage.scores import cell_row
 
 NO_ANSWERS = "no public answers"
 """Stands in the notes of a run whose answers nobody can score here."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from flamingo_eval.benchmark import DataRules
-from flamingo_eval.errors import DataError
-from flamingo_eval.nouns import Example, Id
-from flamingo_eval.ports import DataSet, References
-from flamingo_eval.reading import inside_root, read_json, record_field
-from flamingo_eval.schema import image_name
+from flamingo_eval.core.benchmark import DataRules
+from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.protocols import DataSet, References
+from flamingo_eval.core.reading import inside_root, read_json, record_field
+from flamingo_eval.core.records import Example, Id
+from flamingo_eval.core.schema import image_name
 
 
 class CaptionFiles(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,13 +10,13 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from flamingo_eval.benchmark import DataRules
-from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import exists, is_folder, resource_folder
-from flamingo_eval.nouns import Example
-from flamingo_eval.ports import DataSet, References
-from flamingo_eval.reading import inside_root, read_json, read_text
-from flamingo_eval.schema import Record, typed
+from flamingo_eval.core.benchmark import DataRules
+from flamingo_eval.core.errors import DataError, UserError
+from flamingo_eval.core.paths import exists, is_folder, resource_folder
+from flamingo_eval.core.protocols import DataSet, References
+from flamingo_eval.core.reading import inside_root, read_json, read_text
+from flamingo_eval.core.records import Example
+from flamingo_eval.core.schema import Record, typed
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's IMG_EXTENSIONS
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
-from flamingo_eval.benchmark import DataRules
-from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import exists
-from flamingo_eval.nouns import Example, Id
-from flamingo_eval.ports import DataSet, References
-from flamingo_eval.reading import inside_root, parse_json, read_text, record_field, refuse_half_characters
-from flamingo_eval.schema import Record
+from flamingo_eval.core.benchmark import DataRules
+from flamingo_eval.core.errors import DataError, UserError
+from flamingo_eval.core.paths import exists
+from flamingo_eval.core.protocols import DataSet, References
+from flamingo_eval.core.reading import inside_root, parse_json, read_text, record_field, refuse_half_characters
+from flamingo_eval.core.records import Example, Id
+from flamingo_eval.core.schema import Record
 
 
 class MemeFiles(Record, frozen=True, kw_only=True):

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from flamingo_eval.benchmark import DataRules
-from flamingo_eval.errors import DataError
-from flamingo_eval.files import exists
-from flamingo_eval.nouns import Example, Id
-from flamingo_eval.ports import DataSet, References
-from flamingo_eval.reading import inside_root, read_json, record_field
-from flamingo_eval.schema import Record
+from flamingo_eval.core.benchmark import DataRules
+from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.paths import exists
+from flamingo_eval.core.protocols import DataSet, References
+from flamingo_eval.core.reading import inside_root, read_json, record_field
+from flamingo_eval.core.records import Example, Id
+from flamingo_eval.core.schema import Record
 
 
 class KarpathyFiles(Record, frozen=True, kw_only=True):

@@ -16,13 +16,13 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from flamingo_eval.benchmark import DataRules
-from flamingo_eval.errors import DataError, UserError
-from flamingo_eval.files import exists
-from flamingo_eval.nouns import Annotation, Example, HumanAnswer, Id
-from flamingo_eval.ports import DataSet, References
-from flamingo_eval.reading import inside_root, read_json, record_field
-from flamingo_eval.schema import Record, image_name
+from flamingo_eval.core.benchmark import DataRules
+from flamingo_eval.core.errors import DataError, UserError
+from flamingo_eval.core.paths import exists
+from flamingo_eval.core.protocols import DataSet, References
+from flamingo_eval.core.reading import inside_root, read_json, record_field
+from flamingo_eval.core.records import Annotation, Example, HumanAnswer, Id
+from flamingo_eval.core.schema import Record, image_name
 
 
 class VqaSplit(Record, frozen=True, kw_only=True):

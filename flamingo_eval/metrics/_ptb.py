@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from flamingo_eval.errors import UserError
+from flamingo_eval.core.errors import UserError
 
 # pycocoevalcap/tokenizer/ptbtokenizer.py, PUNCTUATIONS. The tokenizer lower-cases, so its "-lrb-" is not the "-LRB-"
 # of this list and stays in the text: the field's scores have it so.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flamingo_eval.errors import DataError
-from flamingo_eval.nouns import Answer, Id, Score
-from flamingo_eval.schema import Record
+from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.records import Answer, Id, Score
+from flamingo_eval.core.schema import Record
 
 
 class AccuracyMetric:

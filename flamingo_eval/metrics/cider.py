@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from flamingo_eval.errors import DataError
+from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.records import Id, Score
+from flamingo_eval.core.schema import Record
 from flamingo_eval.metrics._ptb import tokenize
-from flamingo_eval.nouns import Id, Score
-from flamingo_eval.schema import Record
 
 _NO_RULES: Mapping[str, Any] = {}
 

@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flamingo_eval.errors import DataError
-from flamingo_eval.nouns import Id, Score
-from flamingo_eval.schema import Record, typed
+from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.records import Id, Score
+from flamingo_eval.core.schema import Record, typed
 
 
 class RocAucRules(Record, frozen=True, kw_only=True):

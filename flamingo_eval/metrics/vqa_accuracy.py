@@ -17,10 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from flamingo_eval.errors import DataError
-from flamingo_eval.nouns import Annotation, Id, Score
-from flamingo_eval.schema import Record, typed
-from flamingo_eval.vqa_text import normalise, strip_spaces, tokenise_as_mmf
+from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.records import Annotation, Id, Score
+from flamingo_eval.core.schema import Record, typed
+from flamingo_eval.core.vqa_text import normalise, strip_spaces, tokenise_as_mmf
 
 _TOKENISATIONS: Mapping[str, Callable[[str], str]] = {"none": str, "mmf": tokenise_as_mmf}
 _ENOUGH = 3  # as many annotators who agree make an answer right
@@ -81,7 +81,7 @@ def _score(answers: Mapping[Id, str], references: Mapping[Id, Annotation], rules
 def accuracy(prediction: str, annotation: Annotation, rules: VqaRules) -> float:
     """Accuracy of one answer, from 0 to 1.
 
-    >>> from flamingo_eval.nouns import HumanAnswer
+    >>> from flamingo_eval.core.records import HumanAnswer
     >>> people = Annotation(tuple(HumanAnswer(a, str(i)) for i, a in enumerate(["red"] * 3 + ["blue"] * 7)))
     >>> round(accuracy("Red.", people, VqaRules()), 6)  # three annotators see two others, seven see three
     0.9

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flamingo_eval.images import Images
-from flamingo_eval.nouns import WITHHELD, Answer, Decoding, Prompt, Task
-from flamingo_eval.ports import Capabilities, ModelBase, ModelInfo
-from flamingo_eval.prompting import INTERLEAVED, Interleaved
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.prompting import INTERLEAVED, Interleaved
+from flamingo_eval.core.protocols import Capabilities, ModelBase, ModelInfo
+from flamingo_eval.core.records import WITHHELD, Answer, Decoding, Prompt, Task
 
 NAME = "scripted"
 

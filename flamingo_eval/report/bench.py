@@ -6,8 +6,8 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
-from flamingo_eval.engine.bench import Bench, Measured
-from flamingo_eval.report.table import markdown_grid, text_grid
+from flamingo_eval.analysis.bench import Bench, Measured
+from flamingo_eval.report.grid import markdown_grid, text_grid
 
 PARTS = ("vision", "prefill", "decode")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flamingo_eval.benchmark import load_benchmark
+from flamingo_eval.core.benchmark import load_benchmark
 from flamingo_eval.report.table import Shown, render_runs
 
 _TASKS = {"cider": "image-to-text", "vqa_accuracy": "visual-question-answering"}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-from flamingo_eval.engine.controls import CONTROLS
-from flamingo_eval.engine.records import RunRecord
-from flamingo_eval.engine.score_files import cell_row
-from flamingo_eval.nouns import Cell
-from flamingo_eval.report.table import caption_lines, format_value, markdown_grid, text_grid
+from flamingo_eval.analysis.controls import CONTROLS
+from flamingo_eval.core.records import Cell
+from flamingo_eval.report.grid import markdown_grid, text_grid
+from flamingo_eval.report.table import caption_lines, format_value
+from flamingo_eval.storage.run_records import RunRecord
+from flamingo_eval.storage.scores import cell_row
 
 Rows = Mapping[str, Sequence[Cell]]
 """What was shown -> its cells; the run itself first."""

@@ -1,55 +1,16 @@
-"""The gate for CI: fails when a run is significantly worse than its baseline, or, with a margin, not surely as good."""
+"""The gate's verdicts, for the terminal, a pull request and JUnit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from flamingo_eval.report.compare import CellDifference, Comparison
-from flamingo_eval.report.table import markdown_grid, text_grid
-from flamingo_eval.text import one_line, printable
+from flamingo_eval.analysis.compare import Comparison
+from flamingo_eval.analysis.gate import Verdict, failed
+from flamingo_eval.core.text import one_line, printable
+from flamingo_eval.report.grid import markdown_grid, text_grid
 
-SIGNIFICANCE = 0.05
 _HEAD = ["benchmark", "metric", "shots", "run", "baseline", "difference", "p of a drop (Holm)", "verdict"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One cell's.
-
-    Attributes:
-        row: what was compared.
-        reason: why it fails; None where it passes.
-    """
-
-    row: CellDifference
-    reason: str | None
-
-
-def judge(comparison: Comparison, *, max_drop: float, margin: float | None) -> list[Verdict]:
-    """Whether each cell passes.
-
-    Args:
-        comparison: the run beside its baseline.
-        max_drop: a cell fails if its paired drop is larger and significant at 5%, corrected for the number of cells.
-        margin: if given, a cell also fails unless it is no worse than this with 95% confidence.
-    """
-    return [Verdict(row, _reason(row, max_drop, margin)) for row in comparison.rows]
-
-
-def _reason(row: CellDifference, max_drop: float, margin: float | None) -> str | None:
-    drop = -row.difference.value
-    if drop > max_drop and row.p_drop < SIGNIFICANCE:
-        return f"dropped by {drop:.2f}, more than {max_drop:g} (p {row.p_drop:.4f})"
-    if margin is not None and not (bound := row.difference.lower_bound(row.clusters)) >= -margin:
-        return f"may be worse by {-bound:.2f}, more than the margin {margin:g}, with these queries"
-    return None
-
-
-def failed(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Those that don't pass."""
-    return [verdict for verdict in verdicts if verdict.reason is not None]
 
 
 def as_text(verdicts: Sequence[Verdict]) -> str:

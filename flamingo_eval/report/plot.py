@@ -8,11 +8,11 @@ from pathlib import Path
 from string import ascii_letters
 from typing import Any
 
-from flamingo_eval.engine.outputs import open_output
-from flamingo_eval.errors import UserError
-from flamingo_eval.report.published import Published, curves
+from flamingo_eval.analysis.published import Published, curves
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.text import one_line
 from flamingo_eval.report.table import Shown
-from flamingo_eval.text import one_line
+from flamingo_eval.storage.outputs import open_output
 
 FORMATS = ("png", "svg")
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")

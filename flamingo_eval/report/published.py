@@ -1,91 +1,11 @@
-"""Numbers that others have published (``results/published.csv``), each with its source."""
+"""The table of published numbers."""
 
 from __future__ import annotations
 
-import csv
-import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from collections.abc import Sequence
 
-from flamingo_eval.errors import UserError
-from flamingo_eval.files import resource_folder
-from flamingo_eval.report.table import markdown_grid, text_grid
-
-
-@cache
-def knowledge() -> dict[str, Any]:
-    """``results/published.toml``: which harness made which number, and what is known to differ."""
-    return tomllib.loads((resource_folder("results") / "published.toml").read_text(encoding="utf-8"))
-
-
-@dataclass(frozen=True)
-class Published:
-    """One published number.
-
-    Attributes:
-        checkpoint: as released, without its owner.
-        benchmark: ours; ``row`` is what the source evaluated, where that is less or other.
-        row: the benchmark as the file has it.
-        shots: number of demonstrations.
-        mean: in our unit (CIDEr x 100, percent).
-        std: over trials; None where the source gives none.
-        selector: how demonstrations were picked.
-        source: paper and table, or model card.
-    """
-
-    checkpoint: str
-    benchmark: str
-    row: str
-    shots: int
-    mean: float
-    std: float | None
-    selector: str
-    source: str
-
-    @property
-    def protocol(self) -> str | None:
-        """Of the harness that made it; None for models that are not released."""
-        if "quoting" in self.source:
-            return None
-        fitting = (one["protocol"] for one in knowledge()["harness"] if self.source.startswith(one["source"]))
-        return next(fitting, None)
-
-
-@cache
-def published() -> tuple[Published, ...]:
-    """All of them, in the file's order."""
-    names: dict[str, str] = knowledge()["rows"]
-    with (resource_folder("results") / "published.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(
-            Published(
-                row["checkpoint"], names.get(row["benchmark"], row["benchmark"]), row["benchmark"], int(row["shots"]),
-                float(row["mean"]), float(row["std"]) if row["std"] else None, row["selection"], row["source"],
-            )
-            for row in csv.DictReader(file)
-        )  # fmt: skip
-
-
-def chosen(
-    checkpoint: str | None = None, benchmarks: Sequence[str] = (), selector: str | None = None
-) -> list[Published]:
-    """Those of a checkpoint (its name, or the end of it), of some benchmarks, by a way of picking demonstrations.
-
-    Raises:
-        UserError: there are none; the message lists the checkpoints that there are.
-    """
-    found = [
-        one
-        for one in published()
-        if (checkpoint is None or checkpoint.rpartition("/")[2] == one.checkpoint)
-        and (not benchmarks or one.benchmark in benchmarks)
-        and selector in (None, one.selector)
-    ]
-    if not found:
-        names = ", ".join(dict.fromkeys(one.checkpoint for one in published()))
-        raise UserError(f"nothing is published for {checkpoint or 'that'} there; checkpoints with numbers: {names}")
-    return found
+from flamingo_eval.analysis.published import Published
+from flamingo_eval.report.grid import markdown_grid, text_grid
 
 
 def _grid(rows: Sequence[Published]) -> tuple[list[str], list[list[str]]]:
@@ -109,12 +29,3 @@ def as_markdown(rows: Sequence[Published]) -> str:
 
 
 FORMATS = {"table": as_text, "markdown": as_markdown}
-
-
-def curves(rows: Sequence[Published]) -> Iterator[tuple[str, list[Published]]]:
-    """For a plot: a label, and the points of one checkpoint, source and way of picking demonstrations."""
-    groups: dict[tuple[str, ...], list[Published]] = {}
-    for one in rows:
-        groups.setdefault((one.checkpoint, one.selector, one.source), []).append(one)
-    for (checkpoint, selector, source), points in groups.items():
-        yield f"{checkpoint}, {selector}, {source}", sorted(points, key=lambda one: one.shots)

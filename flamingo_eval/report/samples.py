@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
 
-from flamingo_eval.text import neutralised, printable
+from flamingo_eval.core.text import neutralised, printable
 
 Row = Mapping[str, Any]
 COLUMNS = ("benchmark", "shots", "seed", "query_id", "demonstration_ids", "images", "prompt", "raw", "class_logprobs",

@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from flamingo_eval.engine.folder import describe_age
-from flamingo_eval.engine.runs import RunState
-from flamingo_eval.report.table import text_grid
+from flamingo_eval.report.grid import text_grid
+from flamingo_eval.storage.run_folder import describe_age
+from flamingo_eval.storage.runs import RunState
 
 
 def runs_text(runs: Sequence[RunState]) -> str:

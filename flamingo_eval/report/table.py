@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flamingo_eval.engine.records import RunRecord
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.records import Cell
+from flamingo_eval.core.text import neutralised, one_line
 from flamingo_eval.engine.score import NO_ANSWERS
-from flamingo_eval.engine.score_files import cell_row
-from flamingo_eval.errors import UserError
-from flamingo_eval.nouns import Cell
-from flamingo_eval.text import neutralised, one_line
+from flamingo_eval.report.grid import markdown_grid, text_grid
+from flamingo_eval.storage.run_records import RunRecord
+from flamingo_eval.storage.scores import cell_row
 
 if TYPE_CHECKING:
     import pandas
@@ -179,32 +180,12 @@ def as_text(shown: Sequence[Shown]) -> str:
     return text_grid(grid.head, grid.body, grid.left) + "\n" + "\n".join(legend(shown)) + "\n"
 
 
-def text_grid(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 3) -> str:
-    """Columns for the terminal, the first ``left`` of them words, the others numbers."""
-    head, body = [*map(one_line, head)], [[*map(one_line, row)] for row in body]
-    widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
-
-    def line(row: Sequence[str]) -> str:
-        words = [f"{cell:<{width}}" for cell, width in zip(row[:left], widths[:left], strict=True)]
-        numbers = [f"{cell:>{width}}" for cell, width in zip(row[left:], widths[left:], strict=True)]
-        return "  ".join([*words, *numbers]).rstrip()
-
-    return "\n".join([line(head), "-" * len(line(head)), *map(line, body)]) + "\n"
-
-
 def as_markdown(shown: Sequence[Shown]) -> str:
     """A GitHub-flavoured Markdown table with its caption."""
     grid = grid_of(shown)
     body = [[_escape_markdown(word) for word in row] for row in grid.body]
     caption = "  \n".join(_escape_markdown(line) for line in legend(shown))
     return markdown_grid(grid.head, body, grid.left) + "\n" + caption + "\n"
-
-
-def markdown_grid(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 3) -> str:
-    """A GitHub-flavoured Markdown table, the first ``left`` columns words, the others numbers."""
-    head, body = [*map(one_line, head)], [[*map(one_line, row)] for row in body]
-    ruler = ["---"] * left + ["---:"] * (len(head) - left)
-    return "".join("| " + " | ".join(row) + " |\n" for row in (head, ruler, *body))
 
 
 def _escape_markdown(text: str) -> str:

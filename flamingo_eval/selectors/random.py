@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from flamingo_eval.errors import UserError
-from flamingo_eval.ports import NOTHING, Selection
-from flamingo_eval.seeds import choose, sample_each
-from flamingo_eval.settings import Setting
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.protocols import NOTHING, Selection
+from flamingo_eval.core.seeds import choose, sample_each
+from flamingo_eval.core.settings import Setting
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flamingo_eval.ports import IMAGE_EMBEDDINGS, Retrieval, Selection
-from flamingo_eval.settings import Setting
+from flamingo_eval.core.protocols import IMAGE_EMBEDDINGS, Retrieval, Selection
+from flamingo_eval.core.settings import Setting
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flamingo_eval.errors import FlamingoEvalError
-from flamingo_eval.images import Images
+from flamingo_eval.core.errors import FlamingoEvalError
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.records import Decoding, Ranking, Rendering, Task
 from flamingo_eval.models.flamingo import FlamingoSource
 from flamingo_eval.models.flamingo.cross_attention import Media
 from flamingo_eval.models.flamingo.spec import read_spec
 from flamingo_eval.models.flamingo.vision import load_clip
-from flamingo_eval.nouns import Decoding, Ranking, Rendering, Task
 
 TOLERANCE = 1e-4
 TOKENS = 20

@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from flamingo_eval import registry
-from flamingo_eval.engine.plan import read_source
+from flamingo_eval.core import registry
+from flamingo_eval.core.source import read_source
 from flamingo_eval.engine.retrieval import encode_pictures
-from tests.reference import linked_data
+from tests.support.reference import linked_data
 
 BENCHMARKS = ("coco", "flickr30k", "vqav2", "okvqa", "textvqa", "vizwiz", "hateful_memes")
 

@@ -13,11 +13,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from flamingo_eval.core.run_settings import RunSpec
 from flamingo_eval.demo.root import data_folder
-from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.reopen import reopen
 from flamingo_eval.engine.run import execute
-from flamingo_eval.runspec import RunSpec
+from flamingo_eval.storage.journal import Journal
 
 BENCHMARKS, SHOTS = ("vqav2", "textvqa", "hateful_memes"), (0, 4, 16)
 WAYS = (("fp32", None), ("fp32", 1), ("fp32", 7), ("amp_bf16", None), ("amp_bf16", 1), ("amp_bf16", 7), ("bf16", None),

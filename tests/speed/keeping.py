@@ -7,12 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from flamingo_eval.core.run_settings import RunSpec
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.engine import run
-from flamingo_eval.engine.claims import Claims
-from flamingo_eval.engine.folder import RunFolder
-from flamingo_eval.engine.journal import Journal
-from flamingo_eval.runspec import RunSpec
+from flamingo_eval.storage.claims import Claims
+from flamingo_eval.storage.journal import Journal
+from flamingo_eval.storage.run_folder import RunFolder
 
 
 def main() -> None:

@@ -20,17 +20,17 @@ from typing import Any
 
 import torch
 
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.records import Decoding, Rendering
+from flamingo_eval.core.run_settings import RunSpec
 from flamingo_eval.engine.executors.local import LocalExecutor
 from flamingo_eval.engine.run import execute
-from flamingo_eval.images import Images
 from flamingo_eval.models.flamingo import FlamingoSource, latents
 from flamingo_eval.models.flamingo.adapter import FlamingoModel
 from flamingo_eval.models.flamingo.model import Flamingo
 from flamingo_eval.models.flamingo.ranking import room_needed, score_names
 from flamingo_eval.models.flamingo.spec import read_spec
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
-from flamingo_eval.nouns import Decoding, Rendering
-from flamingo_eval.runspec import RunSpec
 
 PACKAGES = ("flamingo-eval", "torch", "transformers", "open_clip_torch", "torchvision", "pillow")
 

@@ -20,8 +20,8 @@ BATCH = 64
 
 
 def write(path: Path, queries: int, names: int, single: bool) -> None:
-    from flamingo_eval.engine.journal import Entry, Journal
-    from flamingo_eval.nouns import Prediction
+    from flamingo_eval.core.records import Prediction
+    from flamingo_eval.storage.journal import Entry, Journal
 
     words, draw, journal = [f"class name {i}" for i in range(names)], random.Random(1), Journal(path)
     values = [-20 * draw.random() for _ in words]
@@ -39,7 +39,7 @@ def write(path: Path, queries: int, names: int, single: bool) -> None:
 
 
 def read(path: Path) -> None:
-    from flamingo_eval.engine.journal import Journal
+    from flamingo_eval.storage.journal import Journal
 
     journal = Journal(path)
     print(len(journal), file=sys.stderr)

@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
+from flamingo_eval.core.progress import progress_bar
+from flamingo_eval.core.protocols import ModelSource
+from flamingo_eval.core.run_settings import Process
 from flamingo_eval.engine.answer import Answering
-from flamingo_eval.engine.claims import Claims
 from flamingo_eval.engine.executor import Outcome, Terms
-from flamingo_eval.engine.folder import RunFolder
-from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.requests import Pending
-from flamingo_eval.ports import ModelSource
-from flamingo_eval.progress import progress_bar
-from flamingo_eval.runspec import Process
+from flamingo_eval.storage.claims import Claims
+from flamingo_eval.storage.journal import Journal
+from flamingo_eval.storage.run_folder import RunFolder
 
 
 class LocalExecutor:

@@ -14,13 +14,13 @@ from functools import partial
 from itertools import groupby
 from typing import Protocol
 
+from flamingo_eval.core.run_settings import Process
 from flamingo_eval.engine.answer import Answering
-from flamingo_eval.engine.claims import Claims
 from flamingo_eval.engine.executors.local import LocalExecutor
-from flamingo_eval.engine.folder import RunFolder
-from flamingo_eval.engine.journal import Journal
 from flamingo_eval.engine.requests import Pending
-from flamingo_eval.runspec import Process
+from flamingo_eval.storage.claims import Claims
+from flamingo_eval.storage.journal import Journal
+from flamingo_eval.storage.run_folder import RunFolder
 
 CHUNK = 16
 """Queries that are claimed together, at least."""

@@ -11,14 +11,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flamingo_eval.errors import CheckpointError, UserError
-from flamingo_eval.files import cache_folder, digest, exists, is_file, user_path
+from flamingo_eval.core.digests import digest
+from flamingo_eval.core.errors import CheckpointError, UserError
+from flamingo_eval.core.paths import cache_folder, exists, is_file, user_path
+from flamingo_eval.core.progress import warn
+from flamingo_eval.core.protocols import Capabilities, Model, ModelInfo, ModelSource
 from flamingo_eval.models.flamingo.part_files import DigestedFiles, read_object
 from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.models.flamingo.rendering import RENDERER, FlamingoRenderer
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, VisionSpec, read_spec
-from flamingo_eval.ports import Capabilities, Model, ModelInfo, ModelSource
-from flamingo_eval.progress import warn
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel
@@ -106,7 +107,7 @@ class FlamingoSource:
         Raises:
             UserError: unknown precision, or a device this machine doesn't have.
         """
-        from flamingo_eval.features.ranking import pick_device
+        from flamingo_eval.devices import pick_device
 
         device = pick_device(device)
         if precision == "auto":

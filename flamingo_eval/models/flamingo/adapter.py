@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flamingo_eval.errors import DeviceMemoryError, QueryError, UserError
-from flamingo_eval.features.ranking import free_memory
-from flamingo_eval.features.store import FeatureStore
-from flamingo_eval.files import digest
-from flamingo_eval.images import Images
-from flamingo_eval.measuring import Work
+from flamingo_eval.core.digests import digest
+from flamingo_eval.core.errors import DeviceMemoryError, QueryError, UserError
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.measuring import Work
+from flamingo_eval.core.records import WITHHELD, Answer, Decoding, NoAnswer, Prompt, Ranking, Rendering, Task
+from flamingo_eval.devices import free_memory
 from flamingo_eval.models.flamingo.cross_attention import Spans
 from flamingo_eval.models.flamingo.decoding import Decoded, decode
 from flamingo_eval.models.flamingo.decoding import room_needed as decoding_room
@@ -35,7 +35,7 @@ from flamingo_eval.models.flamingo.ranking import room_needed as ranking_room
 from flamingo_eval.models.flamingo.rendering import IMAGE, RENDERER
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import Transform
-from flamingo_eval.nouns import WITHHELD, Answer, Decoding, NoAnswer, Prompt, Ranking, Rendering, Task
+from flamingo_eval.storage.vectors import FeatureStore
 
 MAX_PROMPT_TOKENS = 2000
 """Longer prompts are refused. The reference cuts them on the right (open_flamingo/eval/models/open_flamingo.py,
@@ -233,7 +233,7 @@ class FlamingoModel:
 
     @torch.inference_mode()
     def work(self, prepared: Sequence[PreparedPrompt], task: Task) -> Work:
-        """See :class:`flamingo_eval.measuring.Measurable`."""
+        """See :class:`flamingo_eval.core.measuring.Measurable`."""
         flops: dict[str, float] = {}
         picture = next((image for p in prepared for image in p.images if image is not None), None)
         if picture is not None:

@@ -12,18 +12,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from flamingo_eval.errors import CheckpointError
-from flamingo_eval.files import is_file
+from flamingo_eval.core.errors import CheckpointError
+from flamingo_eval.core.paths import is_file
 from flamingo_eval.models.flamingo.hosts import Host
 from flamingo_eval.models.flamingo.weights import StateDict, check_kind, check_values, read_torch, unwrapped
-
-if TYPE_CHECKING:
-    from flamingo_eval.models.flamingo.model import Flamingo
 
 # buffers that transformers 4.28 kept in its decoder layers and that carry no weights
 _OLD_BUFFER = re.compile(
@@ -150,15 +146,3 @@ def load_exactly(module: torch.nn.Module, state: Mapping[str, Tensor], prefix: s
                 f"checkpoint tensor {prefix}{key} has shape {tuple(state[key].shape)}, expected {tuple(shape)}"
             )
     module.load_state_dict(dict(state), strict=True, assign=True)
-
-
-def released_layout(model: Flamingo, host: Host) -> StateDict:
-    """The trained part of a Flamingo as a state dict in the released layout (v2), ready for ``torch.save``."""
-    names = {parameter: key for key, parameter in host.embeddings.items()}
-    state = {f"perceiver.{key}": value for key, value in model.perceiver.state_dict().items()}
-    for i, block in model.blocks.items():
-        prefix = f"lang_encoder.{host.decoder_path}.{i}.gated_cross_attn_layer."
-        state |= {prefix + key: value for key, value in block.state_dict().items()}
-    language = model.language.state_dict()
-    state |= {f"lang_encoder.{key}": language[name] for name, key in names.items()}
-    return {key: value.detach().cpu().clone() for key, value in state.items()}

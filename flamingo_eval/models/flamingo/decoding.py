@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flamingo_eval.core.records import Decoding
 from flamingo_eval.models.flamingo.prefix import Prompts
-from flamingo_eval.nouns import Decoding
 
 _OUT = -1e9
 """Added to the score of what must not be chosen."""

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flamingo_eval.features.ranking import full_float32
-from flamingo_eval.images import Images
+from flamingo_eval.core.images import Images
+from flamingo_eval.devices import full_float32
 from flamingo_eval.models.flamingo.loading import host_as_it_was
 from flamingo_eval.models.flamingo.spec import VisionSpec
 from flamingo_eval.models.flamingo.vision import load_clip, read_picture

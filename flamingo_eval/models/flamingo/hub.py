@@ -21,11 +21,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from flamingo_eval.errors import CheckpointError
-from flamingo_eval.files import exists
+from flamingo_eval.core.errors import CheckpointError
+from flamingo_eval.core.paths import exists
+from flamingo_eval.core.progress import warn
 from flamingo_eval.models.flamingo.part_files import read_object, weight_files
 from flamingo_eval.models.flamingo.spec import HubFile
-from flamingo_eval.progress import warn
 
 WAITS = (1.0, 4.0, 15.0)
 """Seconds before a lost connection is tried again. (huggingface_hub itself goes on where a download stopped.)"""

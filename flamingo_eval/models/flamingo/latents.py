@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flamingo_eval.errors import QueryError, StorageError
-from flamingo_eval.features.store import FeatureStore
-from flamingo_eval.images import Images
+from flamingo_eval.core.errors import QueryError, StorageError
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.progress import warn
+from flamingo_eval.core.workers import WORKERS
 from flamingo_eval.models.flamingo.vision import Transform, read_picture
-from flamingo_eval.progress import warn
-from flamingo_eval.workers import WORKERS
+from flamingo_eval.storage.vectors import FeatureStore
 
 ENCODED_AT_ONCE = 32
 """Pictures in one pass of vision tower and resampler; bounds memory."""

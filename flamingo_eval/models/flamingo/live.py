@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from flamingo_eval.errors import CheckpointError
+from flamingo_eval.core.errors import CheckpointError
+from flamingo_eval.core.protocols import Capabilities, ModelInfo
 from flamingo_eval.models.flamingo.adapter import FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import sort_keys
 from flamingo_eval.models.flamingo.hosts import host_for
@@ -20,7 +21,6 @@ from flamingo_eval.models.flamingo.model import Flamingo, assemble_parts, padded
 from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import PatchTokens, Transform
-from flamingo_eval.ports import Capabilities, ModelInfo
 
 _WRAPPER = ".decoder_layer."
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from flamingo_eval.errors import CheckpointError, DeviceMemoryError
-from flamingo_eval.features.ranking import free_memory
+from flamingo_eval.core.errors import CheckpointError, DeviceMemoryError
+from flamingo_eval.devices import free_memory
 from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
 from flamingo_eval.models.flamingo.cross_attention import Media

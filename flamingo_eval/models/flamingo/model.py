@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
-from flamingo_eval.errors import CheckpointError
+from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.models.flamingo.checkpoint import TrainedPart, describe_keys, load_exactly
 from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, Sight
 from flamingo_eval.models.flamingo.hosts import HOSTS, Host, generic_host, host_for
 from flamingo_eval.models.flamingo.part_files import model_files
 from flamingo_eval.models.flamingo.perceiver import PerceiverResampler
 from flamingo_eval.models.flamingo.spec import FlamingoSpec
-from flamingo_eval.models.flamingo.weights import check_language_folder, check_values, loading
+from flamingo_eval.models.flamingo.weights import StateDict, check_language_folder, check_values, loading
 
 
 class Flamingo(nn.Module):
@@ -325,3 +325,15 @@ def check_counts(model: Flamingo, spec: FlamingoSpec) -> None:
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def released_layout(model: Flamingo, host: Host) -> StateDict:
+    """The trained part of a Flamingo as a state dict in the released layout (v2), ready for ``torch.save``."""
+    names = {parameter: key for key, parameter in host.embeddings.items()}
+    state = {f"perceiver.{key}": value for key, value in model.perceiver.state_dict().items()}
+    for i, block in model.blocks.items():
+        prefix = f"lang_encoder.{host.decoder_path}.{i}.gated_cross_attn_layer."
+        state |= {prefix + key: value for key, value in block.state_dict().items()}
+    language = model.language.state_dict()
+    state |= {f"lang_encoder.{key}": language[name] for name, key in names.items()}
+    return {key: value.detach().cpu().clone() for key, value in state.items()}

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flamingo_eval.errors import CheckpointError, DataError
-from flamingo_eval.files import is_file, is_folder, path_state, settled_digest
-from flamingo_eval.reading import inside_root, odd_content, read_json
+from flamingo_eval.core.digests import path_state, settled_digest
+from flamingo_eval.core.errors import CheckpointError, DataError
+from flamingo_eval.core.paths import is_file, is_folder
+from flamingo_eval.core.reading import inside_root, odd_content, read_json
 
 
 @dataclass(frozen=True)

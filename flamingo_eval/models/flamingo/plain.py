@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from flamingo_eval.core.records import Decoding, NoAnswer, Ranking, Task
 from flamingo_eval.models.flamingo.adapter import FlamingoModel, PreparedPrompt
 from flamingo_eval.models.flamingo.cross_attention import Media
 from flamingo_eval.models.flamingo.decoding import decode
 from flamingo_eval.models.flamingo.latents import LatentStore, Picture
 from flamingo_eval.models.flamingo.model import Flamingo
-from flamingo_eval.nouns import Decoding, NoAnswer, Ranking, Task
 
 
 class Copies:

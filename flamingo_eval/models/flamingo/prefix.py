@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from flamingo_eval.errors import CheckpointError
+from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.models.flamingo.cross_attention import LastImages, Spans
 from flamingo_eval.models.flamingo.model import Flamingo
 

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flamingo_eval.errors import CheckpointError
-from flamingo_eval.files import is_file
+from flamingo_eval.core.errors import CheckpointError
+from flamingo_eval.core.paths import is_file
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, LanguageSpec, VisionSpec
 
 FILE = "checkpoint.pt"

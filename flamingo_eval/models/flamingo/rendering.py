@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from flamingo_eval.benchmark import PromptRules
-from flamingo_eval.files import changed_fields
-from flamingo_eval.nouns import Prompt, Rendering
-from flamingo_eval.prompting import interleaved
+from flamingo_eval.core.benchmark import PromptRules
+from flamingo_eval.core.digests import changed_fields
+from flamingo_eval.core.prompting import interleaved
+from flamingo_eval.core.records import Prompt, Rendering
 
 END_OF_CHUNK = "<|endofchunk|>"
 IMAGE = "<image>"

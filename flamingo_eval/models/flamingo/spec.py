@@ -28,11 +28,11 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from flamingo_eval.errors import CheckpointError, DataError, UserError
-from flamingo_eval.files import exists, is_file, is_folder, user_path
+from flamingo_eval.core.errors import CheckpointError, DataError, UserError
+from flamingo_eval.core.paths import exists, is_file, is_folder, user_path
+from flamingo_eval.core.reading import read_toml
+from flamingo_eval.core.schema import Record, typed
 from flamingo_eval.models.flamingo.part_files import model_files, read_object
-from flamingo_eval.reading import read_toml
-from flamingo_eval.schema import Record, typed
 
 
 @dataclass(frozen=True)

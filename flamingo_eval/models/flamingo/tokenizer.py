@@ -9,8 +9,8 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from flamingo_eval.errors import CheckpointError, QueryError
-from flamingo_eval.files import exists
+from flamingo_eval.core.errors import CheckpointError, QueryError
+from flamingo_eval.core.paths import exists
 from flamingo_eval.models.flamingo.part_files import model_files, read_object
 from flamingo_eval.models.flamingo.rendering import END_OF_CHUNK, IMAGE
 from flamingo_eval.models.flamingo.weights import loading, reason_of

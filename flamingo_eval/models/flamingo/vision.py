@@ -12,8 +12,8 @@ import open_clip
 from PIL import Image
 from torch import Tensor, nn
 
-from flamingo_eval.errors import CheckpointError, QueryError
-from flamingo_eval.images import Images
+from flamingo_eval.core.errors import CheckpointError, QueryError
+from flamingo_eval.core.images import Images
 from flamingo_eval.models.flamingo.part_files import read_object
 from flamingo_eval.models.flamingo.spec import VisionSpec
 from flamingo_eval.models.flamingo.weights import WRAPPED_MODULES, check_file, check_sizes, check_values, loading

@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from flamingo_eval.errors import CheckpointError, DeviceMemoryError, FlamingoEvalError, QueryError
-from flamingo_eval.files import exists, open_regular
+from flamingo_eval.core.errors import CheckpointError, DeviceMemoryError, FlamingoEvalError, QueryError
+from flamingo_eval.core.paths import exists, open_regular
+from flamingo_eval.core.reading import odd_content
 from flamingo_eval.models.flamingo.part_files import read_object, weight_files
-from flamingo_eval.reading import odd_content
 
 StateDict = dict[str, Tensor]
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flamingo_eval.errors import CheckpointError
+from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.models.flamingo.hosts import gpt_neox, llama, mosaic_gpt, mpt, opt
 from flamingo_eval.models.flamingo.hosts.base import Host, max_positions
 

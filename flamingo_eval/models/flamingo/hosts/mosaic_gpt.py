@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from flamingo_eval.errors import CheckpointError
+from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.models.flamingo.hosts.base import Host
 
 

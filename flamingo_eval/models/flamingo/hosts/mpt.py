@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flamingo_eval.errors import CheckpointError
+from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.models.flamingo.hosts.base import Host
 
 

@@ -1,0 +1,1 @@
+"""Numbers from scores: statistics, comparison, gate, controls. No rendering."""

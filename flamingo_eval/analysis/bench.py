@@ -1,0 +1,187 @@
+"""Bench: a small measured sample of a configuration, and what it says about the whole of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from flamingo_eval.core import registry
+from flamingo_eval.core.errors import DataError, first_few
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.measuring import Measurable, Work
+from flamingo_eval.core.protocols import Model
+from flamingo_eval.core.records import WITHHELD
+from flamingo_eval.core.run_settings import RunSpec
+from flamingo_eval.core.source import Source
+from flamingo_eval.engine.answer import answer, describe_failures
+from flamingo_eval.engine.plan import TrialPlan
+from flamingo_eval.engine.prepare import RootOf, check_capabilities, plan_all, rank_all, read_sources, trial_keys_of
+from flamingo_eval.engine.requests import Pending
+from flamingo_eval.engine.retrieval import Retriever
+from flamingo_eval.engine.score import score_trials
+from flamingo_eval.storage.journal import Journal
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of shots.
+
+    Attributes:
+        shots: number of demonstrations.
+        queries: how many were asked.
+        wall: seconds they took.
+        parts: section -> seconds; pictures read meanwhile are not among them.
+        batch: queries a batch.
+        flops: section -> floating-point operations a query.
+    """
+
+    shots: int
+    queries: int
+    wall: float
+    parts: Mapping[str, float]
+    batch: int
+    flops: Mapping[str, float]
+
+    @property
+    def language(self) -> float:
+        """Seconds a query without its pictures, which the whole run encodes once."""
+        return (self.wall - self.parts.get("vision", 0.0)) / self.queries
+
+    @property
+    def idle(self) -> float:
+        """Seconds in which the model computed nothing."""
+        return self.wall - sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A configuration, measured.
+
+    Attributes:
+        rows: by number of shots.
+        metric: seconds that scoring one of the sample's answers takes.
+        picture: seconds to encode one picture; None if the model has none.
+        read: seconds to read and transform one picture, in all threads together.
+        pictures: distinct pictures of the whole run.
+        whole: queries of the whole run, by number of shots.
+        work: of the last batch: what it needs and what the machine could do; None if the model can't say.
+        device: where it ran.
+        precision: how.
+    """
+
+    rows: Sequence[Measured]
+    metric: float
+    picture: float | None
+    read: float
+    pictures: int
+    whole: Mapping[int, int]
+    work: Work | None
+    device: str
+    precision: str
+
+    @property
+    def estimate(self) -> float:
+        """Seconds of the whole run."""
+        language = sum(row.language * self.whole[row.shots] for row in self.rows)
+        scoring = self.metric * sum(self.whole.values())
+        return language + scoring + (self.picture or 0.0) * self.pictures
+
+
+def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
+    """Measures a sample; nothing is kept.
+
+    Args:
+        spec: one benchmark; all its numbers of shots are measured.
+        root_of: from a data root as users name it to the folder.
+        queries: how many to ask at each number of shots, at most.
+
+    Raises:
+        UserError, DataError, CheckpointError: as a run would.
+    """
+    images = Images(root_of(spec.data_root), spec.formats)
+    model_source = registry.model_source(spec.checkpoint, spec.model_options, {"keep": False})
+    sources = read_sources(spec, images)
+    check_capabilities(model_source.capabilities, spec, sources)
+    cells = trial_keys_of(spec, sources)
+    nearest = rank_all(spec, sources, cells, Retriever.of(spec))
+    trials = plan_all(spec, sources, cells, model_source.renderer, nearest)
+    source = next(iter(sources.values()))
+    wanted = spec.of(source.benchmark.name).shots
+    device, precision = model_source.resolve(spec.device, spec.precision)
+    first = {trial.shots: trial for trial in reversed(trials)}
+    rows, metric, seen, work = [], 0.0, 0.0, None
+    with closing(model_source.load(device, precision)) as model:
+        _ask(model, source, first[min(first)], 1, spec.batch_size)  # warm up
+        for shots in wanted:
+            row, scored, work = _measure(model, source, first[shots], queries, spec.batch_size)
+            rows.append(row)
+            metric, seen = metric + scored, seen + row.queries
+        seconds, encoded = model.timings(), _encoded(model)
+    shown = {image for trial in trials for query in trial for image in trial.render(query)[0].images} - {WITHHELD}
+    whole = {shots: sum(len(trial) for trial in trials if trial.shots == shots) for shots in wanted}
+    return Bench(
+        rows=rows,
+        metric=metric / seen,
+        picture=seconds.get("vision", 0.0) / encoded if encoded else None,
+        read=seconds.get("images", 0.0) / max(encoded, 1),
+        pictures=len(shown),
+        whole=whole,
+        work=work,
+        device=device,
+        precision=precision,
+    )
+
+
+def _encoded(model: Model) -> int:
+    return model.encoded if isinstance(model, Measurable) else 0
+
+
+def _measure(
+    model: Model, source: Source, trial: TrialPlan, queries: int, batch_size: int | None
+) -> tuple[Measured, float, Work | None]:
+    """Asks a sample of a trial; also the seconds that scoring it took, and what one batch needs."""
+    before, start = dict(model.timings()), time.perf_counter()
+    answered, scoring = _ask(model, source, trial, queries, batch_size)
+    asked = len(answered)
+    wall = time.perf_counter() - start - scoring
+    after = model.timings()
+    parts = {key: after[key] - before.get(key, 0.0) for key in ("vision", "prefill", "decode") if key in after}
+    size = min(asked, batch_size or model.suggested_batch(trial.query(answered[0]).prompt, source.task))
+    work, flops = None, {}
+    if isinstance(model, Measurable):
+        prepared = [model.prepare(trial.query(i).prompt, source.task, source.images) for i in answered[:size]]
+        work = model.work(prepared, source.task)
+        flops = {key: value / (1 if key == "vision" else size) for key, value in work.flops.items()}
+    return Measured(trial.shots, asked, wall, parts, size, flops), scoring, work
+
+
+def _ask(
+    model: Model, source: Source, trial: TrialPlan, queries: int, batch_size: int | None
+) -> tuple[list[int], float]:
+    """Positions of the queries that were answered, and the seconds that scoring took."""
+    asked = [i for i in range(len(trial)) if i not in trial.failed][:queries]
+    if not asked:
+        raise DataError(f"none of the {len(trial)} queries can be asked:{first_few([*trial.failed.values()])}")
+    pending = [Pending(trial, i, str(i), "") for i in asked]
+    with TemporaryDirectory(prefix="flamingo-eval-bench-") as folder:
+        journal = Journal(Path(folder) / "journal.jsonl")
+        failures = answer(pending, model, journal, batch_size=batch_size, extra={}, title=f"{trial.shots} shots")
+        answered = [item.position for item in pending if journal.get(item.slot) is not None]
+        if not answered:
+            raise describe_failures(failures)
+        start = time.perf_counter()
+        queries_of = tuple(trial.queries[i] for i in answered)
+        part = TrialPlan(
+            source,
+            trial.renderer,
+            trial.shots,
+            trial.seed,
+            queries_of,
+            tuple(trial.demonstrations[i] for i in answered),
+        )
+        score_trials([part], journal)
+        return answered, time.perf_counter() - start

@@ -1,0 +1,170 @@
+"""Comparison of a run with a baseline: whether they can be compared, and by how much they differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from flamingo_eval.analysis.evidence import Evidence
+from flamingo_eval.analysis.statistics import Difference, detectable_drop, holm, paired_difference
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.run_settings import SETTINGS
+
+_MUST_AGREE = {
+    "protocol": "protocol", "split": "split", "rules": "prompt, decoding or way of drawing",
+    "reading": "way of reading the data", "data": "annotation files",
+}  # fmt: skip
+
+
+_MAY_DIFFER = {
+    "precision": "precision", "selector": "way of picking demonstrations", "query_set_size": "pool of demonstrations",
+    "ensemble": "number of orders",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CellDifference:
+    """One benchmark at one number of shots.
+
+    Attributes:
+        seeds: of the trials that both have.
+        run: the run's mean over these.
+        baseline: the baseline's.
+        difference: paired.
+        p: two-sided, corrected for the number of cells compared.
+        p_drop: one-sided, of a drop, corrected likewise.
+        clusters: pictures it rests on.
+    """
+
+    benchmark: str
+    shots: int
+    metric: str
+    seeds: tuple[int, ...]
+    run: float
+    baseline: float
+    difference: Difference
+    p: float
+    p_drop: float
+    clusters: int
+
+    def detectable(self, cells: int) -> float:
+        """The drop that would be found with 80% probability among so many cells."""
+        return detectable_drop(self.difference.error, self.clusters, cells)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run beside a baseline.
+
+    Attributes:
+        run: the run's name.
+        baseline: the baseline's.
+        rows: the cells that both have.
+        warnings: what differs between them besides the checkpoint, and does not forbid a comparison.
+    """
+
+    run: str
+    baseline: str
+    rows: tuple[CellDifference, ...]
+    warnings: tuple[str, ...]
+
+
+def compare(run: Evidence, baseline: Evidence, *, all_of_baseline: bool = False) -> Comparison:
+    """Every cell that both have, over the trials that both have.
+
+    Args:
+        run: what is judged.
+        baseline: what it is held against.
+        all_of_baseline: every cell and trial of the baseline must be there.
+
+    Raises:
+        UserError: they can't be compared; the message names what differs.
+    """
+    common = sorted(run.cells.keys() & baseline.cells.keys())
+    if not common:
+        raise UserError(f"{run.name} and {baseline.name} have no benchmark at the same number of shots in common")
+    problems = [*_problems(run, baseline, common)]
+    if problems:
+        raise UserError(f"{run.name} and {baseline.name} can't be compared: {'; '.join(problems)}")
+    missing = [f"{b}, {k} shots, seed {s}" for b, k, s in baseline.trials.keys() - run.trials.keys()]
+    if all_of_baseline and missing:
+        raise UserError(f"{run.name} lacks what {baseline.name} holds: {'; '.join(sorted(missing)[:5])}"
+                        f"{'' if len(missing) <= 5 else f' and {len(missing) - 5} more'}")  # fmt: skip
+    found = [_difference(run, baseline, name, shots) for name, shots in common]
+    p, p_drop = holm([row[1].p for row in found]), holm([row[1].p_drop for row in found])
+    rows = tuple(
+        CellDifference(name, shots, run.cells[name, shots].metric, seeds, *means, difference, p[i], p_drop[i], clusters)
+        for i, ((name, shots), (seeds, difference, clusters, means)) in enumerate(zip(common, found, strict=True))
+    )
+    return Comparison(run.name, baseline.name, rows, tuple(_warnings(run, baseline)))
+
+
+def _problems(run: Evidence, baseline: Evidence, common: Sequence[tuple[str, int]]) -> Iterator[str]:
+    """What makes two runs' numbers incomparable."""
+    ours, theirs = run.about.identity, baseline.about.identity
+    if ours.num_samples != theirs.num_samples:
+        numbers = ["all" if (n := side.num_samples) is None else str(n) for side in (ours, theirs)]
+        yield f"the subset differs: --num-samples {' and '.join(numbers)}"
+    for name in dict.fromkeys(name for name, _ in common):
+        for key, title in _MUST_AGREE.items():
+            a, b = (getattr(side.benchmarks.get(name), key, None) or None for side in (ours, theirs))
+            if a != b:
+                yield f"{name}: the {title} differs ({_said(a)} and {_said(b)})"
+        for title, a_of, b_of in (
+            ("references", run.about.references, baseline.about.references),
+            ("scoring rules", run.about.scoring, baseline.about.scoring),
+        ):
+            if a_of.get(name) != b_of.get(name):
+                yield f"{name}: the {title} differ"
+    for part in (run, baseline):
+        cells = [part.cells[key] for key in common]
+        partial = [f"{cell.benchmark} at {cell.shots} shots" for cell in cells if not cell.complete]
+        if partial:
+            yield f"{part.name} is partial: {', '.join(partial)}"
+
+
+def _said(value: object) -> str:
+    """A setting in a message; of a digest the beginning."""
+    text = "none" if value is None else str(value)
+    return text[:12] if re.fullmatch(r"[0-9a-f]{32}", text) else text
+
+
+def _warnings(run: Evidence, baseline: Evidence) -> Iterator[str]:
+    ours, theirs = run.about.identity, baseline.about.identity
+    for key, title in _MAY_DIFFER.items():
+        a, b = getattr(ours, key), getattr(theirs, key)
+        if a != b:
+            yield f"the {title} differs: {_said(a)} here, {_said(b)} there"
+    if ours.selector == theirs.selector and ours.retrieval != theirs.retrieval:
+        yield f"what decides which demonstrations {ours.selector} picks differs"
+    for name in sorted(key for key in ours.named | theirs.named if ours.named.get(key) != theirs.named.get(key)):
+        a, b = (side.named.get(name, SETTINGS[name].default) for side in (ours, theirs))
+        yield f"{name} differs: {_said(a)} here, {_said(b)} there"
+    for side, other in ((run, baseline), (baseline, run)):
+        alone = [f"{b}, {k} shots, seed {s}" for b, k, s in sorted(side.trials.keys() - other.trials.keys())]
+        if alone:
+            more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+            yield f"only in {side.name}, so not compared: {'; '.join(alone[:3])}{more}"
+
+
+def _difference(
+    run: Evidence, baseline: Evidence, name: str, shots: int
+) -> tuple[tuple[int, ...], Difference, int, tuple[float, float]]:
+    seeds = tuple(trial.seed for trial in run.cells[name, shots].trials if (name, shots, trial.seed) in baseline.trials)
+    if not seeds:
+        raise UserError(f"{name} at {shots} shots: {run.name} and {baseline.name} have no trial of the same seed")
+    ours, theirs = ([side.trials[name, shots, seed] for seed in seeds] for side in (run, baseline))
+    for seed, a, b in zip(seeds, ours, theirs, strict=True):
+        if a.influence.keys() != b.influence.keys():
+            raise UserError(
+                f"{run.name} and {baseline.name} can't be compared: the queries differ ({name}, {shots} shots, "
+                f"seed {seed}: {len(a.influence)} and {len(b.influence)}, "
+                f"{len(a.influence.keys() & b.influence.keys())} in common)"
+            )
+    pictures = {query: picture for trial in ours for query, picture in trial.pictures.items()}
+    difference, clusters = paired_difference(
+        [(t.value, t.influence) for t in ours], [(t.value, t.influence) for t in theirs], pictures
+    )
+    means = (sum(t.value for t in ours) / len(seeds), sum(t.value for t in theirs) / len(seeds))
+    return seeds, difference, clusters, means

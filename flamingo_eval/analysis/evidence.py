@@ -1,0 +1,228 @@
+"""What numbers rest on: every query's score, from a run's folder or a baseline file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from flamingo_eval.analysis.statistics import (
+    Uncertainty,
+    auc_influence,
+    bootstrap_interval,
+    cluster_sums,
+    mean_influence,
+)
+from flamingo_eval.analysis.statistics import mean_uncertainty as uncertainty_of_mean
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.paths import is_file
+from flamingo_eval.core.reading import read_json
+from flamingo_eval.core.records import Cell, Trial
+from flamingo_eval.storage.outputs import write_output
+from flamingo_eval.storage.run_folder import RunFolder, now
+from flamingo_eval.storage.run_records import (
+    FORMAT,
+    BaselineRecord,
+    ItemRow,
+    ScoresRecord,
+    SessionRecord,
+    TrialColumns,
+    TrialKey,
+    with_identity,
+)
+from flamingo_eval.storage.scores import (
+    all_finite,
+    cell_row,
+    item_rows,
+    read_cells,
+    read_scores,
+    read_scores_record,
+    same_number,
+)
+
+_KIND = "flamingo-eval baseline"
+
+
+@dataclass(frozen=True)
+class TrialEvidence:
+    """One trial's queries.
+
+    Attributes:
+        value: the trial's metric.
+        influence: query -> influence value, in the metric's unit.
+        pictures: query -> the picture it is about.
+        row: the same as a baseline file has it.
+    """
+
+    value: float
+    influence: Mapping[str, float]
+    pictures: Mapping[str, str]
+    row: TrialColumns
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A run or a baseline.
+
+    Attributes:
+        name: what to call it: the path given.
+        about: what makes its numbers comparable, as ``scores.json`` has it.
+        sessions: where the answers came from, as ``run.json`` has it.
+        cells: (benchmark, shots) -> cell.
+        trials: (benchmark, shots, seed) -> its queries.
+    """
+
+    name: str
+    about: ScoresRecord
+    sessions: Sequence[SessionRecord]
+    cells: Mapping[tuple[str, int], Cell]
+    trials: Mapping[TrialKey, TrialEvidence]
+
+    def uncertainty(self, cell: Cell) -> Uncertainty:
+        """How sure a cell's mean is."""
+        trials = [self.trials[cell.benchmark, cell.shots, trial.seed] for trial in cell.trials]
+        pictures = {query: picture for trial in trials for query, picture in trial.pictures.items()}
+        return uncertainty_of_mean([t.value for t in trials], [t.influence for t in trials], pictures)
+
+    def trial_interval(self, key: TrialKey) -> tuple[float, float]:
+        """95% bootstrap interval of one trial's metric, over queries, clustered by picture."""
+        trial = self.trials[key]
+        influence = np.array([*trial.influence.values()])
+        sums = cluster_sums(influence, [trial.pictures[query] for query in trial.influence])
+        return bootstrap_interval(trial.value, sums, len(influence))
+
+
+def read_evidence(path: Path) -> Evidence:
+    """A run's folder, or a baseline file.
+
+    Raises:
+        UserError: neither, not scored, damaged, or scored by a version that did not keep what is needed.
+    """
+    if is_file(path):
+        return _read_baseline(path)
+    folder = RunFolder(path)
+    cells, _ = read_scores(folder)
+    rows: dict[TrialKey, list[ItemRow]] = {}
+    for (benchmark, shots, seed, _), row in item_rows(folder).items():
+        rows.setdefault((benchmark, shots, seed), []).append(row)
+    again = UserError(f"{folder.items_file} does not hold every query's score: flamingo-eval score {path}")
+    trials: dict[TrialKey, TrialEvidence] = {}
+    for cell in cells:
+        for trial in cell.trials:
+            key = (cell.benchmark, cell.shots, trial.seed)
+            if any(row.picture is UNSET for row in rows.get(key, [])) or key not in rows:
+                raise again
+            trials[key] = _evidence(_columns(key, rows[key]), again)
+            _check_value(trial, key, trials[key], again)
+    return Evidence(
+        str(path),
+        read_scores_record(folder),
+        folder.read_run().sessions,
+        {(c.benchmark, c.shots): c for c in cells},
+        trials,
+    )
+
+
+def _check_value(trial: Trial, key: TrialKey, evidence: TrialEvidence, damaged: UserError) -> None:
+    """A trial's value must be the one that its queries' own scores give. Raises UserError."""
+    if not same_number(trial.value, evidence.value) or not len(evidence.influence) <= trial.queries <= trial.planned:
+        benchmark, shots, seed = key
+        raise UserError(
+            f"{damaged} ({benchmark}, {shots} shots, seed {seed}: value is {trial.value} over {trial.queries} queries "
+            f"of {trial.planned}, the scores of {len(evidence.influence)} queries give {evidence.value})"
+        )
+
+
+def _columns(key: TrialKey, rows: Sequence[ItemRow]) -> TrialColumns:
+    """A trial as a baseline file has it: a list for each thing known of its queries."""
+    benchmark, shots, seed = key
+    ranked = rows[0].value is not UNSET
+    return TrialColumns(
+        benchmark=benchmark,
+        shots=shots,
+        seed=seed,
+        queries=[str(row.query_id) for row in rows],
+        pictures=[row.picture or "" for row in rows],
+        scores=UNSET if ranked else [math.nan if row.score is None else row.score for row in rows],
+        values=[row.value if row.value is not UNSET else math.nan for row in rows] if ranked else UNSET,
+        labels=[bool(row.label) for row in rows] if ranked else UNSET,
+    )
+
+
+def _evidence(row: TrialColumns, damaged: UserError) -> TrialEvidence:
+    queries, pictures = row.queries, row.pictures
+    ranked = row.values is not UNSET
+    numbers_of, labels = (row.values or [], row.labels or []) if ranked else (row.scores or [], [])
+    lengths = {len(queries), len(pictures), len(numbers_of), *([len(labels)] if ranked else [])}
+    if not queries or len(set(queries)) != len(queries) or len(lengths) != 1 or not all_finite(numbers_of):
+        raise damaged
+    numbers = np.array(numbers_of, np.float64)
+    if ranked:
+        try:
+            value, influence = auc_influence(numbers, np.array(labels, np.bool_))
+        except ValueError:
+            raise damaged from None
+        value, influence = 100 * value, 100 * influence
+    else:
+        value, influence = float(numbers.mean()), mean_influence(numbers)
+    moves = dict(zip(queries, influence.tolist(), strict=True))
+    return TrialEvidence(value, moves, dict(zip(queries, pictures, strict=True)), row)
+
+
+def _read_baseline(path: Path) -> Evidence:
+    table = read_json(path)
+    damaged = UserError(f"{path} is no baseline of this version, or is damaged; `check --update` writes a new one")
+    if not isinstance(table, dict) or table.get("kind") != _KIND or table.get("format") != FORMAT:
+        raise damaged
+    try:
+        record: BaselineRecord = with_identity(table, BaselineRecord, str(path))
+    except UserError as error:
+        raise UserError(f"{damaged} ({error})") from error
+    cells = read_cells(record.cells, damaged)
+    trials = {(row.benchmark, row.shots, row.seed): _evidence(row, damaged) for row in record.trials}
+    for cell in cells:
+        for trial in cell.trials:
+            key = (cell.benchmark, cell.shots, trial.seed)
+            if key not in trials:
+                raise damaged
+            _check_value(trial, key, trials[key], damaged)
+    about = ScoresRecord(
+        demo=record.demo, checkpoint=record.checkpoint, identity=record.identity, references=record.references,
+        scoring=record.scoring, versions=record.versions, notes=[], cells=record.cells,
+    )  # fmt: skip
+    return Evidence(str(path), about, record.sessions or [], {(c.benchmark, c.shots): c for c in cells}, trials)
+
+
+def write_baseline(path: Path, evidence: Evidence) -> None:
+    """Keeps a run's cells, what makes them comparable, every query's score, and where all came from.
+
+    Raises:
+        StorageError: it can't be written.
+    """
+    about = evidence.about
+    record = BaselineRecord(
+        kind=_KIND,
+        format=FORMAT,
+        written=now(),
+        demo=about.demo or None,
+        # it is shared, often in public: what it is made of, but not whose machine and folders
+        checkpoint=replace(about.checkpoint, parts=UNSET),
+        identity=about.identity,
+        references=about.references,
+        scoring=about.scoring,
+        versions=about.versions,
+        sessions=[replace(session, host=UNSET, process=UNSET) for session in evidence.sessions],
+        cells=[cell_row(cell) for cell in evidence.cells.values()],
+        trials=[trial.row for trial in evidence.trials.values()],
+    )
+    head = {**msgspec.to_builtins(record), "identity": record.identity.table()}
+    lines = [json.dumps(trial, ensure_ascii=False) for trial in head.pop("trials")]
+    text = json.dumps(head, indent=1, ensure_ascii=False)
+    write_output(path, text.removesuffix("\n}") + ',\n "trials": [\n' + ",\n".join(lines) + "\n ]\n}\n")

@@ -1,0 +1,1 @@
+"""Records, protocols, settings and rules: no plug-in, no torch."""

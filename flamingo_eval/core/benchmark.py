@@ -1,0 +1,390 @@
+"""What a benchmark is: one TOML file in ``benchmarks/``, read into a frozen record."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from flamingo_eval.core.errors import DataError, UserError
+from flamingo_eval.core.paths import is_folder, resource_folder, user_path
+from flamingo_eval.core.reading import inside_root, read_text, read_toml
+from flamingo_eval.core.records import Decoding, Ranking, Task
+from flamingo_eval.core.schema import Record, typed
+
+DEFAULT_PROTOCOL = "openflamingo"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRules:
+    """How queries and demonstrations are drawn.
+
+    Attributes:
+        reseed_pool: seed NumPy with the trial's seed again before the pool of demonstrations is drawn.
+        one_set: queries and pool are drawn together from one set, the pool first, and visited in that order.
+        num_samples: queries per trial if the user names no number; None for all.
+        seeds: seeds of the trials if the user names none.
+        selectors: the ways to pick demonstrations that these rules know; empty for all.
+    """
+
+    reseed_pool: bool = False
+    one_set: bool = False
+    num_samples: Annotated[int, Meta(ge=1)] | None = None
+    seeds: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**32 - 1)], ...], Meta(min_length=1)] = (42, 43, 44)
+    selectors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRules:
+    """How prompts are written; templates use an example's fields as ``{caption}`` or ``{caption|strip}``.
+
+    Attributes:
+        text: template of what follows the image, in demonstrations and in the query alike.
+        answer: template of a demonstration's answer.
+        separator: what stands behind each demonstration.
+        zero_shot_demonstrations: how many text-only demonstrations a zero-shot prompt has.
+        zero_shot_keeps_images: hand the images of text-only demonstrations over all the same, so that the query's
+            mark meets the first of them (a defect of the reference's classification; only a renderer that follows the
+            reference repeats it).
+        rgb: convert images to RGB before the transform.
+    """
+
+    text: str
+    answer: str
+    separator: str = ""
+    zero_shot_demonstrations: Annotated[int, Meta(ge=0, le=10_000)] = 2
+    zero_shot_keeps_images: bool = False
+    rgb: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRules:
+    """How an answer is cut out of the raw text.
+
+    Attributes:
+        cut: one after the other, the text is cut before the first occurrence of any string of the group.
+        remove: strings removed after that.
+        stem: stem the words as OK-VQA's answers are stemmed.
+    """
+
+    cut: tuple[tuple[str, ...], ...] = ()
+    remove: tuple[str, ...] = ()
+    stem: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DataRules:
+    """Where the data is and how to read it.
+
+    Attributes:
+        loader: name of the file format's loader.
+        folder: folder of the benchmark under the data root.
+        train: name of the split that demonstrations come from.
+        layout: what the folder holds, for people.
+        options: what else the loader wants to know: file names, keys.
+        where: file and section, for messages.
+    """
+
+    loader: str
+    folder: str
+    train: str
+    layout: tuple[str, ...]
+    options: Mapping[str, Any]
+    where: str = "[data]"
+
+    def read(self, kind: type[T]) -> T:
+        """The options as the loader's own record. Raises UserError."""
+        own = {key: value for key, value in self.options.items() if key != "counts"}
+        return typed(own, kind, self.where)
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Everything that tells one benchmark from another, under one protocol.
+
+    Attributes:
+        scoring: what the metric wants to know.
+        also: other protocols -> their ``scoring``, where the same answers can be scored by it too.
+        submission: how an evaluation server wants answers; None where there is none.
+        file: where all this is said.
+    """
+
+    name: str
+    title: str
+    split: str
+    splits: tuple[str, ...]
+    protocol: str
+    metric: str
+    scoring: Mapping[str, Any]
+    also: Mapping[str, Mapping[str, Any]]
+    data: DataRules
+    plan: PlanRules
+    prompt: PromptRules
+    task: Task
+    answer: AnswerRules
+    submission: Submission | None
+    sources: tuple[str, ...]
+    file: Path
+
+
+MORE_BENCHMARKS = "FLAMINGO_EVAL_BENCHMARKS"
+"""Environment variable: a folder with further benchmarks, one TOML file each."""
+
+
+@cache
+def _files() -> dict[str, Path]:
+    """Name -> TOML file of every benchmark: those that ship with the package, and the user's own."""
+    folders = [resource_folder("benchmarks")]
+    if os.environ.get(MORE_BENCHMARKS):
+        own = user_path(os.environ[MORE_BENCHMARKS], MORE_BENCHMARKS)
+        if not is_folder(own):
+            raise UserError(f"{MORE_BENCHMARKS} names {own}, which is not a folder")
+        folders.append(own)
+    files: dict[str, Path] = {}
+    for folder in folders:
+        for path in sorted(folder.glob("*.toml")):
+            if path.name == "flamingo-eval.toml":  # the configuration file, where both lie in one folder
+                continue
+            if not path.stem.replace("_", "").isalnum() or path.stem.lower() != path.stem:
+                raise UserError(f"{path}: a benchmark's file is named by small letters, digits and underscores")
+            if path.stem in files:
+                raise UserError(f"{path}: there is a benchmark {path.stem} already ({files[path.stem]})")
+            files[path.stem] = path
+    return files
+
+
+def benchmark_names() -> tuple[str, ...]:
+    """Names of all benchmarks, sorted."""
+    return tuple(sorted(_files()))
+
+
+def canonical_name(name: str) -> str:
+    """The benchmark's name as files spell it; on the command line a dash does as well as an underscore.
+
+    Raises:
+        UserError: unknown name; the message lists the known ones.
+    """
+    spelled = name.replace("-", "_")
+    if spelled not in benchmark_names():
+        raise UserError(f"unknown benchmark {name!r}; known benchmarks: {', '.join(benchmark_names())}")
+    return spelled
+
+
+def load_benchmark(
+    name: str,
+    data_overrides: Mapping[str, Any] | None = None,
+    *,
+    protocol: str = DEFAULT_PROTOCOL,
+    split: str | None = None,
+) -> Benchmark:
+    """A benchmark by name, with the user's own file names where they differ.
+
+    Args:
+        name: its name.
+        data_overrides: ``[data]`` settings that differ.
+        protocol: whose rules; a protocol's section overrides the file's other sections.
+        split: which split to query; None for the protocol's own.
+
+    Raises:
+        UserError: unknown benchmark, protocol, split or override; the message lists the known ones.
+    """
+    path = _files()[canonical_name(name)]
+    try:
+        table = read_toml(path)
+    except DataError as error:
+        raise UserError(f"not a benchmark: {error}") from error
+    return parse_benchmark(table, path, data_overrides or {}, protocol=protocol, split=split)
+
+
+class _Names(Record, frozen=True, kw_only=True):
+    """``[ranking]``: class names, or a file of names that ships with the package."""
+
+    names: tuple[str, ...] | str
+
+
+class _Data(msgspec.Struct, frozen=True, kw_only=True):
+    """``[data]``, but for what the loader alone understands."""
+
+    loader: str
+    folder: str
+    train: str
+    layout: tuple[str, ...]
+    counts: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+class Submission(Record, frozen=True, kw_only=True):
+    """How an evaluation server wants answers.
+
+    Attributes:
+        key: what an answer is known by.
+        split: whose questions must all be answered.
+        of: splits that a run may be of (``from`` in the file).
+    """
+
+    key: Literal["question_id", "image"]
+    split: str
+    of: tuple[str, ...] = msgspec.field(name="from")
+
+
+class _File(Record, frozen=True, kw_only=True):
+    """A benchmark's file, once the protocol's section is laid over it."""
+
+    name: str
+    title: str
+    split: str
+    splits: Annotated[tuple[str, ...], Meta(min_length=1)]
+    metric: str
+    sources: tuple[str, ...]
+    data: dict[str, Any]
+    prompt: PromptRules
+    answer: AnswerRules
+    plan: PlanRules = PlanRules()
+    decoding: Decoding | None = None
+    ranking: _Names | None = None
+    scoring: dict[str, Any] = msgspec.field(default_factory=dict)
+    submission: Submission | None = None
+
+
+def parse_benchmark(
+    table: Mapping[str, Any],
+    path: Path,
+    data_overrides: Mapping[str, Any] | None = None,
+    *,
+    protocol: str = DEFAULT_PROTOCOL,
+    split: str | None = None,
+) -> Benchmark:
+    """Checks a benchmark's table and turns it into records.
+
+    Raises:
+        UserError: a key is missing, unknown or of another type; the message names it, and what is there.
+    """
+    base = {key: value for key, value in table.items() if key != "protocols"}
+    sections = typed(table.get("protocols", {}), dict[str, dict[str, Any]], f"{path}: [protocols]")
+    protocols: Mapping[str, Any] = {DEFAULT_PROTOCOL: {}, **sections}
+    if protocol not in protocols:
+        raise UserError(f"{path.stem} has no protocol {protocol!r}; it has: {', '.join(protocols)}")
+    chosen = protocols[protocol]
+    if "refused" in chosen:
+        raise UserError(f"{path.stem} is not run under {protocol}: {chosen['refused']}")
+    merged = dict(_with_turns(path, _merge(base, chosen)))
+    where = str(path) if protocol == DEFAULT_PROTOCOL else f"{path} under {protocol}"
+    file = typed(merged, _File, where)
+    task = _task(file, where)
+    overridden = _override(path, file.data, data_overrides or {})
+    data = typed(overridden, _Data, f"{where}: [data]")
+    if file.name != path.stem:
+        raise UserError(f"{path}: the name {file.name!r} must be the file's, {path.stem!r}")
+    if (split or file.split) not in file.splits:
+        raise UserError(f"{path.stem} has no split {split or file.split!r}; it has: {', '.join(file.splits)}")
+    also = {
+        other: _merge(base, rules)["scoring"]
+        for other, rules in protocols.items()
+        if other != protocol and "refused" not in rules and "scoring" in rules and rules.keys() <= {"scoring"}
+    }
+    if also and "scoring" in chosen:
+        also[DEFAULT_PROTOCOL] = base["scoring"]
+    named = ("loader", "folder", "train", "layout")
+    options = {key: value for key, value in overridden.items() if key not in named}
+    return Benchmark(
+        name=file.name,
+        title=file.title,
+        split=split or file.split,
+        splits=file.splits,
+        protocol=protocol,
+        metric=file.metric,
+        scoring=file.scoring,
+        also=also,
+        data=DataRules(data.loader, data.folder, data.train, data.layout, options, f"{path}: [data]"),
+        plan=file.plan,
+        prompt=file.prompt,
+        task=task,
+        answer=file.answer,
+        submission=file.submission,
+        sources=file.sources,
+        file=path,
+    )
+
+
+_FIRST_QUERY = re.compile(r"<\w+>(?P<text>.*)", re.DOTALL)
+_FIRST_REST = re.compile(r"(?P<answer>.*)<\|\w+\|>(?P<separator>\s*)", re.DOTALL)
+
+
+def _with_turns(path: Path, table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A table whose ``[prompt]`` says ``text``, ``answer`` and ``separator``.
+
+    In the first versions it had whole templates in it, ``demonstration`` and ``query``, with a model's marks.
+    """
+    prompt = table.get("prompt")
+    if not isinstance(prompt, dict) or not {"demonstration", "query"} & prompt.keys():
+        return table
+    both = sorted({"text", "answer", "separator"} & prompt.keys())
+    if both:
+        raise UserError(f"{path}: in [prompt] {both[0]!r} stands beside 'demonstration' or 'query', which it replaces")
+    shown, asked = str(prompt.get("demonstration", "")), str(prompt.get("query", ""))
+    query, rest = _FIRST_QUERY.fullmatch(asked), _FIRST_REST.fullmatch(shown.removeprefix(asked))
+    if query is None or rest is None or not shown.startswith(asked):
+        raise UserError(
+            f"{path}: in [prompt] write 'text' (what follows the image), 'answer' and 'separator' (what stands behind "
+            "a demonstration) in place of 'demonstration' and 'query'"
+        )
+    others = {key: value for key, value in prompt.items() if key not in ("demonstration", "query")}
+    return {**table, "prompt": {**others, **query.groupdict(), **rest.groupdict()}}
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``base``, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
+    return merged
+
+
+def _override(path: Path, data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``[data]`` with a user's own settings; tables (a split's files) are merged key by key."""
+    for key, value in overrides.items():
+        known: Mapping[str, Any] = data
+        if isinstance(value, dict) and isinstance(data.get(key), dict):
+            known, value = data[key], value
+            unknown = sorted(value.keys() - known.keys())
+        else:
+            unknown = [] if key in data else [key]
+        if unknown:
+            raise UserError(
+                f"unknown data setting {unknown[0]!r} for {path.stem}; known settings: {', '.join(sorted(known))}"
+            )
+        for inner, new in value.items() if isinstance(value, dict) else ((key, value),):
+            if type(new) is not type(known[inner]):
+                raise UserError(
+                    f"data setting {inner!r} for {path.stem} must be of type {type(known[inner]).__name__}, not {new!r}"
+                )
+    return _merge(data, overrides)
+
+
+def _task(file: _File, where: str) -> Task:
+    """What the model is asked to do; exactly one of ``[decoding]`` and ``[ranking]`` says it."""
+    if file.ranking is None:
+        if file.decoding is None:
+            raise UserError(f"{where}: [decoding] or [ranking] is missing")
+        if not math.isfinite(file.decoding.length_penalty):
+            raise UserError(f"{where}: decoding.length_penalty is {file.decoding.length_penalty}: expected a number")
+        return file.decoding
+    names = file.ranking.names
+    if isinstance(names, str):  # a file of names that ships with the package
+        listed = resource_folder("benchmarks") / inside_root(names, f"{where}: ranking.names", "the benchmarks' folder")
+        try:
+            names = tuple(read_text(listed).splitlines())
+        except DataError as error:
+            raise UserError(f"{where}: ranking.names: {error}") from error
+    if len(names) < 2 or not all(names):
+        raise UserError(f"{where}: ranking.names holds {len(names)} names: expected two or more, none empty")
+    return Ranking(tuple(dict.fromkeys(names)))

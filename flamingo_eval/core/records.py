@@ -1,0 +1,267 @@
+"""The frozen records that travel from stage to stage: plan, answer, score, report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from msgspec import Meta
+
+Id = int | str
+
+WITHHELD = ""
+"""In place of an image's path: the image keeps its place in the prompt, and those who look there see nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of a data set.
+
+    Attributes:
+        id: what the annotations call it; unique within a split.
+        image: path of its picture relative to the data root, with forward slashes, not resolved.
+        fields: the texts its prompt may use, such as ``caption`` or ``question``.
+    """
+
+    id: Id
+    image: str
+    fields: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A demonstration, or the query: images, then a text, then an answer.
+
+    Attributes:
+        images: paths of the images shown, relative to the data root; ``WITHHELD`` for one that is withheld.
+        text: what is said or asked of them.
+        answer: what a demonstration answers; None for the query.
+        hidden: paths of a demonstration's images where it is shown as text alone.
+    """
+
+    images: tuple[str, ...]
+    text: str
+    answer: str | None = None
+    hidden: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is shown, as structure: a model's renderer turns it into what that model reads.
+
+    Attributes:
+        demonstrations: in prompt order, the last one next to the query.
+        query: what is asked.
+        separator: what stands behind each demonstration.
+        rgb: convert images to RGB *before* the transform, as ImageNet's loader in the reference does; else the
+            transform gets them as they are and converts after it has resized and cropped.
+        zero_shot_keeps_images: see :class:`flamingo_eval.core.benchmark.PromptRules`.
+    """
+
+    demonstrations: tuple[Turn, ...]
+    query: Turn
+    separator: str = ""
+    rgb: bool = False
+    zero_shot_keeps_images: bool = False
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Paths of the images shown, in order."""
+        return tuple(path for turn in (*self.demonstrations, self.query) for path in turn.images)
+
+    @property
+    def length(self) -> int:
+        """Characters of its texts."""
+        return sum(len(turn.text) + len(turn.answer or "") for turn in (*self.demonstrations, self.query))
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """A prompt as a model reads it.
+
+    Attributes:
+        text: the whole text, with a mark where each image is.
+        images: paths of the images, relative to the data root; the i-th mark stands for the i-th of them.
+            ``WITHHELD`` for one that is withheld.
+        rgb: convert images to RGB before the transform.
+    """
+
+    text: str
+    images: tuple[str, ...]
+    rgb: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One question to the model, as the plan lists it.
+
+    Attributes:
+        benchmark: name of the benchmark.
+        shots: number of demonstrations that count as shots (0 has two text-only ones).
+        seed: seed of the trial.
+        id: id of the queried example.
+        demonstration_ids: ids of the demonstrations in prompt order, the last one next to the query.
+        prompt: what the model is shown.
+        occurrence: how often the same id was queried before in this trial; not 0 only where captions are the rows
+            of a data set and a picture can be asked twice.
+        more_orders: the same with the demonstrations in further orders; class names are ranked by their mean
+            log-likelihood over all of them.
+    """
+
+    benchmark: str
+    shots: int
+    seed: int
+    id: Id
+    demonstration_ids: tuple[Id, ...]
+    prompt: Prompt
+    occurrence: int = 0
+    more_orders: tuple[Prompt, ...] = ()
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """The prompt in all its orders."""
+        return (self.prompt, *self.more_orders)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How text is generated; ``num_beams`` 1 is greedy, ``length_penalty`` as in transformers."""
+
+    max_new_tokens: Annotated[int, Meta(ge=1, le=100_000)]
+    num_beams: Annotated[int, Meta(ge=1, le=1000)] = 3
+    min_new_tokens: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    length_penalty: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """How class names are ranked: by the mean log-likelihood of their tokens after the prompt.
+
+    Attributes:
+        names: the class names, each once.
+    """
+
+    names: tuple[str, ...]
+
+
+Task = Decoding | Ranking
+"""What a model is asked to do with a prompt."""
+
+Answer = str | Mapping[str, float]
+"""What a model says: generated text, or the length-normalised log-likelihood of each class name."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """In place of an answer: why a model has none to a prompt that it was asked in a batch with others."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the model said to one query, before any post-processing.
+
+    Attributes:
+        key: digest of everything that determines the answer, but for the pictures' content.
+        answer: generated text, or log-likelihoods of class names.
+        pictures: digest of the pictures' content.
+    """
+
+    key: str
+    answer: Answer
+    pictures: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HumanAnswer:
+    """One annotator's answer to a question.
+
+    Attributes:
+        text: the answer.
+        record: everything else the file says of it, as one string; some rules compare whole records.
+    """
+
+    text: str
+    record: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What annotators answered to a question, and what kind of question it is."""
+
+    answers: tuple[HumanAnswer, ...]
+    question_type: str = "other"
+    answer_type: str = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The score of one benchmark at one number of shots with one seed.
+
+    Attributes:
+        seed: seed of the trial.
+        value: the metric, in the unit the benchmark reports (CIDEr x 100, percent).
+        queries: how many answers it was computed from.
+        planned: how many queries the plan holds; more than ``queries`` means the number is partial.
+        also: the value under other scoring rules that the same answers allow, by protocol.
+        groups: the value within groups of queries, such as ``answer_type`` -> ``yes/no``.
+    """
+
+    seed: int
+    value: float
+    queries: int
+    planned: int
+    also: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One metric over one trial's answers.
+
+    Attributes:
+        value: the score.
+        per_item: query id -> its own score, where the metric has one.
+        decisions: query id -> (decision value, whether it is positive), for metrics of rank.
+        groups: the value within groups of queries, such as ``answer_type`` -> ``yes/no``.
+    """
+
+    value: float
+    per_item: Mapping[Id, float] = field(default_factory=dict)
+    decisions: Mapping[Id, tuple[float, bool]] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of the table: a benchmark at a number of shots, over its trials."""
+
+    benchmark: str
+    split: str
+    shots: int
+    selector: str
+    protocol: str
+    metric: str
+    trials: tuple[Trial, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned query of every trial was answered."""
+        return all(trial.queries == trial.planned for trial in self.trials)
+
+    @property
+    def mean(self) -> float:
+        """Mean over trials."""
+        return sum(trial.value for trial in self.trials) / len(self.trials)
+
+    @property
+    def std(self) -> float | None:
+        """Population standard deviation over trials (ddof 0, as the reference reports); None for one trial."""
+        n = len(self.trials)
+        if n < 2:
+            return None
+        mean = self.mean
+        return math.sqrt(sum((trial.value - mean) ** 2 for trial in self.trials) / n)

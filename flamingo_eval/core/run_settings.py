@@ -1,0 +1,321 @@
+"""What a user asks for: every setting of a run, declared once, and a run as one frozen record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from flamingo_eval.core.images import formats_with
+from flamingo_eval.core.paths import user_path
+from flamingo_eval.core.settings import (
+    BATCH,
+    HOW,
+    MODEL,
+    NAMES,
+    OUT,
+    PATH,
+    PATH_TEXT,
+    SIZE,
+    SWITCH,
+    TEXT,
+    Kind,
+    Setting,
+    choice,
+    numbers,
+    whole,
+)
+
+DEMO = "demo"
+"""Name of the embedded checkpoint and of the embedded data, wherever either can be named."""
+
+FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
+"""How tables are printed."""
+
+
+def _declared(default: Any, kind: Kind, help: str, **more: Any) -> Any:
+    """A field of :class:`RunSettings`; its :class:`Setting` has the field's name."""
+    return field(default=default, metadata={"kind": kind, "help": help, "more": more})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Every setting of a run."""
+
+    shots: tuple[int, ...] = _declared(
+        (0, 4, 8, 16, 32),
+        numbers(10_000),
+        "Numbers of in-context demonstrations, separated by commas. 0 shows two text-only ones.",
+        metavar="LIST",
+        told="0,4,8,16,32",
+        named=False,
+    )
+    seeds: tuple[int, ...] | None = _declared(
+        None,
+        numbers(2**32 - 1),
+        "One trial per seed, such as 42,43,44.",
+        metavar="LIST",
+        told="the protocol's, 42,43,44",
+        named=False,
+    )
+    trials: int | None = _declared(
+        None,
+        whole(1, 1000),
+        "Number of trials, with seeds 42, 43, ...; --seeds names them instead.",
+        metavar="N",
+        told="the protocol's",
+        named=False,
+    )
+    data_root: str = _declared(
+        DEMO,
+        PATH_TEXT,
+        "Folder with one folder a benchmark ('flamingo-eval data where coco' shows its layout), or 'demo'.",
+        metavar="DIR",
+        told="the demo's, if no checkpoint is named",
+        named=False,
+    )
+    protocol: str = _declared(
+        "openflamingo",
+        TEXT,
+        "Whose rules: openflamingo, openflamingo-2023-06, openflamingo-2023-03, or official.",
+        metavar="NAME",
+        named=False,
+    )
+    split: str | None = _declared(
+        None,
+        TEXT,
+        "Which split to query, where there are several.",
+        metavar="NAME",
+        told="the protocol's",
+        named=False,
+    )
+    num_samples: int | None = _declared(
+        None,
+        whole(1),
+        "Queries a trial, drawn by its seed. Scores of different numbers can't be compared.",
+        metavar="N",
+        told="all",
+        named=False,
+    )
+    pool_size: int = _declared(
+        2048,
+        whole(1),
+        "How many training examples random demonstrations are drawn from; at most all of them.",
+        metavar="N",
+        named=False,
+        was=("query_set_size",),
+    )
+    ensemble: int = _declared(
+        1,
+        whole(1, 1000),
+        "Ask each ranking query in up to this many orders of its demonstrations; the reference takes 6.",
+        metavar="N",
+        named=False,
+    )
+    select: str = _declared(
+        "random", TEXT, "How demonstrations are picked.", metavar="NAME", named=False, was=("selector",)
+    )
+    checkpoint: str = _declared(
+        DEMO,
+        PATH_TEXT,
+        "A known name ('flamingo-eval list checkpoints'), 'demo', or a TOML file naming vision model, language model "
+        "and checkpoint file.",
+        metavar="NAME|TOML",
+        panel=MODEL,
+        told="the demo's, if no data root is named",
+        named=False,
+    )
+    weights: str | None = _declared(
+        None,
+        PATH_TEXT,
+        "Take a known checkpoint's files from a folder of copies instead of the hub: DIR/<repository>/checkpoint.pt, "
+        "DIR/<language model>/config.json, ...",
+        metavar="DIR",
+        panel=MODEL,
+        named=False,
+    )
+    offline: bool = _declared(
+        False,
+        SWITCH,
+        "Ask no hub, use what is downloaded already (like HF_HUB_OFFLINE=1).",
+        panel=MODEL,
+        changes_answers=False,
+    )
+    precision: str = _declared(
+        "auto",
+        TEXT,
+        "Number format: fp32, bf16, fp16 or amp_bf16 (float32 weights, bfloat16 arithmetic). auto: fp32 on a CPU, "
+        "amp_bf16 on CUDA.",
+        metavar="NAME",
+        panel=MODEL,
+        named=False,
+    )
+    device: str = _declared(
+        "auto",
+        TEXT,
+        "Where the model runs: cpu, cuda, cuda:N or mps. auto: CUDA if there is one.",
+        metavar="NAME",
+        panel=HOW,
+        changes_answers=False,
+    )
+    image_formats: tuple[str, ...] = _declared(
+        (),
+        NAMES,
+        "Also read images of these formats, such as AVIF,JPEG2000. Always read: JPEG, PNG, WEBP, GIF, BMP, TIFF; "
+        "decoders of others have been less looked at.",
+        metavar="LIST",
+        panel=HOW,
+        changes_answers=False,
+        told="none",
+    )
+    batch_size: int | None = _declared(
+        None,
+        BATCH,
+        "Queries a batch; in fp32 it changes no answer, in narrower precisions near-ties may fall otherwise. What does "
+        "not fit into memory is halved.",
+        metavar="N",
+        panel=HOW,
+        changes_answers=False,
+        told="auto",
+    )
+    feature_cache: int | None = _declared(
+        None,
+        SIZE,
+        "Memory for what is computed once per image, such as 8GB; the cache folder keeps all of it, for what does not "
+        "fit and for later runs.",
+        metavar="SIZE",
+        panel=HOW,
+        changes_answers=False,
+        told="8GB",
+    )
+    plain: bool = _declared(
+        False,
+        SWITCH,
+        "Answer without any shortcut, for those who doubt them; several times slower, same answers.",
+        panel=HOW,
+        changes_answers=False,
+    )
+    on_error: str = _declared(
+        "stop",
+        choice("stop", "skip"),
+        "When queries can't be answered (unreadable images, overflow). stop: an error once all others are answered. "
+        "skip: score what is there and mark every number as partial (exit 4).",
+        metavar="stop|skip",
+        panel=HOW,
+        changes_answers=False,
+    )
+    process: str | None = _declared(
+        None,
+        TEXT,
+        "Which of the processes that share this run's work this is, such as 0/8. All need the same command and see the "
+        "same run folder; the first one scores.",
+        metavar="RANK/COUNT",
+        panel=HOW,
+        changes_answers=False,
+        told="as torchrun or Slurm's srun say",
+    )
+    executor: str | None = _declared(
+        None,
+        TEXT,
+        "Who answers: local (this process), processes (those that share the run's folder), or a plug-in.",
+        metavar="NAME",
+        panel=HOW,
+        changes_answers=False,
+        told="local, or processes where there are several",
+    )
+    out: Path | None = _declared(  # noqa: RUF009  # it is a field
+        None,
+        PATH,
+        "Run folder.",
+        metavar="DIR",
+        panel=OUT,
+        changes_answers=False,
+        told="results/runs/<benchmark>-<digest of what determines answers>",
+    )
+    format: str = _declared(
+        "table",
+        choice(*FORMATS),
+        f"How the table is printed: {', '.join(FORMATS)}.",
+        metavar="NAME",
+        panel=OUT,
+        changes_answers=False,
+    )
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """Settings for the model alone, as far as they are not the defaults."""
+        weights = None if self.weights is None else user_path(self.weights, "--weights")
+        given = {"weights": weights, "plain": self.plain or None, "feature_cache": self.feature_cache}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The image formats that may be decoded. Raises UserError for one that Pillow does not know."""
+        return formats_with(self.image_formats)
+
+    @property
+    def demo_parts(self) -> tuple[str, ...]:
+        """Which parts are the demo's: any of ``checkpoint`` and ``data``."""
+        named = (("checkpoint", self.checkpoint), ("data", self.data_root))
+        return tuple(part for part, value in named if value == DEMO)
+
+    def seeds_by(self, protocol: tuple[int, ...]) -> tuple[int, ...]:
+        """Those named, else as many as ``trials`` from the protocol's first one on, else the protocol's."""
+        if self.seeds is not None:
+            return self.seeds
+        return protocol if self.trials is None else tuple(range(protocol[0], protocol[0] + self.trials))
+
+
+SETTINGS: Mapping[str, Setting] = {
+    one.name: Setting(one.name, one.metadata["kind"], one.metadata["help"], one.default, **one.metadata["more"])
+    for one in fields(RunSettings)
+}
+"""The settings of a run, by name."""
+
+NAMED_SETTINGS = tuple(name for name, one in SETTINGS.items() if one.changes_answers and one.named)
+"""Those that a run's identity has under their own names, where they are not the defaults."""
+
+COMMAND_LINE_ONLY = frozenset({"checkpoint", "offline", "process", "executor", "format"})
+"""What ``evaluate`` has not: there the model is at hand, in this process, and cells are returned."""
+
+PER_BENCHMARK = frozenset({"shots", "seeds", "trials"})
+"""What the benchmarks of one run may have each for itself."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of the processes that carry out a run together.
+
+    Attributes:
+        rank: its number, from 0.
+        count: how many there are.
+        local_rank: its number among those on its machine; picks its GPU.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(RunSettings):
+    """A run: its settings, and what it is about.
+
+    Attributes:
+        benchmarks: names of the benchmarks.
+        own: benchmark -> settings that it has for itself, of ``PER_BENCHMARK``.
+        selection: settings of the selector, by name; those that it is not told are its defaults.
+        data_overrides: benchmark -> its ``[data]`` settings that differ.
+        worker: which of the run's processes this is.
+    """
+
+    benchmarks: tuple[str, ...] = ()
+    own: Mapping[str, RunSettings] = field(default_factory=dict)
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    data_overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    worker: Process = Process()
+
+    def of(self, benchmark: str) -> RunSettings:
+        """The settings that a benchmark of the run has; ``PER_BENCHMARK`` names those that are its own."""
+        return self.own.get(benchmark, self)

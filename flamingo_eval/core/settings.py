@@ -1,0 +1,256 @@
+"""A setting: declared once, and from that come its option, its environment variable, its key in a file, its place in
+``evaluate(...)``, in a run's identity and in the documentation's table.
+
+Those of a run stand in :mod:`flamingo_eval.core.run_settings`, those of a selector in the selector's own file.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from keyword import iskeyword
+from pathlib import Path
+from typing import Any
+
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.paths import user_path
+
+DATA, MODEL, HOW, OUT = "Data and demonstrations", "Model", "How it is carried out", "Output"
+"""What settings are about; the headings of ``--help``."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values a setting has, and how they are given.
+
+    Attributes:
+        expected: what may be given, for messages: "give <expected>".
+        read: the value from a text (command line, environment), from what a TOML file holds, or from Python.
+            Raises ValueError for anything else.
+        switch: whether it is on or off.
+    """
+
+    expected: str
+    read: Callable[[Any], Any]
+    switch: bool = False
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError
+    return value
+
+
+def _path(value: Any) -> Path:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return user_path(_text(value), "path")
+
+
+def _path_text(value: Any) -> str:
+    return _text(os.fspath(value) if isinstance(value, os.PathLike) else value)
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError  # noqa: TRY004  # one error for all that is not of a kind
+    return value
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, Mapping | bytes):
+        raise ValueError  # noqa: TRY004
+    return tuple(_text(part).strip() for part in (value.split(",") if isinstance(value, str) else value))
+
+
+_LARGE = 2**31 - 1
+
+
+def whole(least: int, most: int = _LARGE) -> Kind:
+    """A whole number in a range."""
+
+    def read(value: Any) -> int:
+        if isinstance(value, str) and re.fullmatch(r"\s*\d{1,18}\s*", value):
+            value = int(value)
+        if isinstance(value, bool) or not least <= (number := operator.index(value)) <= most:
+            raise ValueError
+        return number
+
+    return Kind(f"a whole number from {least} {'on' if most == _LARGE else f'to {most}'}", read)
+
+
+def numbers(most: int) -> Kind:
+    """Whole numbers from 0 on, in the order given, repetitions dropped.
+
+    >>> numbers(32).read("0, 4,8,4")
+    (0, 4, 8)
+    >>> numbers(32).read([0, 4])
+    (0, 4)
+    """
+    one = whole(0, most)
+
+    def read(value: Any) -> tuple[int, ...]:
+        if isinstance(value, str):
+            value = [part for part in value.strip().strip("[]").replace(" ", ",").split(",") if part]
+        if isinstance(value, Mapping | bytes | bool):
+            raise ValueError  # noqa: TRY004
+        try:
+            parts = [operator.index(value)]
+        except TypeError:
+            parts = [*value]
+        if not parts:
+            raise ValueError
+        return tuple(dict.fromkeys(one.read(part) for part in parts))
+
+    return Kind(f"whole numbers from 0 to {most}, separated by commas, such as 0,4,8", read)
+
+
+def choice(*names: str) -> Kind:
+    """One of some words."""
+
+    def read(value: Any) -> str:
+        if value not in names:
+            raise ValueError
+        return str(value)
+
+    return Kind(" or ".join([", ".join(names[:-1]), names[-1]]), read)
+
+
+def _batch(value: Any) -> int | None:
+    return None if value == "auto" else whole(1, 10**9).read(value)
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?)\s*([KMGT]?)I?B?", _text(value).strip().upper())
+    if match is None:
+        raise ValueError
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+TEXT = Kind("a text", _text)
+SWITCH = Kind("true or false", _switch, switch=True)
+NAMES = Kind("names, separated by commas", _names)
+PATH = Kind("a path", _path)
+PATH_TEXT = Kind("a path, or a name", _path_text)
+BATCH = Kind("auto or a number from 1 on", _batch)
+SIZE = Kind("a size such as 8GB or 500MB", _size)
+_PLAIN = {str: TEXT, bool: SWITCH}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting.
+
+    Attributes:
+        name: with underscores; the option has dashes.
+        kind: what values it has; ``str`` and ``bool`` stand for ``TEXT`` and ``SWITCH``.
+        help: a line or two for people.
+        default: what it is if nobody says; None for "not said".
+        metavar: what a value is, for help.
+        panel: what it is about.
+        changes_answers: whether a run with another value of it may have other answers.
+        named: whether a run's identity names it, of those that change answers; not where something else there tells its
+            effect (a checkpoint's digest, say).
+        told: how its default is told; None for as it is.
+        was: names that it had in earlier versions, which still do.
+    """
+
+    name: str
+    kind: Kind | type
+    help: str
+    default: Any = None
+    metavar: str | None = None
+    panel: str = DATA
+    changes_answers: bool = True
+    named: bool = True
+    told: str | None = None
+    was: tuple[str, ...] = ()
+
+    @property
+    def option(self) -> str:
+        """How the command line spells it."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return f"FLAMINGO_EVAL_{self.name.upper()}"
+
+    @property
+    def values(self) -> Kind:
+        """What values it has."""
+        return self.kind if isinstance(self.kind, Kind) else _PLAIN[self.kind]
+
+    def like(self, other: Setting) -> bool:
+        """Whether another one of this name has the same values and means the same without being said."""
+        return (self.values, self.default, self.was) == (other.values, other.default, other.was)
+
+    def read(self, value: Any, where: str) -> Any:
+        """A value as it was given.
+
+        Args:
+            value: a text, what a TOML file holds, or a value in Python; None for the default.
+            where: where it was given, for the message.
+
+        Raises:
+            UserError: it is none.
+        """
+        if value is None:
+            return self.default
+        try:
+            return self.values.read(value)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        except (ValueError, TypeError) as error:
+            if isinstance(value, str) and not value.strip():
+                raise UserError(f"{where.removesuffix(' is')} is empty") from error
+            shown = repr(value[:60]) if isinstance(value, str) else repr(value)[:60]
+            raise UserError(f"{where} {shown}: give {self.values.expected}") from error
+
+
+def settings_problem(settings: Any, taken: Collection[str]) -> str | None:
+    """What is wrong with a plug-in's settings, if anything is.
+
+    Args:
+        settings: what it says they are.
+        taken: the names that others have.
+    """
+    if not isinstance(settings, Sequence) or not all(isinstance(one, Setting) for one in settings):
+        return "its settings are no sequence of flamingo_eval.core.settings.Setting"
+    names = [one.name for one in settings]
+    for one in settings:
+        good = re.fullmatch(r"(?!no_)[a-z][a-z0-9_]*", one.name) and not iskeyword(one.name)
+        if not good or names.count(one.name) > 1:
+            return (
+                f"its setting {one.name!r} has no name of its own in small letters, digits and underscores, without no_"
+            )
+        if one.name in taken:
+            return f"its setting {one.name!r} has the name of another one"
+        if not isinstance(one.kind, Kind) and one.kind not in _PLAIN:
+            return f"its setting {one.name!r} is of the kind {one.kind!r}: there are str, bool, and Kind"
+        if isinstance(one.kind, type) and not isinstance(one.default, one.kind | None):
+            return f"the default of its setting {one.name!r} is {one.default!r}, which is no {one.kind.__name__}"
+    return None
+
+
+def changed_settings(settings: Sequence[Setting], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's identity says of them: those that differ from their defaults."""
+    values = with_defaults(settings, given)
+    return {
+        one.name: values[one.name]
+        for one in settings
+        if one.changes_answers and one.named and values[one.name] != one.default
+    }
+
+
+def with_defaults(settings: Sequence[Setting], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting's value: as given, or its default."""
+    return {one.name: given.get(one.name, one.default) for one in settings}

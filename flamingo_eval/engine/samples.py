@@ -1,0 +1,66 @@
+"""Samples: a row per scored query, with what was shown, answered and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from flamingo_eval.core.benchmark import AnswerRules
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.prompting import extract_answer
+from flamingo_eval.core.records import Answer, Prediction, Query
+from flamingo_eval.engine.plan import TrialPlan, query_row
+from flamingo_eval.storage.journal import Journal
+from flamingo_eval.storage.run_folder import RunFolder
+from flamingo_eval.storage.run_records import ItemRow
+from flamingo_eval.storage.scores import item_rows, read_scores
+
+
+def processed(rules: AnswerRules, said: Answer) -> Answer:
+    return extract_answer(rules, said) if isinstance(said, str) else said
+
+
+def samples(folder: RunFolder, trials: Iterable[TrialPlan], journal: Journal) -> Iterator[dict[str, Any]]:
+    """A row per scored query: the plan's fields, raw text or log-likelihoods, answer, score.
+
+    Raises:
+        UserError: the run is not scored, or its files are broken.
+    """
+    read_scores(folder)
+    items = item_rows(folder)
+    for trial in trials:
+        for query in trial:
+            prediction = journal.get((*trial.key, query.id, query.occurrence))
+            item = items.get((*trial.key, query.id))
+            check_scored(folder, trial, query, prediction, item)
+            if prediction is not None and item is not None:
+                yield sample_row(trial, query, prediction, item)
+
+
+def check_scored(
+    folder: RunFolder, trial: TrialPlan, query: Query, prediction: Prediction | None, item: ItemRow | None
+) -> None:
+    """Raises UserError where the score is that of another answer: the query was asked again since it was scored.
+
+    Of an image that is queried twice in a trial the last answer is scored.
+    """
+    if prediction is None or item is None or trial.last_occurrence[query.id] != query.occurrence:
+        return
+    if text_of(processed(trial.source.benchmark.answer, prediction.answer)) != item.answer:
+        raise UserError(
+            f"{folder.path} was scored before the answer to query {query.id} ({trial.key[0]}, {trial.shots} shots, "
+            f"seed {trial.seed}) changed: flamingo-eval score {folder.path}"
+        )
+
+
+def text_of(said: Answer) -> str:
+    """An answer as ``scores.jsonl`` has it: of a ranking the most likely name."""
+    return said if isinstance(said, str) else max(said, key=lambda name: said[name])
+
+
+def sample_row(trial: TrialPlan, query: Query, prediction: Prediction | None, item: ItemRow | None) -> dict[str, Any]:
+    """A query as ``samples`` prints it; what is not known is null."""
+    said = prediction.answer if prediction else None
+    ranked = {"class_logprobs": dict(said)} if isinstance(said, Mapping) else {}
+    scored = {"answer": item.answer if item else None, "score": item.score if item else None}
+    return {**query_row(trial, query), "raw": said if isinstance(said, str) else None, **ranked, **scored}

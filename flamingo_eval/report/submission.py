@@ -1,0 +1,58 @@
+"""Files for EvalAI: what the servers of VQAv2 and VizWiz take."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Any
+
+from flamingo_eval.core import registry
+from flamingo_eval.core.errors import DataError, UserError
+from flamingo_eval.core.prompting import extract_answer
+from flamingo_eval.core.records import Id
+from flamingo_eval.core.vqa_text import normalise
+from flamingo_eval.engine.plan import TrialPlan
+from flamingo_eval.engine.score import raw_answers
+from flamingo_eval.storage.journal import Journal
+
+
+def submission(trials: list[TrialPlan], journal: Journal) -> list[dict[str, Any]]:
+    """The rows of a submission file for the one trial of a run.
+
+    Raises:
+        UserError: the run has several trials, or a benchmark without a submission format.
+        DataError: answers are missing.
+    """
+    if len(trials) != 1:
+        cells = ", ".join(f"{t.shots} shots seed {t.seed}" for t in trials)
+        raise UserError(
+            f"a submission is one trial, this run has {len(trials)} ({cells}): choose with --shots and --seed"
+        )
+    trial = trials[0]
+    benchmark = trial.source.benchmark
+    if benchmark.submission is None:
+        raise UserError(f"{benchmark.name} has no submission format")
+    raw = dict(raw_answers(trial, journal))
+    if len(raw) < len(trial):
+        raise DataError(f"{len(trial) - len(raw)} answers are missing; the command that began the run continues it")
+    answers = {
+        id: normalise(extract_answer(benchmark.answer, text)) for id, text in raw.items() if isinstance(text, str)
+    }
+    images = {example.id: PurePosixPath(example.image).name for example in trial.source.data.test}
+    wanted = _all_questions(trial, benchmark.submission.split)
+    strange = [id for id in answers if id not in wanted]
+    if strange or benchmark.split not in benchmark.submission.of:
+        splits = " or ".join(benchmark.submission.of)
+        raise UserError(f"the server wants answers to split {splits}; this run is of split {benchmark.split}")
+    if benchmark.submission.key == "image":
+        missing = len(wanted) - len(answers)
+        if missing:
+            raise DataError(f"the server wants answers to all {len(wanted)} pictures; {missing} were not queried")
+        return [{"image": images[id], "answer": answer} for id, answer in answers.items()]
+    return [{"question_id": id, "answer": answers.get(id, "")} for id in wanted]
+
+
+def _all_questions(trial: TrialPlan, split: str) -> dict[Id, None]:
+    """Ids of the split that the server wants answers for, in its order; it may hold more than the one queried."""
+    source = trial.source
+    data = registry.loader(source.benchmark.data.loader).examples(source.benchmark.data, source.root, split)
+    return dict.fromkeys(example.id for example in data.test)

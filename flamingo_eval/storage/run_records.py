@@ -1,0 +1,367 @@
+"""What a run's files hold, as types: ``run.json``, ``scores.json``, ``failures.json``, a baseline, a ranking.
+
+What a file says is checked against them when it is read (``core/schema.py``), and they are what every other module sees
+of it. Keys that a later version adds are passed over, but not in the identity: what decides answers must be known.
+Optional ones are those that the first version did not write everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.run_settings import NAMED_SETTINGS, SETTINGS
+from flamingo_eval.core.schema import typed
+from flamingo_eval.storage.journal import Slot
+
+FORMAT = 1
+"""Of all of them."""
+
+FIRST_RENDERING = "flamingo"
+"""The rendering of runs whose records name none: the first version knew no other."""
+
+Number = Annotated[int, Meta(ge=0, lt=2**32)]
+Positive = Annotated[int, Meta(ge=1)]
+TrialKey = tuple[str, Number, Number]
+"""(benchmark, shots, seed)."""
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """A record of a file."""
+
+
+class PartRecord(Stored, frozen=True, kw_only=True):
+    """A model or an encoder, for people.
+
+    Attributes:
+        parts: where its parts come from.
+        notes: what a reader of the numbers should know.
+    """
+
+    name: str
+    parts: dict[str, Any] | UnsetType = UNSET
+    notes: list[str] | UnsetType = UNSET
+
+
+class CheckpointRecord(Stored, frozen=True, kw_only=True):
+    """The model that was asked; ``digest`` is of everything in it that determines its answers."""
+
+    name: str
+    digest: str
+    parts: dict[str, Any] | UnsetType = UNSET
+    notes: list[str] | UnsetType = UNSET
+
+
+class RetrievalIdentity(Stored, frozen=True, kw_only=True):
+    """What decides which demonstrations are nearest; see :class:`flamingo_eval.core.protocols.Retrieval`."""
+
+    encoder: str
+    encoder_digest: str
+    unique_images: bool
+    exclude_same_image: bool
+
+
+class BenchmarkIdentity(Stored, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What of a benchmark determines answers: digests of its prompts and plan, of how it is read, and of the data."""
+
+    protocol: str
+    split: str
+    rules: str | UnsetType = UNSET
+    reading: str | UnsetType = UNSET
+    data: str | UnsetType = UNSET
+
+
+class Identity(Stored, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that determines a run's answers, but for shots and seeds, which extend it.
+
+    In a file ``retrieval`` has the selector's name, and ``named`` settings stand beside the others, under their own.
+
+    Attributes:
+        checkpoint: the model's digest.
+        query_set_size: size of the pool; None with retrieval.
+        selection: the selector's settings that are not the defaults.
+        named: settings of a run that are not the defaults.
+    """
+
+    checkpoint: str
+    precision: str
+    selector: str
+    num_samples: Positive | None
+    query_set_size: Positive | None
+    ensemble: Positive
+    benchmarks: dict[str, BenchmarkIdentity]
+    rendering: str = FIRST_RENDERING
+    retrieval: RetrievalIdentity | None = None
+    selection: dict[str, Any] = {}
+    named: dict[str, Any] = {}
+
+    def table(self) -> dict[str, Any]:
+        """As a file has it, in its order."""
+        table = msgspec.to_builtins(self)
+        own = {key: table.pop(key) for key in ("rendering", "retrieval", "selection", "named", "benchmarks")}
+        return {
+            **table,
+            "rendering": own["rendering"],
+            **own["named"],
+            **({self.selector: own["retrieval"]} if own["retrieval"] else {}),
+            **({"selection": own["selection"]} if own["selection"] else {}),
+            "benchmarks": own["benchmarks"],
+        }
+
+    def differences(self, other: Identity) -> list[str]:
+        """What the two say otherwise of, each with both values; benchmarks that only one has are no difference."""
+        unsaid = {"selection": {}, **{name: SETTINGS[name].default for name in NAMED_SETTINGS}}
+        ours, theirs = ({**unsaid, **one.table()} for one in (self, other))
+        keys = sorted(key for key in ours.keys() & theirs.keys() - {"benchmarks"} if ours[key] != theirs[key])
+        found = [f"{key} is {ours[key]}, there {theirs[key]}" for key in keys]
+        for name in self.benchmarks.keys() & other.benchmarks.keys():
+            new, old = (one["benchmarks"][name] for one in (ours, theirs))
+            keys = sorted(key for key in new if new[key] != old.get(key))
+            found += [f"{name} {key} is {new[key]}, there {old.get(key)}" for key in keys]
+        return found
+
+
+class BenchmarkSettings(Stored, frozen=True, kw_only=True):
+    """How one benchmark of a run was read and asked.
+
+    Attributes:
+        pool: training examples that demonstrations were drawn from.
+        queries: how many a trial has.
+        task: decoding settings, or how many names are ranked.
+    """
+
+    data_root: str
+    data_overrides: dict[str, Any]
+    image_formats: list[str] | UnsetType = UNSET
+    pool: int
+    queries: int | UnsetType = UNSET
+    task: dict[str, Any] | UnsetType = UNSET
+
+
+class SettingsRecord(Stored, frozen=True, kw_only=True):
+    """How a run is carried out again; ``weights`` is the folder that a known checkpoint's files were taken from."""
+
+    checkpoint: str
+    weights: str | None = None
+    benchmarks: dict[str, BenchmarkSettings]
+
+
+class SessionRecord(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """One command that brought answers: when and where, how many, and by which versions.
+
+    Attributes:
+        start: when it began, ISO 8601; ``end`` when it ended, None while it has not.
+        seconds: where its time went.
+    """
+
+    start: str | None = None
+    device: str | None = None
+    precision: str | None = None
+    batch_size: int | UnsetType | None = UNSET
+    rank: int | None = None
+    processes: int | None = None
+    seconds: dict[str, float] | UnsetType = UNSET
+    host: str | UnsetType = UNSET
+    process: int | UnsetType = UNSET
+    end: str | UnsetType | None = UNSET
+    answered: int | None = None
+    versions: dict[str, str] | UnsetType = UNSET
+    git_commit: str | UnsetType | None = UNSET
+
+    def same_as(self, other: SessionRecord) -> bool:
+        """Whether it is another state of the same command's."""
+        return (self.host, self.process, self.start) == (other.host, other.process, other.start)
+
+
+class RunRecord(Stored, frozen=True, kw_only=True):
+    """``run.json``: what the run is, how it is carried out again, its cells, and where its answers came from."""
+
+    format: int
+    demo: str | None
+    identity: Identity
+    checkpoint: CheckpointRecord
+    encoder: PartRecord | UnsetType = UNSET
+    settings: SettingsRecord
+    cells: Annotated[list[TrialKey], Meta(min_length=1)]
+    sessions: list[SessionRecord]
+
+    @property
+    def keys(self) -> list[TrialKey]:
+        """The trials that it has."""
+        return [(benchmark, shots, seed) for benchmark, shots, seed in self.cells]
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """What every line of the run's other files says too."""
+        return {"demo": self.demo} if self.demo else {}
+
+    def table(self) -> dict[str, Any]:
+        """As the file has it."""
+        cells = [[*key] for key in self.cells]
+        return {**msgspec.to_builtins(self), "identity": self.identity.table(), "cells": cells}
+
+
+class TrialRow(Stored, frozen=True, kw_only=True):
+    """A trial's score; ``also`` by other rules, ``groups`` by kind of query."""
+
+    seed: Number
+    value: float
+    queries: int
+    planned: int
+    also: dict[str, float] | UnsetType = UNSET
+    groups: dict[str, dict[str, float]] | UnsetType = UNSET
+
+
+class CellRow(Stored, frozen=True, kw_only=True):
+    """A cell of a table; ``mean`` and ``std`` follow from its trials."""
+
+    benchmark: str
+    split: str
+    shots: Number
+    selector: str
+    protocol: str
+    metric: str
+    mean: float | UnsetType = UNSET
+    std: float | UnsetType | None = UNSET
+    ddof: int = 0
+    complete: bool = True
+    trials: Annotated[list[TrialRow], Meta(min_length=1)]
+
+    def table(self) -> dict[str, Any]:
+        """As files have it."""
+        table: dict[str, Any] = msgspec.to_builtins(self)
+        return table
+
+
+class ScoresRecord(Stored, frozen=True, kw_only=True):
+    """``scores.json``: the cells, what makes them comparable, and notes for their readers."""
+
+    format: int = FORMAT
+    demo: str | UnsetType | None = UNSET
+    checkpoint: CheckpointRecord
+    identity: Identity
+    references: dict[str, str]
+    scoring: dict[str, str] = {}
+    versions: dict[str, str] | None = None
+    notes: list[str]
+    cells: list[CellRow]
+
+    def table(self) -> dict[str, Any]:
+        """As the file has it."""
+        return {**msgspec.to_builtins(self), "identity": self.identity.table()}
+
+
+class TrialColumns(Stored, frozen=True, kw_only=True):
+    """A trial's queries in a baseline: their images, and each one's score, or its value and label where those count."""
+
+    benchmark: str
+    shots: Number
+    seed: Number
+    queries: list[str]
+    pictures: list[str]
+    scores: list[float] | UnsetType = UNSET
+    values: list[float] | UnsetType = UNSET
+    labels: list[bool] | UnsetType = UNSET
+
+
+class BaselineRecord(Stored, frozen=True, kw_only=True):
+    """A baseline: a run's cells with every query's score, what makes them comparable, and where all came from."""
+
+    kind: str
+    format: int
+    written: str | None = None
+    demo: str | None = None
+    checkpoint: CheckpointRecord
+    identity: Identity
+    references: dict[str, str]
+    scoring: dict[str, str]
+    versions: dict[str, str] | None = None
+    sessions: list[SessionRecord] | None = None
+    cells: list[CellRow]
+    trials: list[TrialColumns]
+
+
+class ItemRow(Stored, frozen=True, kw_only=True):
+    """A line of ``scores.jsonl``: what was scored of an answer, and its score."""
+
+    benchmark: str
+    shots: int
+    seed: int
+    query_id: int | str
+    answer: str
+    score: float | None
+    picture: str | UnsetType = UNSET
+    value: float | UnsetType = UNSET
+    label: bool | UnsetType = UNSET
+
+
+class FailureRow(Stored, frozen=True, kw_only=True, omit_defaults=True):
+    """A query that has no answer.
+
+    Attributes:
+        skip: whether the user goes on without it.
+        answers: how many answers it has had, all of which do not hold any more.
+    """
+
+    benchmark: str
+    shots: int
+    seed: int
+    query_id: int | str
+    occurrence: int
+    reason: str
+    skip: bool
+    answers: int = 0
+
+    @staticmethod
+    def of(slot: Slot, reason: str, *, skip: bool, answers: int) -> FailureRow:
+        """The row of a slot."""
+        benchmark, shots, seed, id, occurrence = slot
+        return FailureRow(benchmark=benchmark, shots=shots, seed=seed, query_id=id, occurrence=occurrence,
+                          reason=reason, skip=skip, answers=answers)  # fmt: skip
+
+    @property
+    def slot(self) -> Slot:
+        """What has no answer."""
+        return (self.benchmark, self.shots, self.seed, self.query_id, self.occurrence)
+
+
+class RankingRecord(Stored, frozen=True, kw_only=True):
+    """What a run's queries are nearest to, and what it was made from.
+
+    Attributes:
+        pictures: digest of all images.
+        digests: of each one that could be read; the first version kept none.
+    """
+
+    format: int
+    pictures: str
+    nearest: dict[str, list[Number]]
+    failed: dict[str, str]
+    digests: dict[str, str] | UnsetType = UNSET
+
+
+def identity_from(table: Any) -> Any:
+    """A file's table of identity, as :class:`Identity` has it; what is none stays as it is, to be refused."""
+    if not isinstance(table, Mapping):
+        return table
+    rest = {key: value for key, value in table.items() if key not in NAMED_SETTINGS}
+    selector = table.get("selector")
+    if isinstance(selector, str) and selector not in Identity.__struct_fields__ and selector in rest:
+        rest["retrieval"] = rest.pop(selector)
+    return {**rest, "named": {name: table[name] for name in NAMED_SETTINGS if name in table}}
+
+
+def with_identity(table: Any, kind: type[Any], where: str) -> Any:
+    """A table that has an identity in it, as a record. Raises UserError, naming file and key."""
+    if not isinstance(table, Mapping) or "identity" not in table:
+        return typed(table, kind, where)
+    identity = table["identity"]
+    selector = identity.get("selector") if isinstance(identity, Mapping) else None
+    try:
+        return typed({**table, "identity": identity_from(identity)}, kind, where)
+    except UserError as error:
+        raise UserError(str(error).replace("identity.retrieval", f"identity.{selector}")) from error

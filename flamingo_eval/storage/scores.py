@@ -1,0 +1,149 @@
+"""``scores.json`` and ``scores.jsonl``: written by scoring, read by everything that shows numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from io import TextIOWrapper
+from typing import Any
+
+from msgspec import UNSET
+
+from flamingo_eval.core.errors import DataError, UserError
+from flamingo_eval.core.paths import exists, open_regular
+from flamingo_eval.core.reading import parse_json, read_json
+from flamingo_eval.core.records import Cell, Id, Trial
+from flamingo_eval.core.schema import typed
+from flamingo_eval.storage.run_folder import RunFolder
+from flamingo_eval.storage.run_records import CellRow, ItemRow, ScoresRecord, TrialKey, TrialRow, with_identity
+
+ItemKey = tuple[str, int, int, Id]
+"""(benchmark, shots, seed, query id)."""
+
+
+def cell_row(cell: Cell) -> CellRow:
+    """A cell as files and ``report --format json`` have it."""
+    return CellRow(
+        benchmark=cell.benchmark,
+        split=cell.split,
+        shots=cell.shots,
+        selector=cell.selector,
+        protocol=cell.protocol,
+        metric=cell.metric,
+        mean=cell.mean,
+        std=cell.std,
+        complete=cell.complete,
+        trials=[_trial_row(trial) for trial in cell.trials],
+    )
+
+
+def _trial_row(trial: Trial) -> TrialRow:
+    groups = {kind: dict(values) for kind, values in trial.groups.items()}
+    return TrialRow(seed=trial.seed, value=trial.value, queries=trial.queries, planned=trial.planned,
+                    also=dict(trial.also) or UNSET, groups=groups or UNSET)  # fmt: skip
+
+
+def read_scores_record(folder: RunFolder) -> ScoresRecord:
+    """``scores.json``.
+
+    Raises:
+        UserError: the run is not scored, or the file is damaged; the message says where.
+    """
+    if not exists(folder.scores_file):
+        folder.read_run()
+        raise UserError(f"{folder.path} is not scored yet: flamingo-eval score {folder.path}")
+    table = read_json(folder.scores_file)
+    try:
+        record: ScoresRecord = with_identity(table, ScoresRecord, str(folder.scores_file))
+    except UserError as error:
+        raise UserError(f"{error}. It is damaged: flamingo-eval score {folder.path}") from error
+    return record
+
+
+def read_scores(folder: RunFolder) -> tuple[list[Cell], list[str]]:
+    """Cells and notes of ``scores.json``.
+
+    Raises:
+        UserError: the run is not scored, or the file is not one of ours.
+    """
+    run, record = folder.read_run(), read_scores_record(folder)
+    damaged = UserError(f"{folder.scores_file} is damaged: flamingo-eval score {folder.path}")
+    cells, known = read_cells(record.cells, damaged), set(run.keys)
+    for cell in cells:
+        own = run.identity.benchmarks.get(cell.benchmark)
+        agrees = own is not None and (own.split, own.protocol) == (cell.split, cell.protocol)
+        if not agrees or any((cell.benchmark, cell.shots, trial.seed) not in known for trial in cell.trials):
+            raise _damaged(damaged, f"{cell.benchmark}, {cell.shots} shots: run.json has no such cell")
+    return cells, record.notes
+
+
+def read_cells(rows: Sequence[CellRow], damaged: UserError) -> list[Cell]:
+    """Cells from what :func:`cell_row` made of them. Raises ``damaged`` if they contradict themselves."""
+    return [_read_cell(row, damaged) for row in rows]
+
+
+def _read_cell(row: CellRow, damaged: UserError) -> Cell:
+    """A cell whose mean and deviation are those of its trials."""
+    where = f"{row.benchmark}, {row.shots} shots"
+    rules = {tuple(trial.also or ()) for trial in row.trials}
+    if len(rules) > 1:
+        raise _damaged(damaged, f"{where}: its trials are scored by different rules")
+    for trial in row.trials:
+        if not 0 < trial.queries <= trial.planned:
+            raise _damaged(damaged, f"{where}, seed {trial.seed}: {trial.queries} of {trial.planned} queries")
+        tables = [trial.also or {}, *(trial.groups or {}).values()]
+        if not all_finite([trial.value, *(value for table in tables for value in table.values())]):
+            raise _damaged(damaged, f"{where}, seed {trial.seed}: not all values are numbers")
+    trials = tuple(
+        Trial(trial.seed, trial.value, trial.queries, trial.planned, trial.also or {}, trial.groups or {})
+        for trial in row.trials
+    )
+    cell = Cell(row.benchmark, row.split, row.shots, row.selector, row.protocol, row.metric, trials)
+    for key, stated, computed in (("mean", row.mean, cell.mean), ("std", row.std, cell.std)):
+        if stated is not UNSET and not same_number(stated, computed):
+            raise _damaged(damaged, f"{where}: {key} is {str(stated)[:40]}, its trials give {computed}")
+    return cell
+
+
+def _damaged(damaged: UserError, detail: str) -> UserError:
+    return type(damaged)(f"{damaged} ({detail})")
+
+
+def all_finite(numbers: Iterable[Any]) -> bool:
+    """Whether all are numbers as a float holds them: JSON has longer ones, and Python's reads NaN."""
+    try:
+        return all(math.isfinite(number) for number in numbers)
+    except OverflowError:
+        return False
+
+
+def same_number(stated: float | None, computed: float | None) -> bool:
+    """Whether a number of a file is the one that follows from the rest of the file, but for rounding."""
+    if computed is None or stated is None:
+        return stated is computed
+    return all_finite([stated]) and math.isclose(stated, computed, rel_tol=1e-9, abs_tol=1e-6)
+
+
+def unscored(folder: RunFolder) -> list[TrialKey]:
+    """The trials that a run was asked for and whose answers are not all there, nor skipped; or whose score is lost."""
+    items = item_rows(folder).items()
+    scored: set[TrialKey] = {slot[:3] for slot in folder.skipped()}
+    scored |= {key[:3] for key, _ in items}
+    with_scores = {key[:3] for key, row in items if row.score is not None or row.value is not UNSET}
+    shown = {(cell.benchmark, cell.shots, trial.seed) for cell in read_scores(folder)[0] for trial in cell.trials}
+    scored -= with_scores - shown
+    return [key for key in folder.read_run().keys if key not in scored]
+
+
+def item_rows(folder: RunFolder) -> dict[ItemKey, ItemRow]:
+    """(benchmark, shots, seed, query id) -> its line of ``scores.jsonl``. Raises UserError if that is broken."""
+    items = {}
+    try:
+        with open_regular(folder.items_file) as raw, TextIOWrapper(raw, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                row = typed(parse_json(line, f"line {number}"), ItemRow, f"line {number}")
+                items[row.benchmark, row.shots, row.seed, row.query_id] = row
+    except (OSError, ValueError, DataError, UserError) as error:
+        told = error if isinstance(error, DataError | UserError) else repr(error)
+        raise UserError(f"{folder.items_file} can't be read ({told}): flamingo-eval score {folder.path}") from error
+    return items

@@ -65,7 +65,7 @@ def evaluate(
             not: its tensors are shared, and it is left as it was; or the name of a checkpoint.
         benchmarks: one or several.
         tokenizer: of a live module, with its special tokens.
-        transform: of a live module: from a Pillow picture to a tensor.
+        transform: of a live module: from a Pillow image to a tensor.
         name: what to call a live module.
         settings: those of the command line, by their names with underscores and with the same defaults, such as
             ``shots=[0, 4]``, ``seeds=[42]``, ``data_root="/data"``, ``batch_size=8``; those of the selector among them.

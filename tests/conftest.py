@@ -76,7 +76,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A data root with a small COCO of twelve training and five test pictures."""
+    """A data root with a small COCO of twelve training and five test images."""
     return write_coco_root(tmp_path / "data", train=12, test=5)
 
 

@@ -37,7 +37,7 @@ def test_the_names_are_there_without_importing_torch() -> None:
 
 
 def test_the_interleaved_example(demo: Any, tmp_path: Path) -> None:
-    """Two demonstrations and a query, from Pillow pictures and from files, equal to what the engine's path says."""
+    """Two demonstrations and a query, from Pillow images and from files, equal to what the engine's path says."""
     from flamingo_eval.core.records import Decoding, Rendering
     from flamingo_eval.demo.data import demo_data_root
 
@@ -51,7 +51,7 @@ def test_the_interleaved_example(demo: Any, tmp_path: Path) -> None:
     prepared = demo.read(Rendering(prompt, tuple(map(str, paths))), task, Images(Path()))
     assert demo.answer([prepared], task) == [said]
     assert demo.generate("Output:", max_new_tokens=3, num_beams=1) is not None
-    with pytest.raises(UserError, match=r"the prompt has 3 <image> tags, and there are 1 pictures"):
+    with pytest.raises(UserError, match=r"the prompt has 3 <image> tags, and there are 1 images"):
         demo.generate(prompt, paths[:1])
     with pytest.raises(QueryError, match="does not exist"):
         demo.generate("<image>Output:", [tmp_path / "none.png"])

@@ -34,7 +34,7 @@ class Measured:
         shots: number of demonstrations.
         queries: how many were asked.
         wall: seconds they took.
-        parts: section -> seconds; pictures read meanwhile are not among them.
+        parts: section -> seconds; images read meanwhile are not among them.
         batch: queries a batch.
         flops: section -> floating-point operations a query.
     """
@@ -48,7 +48,7 @@ class Measured:
 
     @property
     def language(self) -> float:
-        """Seconds a query without its pictures, which the whole run encodes once."""
+        """Seconds a query without its images, which the whole run encodes once."""
         return (self.wall - self.parts.get("vision", 0.0)) / self.queries
 
     @property
@@ -64,9 +64,9 @@ class Bench:
     Attributes:
         rows: by number of shots.
         metric: seconds that scoring one of the sample's answers takes.
-        picture: seconds to encode one picture; None if the model has none.
-        read: seconds to read and transform one picture, in all threads together.
-        pictures: distinct pictures of the whole run.
+        image: seconds to encode one image; None if the model has none.
+        read: seconds to read and transform one image, in all threads together.
+        images: distinct images of the whole run.
         whole: queries of the whole run, by number of shots.
         work: of the last batch: what it needs and what the machine could do; None if the model can't say.
         device: where it ran.
@@ -75,9 +75,9 @@ class Bench:
 
     rows: Sequence[Measured]
     metric: float
-    picture: float | None
+    image: float | None
     read: float
-    pictures: int
+    images: int
     whole: Mapping[int, int]
     work: Work | None
     device: str
@@ -88,7 +88,7 @@ class Bench:
         """Seconds of the whole run."""
         language = sum(row.language * self.whole[row.shots] for row in self.rows)
         scoring = self.metric * sum(self.whole.values())
-        return language + scoring + (self.picture or 0.0) * self.pictures
+        return language + scoring + (self.image or 0.0) * self.images
 
 
 def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
@@ -126,9 +126,9 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
     return Bench(
         rows=rows,
         metric=metric / seen,
-        picture=seconds.get("vision", 0.0) / encoded if encoded else None,
+        image=seconds.get("vision", 0.0) / encoded if encoded else None,
         read=seconds.get("images", 0.0) / max(encoded, 1),
-        pictures=len(shown),
+        images=len(shown),
         whole=whole,
         work=work,
         device=device,

@@ -34,7 +34,7 @@ class CellDifference:
         difference: paired.
         p: two-sided, corrected for the number of cells compared.
         p_drop: one-sided, of a drop, corrected likewise.
-        clusters: pictures it rests on.
+        clusters: images it rests on.
     """
 
     benchmark: str
@@ -162,9 +162,9 @@ def _difference(
                 f"seed {seed}: {len(a.influence)} and {len(b.influence)}, "
                 f"{len(a.influence.keys() & b.influence.keys())} in common)"
             )
-    pictures = {query: picture for trial in ours for query, picture in trial.pictures.items()}
+    images = {query: image for trial in ours for query, image in trial.images.items()}
     difference, clusters = paired_difference(
-        [(t.value, t.influence) for t in ours], [(t.value, t.influence) for t in theirs], pictures
+        [(t.value, t.influence) for t in ours], [(t.value, t.influence) for t in theirs], images
     )
     means = (sum(t.value for t in ours) / len(seeds), sum(t.value for t in theirs) / len(seeds))
     return seeds, difference, clusters, means

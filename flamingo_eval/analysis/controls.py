@@ -1,8 +1,8 @@
 """Controls: how much of a few-shot number the demonstrations bring, and how.
 
 The same plan as a run's, changed in one respect at a time: the demonstrations' own majority without any model, then,
-by the model, demonstrations without their pictures, with their pictures or their texts shuffled among them, and the
-query without its picture.
+by the model, demonstrations without their images, with their images or their texts shuffled among them, and the
+query without its image.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from flamingo_eval.storage.run_records import RunRecord
 
 CONTROLS: Mapping[str, str] = {
     "majority": "the demonstrations' most frequent answer, or the nearest one's; no model",
-    "text-only": "the demonstrations' text without their pictures",
-    "images-shuffled": "the demonstrations' pictures shuffled among them",
+    "text-only": "the demonstrations' text without their images",
+    "images-shuffled": "the demonstrations' images shuffled among them",
     "text-shuffled": "the demonstrations' texts shuffled among them",
-    "blind": "the query without its picture",
+    "blind": "the query without its image",
 }
 """Name -> what is shown to the model instead."""
 

@@ -57,13 +57,13 @@ class TrialEvidence:
     Attributes:
         value: the trial's metric.
         influence: query -> influence value, in the metric's unit.
-        pictures: query -> the picture it is about.
+        images: query -> the image it is about.
         row: the same as a baseline file has it.
     """
 
     value: float
     influence: Mapping[str, float]
-    pictures: Mapping[str, str]
+    images: Mapping[str, str]
     row: TrialColumns
 
 
@@ -88,14 +88,14 @@ class Evidence:
     def uncertainty(self, cell: Cell) -> Uncertainty:
         """How sure a cell's mean is."""
         trials = [self.trials[cell.benchmark, cell.shots, trial.seed] for trial in cell.trials]
-        pictures = {query: picture for trial in trials for query, picture in trial.pictures.items()}
-        return uncertainty_of_mean([t.value for t in trials], [t.influence for t in trials], pictures)
+        images = {query: image for trial in trials for query, image in trial.images.items()}
+        return uncertainty_of_mean([t.value for t in trials], [t.influence for t in trials], images)
 
     def trial_interval(self, key: TrialKey) -> tuple[float, float]:
-        """95% bootstrap interval of one trial's metric, over queries, clustered by picture."""
+        """95% bootstrap interval of one trial's metric, over queries, clustered by image."""
         trial = self.trials[key]
         influence = np.array([*trial.influence.values()])
-        sums = cluster_sums(influence, [trial.pictures[query] for query in trial.influence])
+        sums = cluster_sums(influence, [trial.images[query] for query in trial.influence])
         return bootstrap_interval(trial.value, sums, len(influence))
 
 
@@ -117,7 +117,7 @@ def read_evidence(path: Path) -> Evidence:
     for cell in cells:
         for trial in cell.trials:
             key = (cell.benchmark, cell.shots, trial.seed)
-            if any(row.picture is UNSET for row in rows.get(key, [])) or key not in rows:
+            if any(row.image is UNSET for row in rows.get(key, [])) or key not in rows:
                 raise again
             trials[key] = _evidence(_columns(key, rows[key]), again)
             _check_value(trial, key, trials[key], again)
@@ -149,7 +149,7 @@ def _columns(key: TrialKey, rows: Sequence[ItemRow]) -> TrialColumns:
         shots=shots,
         seed=seed,
         queries=[str(row.query_id) for row in rows],
-        pictures=[row.picture or "" for row in rows],
+        images=[row.image or "" for row in rows],
         scores=UNSET if ranked else [math.nan if row.score is None else row.score for row in rows],
         values=[row.value if row.value is not UNSET else math.nan for row in rows] if ranked else UNSET,
         labels=[bool(row.label) for row in rows] if ranked else UNSET,
@@ -157,10 +157,10 @@ def _columns(key: TrialKey, rows: Sequence[ItemRow]) -> TrialColumns:
 
 
 def _evidence(row: TrialColumns, damaged: UserError) -> TrialEvidence:
-    queries, pictures = row.queries, row.pictures
+    queries, images = row.queries, row.images
     ranked = row.values is not UNSET
     numbers_of, labels = (row.values or [], row.labels or []) if ranked else (row.scores or [], [])
-    lengths = {len(queries), len(pictures), len(numbers_of), *([len(labels)] if ranked else [])}
+    lengths = {len(queries), len(images), len(numbers_of), *([len(labels)] if ranked else [])}
     if not queries or len(set(queries)) != len(queries) or len(lengths) != 1 or not all_finite(numbers_of):
         raise damaged
     numbers = np.array(numbers_of, np.float64)
@@ -173,7 +173,7 @@ def _evidence(row: TrialColumns, damaged: UserError) -> TrialEvidence:
     else:
         value, influence = float(numbers.mean()), mean_influence(numbers)
     moves = dict(zip(queries, influence.tolist(), strict=True))
-    return TrialEvidence(value, moves, dict(zip(queries, pictures, strict=True)), row)
+    return TrialEvidence(value, moves, dict(zip(queries, images, strict=True)), row)
 
 
 def _read_baseline(path: Path) -> Evidence:

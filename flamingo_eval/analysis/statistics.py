@@ -3,7 +3,7 @@
 Every metric here is, to first order, a mean over queries: of their scores (VQA accuracy, top-1 accuracy, CIDEr with its
 document frequencies held fixed), or for ROC AUC of the structural components of DeLong et al. (Biometrics 44, 1988).
 So each query has an *influence value*: how far it moves the metric. Variances, differences between runs and averages
-over trials are then sums of influence values over the queries of a picture, since questions about one picture are not
+over trials are then sums of influence values over the queries of an image, since questions about one image are not
 independent (cluster-robust variance, Liang and Zeger, Biometrika 73, 1986).
 """
 
@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 LEVEL = 0.95
 RESAMPLES, FLIPS = 2000, 10_000
 FEWEST_CLUSTERS = 10
-"""Fewer pictures can't show that a run is no worse."""
+"""Fewer images can't show that a run is no worse."""
 _MANY_CLUSTERS = 5000
 """From here on the permutation distribution is normal for all purposes."""
 _BLOCK = 1 << 22
@@ -62,7 +62,7 @@ def auc_influence(values: Array, labels: NDArray[np.bool_]) -> tuple[float, Arra
 
 
 def cluster_sums(influence: Array, clusters: Sequence[str]) -> Array:
-    """Influence values summed by cluster (picture), in order of first occurrence."""
+    """Influence values summed by cluster (image), in order of first occurrence."""
     places: dict[str, int] = {}
     index = np.fromiter((places.setdefault(name, len(places)) for name in clusters), np.int64, len(clusters))
     sums: Array = np.bincount(index, influence, len(places)).astype(np.float64)
@@ -184,7 +184,7 @@ def mean_uncertainty(
     Args:
         values: each trial's metric.
         influences: for each trial, query -> influence value.
-        clusters: query -> picture.
+        clusters: query -> image.
 
     A two-way model: a query's score is its own level, its trial's, and a rest of its own. The query part is the
     variance of the queries' means over trials, and holds the rest; the variance among trials holds the rest too (and
@@ -195,7 +195,7 @@ def mean_uncertainty(
     same = all(part.keys() == influences[0].keys() for part in influences)
     asked = list(dict.fromkeys(query for part in influences for query in part))
     names = [clusters[query] for query in asked]
-    # (trials, clusters): how far each picture's queries move each trial's metric, and so the mean
+    # (trials, clusters): how far each image's queries move each trial's metric, and so the mean
     moves = np.array(
         [cluster_sums(np.array([part.get(q, 0.0) for q in asked]), names) / (len(part) * trials) for part in influences]
     )
@@ -241,7 +241,7 @@ class Difference:
     queries: int
 
     def lower_bound(self, clusters: int) -> float:
-        """With 95% confidence the difference is above this (one-sided); too few pictures tell nothing."""
+        """With 95% confidence the difference is above this (one-sided); too few images tell nothing."""
         if self.low == self.high == 0:
             return 0.0  # not one query differs
         if clusters < FEWEST_CLUSTERS or not np.isfinite(self.error):
@@ -259,7 +259,7 @@ def paired_difference(
     Args:
         ours: for each trial the metric and its influence values, query -> value.
         theirs: the same for the baseline, over the same queries.
-        clusters: query -> picture.
+        clusters: query -> image.
     """
     trials = len(ours)
     value = float(np.mean([a[0] - b[0] for a, b in zip(ours, theirs, strict=True)]))

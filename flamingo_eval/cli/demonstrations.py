@@ -32,11 +32,11 @@ def features(
 ) -> None:
     """Compute the image features that a selector goes by ahead of a run; what is there already is not computed again.
 
-    They are kept in the cache folder (FLAMINGO_EVAL_CACHE), one vector per distinct picture and encoder, and shared by
+    They are kept in the cache folder (FLAMINGO_EVAL_CACHE), one vector per distinct image and encoder, and shared by
     all runs. A run computes what is missing by itself. With --split only that part: train, or one that is queried.
     """
     from flamingo_eval.core.source import read_source
-    from flamingo_eval.engine.retrieval import Retriever, encode_pictures, store_of
+    from flamingo_eval.engine.retrieval import Retriever, encode_images, store_of
 
     name = canonical_name(benchmark)
     given = {**given, **_retrieving({**context.obj.given(name, {"select"}), **given})}
@@ -52,14 +52,14 @@ def features(
     wanted = parts if split is None else {split: parts[source.benchmark.data.train if split == "train" else split]}
     problems: list[str] = []
     for part, examples in wanted.items():
-        encoding = encode_pictures(source, [example.image for example in examples], encoder, spec.device)
-        emit(f"{name} {part}: {len(examples)} examples, {len(encoding.vectors)} distinct pictures")
+        encoding = encode_images(source, [example.image for example in examples], encoder, spec.device)
+        emit(f"{name} {part}: {len(examples)} examples, {len(encoding.vectors)} distinct images")
         problems += dict.fromkeys(encoding.failed.values())
     emit(f"features of {encoder.info().name} in {store_of(encoder).folder}")
     for line in encoder.info().notes:
         emit(line)
     if problems:
-        raise DataError(f"{len(problems)} pictures can't be read; all others are done:{first_few(problems)}")
+        raise DataError(f"{len(problems)} images can't be read; all others are done:{first_few(problems)}")
 
 
 def _retrieving(said: opt.Given) -> opt.Given:
@@ -91,8 +91,8 @@ def controls(
     """Show what the demonstrations alone can do: a run beside its controls, on the same plan.
 
     majority: the demonstrations' most frequent answer, or the nearest one's caption, without any model. Then, by the
-    model: text-only (demonstrations without pictures), images-shuffled and text-shuffled (among the demonstrations),
-    and blind (the query without its picture). Answers are kept; given again, the command continues.
+    model: text-only (demonstrations without images), images-shuffled and text-shuffled (among the demonstrations),
+    and blind (the query without its image). Answers are kept; given again, the command continues.
     """
     from pathlib import Path
 

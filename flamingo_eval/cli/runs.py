@@ -108,7 +108,7 @@ def plan(
 
     spec = specs.make_spec(context.obj, [benchmark], given, specs.PLAN, model=False)
     sources = read_sources(spec, Images(data_folder(spec.data_root), spec.formats))
-    for line in [*(["demo data: generated pictures"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
+    for line in [*(["demo data: generated images"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
         note(line)
     cells = trial_keys_of(spec, sources)
     nearest = rank_all(spec, sources, cells, Retriever.of(spec))
@@ -122,7 +122,7 @@ def plan(
                 emit(json.dumps(query_row(trial, query), ensure_ascii=False))
         else:
             images = len({image for query in trial for image in trial.render(query)[0].images})
-            emit(f"{trial.key[0]}  {trial.shots} shots  seed {trial.seed}: {len(trial)} queries, {images} pictures")
+            emit(f"{trial.key[0]}  {trial.shots} shots  seed {trial.seed}: {len(trial)} queries, {images} images")
     reasons = list(dict.fromkeys(reason for trial in planned for reason in trial.failed.values()))
     if reasons:
         count = sum(len(trial.failed) for trial in planned)
@@ -144,7 +144,7 @@ def score(
     *,
     given: opt.Given,
 ) -> None:  # fmt: skip
-    """Score a run again from its saved answers, or predictions from elsewhere; no model and no pictures are needed."""
+    """Score a run again from its saved answers, or predictions from elsewhere; no model and no images are needed."""
     if predictions is not None:
         name = canonical_name(what)
         settings = specs.settings_for(context.obj, [name], given, specs.SCORE)

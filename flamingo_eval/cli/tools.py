@@ -74,13 +74,13 @@ def data_where(
 def data_check(
     context: typer.Context,
     benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],
-    images: Annotated[bool, typer.Option("--images", help="Open every picture; takes minutes.")] = False,
+    images: Annotated[bool, typer.Option("--images", help="Open every image; takes minutes.")] = False,
     *,
     given: opt.Given,
 ) -> None:
     """Read all of a benchmark's files, count what is there, and say what is missing."""
     from flamingo_eval.core.source import read_source
-    from flamingo_eval.data.check import count_lines, picture_problems, raise_problems
+    from flamingo_eval.data.check import count_lines, image_problems, raise_problems
 
     name = canonical_name(benchmark)
     settings = specs.settings_for(context.obj, [name], given, specs.DATA_OF)
@@ -101,10 +101,10 @@ def data_check(
         for line in source.data.notes:
             emit(f"       {line}")
         found = list(count_lines(source, compare=settings.data_root != DEMO))
-        problems += picture_problems(source, open_them=images)
+        problems += image_problems(source, open_them=images)
         for text, right in found:
             if (text, right) not in lines:
                 emit(f"{'ok   ' if right else 'WRONG'}  {text}")
                 lines.append((text, right))
-    emit(f"{'WRONG' if problems else 'ok   '}  pictures {'opened' if images else 'looked for'}")
+    emit(f"{'WRONG' if problems else 'ok   '}  images {'opened' if images else 'looked for'}")
     raise_problems(lines, list(dict.fromkeys(problems)))

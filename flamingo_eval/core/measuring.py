@@ -14,7 +14,7 @@ class Work:
     """What a batch needs, and what the machine could do.
 
     Attributes:
-        flops: section -> floating-point operations of the batch (of one picture for ``vision``).
+        flops: section -> floating-point operations of the batch (of one image for ``vision``).
         peak: floating-point operations a second of a large matrix product on this machine.
         memory: bytes used at most so far.
     """

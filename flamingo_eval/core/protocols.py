@@ -61,7 +61,7 @@ class References:
 
 
 class Loader(Protocol):
-    """Reads a data set's files; pictures stay paths."""
+    """Reads a data set's files; images stay paths."""
 
     def examples(self, rules: DataRules, root: Path, split: str) -> DataSet:
         """Training and test examples. Raises DataError, naming file and record."""
@@ -72,11 +72,11 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Nearest:
-    """What the pictures of queries are most similar to.
+    """What the images of queries are most similar to.
 
     Attributes:
-        rows: picture -> numbers of the training examples most similar to it, the most similar first.
-        failed: picture that can't be read -> why; it has no rows.
+        rows: image -> numbers of the training examples most similar to it, the most similar first.
+        failed: image that can't be read -> why; it has no rows.
     """
 
     rows: Mapping[str, Sequence[int]]
@@ -97,7 +97,7 @@ class Selection:
         seed: seed of the trial.
         ensemble: how many orders of the demonstrations each query is asked in, at most.
         settings: every one of the selector's settings, by name.
-        nearest: what each query's picture is most similar to, at least ``count`` of them, for selectors that need it.
+        nearest: what each query's image is most similar to, at least ``count`` of them, for selectors that need it.
     """
 
     train: Sequence[Example]

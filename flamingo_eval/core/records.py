@@ -21,7 +21,7 @@ class Example:
 
     Attributes:
         id: what the annotations call it; unique within a split.
-        image: path of its picture relative to the data root, with forward slashes, not resolved.
+        image: path of its image relative to the data root, with forward slashes, not resolved.
         fields: the texts its prompt may use, such as ``caption`` or ``question``.
     """
 
@@ -105,7 +105,7 @@ class Query:
         demonstration_ids: ids of the demonstrations in prompt order, the last one next to the query.
         prompt: what the model is shown.
         occurrence: how often the same id was queried before in this trial; not 0 only where captions are the rows
-            of a data set and a picture can be asked twice.
+            of a data set and an image can be asked twice.
         more_orders: the same with the demonstrations in further orders; class names are ranked by their mean
             log-likelihood over all of them.
     """
@@ -165,14 +165,14 @@ class Prediction:
     """What the model said to one query, before any post-processing.
 
     Attributes:
-        key: digest of everything that determines the answer, but for the pictures' content.
+        key: digest of everything that determines the answer, but for the images' content.
         answer: generated text, or log-likelihoods of class names.
-        pictures: digest of the pictures' content.
+        images_digest: of the images' content.
     """
 
     key: str
     answer: Answer
-    pictures: str = ""
+    images_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 WORKERS = min(16, os.cpu_count() or 1)
-"""Threads that read pictures."""
+"""Threads that read images."""
 
 
 def ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:

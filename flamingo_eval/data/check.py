@@ -23,8 +23,8 @@ def count_lines(source: Source, *, compare: bool) -> Iterator[tuple[str, bool]]:
     for split, examples in parts.items():
         wanted = expected.get(split)
         told = "" if wanted is None else " as published" if wanted == len(examples) else f", published are {wanted}"
-        pictures = len({example.image for example in examples})
-        yield f"{split}: {len(examples)} examples of {pictures} pictures{told}", wanted in (None, len(examples))
+        images = len({example.image for example in examples})
+        yield f"{split}: {len(examples)} examples of {images} images{told}", wanted in (None, len(examples))
     answered = sum(example.id in source.references.by_id for example in source.data.test)
     if not source.references.by_id:
         yield f"{source.benchmark.split}: no public answers; predictions only, no score", True
@@ -32,12 +32,12 @@ def count_lines(source: Source, *, compare: bool) -> Iterator[tuple[str, bool]]:
         yield f"{source.benchmark.split}: {answered} with references", answered == len(source.data.test)
 
 
-def picture_problems(source: Source, open_them: bool) -> list[str]:
-    """What is wrong with the pictures: missing files, or, opened, unreadable ones."""
+def image_problems(source: Source, open_them: bool) -> list[str]:
+    """What is wrong with the images: missing files, or, opened, unreadable ones."""
     examples: list[Example] = [*source.data.train, *source.data.test]
     images = dict.fromkeys(example.image for example in examples)
     problems = []
-    for image in tqdm(images, unit="picture", desc="pictures", disable=not open_them):
+    for image in tqdm(images, unit="image", desc="images", disable=not open_them):
         try:
             if open_them:
                 source.images.decode(image, lambda _: None)
@@ -53,6 +53,6 @@ def raise_problems(lines: list[tuple[str, bool]], problems: list[str]) -> None:
     """Raises DataError if anything is not as it should be."""
     wrong = [text for text, right in lines if not right]
     if problems:
-        wrong.append(f"{len(problems)} pictures are missing or unreadable:{first_few(problems)}")
+        wrong.append(f"{len(problems)} images are missing or unreadable:{first_few(problems)}")
     if wrong:
         raise DataError("the data is not as it should be: " + "; ".join(wrong))

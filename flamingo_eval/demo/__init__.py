@@ -1,1 +1,1 @@
-"""The demo: a generated world of small pictures, a tiny Flamingo trained on it, and the recipe that trained it."""
+"""The demo: a generated world of small images, a tiny Flamingo trained on it, and the recipe that trained it."""

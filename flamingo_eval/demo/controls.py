@@ -5,11 +5,11 @@ Every mini benchmark is run by the model and beside it by
 - *perfect observer*: sees everything, knows what its demonstrations told, guesses the rest (``observer.py``); with
   RICES too: what similar demonstrations tell of the query is more;
 - *nearest demonstration*: the most frequent answer of the demonstrations, or the nearest one's; no model;
-- *blind*: the model, without the query's picture;
-- *text only*: the model, without the pictures of the demonstrations;
-- *pictures shuffled*, *text shuffled*: the model, the demonstrations' pictures or texts in another order;
-- *other dialect* and *wrong pictures* (captions): demonstrations whose every word is another dialect's; queries that
-  show another query's picture.
+- *blind*: the model, without the query's image;
+- *text only*: the model, without the images of the demonstrations;
+- *images shuffled*, *text shuffled*: the model, the demonstrations' images or texts in another order;
+- *other dialect* and *wrong images* (captions): demonstrations whose every word is another dialect's; queries that
+  show another query's image.
 
 Hateful Memes' role is played once more under eleven rules that are held out as well. With ``--write`` the tables go
 into this folder's README, and the first ones of this project's. Runs are kept: the command given again goes on.
@@ -62,7 +62,7 @@ BENCHMARKS: Mapping[str, tuple[str, Callable[[Observer, int], Answer]]] = {
 }
 """Benchmark -> name of its dialect, and how the perfect observer answers."""
 TITLES = {"majority": "nearest demonstration, no model", "blind": "blind", "text-only": "text only",
-          "images-shuffled": "pictures shuffled", "text-shuffled": "text shuffled"}  # fmt: skip
+          "images-shuffled": "images shuffled", "text-shuffled": "text shuffled"}  # fmt: skip
 
 Row = dict[int, Cell]
 """A table's row: number of shots -> cell."""
@@ -84,14 +84,14 @@ def other_dialect_root() -> Path:
                         "coco/annotations/captions_val2014.json")  # fmt: skip
 
 
-def wrong_pictures_root() -> Path:
-    """The captions, every query with another query's picture."""
-    return control_root("wrong-pictures", lambda root: write_coco(root / "coco", wrong_pictures=True),
+def wrong_images_root() -> Path:
+    """The captions, every query with another query's image."""
+    return control_root("wrong-images", lambda root: write_coco(root / "coco", wrong_images=True),
                         "coco/annotations/captions_val2014.json")  # fmt: skip
 
 
 def rule_root(number: int) -> Path:
-    """Hateful Memes' role under another held-out rule, with pictures of its own."""
+    """Hateful Memes' role under another held-out rule, with images of its own."""
     generator = np.random.RandomState([SEED, 200 + number])
     return control_root(f"rule-{number}", lambda root: write_hateful_memes(root, generator, RULES[number]),
                         "hateful_memes/dev_seen.jsonl")  # fmt: skip
@@ -121,7 +121,7 @@ def _framed(frame: str, said: Mapping[Id, Answer]) -> dict[Id, Answer]:
 
 
 def best_single_caption(references: Mapping[Id, Sequence[str]]) -> tuple[str, float]:
-    """The reference that scores best when every picture gets it, and its score."""
+    """The reference that scores best when every image gets it, and its score."""
     texts = sorted({text for said in references.values() for text in said})
     scores = registry.metric("cider").compute([dict.fromkeys(references, text) for text in texts], references, {})
     best = max(range(len(texts)), key=lambda i: scores[i].value)
@@ -170,7 +170,7 @@ def _observed(folder: RunFolder) -> dict[str, Row]:
 
 
 def rules_table(out: Path) -> str:
-    """Hateful Memes' role under every held-out rule; means over rules, with the demonstrations' pictures or without."""
+    """Hateful Memes' role under every held-out rule; means over rules, with the demonstrations' images or without."""
     shots = SHOTS[:4]
     rows, text_only = [], []
     for number in range(len(RULES)):
@@ -207,9 +207,9 @@ def caption_table(out: Path, demo: Row) -> str:
     references = read_sources(RunSpec(benchmarks=("coco",)), Images(demo_data_root()))["coco"].references.by_id
     caption, value = best_single_caption(references)
     other = _run(out, "other dialect", ["coco"], shots, other_dialect_root())["coco"]
-    wrong = _run(out, "wrong pictures", ["coco"], shots, wrong_pictures_root())["coco"]
+    wrong = _run(out, "wrong images", ["coco"], shots, wrong_images_root())["coco"]
     lines = [[name, *_numbers(row, shots)] for name, row in (("demo", demo), ("other dialect", other),
-                                                             ("wrong pictures", wrong))]  # fmt: skip
+                                                             ("wrong images", wrong))]  # fmt: skip
     lines.append([f"best single caption: {caption}", *[f"{value:.1f}"] * len(shots)])
     return _table([f"coco, {demo[0].metric}"], shots, lines)
 

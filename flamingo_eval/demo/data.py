@@ -18,7 +18,7 @@ from flamingo_eval.core.progress import note
 from flamingo_eval.demo import words, world
 from flamingo_eval.demo.held_out import DIALECTS, OWNED, RULES, SEED
 from flamingo_eval.demo.others import SIZES, write_others
-from flamingo_eval.demo.writing import Size, dump, write_pictures
+from flamingo_eval.demo.writing import Size, dump, write_images
 from flamingo_eval.storage.files import storage_errors
 
 SIZE = Size(train=2400, test=200)
@@ -33,13 +33,13 @@ VERSION = "4"
 """Counted up whenever a change of the code changes the files; part of the cache folder's name."""
 
 
-def write_coco(folder: Path, *, demonstrations: words.Dialect = DIALECT, wrong_pictures: bool = False) -> None:
-    """Writes pictures, Karpathy's JSON and the caption file of the test pictures into ``folder``.
+def write_coco(folder: Path, *, demonstrations: words.Dialect = DIALECT, wrong_images: bool = False) -> None:
+    """Writes images, Karpathy's JSON and the caption file of the test images into ``folder``.
 
     Args:
         folder: the benchmark's folder, ``.../coco``.
         demonstrations: dialect of the training captions; the test captions are always in ``DIALECT``.
-        wrong_pictures: give every test picture's file to the next test example (a control: same texts, pictures
+        wrong_images: give every test image's file to the next test example (a control: same texts, images
             that have nothing to do with them).
     """
     generator = np.random.RandomState(SEED)
@@ -50,7 +50,7 @@ def write_coco(folder: Path, *, demonstrations: words.Dialect = DIALECT, wrong_p
         filepath = "train2014" if split == "train" else "val2014"
         return f"{filepath}/COCO_{filepath}_{1000 + 7 * number:012d}.png"
 
-    for item in write_pictures(folder, SIZE, name, generator):
+    for item in write_images(folder, SIZE, name, generator):
         texts = words.captions(item.scene, demonstrations if item.split == "train" else DIALECT, generator)
         if item.split == "test":
             test_files.append(item.path)
@@ -61,7 +61,7 @@ def write_coco(folder: Path, *, demonstrations: words.Dialect = DIALECT, wrong_p
         images.append({"filepath": item.path.parent.name, "filename": item.path.name, "cocoid": 1000 + 7 * item.number,
                        "imgid": item.number, "split": item.split, "sentids": [s["sentid"] for s in sentences],
                        "sentences": sentences})  # fmt: skip
-    if wrong_pictures:
+    if wrong_images:
         contents = [file.read_bytes() for file in test_files]
         for file, content in zip(test_files, contents[1:] + contents[:1], strict=True):
             file.write_bytes(content)
@@ -132,7 +132,7 @@ def demo_data_root() -> Path:
 
     def write(folder: Path) -> None:
         count = sum(size.train + size.test for size in (SIZE, *SIZES.values()))
-        note(f"writing the demo's {count} pictures to {final}")
+        note(f"writing the demo's {count} images to {final}")
         write_coco(folder / "coco")
         write_others(folder)
 

@@ -67,7 +67,7 @@ class Observer:
         return {c: said[c].most_common(1)[0][0] if c in said else self._guess(words.OWN_WORDS[c]) for c in concepts}
 
     def _explained(self, example: Example, scene: world.Scene) -> dict[str, str]:
-        """Loan words whose concept a demonstration's picture tells: of a question about a pair it might be either's."""
+        """Loan words whose concept a demonstration's image tells: of a question about a pair it might be either's."""
         if not self._trial.shots or ("question" in example.fields and scene.is_pair):
             return {}
         seen = (c for thing in scene.things for c in (thing.colour, thing.shape))
@@ -105,7 +105,7 @@ class Observer:
     def owner(self, position: int) -> str:
         """Who was said most often to own things of this colour.
 
-        Else a guess: somebody who owns nothing yet; where no pictures were shown, somebody who was named at all.
+        Else a guess: somebody who owns nothing yet; where no images were shown, somebody who was named at all.
         """
         colour = self._query(position)[1].main.colour
         shown = [(example.fields["answer"], scene.main.colour) for example, scene in self._shown(position)]
@@ -128,7 +128,7 @@ class Observer:
         return {"no": math.log(1 - yes + 1e-6), "yes": math.log(yes + 1e-6)}
 
     def class_name(self, position: int) -> Mapping[str, float]:
-        """The name whose two words fit what the picture shows; own words are known, loan words from demonstrations."""
+        """The name whose two words fit what the image shows; own words are known, loan words from demonstrations."""
         scene = self._query(position)[1]
         names: tuple[str, ...] = self._trial.source.data.names
         shown = self._shown(position) if self._trial.shots else []

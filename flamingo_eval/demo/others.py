@@ -13,7 +13,7 @@ import numpy as np
 from flamingo_eval.demo import words, world
 from flamingo_eval.demo.held_out import DIALECTS, OWNED, RULES, SEED
 from flamingo_eval.demo.words import Question
-from flamingo_eval.demo.writing import SAVING, Item, Size, dump, write_pictures, write_truth
+from flamingo_eval.demo.writing import SAVING, Item, Size, dump, write_images, write_truth
 
 SIZES = {
     "flickr30k": Size(800, 200),
@@ -24,10 +24,10 @@ SIZES = {
     "hateful_memes": Size(400, 200),
     "imagenet": Size(240, 120),
 }
-"""Pictures of each data set, by its folder."""
+"""Images of each data set, by its folder."""
 CLASSES = 12
 WORD_QUESTIONS = 0.4
-"""Share of VizWiz's questions that are about the printed word; most pictures have none."""
+"""Share of VizWiz's questions that are about the printed word; most images have none."""
 
 Asker = Callable[[Item, np.random.RandomState], Question]
 
@@ -52,7 +52,7 @@ def write_flickr30k(root: Path, generator: np.random.RandomState) -> None:
     """Captions in Karpathy's file, in a dialect of their own."""
     folder, images = root / "flickr30k", []
     names = "flickr30k-images/{}.png".format
-    for item in write_pictures(folder, SIZES["flickr30k"], lambda n, _: names(7000 + n), generator):
+    for item in write_images(folder, SIZES["flickr30k"], lambda n, _: names(7000 + n), generator):
         sentences = [{"raw": text} for text in words.captions(item.scene, DIALECTS["more captions"], generator)]
         images.append({"filename": item.path.name, "split": item.split, "sentences": sentences})
     dump(folder / "dataset_flickr30k.json", {"images": images, "dataset": "flamingo-eval demo"})
@@ -68,16 +68,16 @@ def _write_vqa(
     Args:
         folder: the data set's.
         files: split -> names of its questions and annotations.
-        images: split -> where its pictures are.
+        images: split -> where its images are.
         generator: what to draw from.
-        ids: from a picture's number to its id.
-        ask: the question about a picture.
+        ids: from an image's number to its id.
+        ask: the question about an image.
         answer_ids: whether answers are numbered; VizWiz's are not.
         draw: how a scene is drawn.
     """
     rows: dict[str, tuple[list[Any], list[Any]]] = {"train": ([], []), "test": ([], [])}
     names: Callable[[int, str], str] = lambda n, split: images[split].format(image_id=ids(n))  # noqa: E731
-    for item in write_pictures(folder, SIZES[folder.name], names, generator, draw):
+    for item in write_images(folder, SIZES[folder.name], names, generator, draw):
         question = ask(item, generator)
         common = {"question_id": 9000 + item.number, "image_id": ids(item.number)}
         rows[item.split][0].append({**common, "question": question.text})
@@ -146,10 +146,10 @@ def write_vizwiz(root: Path, generator: np.random.RandomState) -> None:
 
 
 def write_hateful_memes(root: Path, generator: np.random.RandomState, rule: words.Rule = RULES[0]) -> None:
-    """Hateful Memes' role: a picture and the text on it, labelled by a rule: half of the colours."""
+    """Hateful Memes' role: an image and the text on it, labelled by a rule: half of the colours."""
     folder, lines = root / "hateful_memes", {"train": "", "test": ""}
     draw = partial(world.draw_scene, pairs=0.0, printed=1.0)
-    for item in write_pictures(folder, SIZES["hateful_memes"], lambda n, _: f"img/{50_000 + n}.png", generator, draw):
+    for item in write_images(folder, SIZES["hateful_memes"], lambda n, _: f"img/{50_000 + n}.png", generator, draw):
         row = {"id": 50_000 + item.number, "img": f"img/{item.path.name}",
                "label": int(item.scene.main.colour in rule), "text": item.scene.printed}  # fmt: skip
         lines[item.split] += json.dumps(row) + "\n"

@@ -3,7 +3,7 @@
 Each of sixteen concepts (eight colours, eight shapes) has two words of its own, and in some dialects a *loan word*
 instead, which means another concept in another dialect. A *dialect* fixes one word per concept; a data set is written
 in one dialect. A demonstration therefore reveals only the words of the things in it, and what a loan word means can
-only be seen in a demonstration's picture: that is why a model that uses its demonstrations gets better with shots.
+only be seen in a demonstration's image: that is why a model that uses its demonstrations gets better with shots.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ Dialect = Mapping[str, str]
 Owners = Mapping[str, str]
 """Colour -> who owns things of that colour: known from demonstrations only."""
 Rule = frozenset[str]
-"""The colours whose pictures are marked: half of all."""
+"""The colours whose images are marked: half of all."""
 
 
 def draw_dialect(generator: np.random.RandomState) -> Dialect:
@@ -107,7 +107,7 @@ def captions(scene: Scene, dialect: Dialect, generator: np.random.RandomState, c
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question about a picture.
+    """A question about an image.
 
     Attributes:
         text: the question.

@@ -1,4 +1,4 @@
-"""The demo's world: pictures of coloured shapes, alone, in copies or in pairs, sometimes with a printed word.
+"""The demo's world: images of coloured shapes, alone, in copies or in pairs, sometimes with a printed word.
 
 No torch here: the data is made on first use, before any model is loaded.
 """
@@ -50,7 +50,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture.
+    """One image.
 
     Attributes:
         things: one, two to four copies of one, or a pair that differs in colour and shape.
@@ -143,13 +143,13 @@ def _pair(generator: np.random.RandomState, colours: list[str], shapes: list[str
 
 
 def render(scene: Scene, generator: np.random.RandomState) -> Image.Image:
-    """The scene as a picture of 64 x 64 pixels with a little noise drawn from ``generator``."""
-    picture = Image.new("RGB", (SIDE * _FINE, SIDE * _FINE), (scene.background,) * 3)
+    """The scene as an image of 64 x 64 pixels with a little noise drawn from ``generator``."""
+    image = Image.new("RGB", (SIDE * _FINE, SIDE * _FINE), (scene.background,) * 3)
     for thing in scene.things:
-        mask = Image.new("L", picture.size, 0)
+        mask = Image.new("L", image.size, 0)
         _draw_shape(ImageDraw.Draw(mask), thing)
-        picture.paste(COLOURS[thing.colour], mask=mask)
-    small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64).copy()
+        image.paste(COLOURS[thing.colour], mask=mask)
+    small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float64).copy()
     if scene.printed:
         _print(small, scene.printed, left=int(generator.randint(2, 30)))
     noisy = small + generator.normal(0, 3, small.shape[:2])[..., None]

@@ -1,4 +1,4 @@
-"""What all the demo's data sets share: pictures in two splits, what they show, answers of ten people."""
+"""What all the demo's data sets share: images in two splits, what they show, answers of ten people."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 from flamingo_eval.demo import world
 
 TRUTH = "truth.json"
-"""In every data set's folder: picture -> what it shows. No loader reads it; the perfect observer does."""
+"""In every data set's folder: image -> what it shows. No loader reads it; the perfect observer does."""
 
 SAVING: dict[str, Any] = {"quality": 95, "subsampling": 0, "compress_level": 3}
-"""How pictures are saved: JPEGs so that small things keep their colours, PNGs quickly (noise hardly compresses)."""
+"""How images are saved: JPEGs so that small things keep their colours, PNGs quickly (noise hardly compresses)."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of training and of test pictures."""
+    """Numbers of training and of test images."""
 
     train: int
     test: int
@@ -29,7 +29,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Item:
-    """A picture that has been written, and what it shows."""
+    """An image that has been written, and what it shows."""
 
     number: int
     split: str
@@ -40,17 +40,17 @@ class Item:
 Draw = Callable[[np.random.RandomState], world.Scene]
 
 
-def write_pictures(
+def write_images(
     folder: Path, size: Size, names: Callable[[int, str], str], generator: np.random.RandomState,
     draw: Draw = world.draw_scene,
 ) -> Iterator[Item]:  # fmt: skip
-    """Writes the pictures of both splits, and at the end what they show.
+    """Writes the images of both splits, and at the end what they show.
 
     Args:
         folder: the data set's.
         size: how many.
         names: from (number, split) to a path in the folder.
-        generator: what scenes, noise and, between two pictures, the caller's texts are drawn from.
+        generator: what scenes, noise and, between two images, the caller's texts are drawn from.
         draw: how a scene is drawn.
     """
     truth: dict[str, world.Scene] = {}
@@ -66,12 +66,12 @@ def write_pictures(
 
 
 def write_truth(folder: Path, truth: dict[str, world.Scene]) -> None:
-    """Keeps what pictures show, by their path in the folder."""
+    """Keeps what images show, by their path in the folder."""
     dump(folder / TRUTH, {name: asdict(scene) for name, scene in truth.items()})
 
 
 def read_truth(folder: Path) -> dict[str, world.Scene]:
-    """What the pictures of a data set show, by their path in the folder."""
+    """What the images of a data set show, by their path in the folder."""
     table = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
     return {
         name: world.Scene(**{**entry, "things": tuple(world.Thing(**thing) for thing in entry["things"])})

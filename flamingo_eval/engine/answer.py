@@ -15,7 +15,7 @@ from flamingo_eval.core.progress import progress_bar, warn
 from flamingo_eval.core.protocols import Model
 from flamingo_eval.core.records import Answer, Decoding, NoAnswer, Prediction, Prompt, Task
 from flamingo_eval.core.workers import ahead
-from flamingo_eval.engine.requests import Pending, Request, pictures_digest
+from flamingo_eval.engine.requests import Pending, Request, images_digest
 from flamingo_eval.storage.journal import Entry, Failure, Journal, Slot
 
 
@@ -29,7 +29,7 @@ class Answering:
         extra: fields added to every journal line.
 
     Attributes:
-        failures: the queries that can't be answered (unreadable pictures, prompts too long, numbers that overflow).
+        failures: the queries that can't be answered (unreadable images, prompts too long, numbers that overflow).
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Answering:
 
     def _keep(self, items: Sequence[tuple[Pending, str]], answers: Sequence[Answer | NoAnswer]) -> None:
         entries = []
-        for (item, pictures), said in zip(items, answers, strict=True):
-            result = _result(item, said, pictures)
+        for (item, content), said in zip(items, answers, strict=True):
+            result = _result(item, said, content)
             if isinstance(result, Failure):
                 self._fail(result)
             else:
@@ -100,14 +100,14 @@ class Answering:
                 ready.failures.append(prepared)
             else:
                 # the model has read them through the same object: these are the bytes that it has decoded
-                ready.items.append((item, pictures_digest(images, request.shown) or ""))
+                ready.items.append((item, images_digest(images, request.shown) or ""))
                 ready.prepared.append(prepared)
         return ready
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """A batch whose pictures are read: what can be asked, each in all its orders, and what can't."""
+    """A batch whose images are read: what can be asked, each in all its orders, and what can't."""
 
     items: list[tuple[Pending, str]]
     prepared: list[list[Any]]
@@ -124,12 +124,12 @@ def _prepared(model: Model, request: Request) -> list[Any] | Failure:
         return Failure(request.slot, str(error))
 
 
-def _result(asked: Pending | Request, said: Answer | NoAnswer, pictures: str) -> Prediction | Failure:
+def _result(asked: Pending | Request, said: Answer | NoAnswer, content: str) -> Prediction | Failure:
     """What is journalled for an answer, or why there is none."""
     if isinstance(said, NoAnswer):
         benchmark, shots, seed, id, _ = asked.slot
         return Failure(asked.slot, f"query {id} of {benchmark}, {shots} shots, seed {seed}: {said.reason}")
-    return Prediction(asked.key, said, pictures)
+    return Prediction(asked.key, said, content)
 
 
 def answer(
@@ -299,7 +299,7 @@ def _answer_alike(model: Model, requests: Sequence[Request]) -> dict[Slot, Predi
             prepared.append((request, ready))
     answers = [said for part in runner.answer([ready for _, ready in prepared], requests[0].task) for said in part]
     for (request, _), said in zip(prepared, answers, strict=True):
-        found[request.slot] = _result(request, said, pictures_digest(request.images, request.shown) or "")
+        found[request.slot] = _result(request, said, images_digest(request.images, request.shown) or "")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Scoring answers that came from anywhere: a plain list, no model, no pictures, no run."""
+"""Scoring answers that came from anywhere: a plain list, no model, no images, no run."""
 
 from __future__ import annotations
 

@@ -41,9 +41,9 @@ from flamingo_eval.version import __version__
 RUNS = Path("results/runs")
 _VERSIONS_OF = ("torch", "transformers", "open_clip_torch", "pycocoevalcap", "numpy", "pillow")
 _DEMO_NOTE = {
-    ("checkpoint", "data"): "demo: generated pictures and the tiny demo checkpoint; no real benchmark, no real model",
-    ("checkpoint",): "demo checkpoint: tiny and trained on generated pictures only; no real model",
-    ("data",): "demo data: generated pictures; no real benchmark",
+    ("checkpoint", "data"): "demo: generated images and the tiny demo checkpoint; no real benchmark, no real model",
+    ("checkpoint",): "demo checkpoint: tiny and trained on generated images only; no real model",
+    ("data",): "demo data: generated images; no real benchmark",
 }
 
 

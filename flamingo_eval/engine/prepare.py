@@ -67,8 +67,8 @@ def rank_all(
 
     Args:
         retriever: what the run retrieves by.
-        folder: a run that keeps its ranking: one made from the same pictures that reaches far enough is used, also
-            where the pictures have gone since.
+        folder: a run that keeps its ranking: one made from the same images that reaches far enough is used, also
+            where the images have gone since.
 
     Raises:
         UserError, DataError, CheckpointError: see :func:`flamingo_eval.engine.retrieval.find_nearest`.

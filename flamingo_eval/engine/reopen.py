@@ -89,7 +89,7 @@ def reopen_answered(
 
 
 def rescore(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> list[Cell]:
-    """Scores a run again from its journal, as far as it is complete; no model, no pictures.
+    """Scores a run again from its journal, as far as it is complete; no model, no images.
 
     Raises:
         UserError, DataError: see :func:`reopen`.

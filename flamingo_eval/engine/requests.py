@@ -51,18 +51,18 @@ class Pending:
     Attributes:
         trial: the plan.
         position: in the plan.
-        key: digest of everything that determines the answer, but for the pictures' content.
-        pictures: digest of these, where it is known already: there is an answer to the same key, but other pictures.
+        key: digest of everything that determines the answer, but for the images' content.
+        images_digest: of these, where it is known already: there is an answer to the same key, but other images.
     """
 
     trial: TrialPlan
     position: int
     key: str
-    pictures: str | None = None
+    images_digest: str | None = None
 
     def answered_by(self, known: Prediction | None) -> bool:
         """Whether an answer is one to this request."""
-        return known is not None and known.key == self.key and self.pictures in (None, known.pictures)
+        return known is not None and known.key == self.key and self.images_digest in (None, known.images_digest)
 
     @property
     def query(self) -> Query:
@@ -83,8 +83,8 @@ class Pending:
         return (*self.trial.key, *self.trial.slots[self.position])
 
 
-def pictures_digest(images: Images, shown: Iterable[str]) -> str | None:
-    """One digest of the contents of the pictures shown; None if one of them can't be read."""
+def images_digest(images: Images, shown: Iterable[str]) -> str | None:
+    """One digest of the contents of the images shown; None if one of them can't be read."""
     try:
         return digest([images.digest(image) for image in shown if image != WITHHELD])
     except QueryError:
@@ -92,7 +92,7 @@ def pictures_digest(images: Images, shown: Iterable[str]) -> str | None:
 
 
 def answer_key(query: Query, renderings: Sequence[Rendering], task: Task, model: str) -> str:
-    """Digest of everything that determines a query's answer, but for the pictures' content.
+    """Digest of everything that determines a query's answer, but for the images' content.
 
     Args:
         renderings: the query as the model reads it, in each of its orders.
@@ -114,7 +114,7 @@ def answer_key(query: Query, renderings: Sequence[Rendering], task: Task, model:
 def find_pending(trials: Iterable[TrialPlan], journal: Journal, model: str) -> Iterator[Pending]:
     """The queries whose answers the journal does not hold, in plan order.
 
-    An answer stays valid when a picture has gone since; it is asked for again when a picture has changed.
+    An answer stays valid when an image has gone since; it is asked for again when an image has changed.
     """
     for trial in trials:
         images = trial.source.images
@@ -122,9 +122,9 @@ def find_pending(trials: Iterable[TrialPlan], journal: Journal, model: str) -> I
             renderings = trial.render(query)
             key, known = answer_key(query, renderings, trial.source.task, model), journal.get(slot_of(query))
             if known is None or known.key != key:
-                yield Pending(trial, position, key)  # its pictures are looked at when its turn comes
-            elif (pictures := pictures_digest(images, renderings[0].images)) not in (known.pictures, None):
-                yield Pending(trial, position, key, pictures)
+                yield Pending(trial, position, key)  # its images are looked at when its turn comes
+            elif (content := images_digest(images, renderings[0].images)) not in (known.images_digest, None):
+                yield Pending(trial, position, key, content)
 
 
 def check_asked(trials: Iterable[TrialPlan], journal: Journal, model: str) -> None:

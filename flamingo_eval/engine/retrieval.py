@@ -1,4 +1,4 @@
-"""Retrieval: pictures -> features -> the training rows most similar to each query, before any plan is made."""
+"""Retrieval: images -> features -> the training rows most similar to each query, before any plan is made."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from flamingo_eval.storage.run_records import FORMAT, RankingRecord, RetrievalId
 from flamingo_eval.storage.vectors import FeatureStore, Vectors
 
 BATCH = 64
-"""Pictures encoded at once."""
+"""Images encoded at once."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What came of encoding a set of pictures.
+    """What came of encoding a set of images.
 
     Attributes:
-        vectors: one per distinct picture, of length 1.
-        number: path of a picture -> its row in ``vectors``; two paths of one content have one row.
-        failed: path of a picture that can't be read -> why.
+        vectors: one per distinct image, of length 1.
+        number: path of an image -> its row in ``vectors``; two paths of one content have one row.
+        failed: path of an image that can't be read -> why.
     """
 
     vectors: Vectors
@@ -90,24 +90,24 @@ def store_of(encoder: EncoderSource) -> FeatureStore:
 
 
 def find_nearest(source: Source, queries: Sequence[Example], count: int, retriever: Retriever, device: str) -> Nearest:
-    """For the picture of each query the training rows most similar to it.
+    """For the image of each query the training rows most similar to it.
 
     Args:
         source: benchmark and data.
         queries: what can be asked.
         count: rows wanted for each.
         retriever: whose embeddings decide, and which rows may be shown.
-        device: where pictures are encoded and similarities computed.
+        device: where images are encoded and similarities computed.
 
     Raises:
         UserError: fewer training examples than asked for.
-        DataError: training pictures can't be read, so nobody knows what is nearest; all others are encoded by then.
+        DataError: training images can't be read, so nobody knows what is nearest; all others are encoded by then.
     """
     train = [example.image for example in source.data.train]
-    encoding = encode_pictures(source, [*train, *(query.image for query in queries)], retriever.encoder, device)
+    encoding = encode_images(source, [*train, *(query.image for query in queries)], retriever.encoder, device)
     broken = list(dict.fromkeys(encoding.failed[image] for image in train if image in encoding.failed))
     if broken:
-        raise DataError(f"{source.benchmark.name}: all training pictures are ranked, and {len(broken)} of them "
+        raise DataError(f"{source.benchmark.name}: all training images are ranked, and {len(broken)} of them "
                         f"can't be read; the others' features are saved:{first_few(broken)}")  # fmt: skip
     asked = [image for image in dict.fromkeys(query.image for query in queries) if image not in encoding.failed]
     ranked = _rank(encoding, train, asked, count, retriever.rules, device)
@@ -126,7 +126,7 @@ def find_nearest(source: Source, queries: Sequence[Example], count: int, retriev
 def _rank(
     encoding: Encoding, train: Sequence[str], asked: Sequence[str], count: int, rules: Retrieval, device: str
 ) -> list[list[int]]:
-    """The nearest rows of each picture asked about; pictures are compared once, however many rows show them."""
+    """The nearest rows of each image asked about; images are compared once, however many rows show them."""
     from flamingo_eval.devices import pick_device
     from flamingo_eval.storage.nearest import Pool, nearest_rows
 
@@ -136,12 +136,12 @@ def _rank(
     shown = [members[:1] for members in rows.values()] if rules.unique_images else list(rows.values())
     own = [encoding.number[image] for image in asked]
     excluded = [number if rules.exclude_same_image else None for number in own]
-    pool = Pool(encoding.vectors[: len(rows)], shown)  # training pictures come first, in the order of their first rows
+    pool = Pool(encoding.vectors[: len(rows)], shown)  # training images come first, in the order of their first rows
     return nearest_rows(pool, encoding.vectors[own], count, excluded=excluded, device=pick_device(device))
 
 
-def encode_pictures(source: Source, images: Iterable[str], encoder: EncoderSource, device: str) -> Encoding:
-    """Features of pictures: from the store, or computed and added to it."""
+def encode_images(source: Source, images: Iterable[str], encoder: EncoderSource, device: str) -> Encoding:
+    """Features of images: from the store, or computed and added to it."""
     rgb = source.benchmark.prompt.rgb
     keys, failed = _keys(source.images, dict.fromkeys(images), rgb)
     store = store_of(encoder)
@@ -157,7 +157,7 @@ def encode_pictures(source: Source, images: Iterable[str], encoder: EncoderSourc
 
 
 def _keys(images: Images, wanted: Collection[str], rgb: bool) -> tuple[dict[str, str], dict[str, str]]:
-    """Keys of pictures by content, and how they are read; and what is wrong with those that can't be opened."""
+    """Keys of images by content, and how they are read; and what is wrong with those that can't be opened."""
 
     def key(image: str) -> str | QueryError:
         try:
@@ -182,10 +182,10 @@ def _drop_damaged(store: FeatureStore, keys: Sequence[str]) -> None:
 def _build(
     store: FeatureStore, source: EncoderSource, images: Images, shown: Mapping[str, str], rgb: bool, device: str
 ) -> dict[str, str]:
-    """Adds what the store lacks. Returns why pictures could not be encoded, by key.
+    """Adds what the store lacks. Returns why images could not be encoded, by key.
 
     Args:
-        shown: key of a picture -> a path that it is at.
+        shown: key of an image -> a path that it is at.
     """
     from flamingo_eval.devices import free_memory, pick_device
 
@@ -199,7 +199,7 @@ def _build(
         info, encoder = source.info(), source.load(pick_device(device))
         about = {"name": info.name, "parts": dict(info.parts)}
         title = f"image features ({info.name})"
-        with progress_bar(len(missing), "picture", title) as bar:
+        with progress_bar(len(missing), "image", title) as bar:
             for batch, prepared in _read_ahead(encoder, {key: shown[key] for key in missing}, rgb, images):
                 good = [(key, p) for key, p in zip(batch, prepared, strict=True) if not isinstance(p, QueryError)]
                 failed |= {k: str(p) for k, p in zip(batch, prepared, strict=True) if isinstance(p, QueryError)}
@@ -221,7 +221,7 @@ def _build(
 def _read_ahead(
     encoder: ImageEncoder, shown: Mapping[str, str], rgb: bool, images: Images
 ) -> Iterator[tuple[list[str], list[Any]]]:
-    """Batches of keys with their pictures, or what is wrong with one; two batches are read while one is encoded."""
+    """Batches of keys with their images, or what is wrong with one; two batches are read while one is encoded."""
 
     def prepare(image: str) -> Any:
         try:
@@ -276,20 +276,20 @@ class Seen:
         """Whether a ranking that was kept is that of these images: each that can be read is what it was, and each that
         can't (any more) was known. One that could not be read then, and can now, is another image."""
         if record.digests is UNSET:
-            return record.pictures == self.whole or not self.digests
+            return record.images_digest == self.whole or not self.digests
         then = record.digests
         same = all(then.get(image) == key for image, key in self.digests.items())
         return same and all(image in then or image in record.failed for image in self.failed)
 
 
 def write_nearest(path: Path, nearest: Nearest, seen: Seen) -> None:
-    """Keeps the ranking beside a run, so that it can be scored and shown without pictures or encoder.
+    """Keeps the ranking beside a run, so that it can be scored and shown without images or encoder.
 
     Args:
         seen: the images it was made from.
     """
     rows = {image: [*rows] for image, rows in nearest.rows.items()}
-    record = RankingRecord(format=FORMAT, pictures=seen.whole, nearest=rows, failed=dict(nearest.failed),
+    record = RankingRecord(format=FORMAT, images_digest=seen.whole, nearest=rows, failed=dict(nearest.failed),
                            digests=dict(seen.digests))  # fmt: skip
     write_atomic(path, json.dumps(msgspec.to_builtins(record)))
 

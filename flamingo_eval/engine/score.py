@@ -1,4 +1,4 @@
-"""Score: from the journal's raw answers to numbers; never needs a model or a picture."""
+"""Score: from the journal's raw answers to numbers; never needs a model or an image."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def score_trials(
 ) -> dict[TrialKey, ScoredTrial]:
     """Every trial that is answered, scored; those of a split without public answers have no score.
 
-    A picture queried twice in one trial keeps its last caption, as the reference's result file does.
+    An image queried twice in one trial keeps its last caption, as the reference's result file does.
     """
     scored: dict[TrialKey, ScoredTrial] = {}
     by_source: dict[int, tuple[Source, list[TrialPlan]]] = {}
@@ -220,11 +220,11 @@ def _item_lines(
         if plan.key not in scored:
             continue
         trial, data = scored[plan.key], plan.source.data.test
-        pictures = {data[number].id: data[number].image for number in plan.queries}
+        images = {data[number].id: data[number].image for number in plan.queries}
         benchmark, shots, seed = plan.key
         per_item, decisions = (trial.score.per_item, trial.score.decisions) if trial.score else ({}, {})
         for query_id, said in trial.answers.items():
             row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, "answer": text_of(said),
-                   "score": per_item.get(query_id), "picture": pictures[query_id]}  # fmt: skip
+                   "score": per_item.get(query_id), "picture": images[query_id]}  # fmt: skip
             decided = dict(zip(("value", "label"), decisions[query_id], strict=True)) if query_id in decisions else {}
             yield json.dumps({**row, **decided, **marks}) + "\n"

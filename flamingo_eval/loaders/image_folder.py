@@ -40,17 +40,17 @@ class ImageFolders(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class ImageFolderLoader:
-    """An example per picture; its demonstration answer is its class's name."""
+    """An example per image; its demonstration answer is its class's name."""
 
     def examples(self, rules: DataRules, root: Path, split: str) -> DataSet:
-        """Pictures of the training split and of ``split``."""
+        """Images of the training split and of ``split``."""
         train, test = (_read(rules, root, name) for name in (rules.train, split))
         path = root / rules.folder / rules.read(ImageFolders).names
         files = (path,) if exists(path) else ()
         return DataSet(train, test, files, names=_answer_names(rules, root), listing=True)
 
     def references(self, rules: DataRules, root: Path, split: str) -> References:
-        """The class name of each picture."""
+        """The class name of each image."""
         by_id = {e.id: e.fields["label"] for e in _read(rules, root, split)}
         return References(by_id, (), names=_answer_names(rules, root))
 
@@ -146,7 +146,7 @@ def _read(rules: DataRules, root: Path, split: str) -> list[Example]:
             image = PurePosixPath(file.relative_to(root).as_posix())
             examples.append(Example(len(examples), str(image), {"label": name}))
     if not examples:
-        raise DataError(f"{top} holds no pictures")
+        raise DataError(f"{top} holds no images")
     return examples
 
 

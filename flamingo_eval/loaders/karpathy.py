@@ -34,10 +34,10 @@ class KarpathyFiles(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class KarpathyLoader:
-    """An example per picture; its demonstration caption is the first sentence, its references are all of them."""
+    """An example per image; its demonstration caption is the first sentence, its references are all of them."""
 
     def examples(self, rules: DataRules, root: Path, split: str) -> DataSet:
-        """Pictures of the training split and of ``split``."""
+        """Images of the training split and of ``split``."""
         options = rules.read(KarpathyFiles)
         path = root / rules.folder / options.annotations
         by_split: dict[str, dict[Id, Example]] = {rules.train: {}, split: {}}
@@ -52,11 +52,11 @@ class KarpathyLoader:
                 by_split[name][example.id] = example
         for name, found in by_split.items():
             if not found:
-                raise DataError(f"{path} has no picture in split {name!r}; its splits: {', '.join(sorted(seen))}")
+                raise DataError(f"{path} has no image in split {name!r}; its splits: {', '.join(sorted(seen))}")
         return DataSet(list(by_split[rules.train].values()), list(by_split[split].values()), (path,))
 
     def references(self, rules: DataRules, root: Path, split: str) -> References:
-        """All captions of the pictures of ``split``: from the COCO caption file if it is there, else Karpathy's."""
+        """All captions of the images of ``split``: from the COCO caption file if it is there, else Karpathy's."""
         path = root / rules.folder / rules.read(KarpathyFiles).annotations
         id_key = rules.read(KarpathyFiles).id
         karpathy: dict[Id, list[str]] = {}
@@ -71,11 +71,11 @@ class KarpathyLoader:
         coco = _coco_captions(coco_path, set(karpathy))
         missing = [id for id in karpathy if id not in coco]
         if missing:
-            raise DataError(f"{coco_path} has no caption of {len(missing)} pictures of {path}, such as {missing[0]}")
+            raise DataError(f"{coco_path} has no caption of {len(missing)} images of {path}, such as {missing[0]}")
         notes = [f"references from {coco_path.name}"]
         differing = [id for id in coco if _bag(coco[id]) != _bag(karpathy[id])]
         if differing:
-            notes.append(f"{path.name} has other captions for {len(differing)} pictures, such as {differing[0]}")
+            notes.append(f"{path.name} has other captions for {len(differing)} images, such as {differing[0]}")
         return References(coco, (coco_path,), tuple(notes))
 
 
@@ -91,7 +91,7 @@ def _bag(captions: list[str]) -> list[str]:
 
 
 def _images(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(where it stands, record) for each picture of a Karpathy file."""
+    """(where it stands, record) for each image of a Karpathy file."""
     table = read_json(path)
     images = table.get("images") if isinstance(table, dict) else None
     if not isinstance(images, list):
@@ -106,7 +106,7 @@ def _images(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _sentences(where: str, image: Mapping[str, Any]) -> list[Any]:
     sentences: list[Any] = record_field(where, image, "sentences", list)
     if not sentences:
-        raise DataError(f"{where}: the picture has no sentence")
+        raise DataError(f"{where}: the image has no sentence")
     return sentences
 
 

@@ -104,7 +104,7 @@ class VqaLoader:
 
 def _examples(rules: DataRules, split: str, part: SplitFiles) -> list[Example]:
     template = rules.read(VqaFiles).splits[split].images
-    images: dict[Id, str] = {}  # there are several questions a picture
+    images: dict[Id, str] = {}  # there are several questions an image
     examples = []
     for question in part.questions:
         if question.image_id not in images:
@@ -117,7 +117,7 @@ def _examples(rules: DataRules, split: str, part: SplitFiles) -> list[Example]:
 
 
 def _image(rules: DataRules, template: str, question: Question, file: Path) -> str:
-    """The path of a question's picture; DataError if there can be none."""
+    """The path of a question's image; DataError if there can be none."""
     try:
         name = image_name(template, question.image_id)
     except ValueError as error:

@@ -62,7 +62,7 @@ class ThumbnailEncoder:
 
     def prepare(self, image: str, rgb: bool, images: Images) -> NDArray[np.float32]:
         """Raises QueryError if the image can't be read."""
-        small = images.decode(image, lambda picture: picture.convert("RGB").resize((8, 8)))
+        small = images.decode(image, lambda opened: opened.convert("RGB").resize((8, 8)))
         return np.asarray(small, np.float32).ravel() + 1
 
     def encode(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:

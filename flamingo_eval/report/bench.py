@@ -52,15 +52,15 @@ def _lines(bench: Bench) -> list[str]:
     lines = [
         f"measured on {asked} queries; {bench.device}, {bench.precision}; shares of time, and of matrix-product peak"
     ]
-    if bench.picture is not None and bench.work is not None:
-        vision = bench.rows[-1].flops.get("vision", 0.0) / bench.picture / bench.work.peak
-        lines.append(f"a picture: {1000 * bench.picture:.1f} ms to encode ({100 * vision:.0f}% of peak), once; "
+    if bench.image is not None and bench.work is not None:
+        vision = bench.rows[-1].flops.get("vision", 0.0) / bench.image / bench.work.peak
+        lines.append(f"an image: {1000 * bench.image:.1f} ms to encode ({100 * vision:.0f}% of peak), once; "
                      f"{1000 * bench.read:.1f} ms to read, meanwhile")  # fmt: skip
     if bench.work is not None:
         lines.append(f"peak of this machine's matrix product: {bench.work.peak / 1e9:.0f} GFLOP/s; "
                      f"memory: {bench.work.memory / 2**30:.2f} GiB at most")  # fmt: skip
     lines.append(f"scoring: {1000 * bench.metric:.2f} ms a query")
-    lines.append(f"the whole: {sum(bench.whole.values()):,} queries, {bench.pictures:,} distinct pictures, "
+    lines.append(f"the whole: {sum(bench.whole.values()):,} queries, {bench.images:,} distinct images, "
                  f"about {duration(bench.estimate)}")  # fmt: skip
     return lines
 

@@ -27,7 +27,7 @@ def _p(value: float) -> str:
 def _caption(comparison: Comparison) -> list[str]:
     least = max(row.detectable(len(comparison.rows)) for row in comparison.rows)
     return [
-        f"{comparison.run} minus {comparison.baseline}: same queries and trials, paired by query, clustered by picture",
+        f"{comparison.run} minus {comparison.baseline}: same queries and trials, paired by query, clustered by image",
         "p: sign-flip permutation, two-sided; Holm: corrected for the number of rows",
         f"a drop of {least:.2f} would be found in any row with 80% probability (5%, one-sided, corrected)",
         *(f"note: {warning}" for warning in comparison.warnings),
@@ -45,7 +45,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> str:
-    """Full precision; null where one picture or none leaves nothing to say."""
+    """Full precision; null where one image or none leaves nothing to say."""
     rows = [
         {"benchmark": row.benchmark, "shots": row.shots, "metric": row.metric, "seeds": list(row.seeds), "run": row.run,
          "baseline": row.baseline, "difference": row.difference.value, "low": _number(row.difference.low),

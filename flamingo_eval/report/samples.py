@@ -46,7 +46,7 @@ def write_csv(rows: Iterable[Row], file: BinaryIO, *, escape_formulas: bool = Fa
 
 
 def write_parquet(rows: Iterable[Row], file: BinaryIO) -> None:
-    """Typed columns; ids and pictures are lists of texts, log-likelihoods a JSON text."""
+    """Typed columns; ids and images are lists of texts, log-likelihoods a JSON text."""
     import pyarrow
     from pyarrow import parquet
 

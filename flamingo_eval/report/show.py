@@ -73,7 +73,7 @@ def query_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _query_lines(row: Mapping[str, Any]) -> Iterator[str]:
     yield f"{row['benchmark']}, {row['shots']} shots, seed {row['seed']}, query {row['query_id']}"
-    yield f"  picture       {row['example']['image']}"
+    yield f"  image         {row['example']['image']}"
     for field, text in row["example"].items():
         if field not in ("id", "image") and text:
             yield f"  {field:<13} {text}"

@@ -46,7 +46,7 @@ def submission(trials: list[TrialPlan], journal: Journal) -> list[dict[str, Any]
     if benchmark.submission.key == "image":
         missing = len(wanted) - len(answers)
         if missing:
-            raise DataError(f"the server wants answers to all {len(wanted)} pictures; {missing} were not queried")
+            raise DataError(f"the server wants answers to all {len(wanted)} images; {missing} were not queried")
         return [{"image": images[id], "answer": answer} for id, answer in answers.items()]
     return [{"question_id": id, "answer": answers.get(id, "")} for id in wanted]
 

@@ -101,7 +101,7 @@ def _legend(part: Shown) -> list[str]:
     lines = caption_lines(part.cells, part.run, part.notes)
     if not part.intervals:
         return lines
-    told = "[95% interval]: queries, clustered by picture, and, where there are several trials, demonstrations"
+    told = "[95% interval]: queries, clustered by image, and, where there are several trials, demonstrations"
     return [lines[0].replace("mean (standard deviation, ddof 0)", "mean"), told, *lines[1:]]
 
 

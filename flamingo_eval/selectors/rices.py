@@ -21,7 +21,7 @@ class RicesSelector:
     """
 
     about = (
-        "those of the whole training set whose pictures are most similar to the query's, the most similar last; one "
+        "those of the whole training set whose images are most similar to the query's, the most similar last; one "
         "trial, since nothing is drawn"
     )
     needs = IMAGE_EMBEDDINGS
@@ -33,10 +33,10 @@ class RicesSelector:
         Setting("rices_quick_gelu", bool, "Which activation weights from a file were trained with, QuickGELU "
                 "(OpenAI's) or GELU; needed where open_clip has both variants of the model.",
                 named=False),
-        Setting("rices_unique_images", bool, "Show no picture twice among a query's demonstrations. (VQA training sets "
-                "have many questions a picture; the protocol shows them all.)", default=False, named=False),
-        Setting("exclude_same_image", bool, "Never show the query's own picture, a leak where training and test sets "
-                "share pictures.", default=False, named=False),
+        Setting("rices_unique_images", bool, "Show no image twice among a query's demonstrations. (VQA training sets "
+                "have many questions an image; the protocol shows them all.)", default=False, named=False),
+        Setting("exclude_same_image", bool, "Never show the query's own image, a leak where training and test sets "
+                "share images.", default=False, named=False),
     )  # fmt: skip
 
     def retrieval(self, settings: Mapping[str, Any], demo: bool) -> Retrieval:

@@ -53,7 +53,7 @@ class Entry(NamedTuple):
     Attributes:
         slot: what it answers.
         prediction: the answer.
-        again: how many answers the slot had before, which no longer held (a picture has changed, say).
+        again: how many answers the slot had before, which no longer held (an image has changed, say).
     """
 
     slot: Slot
@@ -187,7 +187,7 @@ class Journal:
                 raise _no_line(where, f"its log-likelihoods are not in {numbers.path}")
             answer = Ranked(sys.intern(row.names), self._names, numbers, place)
         slot = (row.benchmark, row.shots, row.seed, row.query_id, row.occurrence)
-        return Entry(slot, Prediction(row.key, answer, row.pictures), row.again)
+        return Entry(slot, Prediction(row.key, answer, row.images_digest), row.again)
 
     def keep_names(self, names: Sequence[str]) -> None:
         """Writes the names that answers are of, should they be of these and the file be gone."""
@@ -334,11 +334,11 @@ def _line(entry: Entry, extra: Mapping[str, str]) -> str:
         said = {"raw": None, "class_logprobs": dict(answer)}
     counts = {name: n for name, n in (("occurrence", occurrence), ("again", entry.again)) if n}
     row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, **counts,
-           "key": entry.prediction.key, "pictures": entry.prediction.pictures, **said, **extra}  # fmt: skip
+           "key": entry.prediction.key, "pictures": entry.prediction.images_digest, **said, **extra}  # fmt: skip
     return json.dumps(row) + "\n"
 
 
-class _Row(msgspec.Struct, frozen=True, kw_only=True):
+class _Row(msgspec.Struct, frozen=True, kw_only=True, rename={"images_digest": "pictures"}):
     """A line: its query, the answer's key, and the answer: a text, numbers by name, or where these stand."""
 
     benchmark: str
@@ -348,7 +348,7 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
     occurrence: int = 0
     again: int = 0
     key: str
-    pictures: str
+    images_digest: str
     raw: str | None
     class_logprobs: Annotated[dict[str, float], Meta(min_length=1)] | UnsetType = UNSET
     names: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")] | UnsetType = UNSET

@@ -18,7 +18,7 @@ from flamingo_eval.devices import full_float32
 from flamingo_eval.storage.vectors import Vectors
 
 TRAIN_TILE, QUERY_TILE = 1 << 17, 512
-"""Similarities in memory at once: at most this many training pictures by this many queries, 256 MiB."""
+"""Similarities in memory at once: at most this many training images by this many queries, 256 MiB."""
 
 
 _SPARE = 16
@@ -37,8 +37,8 @@ class Pool:
     """What is searched.
 
     Attributes:
-        vectors: one per distinct picture, (pictures, width), of length 1.
-        rows: for each picture the numbers of the training rows that show it, ascending.
+        vectors: one per distinct image, (images, width), of length 1.
+        rows: for each image the numbers of the training rows that show it, ascending.
     """
 
     vectors: Vectors
@@ -54,7 +54,7 @@ def nearest_rows(
         pool: what is searched.
         queries: (queries, width), of length 1.
         k: rows wanted; fewer come back where there are no more.
-        excluded: for each query the number of a picture that must not be shown, or None.
+        excluded: for each query the number of an image that must not be shown, or None.
         device: where similarities are computed.
     """
     excluded = excluded if excluded is not None else [None] * len(queries)
@@ -67,11 +67,11 @@ def nearest_rows(
         for some in _tiles(len(todo), max(1, _KEPT // wanted)):
             numbers = todo[some]
             with full_float32():
-                values, pictures = _best(pool.vectors, queries[numbers], wanted, device)
+                values, images = _best(pool.vectors, queries[numbers], wanted, device)
             for part in _parts(len(numbers), wanted * queries.shape[1]):
-                exact = _similarities(pool.vectors, queries[numbers[part]], pictures[part])
+                exact = _similarities(pool.vectors, queries[numbers[part]], images[part])
                 for i in range(part.start, part.stop):
-                    rows, last = _first_rows(pool.rows, exact[i - part.start], pictures[i], k, excluded[numbers[i]])
+                    rows, last = _first_rows(pool.rows, exact[i - part.start], images[i], k, excluded[numbers[i]])
                     complete[some.start + i] = wanted == len(pool.vectors) or last > values[i, -1] + margin
                     found[numbers[i]] = rows
         todo, wanted = todo[~complete], 4 * wanted
@@ -79,7 +79,7 @@ def nearest_rows(
 
 
 def _first_rows(
-    rows: Sequence[Sequence[int]], similarities: NDArray[np.float64], pictures: NDArray[np.int64], k: int,
+    rows: Sequence[Sequence[int]], similarities: NDArray[np.float64], images: NDArray[np.int64], k: int,
     excluded: int | None,
 ) -> tuple[list[int], float]:  # fmt: skip
     """The first k rows of the candidates, and the similarity of the last of them; -inf if there are fewer."""
@@ -93,15 +93,15 @@ def _first_rows(
             if len(found) >= k:
                 return found[:k], level
             tied, level = [], float(similarities[i])
-        if pictures[i] != excluded:
-            tied += rows[pictures[i]][:k]
+        if images[i] != excluded:
+            tied += rows[images[i]][:k]
     found += sorted(tied)
     return found[:k], level if len(found) >= k else -np.inf
 
 
-def _similarities(vectors: Vectors, queries: Vectors, pictures: NDArray[np.int64]) -> NDArray[np.float64]:
+def _similarities(vectors: Vectors, queries: Vectors, images: NDArray[np.int64]) -> NDArray[np.float64]:
     """Exact to float64, each by itself: (queries, candidates). Equal vectors give equal numbers."""
-    products: NDArray[np.float64] = vectors[pictures].astype(np.float64)
+    products: NDArray[np.float64] = vectors[images].astype(np.float64)
     products *= queries[:, None, :].astype(np.float64)
     total: NDArray[np.float64] = products.sum(axis=-1)
     return total

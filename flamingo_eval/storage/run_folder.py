@@ -2,7 +2,7 @@
 
 ``run.json`` (identity, settings, provenance), ``journal.jsonl`` (raw answers), ``scores.json`` (cells) and
 ``scores.jsonl`` (a line per answer: what was scored and its score); with retrieval ``<selector>-<benchmark>.json`` (for
-the picture of each query the training rows nearest to it).
+the image of each query the training rows nearest to it).
 """
 
 from __future__ import annotations

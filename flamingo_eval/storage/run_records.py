@@ -255,14 +255,14 @@ class ScoresRecord(Stored, frozen=True, kw_only=True):
         return {**msgspec.to_builtins(self), "identity": self.identity.table()}
 
 
-class TrialColumns(Stored, frozen=True, kw_only=True):
+class TrialColumns(Stored, frozen=True, kw_only=True, rename={"images": "pictures"}):
     """A trial's queries in a baseline: their images, and each one's score, or its value and label where those count."""
 
     benchmark: str
     shots: Number
     seed: Number
     queries: list[str]
-    pictures: list[str]
+    images: list[str]
     scores: list[float] | UnsetType = UNSET
     values: list[float] | UnsetType = UNSET
     labels: list[bool] | UnsetType = UNSET
@@ -285,7 +285,7 @@ class BaselineRecord(Stored, frozen=True, kw_only=True):
     trials: list[TrialColumns]
 
 
-class ItemRow(Stored, frozen=True, kw_only=True):
+class ItemRow(Stored, frozen=True, kw_only=True, rename={"image": "picture"}):
     """A line of ``scores.jsonl``: what was scored of an answer, and its score."""
 
     benchmark: str
@@ -294,7 +294,7 @@ class ItemRow(Stored, frozen=True, kw_only=True):
     query_id: int | str
     answer: str
     score: float | None
-    picture: str | UnsetType = UNSET
+    image: str | UnsetType = UNSET
     value: float | UnsetType = UNSET
     label: bool | UnsetType = UNSET
 
@@ -329,16 +329,16 @@ class FailureRow(Stored, frozen=True, kw_only=True, omit_defaults=True):
         return (self.benchmark, self.shots, self.seed, self.query_id, self.occurrence)
 
 
-class RankingRecord(Stored, frozen=True, kw_only=True):
+class RankingRecord(Stored, frozen=True, kw_only=True, rename={"images_digest": "pictures"}):
     """What a run's queries are nearest to, and what it was made from.
 
     Attributes:
-        pictures: digest of all images.
+        images_digest: of all images.
         digests: of each one that could be read; the first version kept none.
     """
 
     format: int
-    pictures: str
+    images_digest: str
     nearest: dict[str, list[Number]]
     failed: dict[str, str]
     digests: dict[str, str] | UnsetType = UNSET

@@ -1,7 +1,7 @@
-"""The feature store: one vector per distinct picture and encoder, kept between runs.
+"""The feature store: one vector per distinct image and encoder, kept between runs.
 
 A folder per encoder: ``vectors.f32`` (float32, row after row) and ``index.txt``, whose first line says which encoder
-the vectors are of and how wide they are, and every further line the key of a picture and a check sum of its vector,
+the vectors are of and how wide they are, and every further line the key of an image and a check sum of its vector,
 in the order of the rows. Vectors are written and synced before their lines, so a line always stands for a whole
 vector; what a killed process leaves behind the last whole line is overwritten by the next one.
 """
@@ -93,7 +93,7 @@ class FeatureStore:
         return len(self._rows)
 
     def read(self, keys: Sequence[str]) -> Vectors:
-        """The vectors of pictures, (keys, width). Every one is checked; KeyError lists those that are damaged."""
+        """The vectors of images, (keys, width). Every one is checked; KeyError lists those that are damaged."""
         found = [self._rows[key] for key in keys]
         if not keys:
             return np.empty((0, self._width), np.float32)
@@ -118,7 +118,7 @@ class FeatureStore:
         """Adds vectors; they are on the disk when this returns. Only while :meth:`building` holds.
 
         Args:
-            keys: of the pictures.
+            keys: of the images.
             vectors: (keys, width).
             about: what a person should know of the encoder; written once.
 
@@ -192,7 +192,7 @@ class FeatureStore:
             ) from error
 
     def _count_lines(self) -> int:
-        """Whole lines behind the head, those of pictures added twice included."""
+        """Whole lines behind the head, those of images added twice included."""
         if self._width == 0:
             return 0
         with open_regular(self._index_file) as file:

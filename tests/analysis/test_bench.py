@@ -17,7 +17,7 @@ def test_a_model_without_arithmetic(root: Path, cli: Cli) -> None:
     bench = json.loads(result.stdout)
     assert [row["queries"] for row in bench["rows"]] == [4, 4]
     assert bench["whole"] == {"0": 15, "2": 15}
-    assert bench["pictures"] == 17
+    assert bench["images"] == 17
     assert bench["work"] is None
     assert not Path("results").exists()
     assert "give table, markdown" in cli("bench", "coco", "--format", "pdf").stderr
@@ -36,10 +36,10 @@ def test_shares_operations_and_the_estimate() -> None:
         assert 0 < sum(parts.values()) <= row["wall"]
     # the demo's language model: 4 layers of 128 with gated blocks, prompts of about 20 and 65 tokens
     assert four["flops"]["prefill"] > 2 * zero["flops"]["prefill"] > 0
-    assert four["flops"]["vision"] == zero["flops"]["vision"], "of one picture"
+    assert four["flops"]["vision"] == zero["flops"]["vision"], "of one image"
     assert bench["work"]["peak"] > 1e9
     language = sum((row["wall"] - row["parts"]["vision"]) / row["queries"] * 600 for row in (zero, four))
-    expected = language + bench["metric"] * 1200 + bench["picture"] * bench["pictures"]
+    expected = language + bench["metric"] * 1200 + bench["image"] * bench["images"]
     assert bench["estimate"] == pytest.approx(expected)
     assert not Path("results").exists()
     text = run_cli("bench", "coco", "--shots", "0", "--queries", "4", "--device", "cpu").stdout

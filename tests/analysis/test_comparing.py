@@ -79,7 +79,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def two_runs(made_once: Path) -> tuple[Path, Path]:
-    """The scripted model, and one that says nothing of what is in half of the pictures."""
+    """The scripted model, and one that says nothing of what is in half of the images."""
     for name in ("good", "bad", "data"):
         shutil.copytree(made_once / name, name)
     return Path("good"), Path("bad")
@@ -186,9 +186,9 @@ def test_plots(two_runs: tuple[Path, Path], cli: Cli) -> None:
     good, bad = two_runs
     arguments = ("plot", good, bad, "--published", "OpenFlamingo-4B-vitl-rpj3b")
     assert cli(*arguments, "--out", "curve.png").returncode == 0
-    with Image.open("curve.png") as picture:
-        assert picture.width > 800
-        assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 50
+    with Image.open("curve.png") as image:
+        assert image.width > 800
+        assert len(image.convert("RGB").getcolors(1 << 20) or []) > 50
     assert cli(*arguments, "--out", "curve.svg", "--deviations").returncode == 0
     first = Path("curve.svg").read_bytes()
     ElementTree.fromstring(first)

@@ -98,7 +98,7 @@ def test_the_majority_where_names_are_ranked(golden: Path) -> None:
 
 
 def test_controls_of_a_run(root: Path, cli: Cli) -> None:
-    """The scripted model repeats the last demonstration: its pictures don't matter, its text does."""
+    """The scripted model repeats the last demonstration: its images don't matter, its text does."""
     assert cli("coco", "--shots", "0,3", "--seeds", "42,43", "--checkpoint", "scripted", "--data-root", root,
                "--out", "run").returncode == 0  # fmt: skip
     result = cli("controls", "run", "--format", "json")
@@ -119,7 +119,7 @@ def test_controls_of_a_run(root: Path, cli: Cli) -> None:
     assert again.returncode == 0
     assert "query/s" not in again.stderr, "nothing is asked twice"
     table = again.stdout
-    assert "blind: the query without its picture" in table
+    assert "blind: the query without its image" in table
     assert "text-only" not in table
     assert cli("report", "run").returncode == 0, "the run itself is untouched"
 
@@ -138,26 +138,26 @@ def test_mistakes(root: Path, cli: Cli) -> None:
 
 @pytest.mark.torch
 @pytest.mark.slow
-def test_a_withheld_picture_is_seen_by_no_one(kit: Kit) -> None:
-    """Blind, the answer does not depend on which picture is withheld, and differs from the one with the picture."""
+def test_a_withheld_image_is_seen_by_no_one(kit: Kit) -> None:
+    """Blind, the answer does not depend on which image is withheld, and differs from the one with the image."""
     from flamingo_eval.core import registry
     from flamingo_eval.core.records import Decoding, Rendering
 
     source = registry.model_source(str(kit.toml))
     model: Any = load_over(source, kit.data)
     task = Decoding(max_new_tokens=20)
-    pictures = kit.pictures(4)
+    paths = kit.images(4)
     text = "<image>Output:a cat<|endofchunk|>\n<image>Output:"
 
     def said(*images: str) -> str:
         return str(model.answer([model.read(Rendering(text, images), task)], task)[0])
 
-    seen = {said(pictures[0], picture) for picture in pictures}
-    assert len(seen) > 1, "the last picture matters"
-    assert said(pictures[0], WITHHELD) not in seen
-    batch = [model.read(Rendering(text, (pictures[0], p)), task) for p in (pictures[1], WITHHELD, pictures[2])]
+    seen = {said(paths[0], path) for path in paths}
+    assert len(seen) > 1, "the last image matters"
+    assert said(paths[0], WITHHELD) not in seen
+    batch = [model.read(Rendering(text, (paths[0], p)), task) for p in (paths[1], WITHHELD, paths[2])]
     together = model.answer(batch, task)
-    assert together == [said(pictures[0], pictures[1]), said(pictures[0], WITHHELD), said(pictures[0], pictures[2])]
+    assert together == [said(paths[0], paths[1]), said(paths[0], WITHHELD), said(paths[0], paths[2])]
     model.answer([model.read(Rendering("<image>Output:", (WITHHELD,)), task)], task)
 
 

@@ -26,7 +26,7 @@ from flamingo_eval.analysis.statistics import (
 
 
 def test_a_mean_by_hand() -> None:
-    """1, 0, 0, 1 about pictures a, a, b, c: mean 0.5, cluster sums 0, -0.5, 0.5."""
+    """1, 0, 0, 1 about images a, a, b, c: mean 0.5, cluster sums 0, -0.5, 0.5."""
     sums = cluster_sums(mean_influence(np.array([1.0, 0, 0, 1])), ["a", "a", "b", "c"])
     assert sums.tolist() == [0, -0.5, 0.5]
     assert standard_error(sums, 4) == pytest.approx(math.sqrt(3 / 2 * 0.5) / 4)
@@ -99,7 +99,7 @@ def test_the_parts_of_a_means_uncertainty() -> None:
 
 
 def test_too_few_queries_pass_no_margin() -> None:
-    """Nothing that is known of three pictures shows that a run is no worse, unless not one answer differs."""
+    """Nothing that is known of three images shows that a run is no worse, unless not one answer differs."""
 
     def trial(*scores: float) -> tuple[float, dict[str, float]]:
         moves = mean_influence(np.array(scores))
@@ -115,14 +115,14 @@ def test_too_few_queries_pass_no_margin() -> None:
 
 
 DRAWS = 1000
-ASKED, PICTURES = 900, 300
+ASKED, IMAGES = 900, 300
 
 
 def clustered_scores(draw: np.random.Generator, truth: float) -> tuple[Array, list[str]]:
-    """VQA accuracies (0, 1/3, 2/3, 1) of 900 questions about 300 pictures; those of a picture go together."""
-    picture = draw.normal(0, 0.8, PICTURES)
-    owner = draw.integers(0, PICTURES, ASKED)
-    noise = picture[owner] * 0.6 + draw.normal(0, 1, ASKED)
+    """VQA accuracies (0, 1/3, 2/3, 1) of 900 questions about 300 images; those of an image go together."""
+    image = draw.normal(0, 0.8, IMAGES)
+    owner = draw.integers(0, IMAGES, ASKED)
+    noise = image[owner] * 0.6 + draw.normal(0, 1, ASKED)
     cuts = np.quantile(
         np.random.default_rng(9).normal(0, math.hypot(0.48, 1), 200_000), [1 - truth - 0.2, 1 - truth, 1 - truth + 0.2]
     )
@@ -131,7 +131,7 @@ def clustered_scores(draw: np.random.Generator, truth: float) -> tuple[Array, li
 
 
 def cider_like(draw: np.random.Generator) -> tuple[Array, list[str]]:
-    """Skewed scores from 0 to some hundred, one a picture."""
+    """Skewed scores from 0 to some hundred, one an image."""
     return draw.gamma(1.2, 70, 500), [str(i) for i in range(500)]
 
 

@@ -100,7 +100,7 @@ def test_changed_annotations_are_not_mixed_with_old_answers(root: Path, cli: Cli
     assert cli("score", "run").returncode == 2
 
 
-def test_a_changed_picture_is_answered_again(root: Path, cli: Cli) -> None:
+def test_a_changed_image_is_answered_again(root: Path, cli: Cli) -> None:
     cli(*FAST, "--data-root", root, "--out", "run")
     Image.new("RGB", (8, 8), "white").save(root / "coco/val2014/COCO_val2014_000000000500.png")
     cli(*FAST, "--data-root", root, "--out", "run")
@@ -109,7 +109,7 @@ def test_a_changed_picture_is_answered_again(root: Path, cli: Cli) -> None:
     assert set(answered[20:]) == {500}
 
 
-def test_missing_pictures_stop_after_everything_else_is_answered(root: Path, cli: Cli) -> None:
+def test_missing_images_stop_after_everything_else_is_answered(root: Path, cli: Cli) -> None:
     gone = root / "coco/val2014/COCO_val2014_000000000503.png"
     content = gone.read_bytes()
     gone.unlink()

@@ -83,10 +83,10 @@ def test_other_ways_of_reading_the_same_files_are_another_run(root: Path, cli: C
     assert "coco reading is" in changed.stderr
 
 
-def test_a_finished_run_does_not_need_its_pictures(root: Path, cli: Cli) -> None:
+def test_a_finished_run_does_not_need_its_images(root: Path, cli: Cli) -> None:
     first = cli(*FAST, "--data-root", root, "--out", "run")
-    for picture in (root / "coco" / "val2014").iterdir():
-        picture.unlink()
+    for image in (root / "coco" / "val2014").iterdir():
+        image.unlink()
     again = cli(*FAST, "--data-root", root, "--out", "run")
     assert again.returncode == 0
     assert again.stdout == first.stdout
@@ -140,7 +140,7 @@ def test_trials_on_the_command_line_beat_seeds_of_the_file(root: Path, cli: Cli)
 def test_a_benchmarks_section_is_for_its_plan_too(root: Path, cli: Cli) -> None:
     Path("flamingo-eval.toml").write_text("trials = 1\n[coco]\nshots = [1]\nnum-samples = 3\n")
     assert cli("plan", "coco", "--data-root", root).stdout.splitlines() == [
-        "coco  1 shots  seed 42: 3 queries, 6 pictures"
+        "coco  1 shots  seed 42: 3 queries, 6 images"
     ]
 
 

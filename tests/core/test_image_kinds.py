@@ -1,4 +1,4 @@
-"""Pictures of every awkward kind are seen as the reference sees them, or are a clear error."""
+"""Images of every awkward kind are seen as the reference sees them, or are a clear error."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def transform() -> Any:
 @pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO", "ignore:Metadata Warning")
 def test_as_the_reference_sees_them(goldens: Path, golden: Path, transform: Any) -> None:
     """CMYK, 16 bits, palettes, animations, EXIF orientation, cut off, empty: to the last bit, or refused by name."""
-    from flamingo_eval.models.flamingo.vision import read_picture
+    from flamingo_eval.models.flamingo.vision import read_image
 
-    expected = json.loads((golden / "pictures.json").read_text(encoding="utf-8"))
+    expected = json.loads((golden / "images.json").read_text(encoding="utf-8"))
     assert len(expected) == 62
     found: dict[str, str | None] = {}
     refusals = []
     for name in expected:
         path = goldens / "images" / "quirky" / name
         try:
-            pixels = read_picture(Images(Path()), str(path), transform, rgb=False)
+            pixels = read_image(Images(Path()), str(path), transform, rgb=False)
             found[name] = hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
         except QueryError as error:
             found[name] = None
@@ -56,19 +56,19 @@ def test_as_the_reference_sees_them(goldens: Path, golden: Path, transform: Any)
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
 @pytest.mark.parametrize("size", [(1, 1), (30_000, 200), (2, 300), (223, 225)])
 def test_all_modes_and_sizes(tmp_path: Path, transform: Any, mode: str, size: tuple[int, int]) -> None:
-    from flamingo_eval.models.flamingo.vision import read_picture
+    from flamingo_eval.models.flamingo.vision import read_image
 
-    path = tmp_path / f"picture.{'tiff' if mode in ('CMYK', 'F') else 'png'}"
+    path = tmp_path / f"image.{'tiff' if mode in ('CMYK', 'F') else 'png'}"
     Image.new(mode, size).save(path)
     try:
-        with Image.open(path) as picture:
-            expected = transform(picture)
+        with Image.open(path) as image:
+            expected = transform(image)
     except (OSError, ValueError) as error:
-        with pytest.raises(QueryError, match=r"picture\.\w+ can't be read"):
-            read_picture(Images(Path()), str(path), transform, rgb=False)
+        with pytest.raises(QueryError, match=r"image\.\w+ can't be read"):
+            read_image(Images(Path()), str(path), transform, rgb=False)
         pytest.fail(f"Pillow has learned to refuse this: {error}")
-    assert read_picture(Images(Path()), str(path), transform, rgb=False).equal(expected)
-    assert read_picture(Images(Path()), str(path), transform, rgb=True).shape == (3, 224, 224)
+    assert read_image(Images(Path()), str(path), transform, rgb=False).equal(expected)
+    assert read_image(Images(Path()), str(path), transform, rgb=True).shape == (3, 224, 224)
 
 
 def png_of(width: int, height: int) -> bytes:
@@ -82,32 +82,32 @@ def png_of(width: int, height: int) -> bytes:
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, transform: Any) -> None:
-    from flamingo_eval.models.flamingo.vision import read_picture
+    from flamingo_eval.models.flamingo.vision import read_image
 
     path = tmp_path / "bomb.png"
     path.write_bytes(png_of(60_000, 60_000))
     with pytest.raises(QueryError, match=r"bomb\.png can't be read: .*could be decompression bomb DOS attack"):
-        read_picture(Images(Path()), str(path), transform, rgb=False)
+        read_image(Images(Path()), str(path), transform, rgb=False)
 
 
-def test_a_picture_that_resizing_would_blow_up_is_refused(tmp_path: Path, transform: Any) -> None:
+def test_a_image_that_resizing_would_blow_up_is_refused(tmp_path: Path, transform: Any) -> None:
     """The reference makes 30,000 x 2 pixels 3,360,000 x 224 before it crops."""
-    from flamingo_eval.models.flamingo.vision import read_picture
+    from flamingo_eval.models.flamingo.vision import read_image
 
     Image.new("RGB", (30_000, 2)).save(tmp_path / "thread.png")
     with pytest.raises(QueryError, match=r"thread\.png is too long and narrow to be resized: 30000 x 2 pixels"):
-        read_picture(Images(Path()), str(tmp_path / "thread.png"), transform, rgb=False)
+        read_image(Images(Path()), str(tmp_path / "thread.png"), transform, rgb=False)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"<html>not found</html>", b"\xff\xd8\xff\xe0\0\x10JFIF"])
-def test_what_is_no_picture_is_refused_by_name(tmp_path: Path, transform: Any, content: bytes) -> None:
-    from flamingo_eval.models.flamingo.vision import read_picture
+def test_what_is_no_image_is_refused_by_name(tmp_path: Path, transform: Any, content: bytes) -> None:
+    from flamingo_eval.models.flamingo.vision import read_image
 
     path = tmp_path / "odd.jpg"
     path.write_bytes(content)
     with pytest.raises(QueryError, match=r"odd\.jpg (is not an image|is empty|is a web page|can't be read)"):
-        read_picture(Images(Path()), str(path), transform, rgb=False)
+        read_image(Images(Path()), str(path), transform, rgb=False)
     folder = tmp_path / "folder.jpg"
     folder.mkdir()
     with pytest.raises(QueryError, match=r"folder\.jpg can't be read"):
-        read_picture(Images(Path()), str(folder), transform, rgb=False)
+        read_image(Images(Path()), str(folder), transform, rgb=False)

@@ -19,14 +19,14 @@ from PIL import Image, PngImagePlugin
 from flamingo_eval.core.errors import QueryError, UserError
 from flamingo_eval.core.images import FORMATS, Images, formats_with
 from flamingo_eval.core.source import read_source
-from flamingo_eval.engine.retrieval import encode_pictures, store_of
+from flamingo_eval.engine.retrieval import encode_images, store_of
 from flamingo_eval.models.scripted import ThumbnailEncoder, ThumbnailSource
 from tests.support.helpers import Cli, read_lines, write_coco_root
 
 QUERY_500 = "coco/val2014/COCO_val2014_000000000500.png"
 
 
-def picture(color: int, format: str = "PNG") -> bytes:
+def encoded(color: int, format: str = "PNG") -> bytes:
     """An image file of one colour."""
     file = io.BytesIO()
     Image.new("RGB", (16, 16), (color, 90, 40)).save(file, format)
@@ -44,12 +44,12 @@ def refusal(images: Images, name: str) -> str:
 def test_the_formats_that_are_always_read(tmp_path: Path) -> None:
     images = Images(tmp_path)
     for format in FORMATS:
-        (tmp_path / f"{format}.jpg").write_bytes(picture(7, format))
+        (tmp_path / f"{format}.jpg").write_bytes(encoded(7, format))
         assert images.decode(f"{format}.jpg", lambda opened: opened.size) == (16, 16)
 
 
 def test_other_formats_are_named_and_read_if_asked_for(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(7, "JPEG2000"))
+    (tmp_path / "a.png").write_bytes(encoded(7, "JPEG2000"))
     message = refusal(Images(tmp_path), "a.png")
     assert "is a JPEG2000 image; read are JPEG, PNG," in message
     assert "--image-formats JPEG2000" in message
@@ -88,7 +88,7 @@ def test_whatever_a_decoder_raises_is_that_images_failure(
     def load(*_: Any) -> None:
         raise raised
 
-    (tmp_path / "a.png").write_bytes(picture(7))
+    (tmp_path / "a.png").write_bytes(encoded(7))
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
     assert "a.png can't be read: " in refusal(Images(tmp_path), "a.png")
 
@@ -107,15 +107,15 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         assert words in refusal(images, name)
         with pytest.raises(QueryError):
             images.digest(name)
-    (tmp_path / "real.png").write_bytes(picture(3))
+    (tmp_path / "real.png").write_bytes(encoded(3))
     (tmp_path / "link.jpg").symlink_to("real.png")
     assert images.decode("link.jpg", lambda opened: opened.size) == (16, 16), "links are the user's own"
 
 
 def test_bytes_swapped_after_the_digest_are_refused(tmp_path: Path) -> None:
     images = Images(tmp_path)
-    (tmp_path / "a.png").write_bytes(picture(1))
-    (tmp_path / "b.png").write_bytes(picture(2))
+    (tmp_path / "a.png").write_bytes(encoded(1))
+    (tmp_path / "b.png").write_bytes(encoded(2))
     first = images.digest("a.png")
     (tmp_path / "b.png").replace(tmp_path / "a.png")
     assert "has changed since this command began" in refusal(images, "a.png")
@@ -149,10 +149,10 @@ def test_features_of_swapped_bytes_are_never_kept(tmp_path: Path, monkeypatch: p
 
         monkeypatch.setattr(ThumbnailEncoder, "prepare", swapped)
         source = read_source("coco", root)
-        encoding = encode_pictures(source, [first, second], ThumbnailSource(), "cpu")
+        encoding = encode_images(source, [first, second], ThumbnailSource(), "cpu")
         assert "has changed since" in encoding.failed[first]
         monkeypatch.setattr(ThumbnailEncoder, "prepare", prepare)
-        again = encode_pictures(read_source("coco", root), [first, second], ThumbnailSource(), "cpu")
+        again = encode_images(read_source("coco", root), [first, second], ThumbnailSource(), "cpu")
         assert not again.failed
         expected = prepare(ThumbnailEncoder(), first, False, Images(root))
         found = again.vectors[again.number[first]]
@@ -183,14 +183,14 @@ def test_latents_of_swapped_bytes_are_never_kept(tmp_path: Path) -> None:
         return LatentStore(transform, lambda pixels: pixels[:, None], torch.zeros(1, 3), budget=1 << 20, disk=disk)
 
     path = tmp_path / "a.png"
-    path.write_bytes(picture(1))
+    path.write_bytes(encoded(1))
     one = store()
     found = one.find("a.png", False, Images(tmp_path))
-    path.write_bytes(picture(2))
+    path.write_bytes(encoded(2))
     with pytest.raises(QueryError, match="has changed since"):
         one.read([found])
     one.close()
-    path.write_bytes(picture(1))
+    path.write_bytes(encoded(1))
     two = store()
     found = two.find("a.png", False, Images(tmp_path))
     two.read([found])
@@ -209,7 +209,7 @@ def breaking(root: Path, name: str, content: bytes) -> Path:
 def test_a_query_whose_image_is_of_another_format_fails_alone(tmp_path: Path, cli: Cli, format: str) -> None:
     """A real model: that query fails by name, the others are answered, exit 4; with its format named it is answered."""
     root = write_coco_root(tmp_path / "data", train=4, test=3)
-    breaking(root, QUERY_500, picture(9, format))
+    breaking(root, QUERY_500, encoded(9, format))
     run = ("coco", "--checkpoint", "demo", "--data-root", root, "--shots", "0", "--seeds", "42", "--device", "cpu",
            "--out", "run")  # fmt: skip
     result = cli(*run, "--on-error", "skip")

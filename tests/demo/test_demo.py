@@ -55,7 +55,7 @@ def test_scores_rise_with_shots_as_the_readmes_say() -> None:
     result = run_cli("run", "all", "--shots", "0,4,16", "--checkpoint", "demo", "--data-root", "demo", "--out", "run",
                      "--format", "json")  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "demo: generated pictures and the tiny demo checkpoint" in result.stderr
+    assert "demo: generated images and the tiny demo checkpoint" in result.stderr
     cells = {(cell["benchmark"], cell["shots"]): cell for cell in json.loads(result.stdout)["cells"]}
     shown = shown_scores()
     (_, _, *heads), *rows = table_of("README.md", "all")
@@ -77,7 +77,7 @@ def test_scores_rise_with_shots_as_the_readmes_say() -> None:
     for file in ("run.json", "scores.json", "scores.jsonl", "journal.jsonl"):
         text = Path("run", file).read_text()
         pieces = text.splitlines() if file.endswith("l") else [text]
-        assert all('"demo": "demo: generated pictures' in piece for piece in pieces), file
+        assert all('"demo": "demo: generated images' in piece for piece in pieces), file
 
 
 @pytest.mark.torch
@@ -99,18 +99,18 @@ def test_a_held_out_rule_is_learned_from_demonstrations() -> None:
     assert zero == pytest.approx(50, abs=3)
     assert four >= 70
     assert sixteen >= 90
-    assert abs(float(text_only[4].split()[0]) - 50) < 15, "without pictures there is no rule to be learned"
+    assert abs(float(text_only[4].split()[0]) - 50) < 15, "without images there is no rule to be learned"
 
 
 @pytest.mark.torch
 @pytest.mark.slow
 def test_controls_cost_the_demo_its_gain() -> None:
-    """Demonstrations in another dialect, queries with wrong pictures, demonstrations without pictures."""
-    from flamingo_eval.demo.controls import best_single_caption, other_dialect_root, wrong_pictures_root
+    """Demonstrations in another dialect, queries with wrong images, demonstrations without images."""
+    from flamingo_eval.demo.controls import best_single_caption, other_dialect_root, wrong_images_root
 
     scores = shown_scores()
     means = {}
-    for name, root in (("other", other_dialect_root()), ("wrong", wrong_pictures_root())):
+    for name, root in (("other", other_dialect_root()), ("wrong", wrong_images_root())):
         control = run_cli("coco", "--shots", "16", "--seeds", "42", "--checkpoint", "demo", "--data-root", root,
                           "--out", name, "--format", "json")  # fmt: skip
         assert control.returncode == 0, control.stderr
@@ -118,7 +118,7 @@ def test_controls_cost_the_demo_its_gain() -> None:
     assert means["other"] < scores["coco", "demo"][0][0], "demonstrations in another dialect lose the whole gain"
     assert scores["coco", "demo"][16][0] >= 3 * means["wrong"]
     gain = scores["coco", "demo"][16][0] - scores["coco", "demo"][0][0]
-    for who in ("text only", "pictures shuffled", "text shuffled"):
+    for who in ("text only", "images shuffled", "text shuffled"):
         assert scores["coco", "demo"][16][0] - scores["coco", who][16][0] > gain / 4, "loan words are not understood"
     references = read_source("coco", demo_data_root()).references.by_id
     assert scores["coco", "demo"][16][0] >= 3 * best_single_caption(references)[1]

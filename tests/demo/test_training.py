@@ -20,7 +20,7 @@ from tests.support.helpers import run_cli
 
 @pytest.fixture(scope="module")
 def small_maker() -> tuple[Any, Any]:
-    """Episodes over a few hundred pictures, and their tokenizer."""
+    """Episodes over a few hundred images, and their tokenizer."""
     from flamingo_eval.demo.recipe.episodes import EpisodeMaker
     from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 
@@ -53,9 +53,9 @@ def test_training_never_draws_what_is_held_out(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(words, "annotate", lambda question, _: [question.answer])
     for task, right in (("owners", owners), ("marks", {c: "yes" if c in rule else "no" for c in world.COLOURS})):
         batch = maker.draw(np.random.RandomState(0), 4, 200, task=task)
-        for row, pictures in zip(batch.labels.tolist(), batch.pictures.tolist(), strict=True):
+        for row, images in zip(batch.labels.tolist(), batch.images.tolist(), strict=True):
             answers = tokenizer.inner.decode([i for i in row if i >= 0]).split("<|endofchunk|>")[:-1]
-            shown = [maker._scenes[number].main.colour for number in pictures[: len(answers)]]
+            shown = [maker._scenes[number].main.colour for number in images[: len(answers)]]
             assert answers == [right[colour] for colour in shown]
 
 
@@ -166,7 +166,7 @@ def test_training_runs_from_nothing_and_resumes(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    command = [sys.executable, "-m", "flamingo_eval.demo.recipe.train", "--work", str(tmp_path / "w"), "--pictures", "600",
+    command = [sys.executable, "-m", "flamingo_eval.demo.recipe.train", "--work", str(tmp_path / "w"), "--images", "600",
                "--vision-steps", "3", "--episode-steps", "2", "--probe", "0"]  # fmt: skip
     first = subprocess.run(command, capture_output=True, text=True, check=True)
     again = subprocess.run(command, capture_output=True, text=True, check=True)

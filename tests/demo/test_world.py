@@ -53,7 +53,7 @@ def test_references_differ_and_are_in_the_dialect() -> None:
 
 
 def test_scenes_are_what_they_say() -> None:
-    """Copies are of one thing, pairs differ in both, relations and sides hold on the picture."""
+    """Copies are of one thing, pairs differ in both, relations and sides hold on the image."""
     generator = np.random.RandomState(1)
     counts: Counter[str] = Counter()
     for _ in range(500):

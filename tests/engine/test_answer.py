@@ -20,7 +20,7 @@ from tests.support.plans import plan_of, source_of
 
 
 class Small(ModelBase):
-    """A model that holds so many prompts at once, and can't read one of the pictures."""
+    """A model that holds so many prompts at once, and can't read one of the images."""
 
     def __init__(self, fits: int, broken: str = "") -> None:
         self.fits, self.broken = fits, broken
@@ -74,7 +74,7 @@ def test_what_fits_nowhere_is_an_error_and_the_rest_is_kept(tmp_path: Path) -> N
     assert not any(image == heavy and id in rows for id, image in asked)
 
 
-def test_a_picture_that_cant_be_read_costs_its_own_query(tmp_path: Path) -> None:
+def test_a_image_that_cant_be_read_costs_its_own_query(tmp_path: Path) -> None:
     plan, journal = plan_of(source_of(9, 6), 2), Journal(tmp_path / "journal.jsonl")
     broken = next(iter(plan)).prompt.images[-1]
     failures = answer(list(find_pending([plan], journal, "m")), Small(9, broken), journal, batch_size=2, extra={})  # fmt: skip

@@ -41,7 +41,7 @@ def test_sources_that_disagree_are_reported(golden: Path, tmp_path: Path) -> Non
         text = (golden / "coco" / name).read_text()
         target.write_text(text.replace("A green truck", "A grey truck", 1) if name.startswith("a") else text)
     notes = LOADER.references(RULES, tmp_path, "test").notes
-    assert notes[1] == "dataset_coco.json has other captions for 1 pictures, such as 1000"
+    assert notes[1] == "dataset_coco.json has other captions for 1 images, such as 1000"
 
 
 def _image(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], object]:
@@ -56,11 +56,11 @@ def _image(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, An
         (_image(lambda i: i.pop("split")), r"images\[3\]: 'split' is missing"),
         (_image(lambda i: i.update(cocoid="103")), r"images\[3\]: 'cocoid' is missing or not of type int"),
         (_image(lambda i: i.update(cocoid=101)), r"images\[3\]: the id 101 occurs twice in split 'train'"),
-        (_image(lambda i: i.update(sentences=[])), r"images\[3\]: the picture has no sentence"),
+        (_image(lambda i: i.update(sentences=[])), r"images\[3\]: the image has no sentence"),
         (_image(lambda i: i.update(sentences=[{"raw": 5}])), r"images\[3\]: 'raw' is missing or not of type str"),
         (_image(lambda i: i.update(filename="../../secret.png")), "is not a path inside the data folder"),
         (_image(lambda i: i.update(filepath="/etc")), "is not a path inside the data folder"),
-        (lambda t: t.update(images=[i for i in t["images"] if i["split"] != "test"]), "no picture in split 'test'"),
+        (lambda t: t.update(images=[i for i in t["images"] if i["split"] != "test"]), "no image in split 'test'"),
     ],
 )
 def test_broken_files_name_file_and_record(root: Path, change: Callable[[Any], object], message: str) -> None:
@@ -89,9 +89,9 @@ def test_malformed_json_names_the_file(root: Path, content: bytes) -> None:
         LOADER.examples(RULES, root, "test")
 
 
-def test_a_caption_file_without_some_pictures_is_refused(root: Path) -> None:
+def test_a_caption_file_without_some_images_is_refused(root: Path) -> None:
     (root / "coco" / "annotations").mkdir()
     table = {"images": [{"id": 500}], "annotations": [{"image_id": 500, "id": 1, "caption": "a thing"}]}
     (root / "coco" / "annotations" / "captions_val2014.json").write_text(json.dumps(table))
-    with pytest.raises(DataError, match=r"has no caption of 4 pictures of .*such as 501"):
+    with pytest.raises(DataError, match=r"has no caption of 4 images of .*such as 501"):
         LOADER.references(RULES, root, "test")

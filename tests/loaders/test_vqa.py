@@ -169,7 +169,7 @@ def write_classes(root: Path, splits: dict[str, dict[str, int]]) -> DataRules:
             folder.mkdir(parents=True)
             for i in range(count):
                 Image.new("L", (4, 4)).save(folder / f"{i}.JPEG")
-            (folder / "notes.txt").write_text("not a picture")
+            (folder / "notes.txt").write_text("not an image")
     return load_benchmark("imagenet").data
 
 
@@ -253,7 +253,7 @@ def test_imagenets_folders_are_timms() -> None:
 
 
 def write_thousand(root: Path, names: list[str]) -> DataRules:
-    """A picture each for a thousand class folders, under both splits."""
+    """An image each for a thousand class folders, under both splits."""
     for split in ("train", "val"):
         for name in names:
             folder = root / "imagenet" / split / name

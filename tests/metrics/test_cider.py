@@ -44,7 +44,7 @@ def test_equals_the_references_whole_run(golden: Path) -> None:
 
 
 def test_equals_pycocoevalcap_on_the_same_tokens(golden: Path) -> None:
-    """Each picture gets another picture's caption, so that scores are neither 0 nor perfect."""
+    """Each image gets another image's caption, so that scores are neither 0 nor perfect."""
     references = LOADER.references(load_benchmark("coco").data, golden, "test").by_id
     ids = list(references)
     captions: dict[Id, str] = {id: references[ids[(i + 1) % len(ids)]][i % 5] for i, id in enumerate(ids)}

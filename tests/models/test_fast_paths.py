@@ -38,12 +38,12 @@ def models(model_kit: Kit) -> tuple[Any, Any]:
 
 @pytest.fixture(scope="module")
 def prompts(model_kit: Kit) -> list[Rendering]:
-    pictures = model_kit.pictures(9)
+    images = model_kit.images(9)
     made = []
     for i, text in enumerate(TEXTS):
         count = text.count("<image>")
-        made += [Rendering(text, tuple(pictures[(i + j + k) % 9] for j in range(count))) for k in range(3)]
-    return [*made, Rendering(TEXTS[1], (WITHHELD, pictures[0])), Rendering(TEXTS[1], (pictures[0], WITHHELD))]
+        made += [Rendering(text, tuple(images[(i + j + k) % 9] for j in range(count))) for k in range(3)]
+    return [*made, Rendering(TEXTS[1], (WITHHELD, images[0])), Rendering(TEXTS[1], (images[0], WITHHELD))]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_logits_of_prompt_and_continuation(models: tuple[Any, Any], prompts: lis
             for i, b in enumerate(order):
                 ids = torch.tensor([item.ids + paths[b][:2]])
                 media = Media.of(latents, torch.tensor([item.ids]), plain.tokenizer.image_id)
-                # a picture of their own is what plain attention would give generated image tags; none are generated here
+                # an image of their own is what plain attention would give generated image tags; none are generated here
                 index = torch.cat([media.image_index, media.image_index[:, -1:].expand(-1, 2)], dim=1)
                 alone = plain.model(ids, torch.ones_like(ids), Media(latents, index))[0, -1]
                 assert (logits[row, i] - alone).abs().max() < 1e-4
@@ -122,15 +122,15 @@ def test_many_passes_give_what_one_gives(
             assert one == pytest.approx(other, abs=1e-4)
 
 
-def test_each_picture_is_encoded_once(models: tuple[Any, Any], model_kit: Kit, tmp_path: Path) -> None:
+def test_each_image_is_encoded_once(models: tuple[Any, Any], model_kit: Kit, tmp_path: Path) -> None:
     """Whatever the budget: what memory does not hold is on the disk, also for a later run."""
     from flamingo_eval.models.flamingo.adapter import Caching
     from flamingo_eval.models.flamingo.loading import load_model
     from flamingo_eval.models.flamingo.spec import read_spec
 
-    pictures = model_kit.pictures(10)
+    paths = model_kit.images(10)
     task = Decoding(5)
-    prompts = [Rendering(TEXTS[1], (pictures[i], pictures[(i + 3) % 10])) for i in range(10)] * 2
+    prompts = [Rendering(TEXTS[1], (paths[i], paths[(i + 3) % 10])) for i in range(10)] * 2
     expected = [models[1].answer([models[1].read(p, task)], task)[0] for p in prompts]
     one = models[0].model.perceiver.latents.nbytes
     for budget, disk, encoded in (
@@ -145,19 +145,19 @@ def test_each_picture_is_encoded_once(models: tuple[Any, Any], model_kit: Kit, t
         images = Images(model_kit.data)
         said = [model.answer([model.read(p, task, images)], task)[0] for p in prompts]
         assert said == expected
-        store = model.pictures[False]
+        store = model.stores[False]
         assert store._bytes <= budget
         assert store.encoded == encoded
         model.close()
 
 
-def test_reading_ahead_while_the_same_pictures_are_being_encoded(kit: Kit, tmp_path: Path) -> None:
+def test_reading_ahead_while_the_same_images_are_being_encoded(kit: Kit, tmp_path: Path) -> None:
     """Nothing is left over, and nothing is encoded twice."""
     import threading
 
     from flamingo_eval.models.flamingo.latents import LatentStore
 
-    paths = [kit.data / name for name in kit.pictures(6)]
+    paths = [kit.data / name for name in kit.images(6)]
     started, go_on = threading.Event(), threading.Event()
 
     def encode(pixels: Any) -> Any:
@@ -165,21 +165,21 @@ def test_reading_ahead_while_the_same_pictures_are_being_encoded(kit: Kit, tmp_p
         assert go_on.wait(10)
         return pixels.mean(dim=(2, 3))[:, None, :]
 
-    def transform(picture: Any) -> Any:
-        del picture
+    def transform(image: Any) -> Any:
+        del image
         return torch.rand(3, 4, 4)
 
     store = LatentStore(transform, encode, torch.zeros(1, 3), budget=1 << 20, disk=None)
-    pictures = [store.find(path, rgb=False, images=Images(Path())) for path in paths]
-    store.read(pictures[:4])
-    worker = threading.Thread(target=store.latents, args=(pictures[:4],))
+    images = [store.find(path, rgb=False, images=Images(Path())) for path in paths]
+    store.read(images[:4])
+    worker = threading.Thread(target=store.latents, args=(images[:4],))
     worker.start()
     assert started.wait(10)
-    store.read(pictures)  # four of them are being encoded
+    store.read(images)  # four of them are being encoded
     go_on.set()
     worker.join(10)
-    assert set(store._pixels) == {picture.key for picture in pictures[4:]}
-    store.latents(pictures)
+    assert set(store._pixels) == {image.key for image in images[4:]}
+    store.latents(images)
     assert store._pixels == {}
     assert store.encoded == 6
     with pytest.raises(QueryError, match="does not exist"):
@@ -195,7 +195,7 @@ def test_latents_are_on_the_disk_long_before_the_end(
     from flamingo_eval.storage.vectors import FeatureStore
 
     monkeypatch.setattr(latents, "SAVED_AT_ONCE", 2)
-    paths = [kit.data / name for name in kit.pictures(7)]
+    paths = [kit.data / name for name in kit.images(7)]
 
     def store() -> LatentStore:
         return LatentStore(lambda _: torch.rand(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],
@@ -228,11 +228,11 @@ def test_a_cache_disk_that_fails_costs_nothing_but_time(
     (tmp_path / "file").write_text("not a folder")
     store = LatentStore(lambda _: torch.rand(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],
                         torch.zeros(1, 3), budget=12, disk=FeatureStore(tmp_path / "file" / "x", "d"))  # fmt: skip
-    pictures = [
-        store.find(path, rgb=False, images=Images(Path())) for path in [kit.data / name for name in kit.pictures(6)]
+    images = [
+        store.find(path, rgb=False, images=Images(Path())) for path in [kit.data / name for name in kit.images(6)]
     ]
-    store.read(pictures)
-    assert store.latents(pictures).shape == (6, 1, 3)
+    store.read(images)
+    assert store.latents(images).shape == (6, 1, 3)
     store.close()
     assert "not kept on the disk any more" in caplog.text
 
@@ -243,7 +243,7 @@ def test_a_cache_that_is_emptied_meanwhile_costs_nothing_but_time(kit: Kit, tmp_
     from flamingo_eval.models.flamingo.latents import LatentStore
     from flamingo_eval.storage.vectors import FeatureStore
 
-    paths = [kit.data / name for name in kit.pictures(6)]
+    paths = [kit.data / name for name in kit.images(6)]
 
     def store() -> LatentStore:
         return LatentStore(lambda _: torch.ones(3, 4, 4), lambda pixels: pixels.mean(dim=(2, 3))[:, None, :],

@@ -215,13 +215,13 @@ def test_tokens_see_their_own_image_only_and_none_before_the_first() -> None:
         assert torch.equal(block(x, Media.of(latents, ids, 9)), x), "closed gates leave the language model alone"
 
 
-def test_unreadable_pictures(bundle: Path) -> None:
+def test_unreadable_images(bundle: Path) -> None:
     model = load(bundle)
     Image.new("RGB", (200, 100), "blue").save(bundle / "whole.jpg")
     content = (bundle / "whole.jpg").read_bytes()
     (bundle / "half.jpg").write_bytes(content[: len(content) // 2])
     (bundle / "empty.png").write_bytes(b"")
-    (bundle / "text.jpg").write_text("not a picture")
+    (bundle / "text.jpg").write_text("not an image")
     for name, message in (
         ("half.jpg", "half.jpg can't be read: .*[Tt]runcated"),
         ("empty.png", "empty.png is empty"),
@@ -238,7 +238,7 @@ def test_a_prompt_too_long_is_refused_never_cut(bundle: Path) -> None:
         load(bundle).read(Rendering("Output:a ball\n" * 800 + "<image>Output:", ("a.png",)), Decoding(5))
 
 
-def test_a_truncated_picture_costs_its_own_queries_only(tmp_path: Path) -> None:
+def test_a_truncated_image_costs_its_own_queries_only(tmp_path: Path) -> None:
     from tests.support.helpers import write_coco_root
 
     root = write_coco_root(tmp_path / "data", train=6, test=4)
@@ -275,4 +275,4 @@ def test_other_precisions_speak_too(precision: str) -> None:
     for name in ("fp32", precision):
         model = load_over(source, root, name)
         texts.append(model.answer([model.read(prompt, Decoding(20))], Decoding(20))[0])
-    assert texts[0] == texts[1], "a clear picture is described alike"
+    assert texts[0] == texts[1], "a clear image is described alike"

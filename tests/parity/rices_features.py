@@ -14,7 +14,7 @@ import numpy as np
 
 from flamingo_eval.core import registry
 from flamingo_eval.core.source import read_source
-from flamingo_eval.engine.retrieval import encode_pictures
+from flamingo_eval.engine.retrieval import encode_images
 from tests.support.reference import linked_data
 
 BENCHMARKS = ("coco", "flickr30k", "vqav2", "okvqa", "textvqa", "vizwiz", "hateful_memes")
@@ -28,7 +28,7 @@ def main(goldens: Path, out: Path) -> None:
         for name in BENCHMARKS:
             source = read_source(name, data)
             images = list(dict.fromkeys(e.image for part in (source.data.train, source.data.test) for e in part))
-            encoding = encode_pictures(source, images, encoder, "cpu")
+            encoding = encode_images(source, images, encoder, "cpu")
             arrays |= {
                 f"{name}_images": np.array(images),
                 f"{name}_rows": np.array([encoding.number[image] for image in images]),

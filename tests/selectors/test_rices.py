@@ -38,18 +38,18 @@ def plainly(rows: list[int], vectors: Any, query: Any, k: int, own: int | None) 
     """One query at a time, exact sums, every row sorted: most similar first, ties by lower row.
 
     Args:
-        rows: row -> picture.
+        rows: row -> image.
     """
     scored = []
-    for row, picture in enumerate(rows):
-        if picture != own:
-            products = [float(a) * float(b) for a, b in zip(vectors[picture], query, strict=True)]
+    for row, image in enumerate(rows):
+        if image != own:
+            products = [float(a) * float(b) for a, b in zip(vectors[image], query, strict=True)]
             scored.append((-math.fsum(products), row))
     return [row for _, row in sorted(scored)[:k]]
 
 
-def members(rows: list[int], pictures: int) -> list[list[int]]:
-    return [[row for row, p in enumerate(rows) if p == picture] for picture in range(pictures)]
+def members(rows: list[int], images: int) -> list[list[int]]:
+    return [[row for row, p in enumerate(rows) if p == image] for image in range(images)]
 
 
 @pytest.mark.torch
@@ -57,15 +57,15 @@ def members(rows: list[int], pictures: int) -> list[list[int]]:
 @given(st.data())
 def test_ranking_against_a_plain_implementation_with_many_ties(data: Any) -> None:
     """Small whole numbers: sums are exact, and equal similarities abound."""
-    pictures, queries, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
+    images, queries, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
     generator = np.random.RandomState(data.draw(st.integers(0, 10_000)))
-    vectors = generator.randint(-2, 3, (pictures, width)).astype(np.float32)
+    vectors = generator.randint(-2, 3, (images, width)).astype(np.float32)
     asked = generator.randint(-2, 3, (queries, width)).astype(np.float32)
-    rows = [*range(pictures), *generator.randint(0, pictures, data.draw(st.integers(0, 30))).tolist()]
+    rows = [*range(images), *generator.randint(0, images, data.draw(st.integers(0, 30))).tolist()]
     generator.shuffle(rows)
     k = data.draw(st.integers(1, len(rows) + 2))
-    own = [int(o) if o >= 0 else None for o in generator.randint(-1, pictures, queries)]
-    pool = ranking.Pool(vectors, members(rows, pictures))
+    own = [int(o) if o >= 0 else None for o in generator.randint(-1, images, queries)]
+    pool = ranking.Pool(vectors, members(rows, images))
     found = ranking.nearest_rows(pool, asked, k, excluded=own)
     assert found == [plainly(rows, vectors, q, k, o) for q, o in zip(asked, own, strict=True)]
 
@@ -75,7 +75,7 @@ def test_ranking_against_a_plain_implementation_with_many_ties(data: Any) -> Non
 def test_ranking_of_real_valued_features_does_not_depend_on_how_work_is_cut(
     monkeypatch: pytest.MonkeyPatch, train_tile: int, query_tile: int, gathered: int
 ) -> None:
-    """Half of the pictures are copies of others under another number: exact ties wherever they are computed."""
+    """Half of the images are copies of others under another number: exact ties wherever they are computed."""
     monkeypatch.setattr(ranking, "TRAIN_TILE", train_tile, raising=False)
     module = __import__("flamingo_eval.storage.nearest", fromlist=["x"])
     for name, value in (("TRAIN_TILE", train_tile), ("QUERY_TILE", query_tile), ("_GATHERED", gathered)):
@@ -117,14 +117,14 @@ def test_plans_equal_the_references(golden: Path, monkeypatch: pytest.MonkeyPatc
         name = source.benchmark.name
         images, rows = kept[f"{name}_images"].tolist(), kept[f"{name}_rows"].tolist()
         encoding = Encoding(kept[f"{name}_vectors"], dict(zip(images, rows, strict=True)), {})
-        monkeypatch.setattr(retrieval, "encode_pictures", lambda *_: encoding)
+        monkeypatch.setattr(retrieval, "encode_images", lambda *_: encoding)
         return find_nearest(source, source.data.test, shots, Retriever(Retrieval(""), CountingSource()), "cpu")
 
     check_plans(golden / "plans", golden, nearest_to)
 
 
 def check_plans(plans: Path, data: Path, nearest_to: Callable[[Source, int], Nearest]) -> None:
-    """Demonstrations' pictures in order; rows too where a picture occurs once (among rows of one picture the reference
+    """Demonstrations' images in order; rows too where an image occurs once (among rows of one image the reference
     leaves the order to rounding)."""
     files = sorted(plans.glob("*_rices_*.json"))
     assert len(files) >= 7
@@ -151,7 +151,7 @@ def check_plans(plans: Path, data: Path, nearest_to: Callable[[Source, int], Nea
 
 
 def rices_plan(root: Path, count: int, rules: Retrieval | None = None) -> dict[str, list[str]]:
-    """Picture of a query -> pictures of its demonstrations, nearest first, by thumbnails."""
+    """Image of a query -> images of its demonstrations, nearest first, by thumbnails."""
     from flamingo_eval.models.scripted import ThumbnailSource
 
     source = read_source("coco", root)
@@ -161,7 +161,7 @@ def rices_plan(root: Path, count: int, rules: Retrieval | None = None) -> dict[s
 
 @pytest.mark.torch
 def test_the_variants(tmp_path: Path) -> None:
-    """Grey pictures, so that all cosines are near 1 and copies tie: 1 and 2 are one picture, which is also a query's."""
+    """Grey images, so that all cosines are near 1 and copies tie: 1 and 2 are one image, which is also a query's."""
     from PIL import Image
 
     root = write_coco_root(tmp_path / "data", train=5, test=1)
@@ -181,8 +181,8 @@ def test_the_variants(tmp_path: Path) -> None:
 
 
 @pytest.mark.torch
-def test_pictures_that_cant_be_read(root: Path, cli: Cli) -> None:
-    """A training picture stops the run before it begins; a query's stops that query, after the others."""
+def test_images_that_cant_be_read(root: Path, cli: Cli) -> None:
+    """A training image stops the run before it begins; a query's stops that query, after the others."""
     query = sorted((root / "coco" / "val2014").iterdir())[1]
     query.unlink()
     result = cli("coco", "--shots", "2", *RICES, "--data-root", root, "--out", "run")
@@ -193,9 +193,9 @@ def test_pictures_that_cant_be_read(root: Path, cli: Cli) -> None:
     assert result.returncode == 2
     assert "1 queries can't be asked. The reasons:" in result.stderr
     assert str(query) in result.stderr
-    picture = sorted((root / "coco" / "train2014").iterdir())[3]
-    picture.write_bytes(picture.read_bytes()[:20])
-    with pytest.raises(DataError, match=picture.name):
+    image = sorted((root / "coco" / "train2014").iterdir())[3]
+    image.write_bytes(image.read_bytes()[:20])
+    with pytest.raises(DataError, match=image.name):
         rices_plan(root, 2)
 
 
@@ -227,7 +227,7 @@ def test_subsampled_queries_keep_their_trials(root: Path, cli: Cli) -> None:
 
 
 @pytest.mark.torch
-def test_scoring_again_needs_neither_features_nor_pictures(root: Path, cli: Cli, tmp_path: Path) -> None:
+def test_scoring_again_needs_neither_features_nor_images(root: Path, cli: Cli, tmp_path: Path) -> None:
     import shutil
 
     first = cli("coco", "--shots", "2", *RICES, "--data-root", root, "--out", "run")
@@ -240,7 +240,7 @@ def test_scoring_again_needs_neither_features_nor_pictures(root: Path, cli: Cli,
 
 @pytest.mark.torch
 def test_the_ranking_a_run_keeps(root: Path, cli: Cli, tmp_path: Path) -> None:
-    """Given again with pictures and features gone it is still whole; damaged, it is not trusted but made anew."""
+    """Given again with images and features gone it is still whole; damaged, it is not trusted but made anew."""
     import shutil
 
     command = ("coco", "--shots", "2", *RICES, "--data-root", root, "--out", "run")
@@ -282,7 +282,7 @@ def test_refusals_come_before_features_are_computed(root: Path, cli: Cli, tmp_pa
 
 @pytest.mark.torch
 def test_plan_and_features_go_by_the_encoder_that_a_run_goes_by(root: Path, cli: Cli) -> None:
-    """On the user's own pictures that is never the demo's."""
+    """On the user's own images that is never the demo's."""
     for command in (("plan", "coco", "--select", "rices", "--shots", "1"), ("features", "coco")):
         result = cli(*command, "--data-root", root, "--rices-pretrained", "nobody")
         assert "has no weights 'nobody' for ViT-L-14" in result.stderr
@@ -369,9 +369,9 @@ def test_features_ahead_of_a_run(root: Path, cli: Cli) -> None:
     options = ("--rices-model", "scripted", "--data-root", root)
     result = cli("features", "coco", "--split", "train", *options)
     assert result.returncode == 0, result.stderr
-    assert "coco train: 12 examples, 12 distinct pictures" in result.stdout
+    assert "coco train: 12 examples, 12 distinct images" in result.stdout
     result = cli("features", "coco", *options)
-    assert "coco test: 5 examples, 5 distinct pictures" in result.stdout
+    assert "coco test: 5 examples, 5 distinct images" in result.stdout
     assert "5/5" in result.stderr, "only what was missing"
-    assert cli("plan", "coco", "--shots", "2", "--select", "rices", *options).stderr.count("picture/s") == 0
+    assert cli("plan", "coco", "--shots", "2", "--select", "rices", *options).stderr.count("image/s") == 0
     assert "has no split 'dev'" in cli("features", "coco", "--split", "dev", *options).stderr

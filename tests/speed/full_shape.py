@@ -182,12 +182,12 @@ class Memory:
 
 
 def demonstrations(shots: int) -> tuple[str, list[Image.Image]]:
-    """A prompt with made-up captions of ten words, and noise for pictures."""
+    """A prompt with made-up captions of ten words, and noise for images."""
     random = np.random.default_rng(shots)
     texts = [" ".join("".join(word) for word in random.choice(SYLLABLES, (10, 2))) for _ in range(shots)]
     sizes = random.integers(224, 501, (shots + 1, 2))
-    pictures = [Image.fromarray(random.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in sizes]
-    return "".join(f"<image>Output:{text}<|endofchunk|>" for text in texts) + "<image>Output:", pictures
+    images = [Image.fromarray(random.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in sizes]
+    return "".join(f"<image>Output:{text}<|endofchunk|>" for text in texts) + "<image>Output:", images
 
 
 def check(loaded: Any, row: Released, trained: int) -> None:
@@ -217,9 +217,9 @@ def measure(row: Released, trained: int, folder: Path, shots: list[int], precisi
     memory.report("load", time.perf_counter() - start)
     said = []
     for count in shots:
-        prompt, pictures = demonstrations(count)
+        prompt, images = demonstrations(count)
         start = time.perf_counter()
-        said.append(loaded.generate(prompt, pictures, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS))
+        said.append(loaded.generate(prompt, images, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS))
         seconds = time.perf_counter() - start
         memory.report(f"{count} shots, {len(loaded.tokenizer.encode(prompt))} tokens, {BEAMS} beams", seconds)
     print(f"highest of all {memory.status('VmHWM')[0]:.2f} GiB resident", *map(repr, said), sep="\n")

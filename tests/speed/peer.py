@@ -4,13 +4,13 @@
 transformers 4.28.1) makes model, data and plan in DIR, measures both, alternating, each measurement in a process of its
 own, and prints a report in Markdown, also written to DIR/report.md. ``--quick`` tries it out with a tiny model.
 
-- Ours, for every number of shots: one real run of one trial with empty caches, timed from the first picture read to the
-  last answer journalled, over its queries. Each picture is read and encoded once in it; pool and queries are in COCO's
+- Ours, for every number of shots: one real run of one trial with empty caches, timed from the first image read to the
+  last answer journalled, over its queries. Each image is read and encoded once in it; pool and queries are in COCO's
   proportion.
-- The reference: its first few queries, each of which costs the same wherever it stands, timed from the first picture
+- The reference: its first few queries, each of which costs the same wherever it stands, timed from the first image
   opened to the last text decoded, at the best of the batch sizes (a larger one is tried as long as that is faster).
 - The sweep is all numbers of shots with three trials. Reference: its seconds per query, times queries, times trials.
-  Ours: the runs' time without pictures, times trials, and once every distinct picture of the three trials' plans.
+  Ours: the runs' time without images, times trials, and once every distinct image of the three trials' plans.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def main() -> int:
     parser.add_argument("--old", type=Path, required=True, metavar="PYTHON", help="of the reference's environment")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR")
     parser.add_argument("--queries", type=int, default=250)
-    parser.add_argument("--pool", type=int, default=102, help="pictures that a trial draws demonstrations from")
+    parser.add_argument("--pool", type=int, default=102, help="images that a trial draws demonstrations from")
     parser.add_argument("--shots", default="0,4,8,16,32")
     parser.add_argument("--batch", type=int, default=0, help="our batch size; 0 for what ours chooses by itself")
     parser.add_argument("--reference-queries", type=int, default=4, help="at least; whole batches")

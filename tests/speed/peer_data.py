@@ -1,6 +1,6 @@
 """Made-up data in COCO's layout: ``python tests/speed/peer_data.py --out DIR --queries 250 --pool 102``.
 
-As many queries and pool pictures as asked for, pictures of COCO's size and weight, captions of COCO's length. The
+As many queries and pool images as asked for, images of COCO's size and weight, captions of COCO's length. The
 training set is ten times the pool, so that, as with COCO, every trial draws another pool.
 """
 
@@ -37,7 +37,7 @@ def caption(draw: np.random.Generator) -> str:
     return " ".join(words) + (" ." if draw.random() < 0.5 else "")
 
 
-def picture(draw: np.random.Generator) -> Image.Image:
+def drawing(draw: np.random.Generator) -> Image.Image:
     """Blurred noise with fine grain on top: compresses about as badly as a photograph."""
     width, height = SIZES[int(draw.integers(len(SIZES)))]
     coarse, medium = (
@@ -50,7 +50,7 @@ def picture(draw: np.random.Generator) -> Image.Image:
 
 
 def record(number: int, split: str, draw: np.random.Generator) -> dict[str, Any]:
-    """A picture's entry in Karpathy's file."""
+    """An image's entry in Karpathy's file."""
     folder = "val2014" if split == "test" else "train2014"
     return {
         "filepath": folder,
@@ -62,14 +62,14 @@ def record(number: int, split: str, draw: np.random.Generator) -> dict[str, Any]
 
 
 def write_data(root: Path, queries: int, pool: int) -> None:
-    """Karpathy's file and all pictures; the same ones for the same numbers."""
+    """Karpathy's file and all images; the same ones for the same numbers."""
     draw = np.random.default_rng(0)
     images = [record(1000 + i, "train", draw) for i in range(TRAIN_PER_POOL * pool)]
     images += [record(500_000 + i, "test", draw) for i in range(queries)]
     for image in images:
         path = root / "coco" / image["filepath"] / image["filename"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture(draw).save(path, quality=QUALITY)
+        drawing(draw).save(path, quality=QUALITY)
     (root / "coco" / "dataset_coco.json").write_text(json.dumps({"images": images}), encoding="utf-8")
 
 

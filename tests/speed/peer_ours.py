@@ -1,8 +1,8 @@
 """Times one real run of this project, in a process of its own; started by peer.py.
 
-Timed is answering, as ``run.json`` has it: from the first picture read to the last answer journalled. Loading the
+Timed is answering, as ``run.json`` has it: from the first image read to the last answer journalled. Loading the
 model, planning and scoring do not count, and are timed for the record. A run starts with nothing in its caches; how long
-it took to read and encode pictures is added up, so that this can be counted once for several runs.
+it took to read and encode images is added up, so that this can be counted once for several runs.
 
 With ``--score FILE`` it gives the summed log-likelihoods of sequences of token ids instead.
 """
@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     before(LocalExecutor, "parts", note)  # the model is loaded by then
     clock.around(Flamingo, "encode", "encode")
-    clock.around(latents, "read_picture", "read", cpu=True)
+    clock.around(latents, "read_image", "read", cpu=True)
     spec = RunSpec(
         benchmarks=("coco",), shots=(options.shots,), seeds=(options.seed,), checkpoint=str(options.model),
         data_root=str(options.data), pool_size=options.pool, num_samples=options.queries, precision="fp32",
@@ -117,7 +117,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": answering / len(said),
         "queries": len(said),
         # what reading would take if all threads had nothing else to do
-        "pictures": clock.seconds["encode"] + clock.seconds["read"] / torch.get_num_threads(),
+        "images": clock.seconds["encode"] + clock.seconds["read"] / torch.get_num_threads(),
         "distinct": clock.calls["read"],
         "besides": whole - answering,
         "memory": memory,

@@ -1,7 +1,7 @@
 # mypy: ignore-errors
 """Times the open-flamingo package on the first queries of a plan; in the old environment, started by peer.py.
 
-What its evaluation does for a batch (open_flamingo/eval/models/open_flamingo.py): pictures are opened and transformed,
+What its evaluation does for a batch (open_flamingo/eval/models/open_flamingo.py): images are opened and transformed,
 prompts padded on the left, ``generate`` with three beams, new tokens decoded. Nothing else is timed; before that, one
 small batch is answered that does not count.
 """

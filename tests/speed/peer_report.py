@@ -50,14 +50,14 @@ def _versions(result: Result) -> str:
 
 
 def _table(found: Result) -> str:
-    head = "| shots | reference, s a query (batch; all) | ours, s a query (pictures) | times as fast |"
+    head = "| shots | reference, s a query (batch; all) | ours, s a query (images) | times as fast |"
     rows = []
     for shots, ours in found["ours"].items():
         batch, theirs = best(found["reference"][shots])
         tried = ", ".join(f"{size}: {result['seconds']:.2f}" for size, result in found["reference"][shots].items())
         rows.append(
             f"| {shots} | {theirs['seconds']:.2f} ({batch}; {tried}) | {ours['seconds']:.3f} "
-            f"({ours['pictures'] / ours['queries']:.3f}) | {theirs['seconds'] / ours['seconds']:.1f} |"
+            f"({ours['images'] / ours['queries']:.3f}) | {theirs['seconds'] / ours['seconds']:.1f} |"
         )
     first = next(iter(found["ours"].values()))
     besides = max(ours["besides"] for ours in found["ours"].values())
@@ -75,12 +75,12 @@ def _sweep(found: Result, trials: int) -> str:
         best(found["reference"][shots])[1]["seconds"] * ours["queries"] * trials
         for shots, ours in found["ours"].items()
     )
-    per_picture = sum(ours["pictures"] for ours in runs) / sum(ours["distinct"] for ours in runs)
-    pictures = per_picture * found["distinct"]
-    answering = trials * sum(ours["seconds"] * ours["queries"] - ours["pictures"] for ours in runs)
+    per_image = sum(ours["images"] for ours in runs) / sum(ours["distinct"] for ours in runs)
+    images = per_image * found["distinct"]
+    answering = trials * sum(ours["seconds"] * ours["queries"] - ours["images"] for ours in runs)
     return (
-        f"The sweep, {trials} trials: reference {theirs:,.0f} s (extrapolated), ours {answering + pictures:,.0f} s, of "
-        f"which {pictures:,.0f} s for {found['distinct']} distinct pictures: **{theirs / (answering + pictures):.1f} "
+        f"The sweep, {trials} trials: reference {theirs:,.0f} s (extrapolated), ours {answering + images:,.0f} s, of "
+        f"which {images:,.0f} s for {found['distinct']} distinct images: **{theirs / (answering + images):.1f} "
         "times as fast**."
     )
 

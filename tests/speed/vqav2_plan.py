@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 SPLITS = (("train2014", 443_757, 82_783, 1), ("val2014", 214_354, 40_504, 200_000))
-"""Name, questions, pictures, first picture's number."""
+"""Name, questions, images, first image's number."""
 
 _TEXT = "what is the color of this man doing in picture how many people are there on table a red blue dog cat"
 WORDS = _TEXT.split()
 
 
-def write_split(folder: Path, name: str, count: int, pictures: int, first: int) -> None:
+def write_split(folder: Path, name: str, count: int, images: int, first: int) -> None:
     """Questions and annotations, with the fields of the published files."""
     draw = random.Random(first)
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for i in range(count):
-        image, question = first + i * pictures // count, first * 1000 + i
+        image, question = first + i * images // count, first * 1000 + i
         text = " ".join(draw.choices(WORDS, k=draw.randint(4, 9))).capitalize() + "?"
         questions.append({"image_id": image, "question": text, "question_id": question})
         answers = [{"answer": draw.choice(WORDS), "answer_confidence": "yes", "answer_id": k} for k in range(1, 11)]

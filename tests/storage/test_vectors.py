@@ -1,4 +1,4 @@
-"""The feature store, and that every picture is encoded once, whatever happens."""
+"""The feature store, and that every image is encoded once, whatever happens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from flamingo_eval.core.errors import QueryError
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.source import read_source
-from flamingo_eval.engine.retrieval import BATCH, encode_pictures, store_of
+from flamingo_eval.engine.retrieval import BATCH, encode_images, store_of
 from flamingo_eval.models.scripted import ThumbnailEncoder
 from flamingo_eval.storage.vectors import FeatureStore
 from tests.support.encoders import CountingSource, images_of
@@ -93,36 +93,36 @@ def test_features_of_another_encoder_are_not_used(tmp_path: Path, caplog: pytest
 
 
 @pytest.mark.torch
-def test_each_distinct_picture_is_read_and_encoded_once(tmp_path: Path) -> None:
+def test_each_distinct_image_is_read_and_encoded_once(tmp_path: Path) -> None:
     """Also where it lies under two names, is asked for twice, or belongs to another benchmark."""
     root = write_coco_root(tmp_path / "data", train=100, test=5)
     folder = root / "coco" / "train2014"
-    pictures = sorted(folder.iterdir())
-    pictures[3].write_bytes(pictures[2].read_bytes())
+    images = sorted(folder.iterdir())
+    images[3].write_bytes(images[2].read_bytes())
     source, encoder = read_source("coco", root), CountingSource()
-    encoding = encode_pictures(source, [*images_of(source), *images_of(source)], encoder, "cpu")
+    encoding = encode_images(source, [*images_of(source), *images_of(source)], encoder, "cpu")
     assert encoder.encoded == 104 == len(encoding.vectors)
     assert max(encoder.reads.values()) == 1
     assert encoding.number[source.data.train[2].image] == encoding.number[source.data.train[3].image]
     np.testing.assert_allclose(np.linalg.norm(encoding.vectors, axis=1), 1, rtol=1e-6)
-    again = encode_pictures(source, images_of(source), encoder, "cpu")
+    again = encode_images(source, images_of(source), encoder, "cpu")
     assert encoder.loads == 1, "with nothing missing the encoder is not even loaded"
     assert (again.vectors == encoding.vectors).all()
-    other = encode_pictures(source, images_of(source)[:3], CountingSource("another encoder"), "cpu")
+    other = encode_images(source, images_of(source)[:3], CountingSource("another encoder"), "cpu")
     assert len(other.vectors) == 3
 
 
 @pytest.mark.torch
 @pytest.mark.goldens
-def test_benchmarks_that_show_the_same_pictures_share_their_features(goldens: Path, tmp_path: Path) -> None:
-    """VQAv2's and OK-VQA's pictures are COCO's."""
+def test_benchmarks_that_show_the_same_images_share_their_features(goldens: Path, tmp_path: Path) -> None:
+    """VQAv2's and OK-VQA's images are COCO's."""
     data, encoder = linked_data(goldens, tmp_path / "data"), CountingSource()
     contents: set[bytes] = set()
     for name in ("coco", "vqav2", "okvqa"):
         source = read_source(name, data)
         shown = images_of(source)
-        assert len(shown) > len(set(shown)) or name != "vqav2", "many rows a picture"
-        encode_pictures(source, shown, encoder, "cpu")
+        assert len(shown) > len(set(shown)) or name != "vqav2", "many rows an image"
+        encode_images(source, shown, encoder, "cpu")
         before = len(contents)
         contents |= {(data / image).read_bytes() for image in shown}
         assert encoder.encoded == len(contents)
@@ -131,14 +131,14 @@ def test_benchmarks_that_show_the_same_pictures_share_their_features(goldens: Pa
 
 
 @pytest.mark.torch
-def test_a_changed_picture_gets_features_of_its_own(tmp_path: Path) -> None:
+def test_a_changed_image_gets_features_of_its_own(tmp_path: Path) -> None:
     root = write_coco_root(tmp_path / "data", train=4, test=1)
     source, encoder = read_source("coco", root), CountingSource()
-    first = encode_pictures(source, images_of(source), encoder, "cpu")
-    pictures = sorted((root / "coco" / "train2014").iterdir())
-    pictures[0].write_bytes(sorted((root / "coco" / "val2014").iterdir())[0].read_bytes())
+    first = encode_images(source, images_of(source), encoder, "cpu")
+    images = sorted((root / "coco" / "train2014").iterdir())
+    images[0].write_bytes(sorted((root / "coco" / "val2014").iterdir())[0].read_bytes())
     source = read_source("coco", root)  # another command
-    second = encode_pictures(source, images_of(source), encoder, "cpu")
+    second = encode_images(source, images_of(source), encoder, "cpu")
     image = source.data.train[0].image
     assert (second.vectors[second.number[image]] != first.vectors[first.number[image]]).any()
 
@@ -147,13 +147,13 @@ def test_a_changed_picture_gets_features_of_its_own(tmp_path: Path) -> None:
 def test_damaged_features_are_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_coco_root(tmp_path / "data", train=4, test=1)
     source, encoder = read_source("coco", root), CountingSource()
-    first = encode_pictures(source, images_of(source), encoder, "cpu")
+    first = encode_images(source, images_of(source), encoder, "cpu")
     file = store_of(encoder).folder / "vectors.f32"
     data = bytearray(file.read_bytes())
     data[4 * 192 * 2] ^= 1
     file.write_bytes(data)
     for loads in (2, 2):
-        again = encode_pictures(source, images_of(source), encoder, "cpu")
+        again = encode_images(source, images_of(source), encoder, "cpu")
         assert (again.vectors == first.vectors).all()
         assert encoder.loads == loads, "once"
     assert encoder.encoded == 6
@@ -161,13 +161,13 @@ def test_damaged_features_are_computed_again(tmp_path: Path, caplog: pytest.LogC
 
 
 @pytest.mark.torch
-def test_unreadable_pictures_are_named_and_the_others_encoded(tmp_path: Path) -> None:
+def test_unreadable_images_are_named_and_the_others_encoded(tmp_path: Path) -> None:
     root = write_coco_root(tmp_path / "data", train=4, test=2)
-    pictures = sorted((root / "coco" / "train2014").iterdir())
-    pictures[0].unlink()
-    pictures[1].write_bytes(b"no picture")
+    images = sorted((root / "coco" / "train2014").iterdir())
+    images[0].unlink()
+    images[1].write_bytes(b"no image")
     source = read_source("coco", root)
-    encoding = encode_pictures(source, images_of(source), CountingSource(), "cpu")
+    encoding = encode_images(source, images_of(source), CountingSource(), "cpu")
     assert len(encoding.vectors) == 4
     reasons = [encoding.failed[source.data.train[i].image] for i in (0, 1)]
     assert "does not exist" in reasons[0]
@@ -178,7 +178,7 @@ _SLOW = """
 import sys, time
 from pathlib import Path
 from flamingo_eval.core.source import read_source
-from flamingo_eval.engine.retrieval import encode_pictures
+from flamingo_eval.engine.retrieval import encode_images
 from tests.support.encoders import CountingSource, images_of
 
 class Slow(CountingSource):
@@ -193,7 +193,7 @@ class Slow(CountingSource):
         return encoder
 
 source = read_source("coco", Path(sys.argv[1]))
-encode_pictures(source, images_of(source), Slow(), "cpu")
+encode_images(source, images_of(source), Slow(), "cpu")
 """
 
 
@@ -240,14 +240,14 @@ def test_two_that_build_at_once_share_the_work(tmp_path: Path) -> None:
 
 
 def make_distinct(root: Path) -> None:
-    """The test pictures have one of 256 colours; a size of its own makes every one different."""
+    """The test images have one of 256 colours; a size of its own makes every one different."""
     from PIL import Image
 
     for i, path in enumerate(sorted((root / "coco").rglob("*.png"))):
         Image.new("RGB", (8, 8 + i), (i % 256, 80, i // 256)).save(path)
 
 
-def test_a_picture_error_is_a_query_error(tmp_path: Path) -> None:
+def test_a_image_error_is_a_query_error(tmp_path: Path) -> None:
     with pytest.raises(QueryError):
         ThumbnailEncoder().prepare("none.png", rgb=False, images=Images(tmp_path))
 

@@ -27,7 +27,7 @@ class Kit(NamedTuple):
     toml: Path
     data: Path
 
-    def pictures(self, count: int) -> list[str]:
+    def images(self, count: int) -> list[str]:
         """Paths of some images, relative to the data."""
         folder = self.data / "coco/val2014"
         return [str(path.relative_to(self.data)) for path in sorted(folder.iterdir())[:count]]
@@ -38,7 +38,7 @@ FAST = ("coco", "--shots", "0,2", "--seeds", "42,43", "--checkpoint", "scripted"
 
 
 def karpathy_image(number: int, split: str) -> dict[str, Any]:
-    """A record of a Karpathy file; picture n shows 'thing n'."""
+    """A record of a Karpathy file; image n shows 'thing n'."""
     folder = "val2014" if split == "test" else "train2014"
     texts = [f"a thing {number}", f"thing {number} on a table", f"there is thing {number}"]
     return {
@@ -51,7 +51,7 @@ def karpathy_image(number: int, split: str) -> dict[str, Any]:
 
 
 def write_coco_root(root: Path, *, train: int, test: int) -> Path:
-    """A data root in COCO's layout with pictures of one colour each; training ids from 100 on, test ids from 500 on."""
+    """A data root in COCO's layout with images of one colour each; training ids from 100 on, test ids from 500 on."""
     images = [karpathy_image(100 + i, "train") for i in range(train)]
     images += [karpathy_image(500 + i, "test") for i in range(test)]
     images.append(karpathy_image(900, "restval"))
@@ -109,10 +109,10 @@ class LazyModule:
 
 
 def pixels_of(model: Any, prepared: Any) -> Any:
-    """The pictures of a prepared prompt as the vision tower gets them, (images, 3, height, width)."""
+    """The images of a prepared prompt as the vision tower gets them, (images, 3, height, width)."""
     import torch
 
-    return torch.stack([model.pictures[False].pixels(image) for image in prepared.images])
+    return torch.stack([model.stores[False].pixels(image) for image in prepared.images])
 
 
 def run_record(checkpoint: str = "my_model", digest: str = "0123456789abcdef", demo: str | None = None) -> RunRecord:

@@ -24,14 +24,14 @@ from tests.support.helpers import FAST, Cli, Kit, LazyModule, read_lines, run_cl
 torch: Any = LazyModule("torch")
 
 
-def without_a_picture(root: Path) -> Path:
-    picture = root / "coco/val2014/COCO_val2014_000000000502.png"
-    picture.unlink()
-    return picture
+def without_a_image(root: Path) -> Path:
+    image = root / "coco/val2014/COCO_val2014_000000000502.png"
+    image.unlink()
+    return image
 
 
 def test_skipped_queries_are_partial_everywhere(root: Path, cli: Cli) -> None:
-    gone = without_a_picture(root)
+    gone = without_a_image(root)
     arguments = (*FAST, "--data-root", root, "--out", "run")
     stopped = cli(*arguments)
     assert stopped.returncode == 2
@@ -55,14 +55,14 @@ def test_skipped_queries_are_partial_everywhere(root: Path, cli: Cli) -> None:
     assert f"NOT ANSWERED  {gone} does not exist" in shown
     gone.write_bytes((root / "coco/val2014/COCO_val2014_000000000503.png").read_bytes())
     whole = cli(*arguments, "--on-error", "skip")
-    assert whole.returncode == 0, "the picture is back"
+    assert whole.returncode == 0, "the image is back"
     assert "*" not in whole.stdout
     assert json.loads(Path("run/failures.json").read_text()) == []
 
 
 def test_a_trial_with_no_answer_at_all_is_no_zero(root: Path, cli: Cli) -> None:
-    for picture in (root / "coco/val2014").iterdir():
-        picture.unlink()
+    for image in (root / "coco/val2014").iterdir():
+        image.unlink()
     result = cli(*FAST, "--data-root", root, "--out", "run", "--on-error", "skip")
     assert result.returncode == 4
     assert "20 queries could not be answered and were left out" in result.stderr
@@ -73,7 +73,7 @@ def test_a_trial_with_no_answer_at_all_is_no_zero(root: Path, cli: Cli) -> None:
 
 def test_skipping_is_a_choice_of_each_command(root: Path, cli: Cli) -> None:
     """Numbers that were left partial stay so when other cells are added without that choice, and the other way round."""
-    without_a_picture(root)
+    without_a_image(root)
     arguments = ("coco", "--checkpoint", "scripted", "--data-root", root, "--out", "run", "--shots")
     assert cli(*arguments, "0", "--on-error", "skip").returncode == 4
     assert cli(*arguments, "2").returncode == 2
@@ -168,28 +168,26 @@ def test_overflowing_logits_name_their_query(root: Path, tmp_path: Path) -> None
 @pytest.mark.torch
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_model_that_overflows_answers_the_other_queries(kit: Kit, plain: bool) -> None:
-    """One picture's latents are infinite: its prompts have no answer, and their neighbours' texts are as ever."""
+    """One image's latents are infinite: its prompts have no answer, and their neighbours' texts are as ever."""
     from flamingo_eval.core import registry
     from flamingo_eval.core.records import Ranking, Rendering
 
-    pictures = kit.pictures(4)
+    images = kit.images(4)
     source = registry.model_source(str(kit.toml), {"plain": plain, "keep": False})
     model: Any = load_over(source, kit.data)
     encode = model.model.encode
-    bad = model._store(Decoding(5)).pixels(
-        model._store(Decoding(5)).find(kit.data / pictures[1], False, Images(Path()))
-    )
+    bad = model._store(Decoding(5)).pixels(model._store(Decoding(5)).find(kit.data / images[1], False, Images(Path())))
 
     def overflow(pixels: Any) -> Any:
         latents = encode(pixels)
         latents[(pixels == bad).all(dim=(1, 2, 3))] = torch.inf
         return latents
 
-    prompts = [Rendering("<image>Output:", (picture,)) for picture in pictures]
+    prompts = [Rendering("<image>Output:", (image,)) for image in images]
     tasks = (Decoding(8), Decoding(8, num_beams=1), Ranking(("yes", "no way")))
     expected = [model.answer([model.read(p, task) for p in prompts], task) for task in tasks]
     model.model.encode = overflow
-    for store in model.pictures.values():
+    for store in model.stores.values():
         store._known.clear()
     for task, before in zip(tasks, expected, strict=True):
         after = model.answer([model.read(p, task) for p in prompts], task)

@@ -99,7 +99,7 @@ def test_journals(journal_lines: list[bytes], tmp_path: Path, seed: int) -> None
 
 @pytest.fixture(scope="module")
 def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's annotation files, cut to a few records each, without pictures; ``whole`` holds copies."""
+    """The demo's annotation files, cut to a few records each, without images; ``whole`` holds copies."""
     from flamingo_eval.demo.root import data_folder
 
     folder = tmp_path_factory.mktemp("demo")
@@ -113,7 +113,7 @@ def demo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shortened(file: Path) -> bytes:
-    """The first six records, and six test pictures of Karpathy's."""
+    """The first six records, and six test images of Karpathy's."""
     if file.suffix == ".jsonl":
         return b"".join(file.read_bytes().splitlines(keepends=True)[:6])
     table = json.loads(file.read_bytes())

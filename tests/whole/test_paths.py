@@ -142,7 +142,7 @@ def test_without_a_home_a_model_keeps_nothing_on_disk_and_says_so(root: Path, bu
     result = under(STRANGER, "coco", "--shots", "0", "--seeds", "42", "--checkpoint", bundle / "model.toml",
                    "--data-root", root, "--device", "cpu", "--out", tmp_path / "out/run")  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("note: encoded pictures are not kept") == 1
+    assert result.stderr.count("note: encoded images are not kept") == 1
     assert "FLAMINGO_EVAL_CACHE" in result.stderr
 
 

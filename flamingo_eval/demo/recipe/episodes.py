@@ -1,7 +1,7 @@
 """Stage 3 of the demo's recipe, first half: episodes, laid out exactly as few-shot prompts are.
 
-An episode is a row of pictures with captions, questions and answers, owners, marks or class names, in a dialect (with
-owners, with a rule) of its own. The loss is on every picture's answer, so one episode of 33 pictures trains 0 to 32
+An episode is a row of images with captions, questions and answers, owners, marks or class names, in a dialect (with
+owners, with a rule) of its own. The loss is on every image's answer, so one episode of 33 images trains 0 to 32
 shots at once; a quarter of the episodes begin with two text-only items, as zero-shot prompts do.
 """
 
@@ -21,17 +21,17 @@ from flamingo_eval.demo.others import CLASSES
 from flamingo_eval.demo.recipe.vision import IGNORED
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 
-MOST = 33  # pictures: 32 demonstrations and a query
+MOST = 33  # images: 32 demonstrations and a query
 FEW = (1, 2, 3, 5)  # colours, and shapes, of a burst; with RICES all demonstrations may show one
 SIZES = ((32, 128), (16, 256), (8, 512), (5, 800))  # (episodes, tokens) of a step: about as many tokens each
 TASKS = ("captions", "questions", "owners", "marks", "classes")
-NEED_PICTURES = ("owners", "marks")  # a demonstration of these tells nothing without its picture
+NEED_IMAGES = ("owners", "marks")  # a demonstration of these tells nothing without its image
 SHARES = (0.32, 0.36, 0.12, 0.12, 0.08)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture's part of a prompt.
+    """One image's part of a prompt.
 
     Attributes:
         head: text between ``<image>`` and the answer.
@@ -97,21 +97,21 @@ class Episodes:
     """One step's episodes.
 
     Attributes:
-        pictures: (episodes, most pictures), numbers of training pictures, 0 where there are fewer.
+        images: (episodes, most images), numbers of training images, 0 where there are fewer.
         input_ids: (episodes, length), padded on the right.
         labels: (episodes, length), the id itself where it counts for the loss, else -100.
         telling: (episodes, length), for the tokens that tell whether the answer was understood twice the number of
             the task, and one more if the word was shown before in the episode; else -1.
     """
 
-    pictures: Tensor
+    images: Tensor
     input_ids: Tensor
     labels: Tensor
     telling: Tensor
 
 
 class EpisodeMaker:
-    """Draws episodes over fixed pictures, never with what is held out."""
+    """Draws episodes over fixed images, never with what is held out."""
 
     def __init__(self, scenes: tuple[world.Scene, ...], tokenizer: FlamingoTokenizer) -> None:
         self._scenes, self._tokenizer = scenes, tokenizer
@@ -136,7 +136,7 @@ class EpisodeMaker:
         Args:
             generator: what to draw from.
             episodes: how many.
-            tokens: an episode gets pictures until it has that many, and at most 33.
+            tokens: an episode gets images until it has that many, and at most 33.
             burst: share of episodes in which only a few colours and shapes occur.
             task: one of ``TASKS``; by default a mixture.
         """
@@ -155,13 +155,13 @@ class EpisodeMaker:
         self, generator: np.random.RandomState, task: str, tokens: int, burst: float
     ) -> tuple[list[int], list[int], list[int], list[int]]:
         write, pick = self._writer(generator, task), self._picker(generator, task, burst)
-        pictures: list[int] = []
+        images: list[int] = []
         ids: list[int] = []
         labels: list[int] = []
         telling: list[int] = []
         shown: set[str] = set()
         text_only = 2 if generator.rand() < 0.25 else 0
-        while len(pictures) < MOST and len(ids) < tokens:
+        while len(images) < MOST and len(ids) < tokens:
             number = pick()
             item = write(self._scenes[number], generator)
             head, answer, tail = (self._encode(part) for part in (item.head, item.answer, item.tail))
@@ -171,7 +171,7 @@ class EpisodeMaker:
                 piece = [*head, *answer, self._tokenizer.end_of_chunk_id, *tail]
                 ids, labels, telling = ids + piece, labels + [IGNORED] * len(piece), telling + [-1] * len(piece)
             else:
-                pictures.append(number)
+                images.append(number)
                 ids += [self._tokenizer.image_id, *head, *answer, self._tokenizer.end_of_chunk_id, *tail]
                 before, after = [IGNORED] * (len(head) + 1), [IGNORED] * len(tail)
                 labels += [*before, *answer, self._tokenizer.end_of_chunk_id, *after]
@@ -181,9 +181,9 @@ class EpisodeMaker:
                     for id in self._encode(word) + self._encode(" " + word)
                 }
                 telling += [-1] * len(before) + [codes.get(id, -1) for id in answer] + [-1] * (1 + len(after))
-            if with_image or task not in NEED_PICTURES:
+            if with_image or task not in NEED_IMAGES:
                 shown |= item.concepts
-        return pictures, ids, labels, telling
+        return images, ids, labels, telling
 
     def _writer(self, generator: np.random.RandomState, task: str) -> Writer:
         dialect = draw_except(words.draw_dialect, generator, *DIALECTS.values())
@@ -199,7 +199,7 @@ class EpisodeMaker:
         return partial(write_class, dialect)
 
     def _picker(self, generator: np.random.RandomState, task: str, burst: float) -> Callable[[], int]:
-        """Draws pictures; in a burst of a few colours and shapes, for classes of a dozen pairs of both."""
+        """Draws images; in a burst of a few colours and shapes, for classes of a dozen pairs of both."""
         by_concepts = self._by_concepts[task]
         few = generator.rand() < burst
         colours = generator.permutation(list(world.COLOURS))[: generator.choice(FEW) if few else 8]

@@ -59,8 +59,8 @@ def _init_for_small_width(language: torch.nn.Module) -> None:
 
 
 def forward(model: Flamingo, latents: Tensor, batch: Episodes, tokenizer: FlamingoTokenizer) -> Tensor:
-    """Logits (episodes, length, vocabulary) from the latents of all pictures, (n, latents, width)."""
-    seen = latents[batch.pictures.flatten()].unflatten(0, batch.pictures.shape)
+    """Logits (episodes, length, vocabulary) from the latents of all images, (n, latents, width)."""
+    seen = latents[batch.images.flatten()].unflatten(0, batch.images.shape)
     media = Media.of(seen, batch.input_ids, tokenizer.image_id)
     logits: Tensor = model(batch.input_ids, (batch.input_ids != tokenizer.pad_id).long(), media)
     return logits

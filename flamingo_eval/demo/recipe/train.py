@@ -30,8 +30,8 @@ from flamingo_eval.models.flamingo.hosts.gpt_neox import HOST
 from flamingo_eval.models.flamingo.model import released_layout
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 
-SEEDS = {"weights": 1, "pictures": 101, "held-out pictures": 102, "vision steps": 201, "episode steps": 301}
-PICTURES, HELD_OUT = 24_000, 1_000
+SEEDS = {"weights": 1, "images": 101, "held-out images": 102, "vision steps": 201, "episode steps": 301}
+IMAGES, HELD_OUT = 24_000, 1_000
 SAVE_EVERY = 200
 SHORT_SHARE = 0.4
 
@@ -105,7 +105,7 @@ class Loop:
         os.replace(partial, self._file)
 
 
-def train_vision(work: Path, pictures: vision.Pictures, held_out: vision.Pictures, steps: int, log: Log) -> Any:
+def train_vision(work: Path, images: vision.Images, held_out: vision.Images, steps: int, log: Log) -> Any:
     """Stage 2; returns the trained CLIP with its resampler and probe."""
     tokenizer = FlamingoTokenizer(work / "bundle" / "tokenizer")
     vision.write_clip_config(work / "bundle" / "open_clip_configs")
@@ -113,10 +113,10 @@ def train_vision(work: Path, pictures: vision.Pictures, held_out: vision.Picture
     task = vision.VisionTask(vision.build_clip(work / "bundle" / "open_clip_configs"))
     loop = Loop(task, name="vision", steps=steps, rate=1e-3, seed=SEEDS["vision steps"], work=work, log=log)
     for step, generator in loop.generators():
-        rows = torch.from_numpy(generator.randint(len(pictures.scenes), size=64))
-        texts = vision.plain_texts([pictures.scenes[i] for i in rows.tolist()], generator)
-        labels = {name: column[rows] for name, column in pictures.labels.items()}
-        loss = task(vision.normalise(pictures.pixels[rows]), vision.encode_texts(tokenizer, texts), labels)
+        rows = torch.from_numpy(generator.randint(len(images.scenes), size=64))
+        texts = vision.plain_texts([images.scenes[i] for i in rows.tolist()], generator)
+        labels = {name: column[rows] for name, column in images.labels.items()}
+        loss = task(vision.normalise(images.pixels[rows]), vision.encode_texts(tokenizer, texts), labels)
         loop.update(loss)
         if (step + 1) % 250 == 0:
             log({"stage": "vision", "step": step + 1, "loss": round(loss.item(), 4),
@@ -148,13 +148,11 @@ def check_probe(accuracy: dict[str, float], at_least: float) -> None:
         raise SystemExit(f"the latents don't tell enough for episodes to make sense: {weak}, wanted are {at_least}")
 
 
-def train_episodes(
-    work: Path, task: Any, pictures: vision.Pictures, held_out: vision.Pictures, steps: int, log: Log
-) -> Any:
+def train_episodes(work: Path, task: Any, images: vision.Images, held_out: vision.Images, steps: int, log: Log) -> Any:
     """Stage 3; returns the trained Flamingo, whose vision tower and resampler stay as stage 2 left them."""
     tokenizer = FlamingoTokenizer(work / "bundle" / "tokenizer")
-    latents, held_out_latents = vision.latents_of(task, pictures), vision.latents_of(task, held_out)
-    maker = episodes.EpisodeMaker(pictures.scenes, tokenizer)
+    latents, held_out_latents = vision.latents_of(task, images), vision.latents_of(task, held_out)
+    maker = episodes.EpisodeMaker(images.scenes, tokenizer)
     held_out_maker = episodes.EpisodeMaker(held_out.scenes, tokenizer)
     torch.manual_seed(SEEDS["weights"])
     model = recipe_model.build_flamingo(task.tokens, task.perceiver, len(tokenizer))
@@ -204,14 +202,14 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for states, log and the finished bundle.")] = Path(
         "results/demo-training"
     ),
-    vision_steps: Annotated[int, typer.Option(help="Steps of 64 pictures for tower and resampler.")] = 2500,
-    pictures: Annotated[int, typer.Option(help="Training pictures.")] = PICTURES,
+    vision_steps: Annotated[int, typer.Option(help="Steps of 64 images for tower and resampler.")] = 2500,
+    images: Annotated[int, typer.Option(help="Training images.")] = IMAGES,
     probe: Annotated[float, typer.Option(help="Share that latents must tell right before episodes begin.")] = 0.95,
     episode_steps: Annotated[int, typer.Option(help="Steps of episodes for everything else.")] = 4500,
     install: Annotated[bool, typer.Option(help="Copy the finished bundle into the package.")] = False,
 ) -> None:
     """Train the demo checkpoint from nothing; the same command again resumes."""
-    claim(work, [pictures, vision_steps, episode_steps, vision.CLIP_CONFIG, vision.LATENTS, vision.DEPTH,
+    claim(work, [images, vision_steps, episode_steps, vision.CLIP_CONFIG, vision.LATENTS, vision.DEPTH,
                  episodes.SHARES, episodes.SIZES, episodes.FEW, recipe_model.WIDTH, recipe_model.LAYERS])  # fmt: skip
     started = time.monotonic()
 
@@ -223,8 +221,8 @@ def main(
 
     log({"stage": "start", "seeds": SEEDS, "torch": torch.__version__, "threads": torch.get_num_threads()})
     train_tokenizer(work / "bundle" / "tokenizer")
-    seen = vision.make_pictures(pictures, SEEDS["pictures"])
-    held_out = vision.make_pictures(HELD_OUT, SEEDS["held-out pictures"])
+    seen = vision.make_images(images, SEEDS["images"])
+    held_out = vision.make_images(HELD_OUT, SEEDS["held-out images"])
     task = train_vision(work, seen, held_out, vision_steps, log)
     told = vision.probe_accuracy(task, held_out)
     log({"stage": "probe", "told right": told})

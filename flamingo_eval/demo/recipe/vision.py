@@ -49,16 +49,16 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Training pictures and their scenes; ``pixels`` (n, 64, 64, 3) bytes, ``labels`` (n,) by name."""
+class Images:
+    """Training images and their scenes; ``pixels`` (n, 64, 64, 3) bytes, ``labels`` (n,) by name."""
 
     scenes: tuple[world.Scene, ...]
     pixels: Tensor
     labels: Mapping[str, Tensor]
 
 
-def make_pictures(count: int, seed: int) -> Pictures:
-    """Draws pictures from a generator of their own."""
+def make_images(count: int, seed: int) -> Images:
+    """Draws images from a generator of their own."""
     generator = np.random.RandomState(seed)
     scenes, pixels = [], np.empty((count, world.SIDE, world.SIDE, 3), dtype=np.uint8)
     for i in range(count):
@@ -66,7 +66,7 @@ def make_pictures(count: int, seed: int) -> Pictures:
         scenes.append(scene)
         pixels[i] = np.asarray(world.render(scene, generator))
     rows = [_labels(scene) for scene in scenes]
-    return Pictures(tuple(scenes), torch.from_numpy(pixels), {k: torch.tensor([r[k] for r in rows]) for k in LABELS})
+    return Images(tuple(scenes), torch.from_numpy(pixels), {k: torch.tensor([r[k] for r in rows]) for k in LABELS})
 
 
 def _labels(scene: world.Scene) -> dict[str, int]:
@@ -83,7 +83,7 @@ def _labels(scene: world.Scene) -> dict[str, int]:
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """Bytes (n, 64, 64, 3) -> what open_clip's transform gives for a picture that needs no resizing."""
+    """Bytes (n, 64, 64, 3) -> what open_clip's transform gives for an image that needs no resizing."""
     mean, std = torch.tensor(OPENAI_DATASET_MEAN), torch.tensor(OPENAI_DATASET_STD)
     return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
 
@@ -144,7 +144,7 @@ class VisionTask(nn.Module):
     def _contrastive(self, image: Tensor, text: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
         words_of_them = F.normalize(self.clip.encode_text(text), dim=-1)
         similarity = self.clip.logit_scale.exp().clamp(max=100) * image @ words_of_them.T
-        # pictures of the same concepts are each other's positives, not negatives
+        # images of the same concepts are each other's positives, not negatives
         concepts = torch.stack([labels[k] for k in ("colour", "shape", "second colour", "second shape")], dim=-1)
         positive = (concepts[:, None] == concepts[None, :]).all(dim=-1).float()
         target = positive / positive.sum(dim=-1, keepdim=True)
@@ -165,21 +165,21 @@ def plain_texts(scenes: list[world.Scene], generator: np.random.RandomState) -> 
 
 
 @torch.inference_mode()
-def probe_accuracy(task: VisionTask, pictures: Pictures) -> dict[str, float]:
-    """For each label the share of pictures whose latents tell it right."""
+def probe_accuracy(task: VisionTask, images: Images) -> dict[str, float]:
+    """For each label the share of images whose latents tell it right."""
     task.eval()
-    chunks = [task.probe(task.perceiver(task.tokens(normalise(chunk)))) for chunk in pictures.pixels.split(500)]
+    chunks = [task.probe(task.perceiver(task.tokens(normalise(chunk)))) for chunk in images.pixels.split(500)]
     accuracy = {}
     for name in LABELS:
         told = torch.cat([chunk[name] for chunk in chunks]).argmax(-1)
-        asked = pictures.labels[name] != IGNORED
-        accuracy[name] = round((told == pictures.labels[name])[asked].float().mean().item(), 4)
+        asked = images.labels[name] != IGNORED
+        accuracy[name] = round((told == images.labels[name])[asked].float().mean().item(), 4)
     task.train()
     return accuracy
 
 
 @torch.inference_mode()
-def latents_of(task: VisionTask, pictures: Pictures) -> Tensor:
-    """The latents of all pictures, (n, latents, width): computed once, used in every episode."""
-    chunks = [task.perceiver(task.tokens(normalise(chunk))) for chunk in pictures.pixels.split(500)]
+def latents_of(task: VisionTask, images: Images) -> Tensor:
+    """The latents of all images, (n, latents, width): computed once, used in every episode."""
+    chunks = [task.perceiver(task.tokens(normalise(chunk))) for chunk in images.pixels.split(500)]
     return torch.cat(chunks).clone()

@@ -185,7 +185,7 @@ def _latents_folder() -> Path | None:
     try:
         return cache_folder() / "latents"
     except UserError as error:
-        warn(f"encoded pictures are not kept on the disk: {error}")
+        warn(f"encoded images are not kept on the disk: {error}")
         return None
 
 
@@ -194,7 +194,7 @@ LATENTS_FORMAT = 1
 
 
 def _latents_digest(model: str, precision: str, device: str) -> str:
-    """What determines latents, but for the picture: also the libraries that make them, which may round otherwise."""
+    """What determines latents, but for the image: also the libraries that make them, which may round otherwise."""
     versions = [metadata.version(package) for package in ("torch", "open_clip_torch", "torchvision", "pillow")]
     return digest([LATENTS_FORMAT, model, precision, device.partition(":")[0], versions])
 

@@ -26,7 +26,7 @@ from flamingo_eval.models.flamingo.cross_attention import Spans
 from flamingo_eval.models.flamingo.decoding import Decoded, decode
 from flamingo_eval.models.flamingo.decoding import room_needed as decoding_room
 from flamingo_eval.models.flamingo.hosts import max_positions
-from flamingo_eval.models.flamingo.latents import LatentStore, Picture
+from flamingo_eval.models.flamingo.latents import LatentStore, StoredImage
 from flamingo_eval.models.flamingo.measure import Clock, counted, matrix_peak, peak_memory
 from flamingo_eval.models.flamingo.model import Flamingo
 from flamingo_eval.models.flamingo.prefix import Part, Prefix, Prompts
@@ -60,10 +60,10 @@ _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", 
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """One prompt: token ids, and its pictures in order, None for a withheld one."""
+    """One prompt: token ids, and its images in order, None for a withheld one."""
 
     ids: list[int]
-    images: list[Picture | None]
+    images: list[StoredImage | None]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Caching:
     Attributes:
         memory: bytes of them in memory.
         folder: where all of them are kept; None for nowhere.
-        digest: of everything that determines them, but for the picture.
+        digest: of everything that determines them, but for the image.
     """
 
     memory: int = 8 << 30
@@ -116,8 +116,8 @@ class FlamingoModel:
         self._names: dict[Ranking, list[list[int]]] = {}
         self._clock, self._reading = Clock(self.device), 0.0
         like = model.perceiver.latents
-        # generation encodes pictures within autocast, ranking without, as the reference does (eval/models)
-        self.pictures = {
+        # generation encodes images within autocast, ranking without, as the reference does (eval/models)
+        self.stores = {
             autocast: LatentStore(
                 transform, partial(self._encode, autocast), like, budget=caching.memory, disk=caching.disk(autocast)
             )
@@ -134,10 +134,10 @@ class FlamingoModel:
         return "cpu" if self.device.type == "cpu" else "gpu"
 
     def prepare(self, prompt: Prompt, task: Task, images: Images) -> PreparedPrompt:
-        """Reads and transforms pictures, encodes text.
+        """Reads and transforms images, encodes text.
 
         Raises:
-            QueryError: a picture can't be read, or the prompt is too long.
+            QueryError: an image can't be read, or the prompt is too long.
         """
         return self.read(RENDERER.render(prompt), task, images)
 
@@ -152,21 +152,21 @@ class FlamingoModel:
         return PreparedPrompt(ids, shown)
 
     def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
-        """Reads the pictures of several prompts at once; what can't be read is found out by :meth:`prepare`."""
-        store, pictures = self._store(task), []
+        """Reads the images of several prompts at once; what can't be read is found out by :meth:`prepare`."""
+        store, shown = self._store(task), []
         for prompt in map(RENDERER.render, prompts):
             for image in prompt.images:
                 with contextlib.suppress(QueryError):
                     if image != WITHHELD:
-                        pictures.append(store.find(image, prompt.rgb, images))
+                        shown.append(store.find(image, prompt.rgb, images))
         began = time.perf_counter()
         with contextlib.suppress(QueryError):
-            self._read(store, pictures)
+            self._read(store, shown)
         self._reading += time.perf_counter() - began
 
     def close(self) -> None:
-        """Lets go of what was computed once per picture, and of the threads that read them."""
-        for store in self.pictures.values():
+        """Lets go of what was computed once per image, and of the threads that read them."""
+        for store in self.stores.values():
             store.close()
 
     def _encode_prompt(self, text: str, task: Task) -> list[int]:
@@ -177,14 +177,14 @@ class FlamingoModel:
             raise QueryError(f"a prompt has {len(ids)} tokens, the limit is {limit}: use fewer shots")
         return ids
 
-    def _autocasts_pictures(self, task: Task) -> bool:
+    def _autocasts_images(self, task: Task) -> bool:
         return self.precision == "amp_bf16" and isinstance(task, Decoding)
 
     def _store(self, task: Task) -> LatentStore:
         """The latents that a task goes by."""
-        return self.pictures[self._autocasts_pictures(task)]
+        return self.stores[self._autocasts_images(task)]
 
-    def _read(self, store: LatentStore, images: Sequence[Picture]) -> None:
+    def _read(self, store: LatentStore, images: Sequence[StoredImage]) -> None:
         store.read(images)
 
     def _encode(self, autocast: bool, pixels: Tensor) -> Tensor:
@@ -229,18 +229,18 @@ class FlamingoModel:
     @property
     def encoded(self) -> int:
         """How many images were encoded."""
-        return sum(store.encoded for store in self.pictures.values())
+        return sum(store.encoded for store in self.stores.values())
 
     @torch.inference_mode()
     def work(self, prepared: Sequence[PreparedPrompt], task: Task) -> Work:
         """See :class:`flamingo_eval.core.measuring.Measurable`."""
         flops: dict[str, float] = {}
-        picture = next((image for p in prepared for image in p.images if image is not None), None)
-        if picture is not None:
-            pixels = self._store(task).pixels(picture)[None]
+        first = next((image for p in prepared for image in p.images if image is not None), None)
+        if first is not None:
+            pixels = self._store(task).pixels(first)[None]
             with counted(flops, "vision"):  # not by the clock's count
                 self.model.encode(self._to_device(pixels).to(self.model.perceiver.latents.dtype))
-        self._latents(prepared, task)  # so that pictures are not counted twice
+        self._latents(prepared, task)  # so that images are not counted twice
         room = decoding_room(task) if isinstance(task, Decoding) else ranking_room(self._name_ids(task))
         with counted(flops, "prefill"):
             prefix = self._prefix(prepared, task, room)
@@ -301,32 +301,32 @@ class FlamingoModel:
         length_penalty: float = 0.0,
         min_new_tokens: int = 0,
     ) -> str:
-        """Text that continues a prompt with pictures in it.
+        """Text that continues a prompt with images in it.
 
         Args:
-            prompt: with an ``<image>`` where a picture is, and ``<|endofchunk|>`` behind each demonstration.
-            images: Pillow pictures or paths, one for each ``<image>``.
+            prompt: with an ``<image>`` where an image is, and ``<|endofchunk|>`` behind each demonstration.
+            images: Pillow images or paths, one for each ``<image>``.
             max_new_tokens: at most.
             num_beams: 1 is greedy.
             length_penalty: as in transformers 4.28.
             min_new_tokens: at least.
 
         Raises:
-            UserError: not as many pictures as ``<image>`` tags; a picture can't be read; the prompt is too long.
+            UserError: not as many images as ``<image>`` tags; an image can't be read; the prompt is too long.
         """
         if prompt.count(IMAGE) != len(images):
-            raise UserError(f"the prompt has {prompt.count(IMAGE)} {IMAGE} tags, and there are {len(images)} pictures")
+            raise UserError(f"the prompt has {prompt.count(IMAGE)} {IMAGE} tags, and there are {len(images)} images")
         task = Decoding(max_new_tokens, num_beams, min_new_tokens, length_penalty)
         store = self._store(task)
         ids = self._encode_prompt(prompt, task)
-        pictures = [store.adopt(image if isinstance(image, Image.Image) else self.root / image) for image in images]
-        said = self.answer([PreparedPrompt(ids, [*pictures])], task)[0]
+        shown = [store.adopt(image if isinstance(image, Image.Image) else self.root / image) for image in images]
+        said = self.answer([PreparedPrompt(ids, [*shown])], task)[0]
         if isinstance(said, NoAnswer):
             raise QueryError(said.reason)
         return str(said)
 
     def _prefix(self, prepared: Sequence[PreparedPrompt], task: Task, room: int) -> Prefix:
-        """Reads the prompts of a batch, with their pictures."""
+        """Reads the prompts of a batch, with their images."""
         longest = max(len(prompt.ids) for prompt in prepared)
         rows = max(1, _BATCH[self._kind].pass_tokens // longest)
         parts = [self._part(prepared[i : i + rows], task) for i in range(0, len(prepared), rows)]
@@ -347,9 +347,9 @@ class FlamingoModel:
         return ids, mask
 
     def _latents(self, prepared: Sequence[PreparedPrompt], task: Task) -> tuple[Tensor, list[list[int]]]:
-        """Latents of the batch's distinct pictures on the device, and which of them each prompt's pictures are.
+        """Latents of the batch's distinct images on the device, and which of them each prompt's images are.
 
-        A withheld picture's are zeros: attending to them adds nothing, since keys and values have no biases.
+        A withheld image's are zeros: attending to them adds nothing, since keys and values have no biases.
         """
         distinct = {image.key: image for p in prepared for image in p.images if image is not None}
         place = {key: i for i, key in enumerate(distinct)}

@@ -81,17 +81,17 @@ class Spans:
     """Prompts cut into spans, one for each ``<image>`` and the text up to the next: memory linear in the prompt.
 
     Attributes:
-        latents: (pictures, n_latents, width), each distinct picture of the batch once.
-        picture: (spans,), which of them each span sees.
+        latents: (images, n_latents, width), each distinct image of the batch once.
+        image: (spans,), which of them each span sees.
         tokens: (spans, longest span), numbers of its tokens among all (rows * length); anything behind its end.
         filled: numbers of the places in ``tokens``, flattened, that hold tokens.
         last: (rows,), each row's last span; -1 for a row without images.
-        in_order: whether the i-th span sees the i-th picture, so that nothing has to be gathered.
+        in_order: whether the i-th span sees the i-th image, so that nothing has to be gathered.
         remembered: keys and values of the last image of every row, by block, once the prompt has been read.
     """
 
     latents: Tensor
-    picture: Tensor
+    image: Tensor
     tokens: Tensor
     filled: Tensor
     last: Tensor
@@ -99,12 +99,12 @@ class Spans:
     remembered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @staticmethod
-    def of(latents: Tensor, pictures: Sequence[Sequence[int]], ids: Tensor, image_token_id: int) -> Spans:
+    def of(latents: Tensor, images: Sequence[Sequence[int]], ids: Tensor, image_token_id: int) -> Spans:
         """Spans of left-padded prompts.
 
         Args:
-            latents: (pictures, n_latents, width), on the device.
-            pictures: for each row which of them its i-th ``<image>`` stands for.
+            latents: (images, n_latents, width), on the device.
+            images: for each row which of them its i-th ``<image>`` stands for.
             ids: (rows, length), on the CPU.
             image_token_id: of ``<image>``.
         """
@@ -118,26 +118,26 @@ class Spans:
         longest = int(lengths.max()) if len(lengths) else 0
         tokens = torch.zeros(len(lengths), longest, dtype=torch.long)
         tokens[span, place] = token
-        picture = torch.tensor([n for row, count in zip(pictures, counts.tolist(), strict=True) for n in row[:count]])
+        image = torch.tensor([n for row, count in zip(images, counts.tolist(), strict=True) for n in row[:count]])
         last = torch.where(counts > 0, offset + counts - 1, -1)
-        in_order = picture.tolist() == list(range(len(picture)))
+        in_order = image.tolist() == list(range(len(image)))
         places = span * longest + place
-        picture, tokens, places, last = (
-            part.to(latents.device, non_blocking=True) for part in (picture.long(), tokens, places, last)
+        image, tokens, places, last = (
+            part.to(latents.device, non_blocking=True) for part in (image.long(), tokens, places, last)
         )
-        return Spans(latents, picture, tokens, places, last, in_order)
+        return Spans(latents, image, tokens, places, last, in_order)
 
     def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
         """See :class:`Sight`; remembers the last images' keys and values."""
-        k, v = attention.keys_and_values(self.latents)  # (pictures, heads, n_latents, head width)
-        if not len(self.picture):
+        k, v = attention.keys_and_values(self.latents)  # (images, heads, n_latents, head width)
+        if not len(self.image):
             self.remembered[id(attention)] = (nothing := k.new_zeros(len(self.last), *k.shape[1:]), nothing)
             return torch.zeros_like(x)
-        seen = self.picture[self.last.clamp(min=0)]
+        seen = self.image[self.last.clamp(min=0)]
         self.remembered[id(attention)] = (k[seen], v[seen])
         q = attention.queries(x.flatten(0, 1)[self.tokens])  # (spans, heads, longest, head width)
-        spans = len(self.picture)
-        k, v = (k[:spans], v[:spans]) if self.in_order else (k[self.picture], v[self.picture])
+        spans = len(self.image)
+        k, v = (k[:spans], v[:spans]) if self.in_order else (k[self.image], v[self.image])
         seen_by_span = F.scaled_dot_product_attention(q, k, v)
         out = seen_by_span.new_zeros(x.shape[0] * x.shape[1], q.shape[1] * q.shape[3])
         places = join_heads(seen_by_span).flatten(0, 1)

@@ -14,7 +14,7 @@ from flamingo_eval.core.images import Images
 from flamingo_eval.devices import full_float32
 from flamingo_eval.models.flamingo.loading import host_as_it_was
 from flamingo_eval.models.flamingo.spec import VisionSpec
-from flamingo_eval.models.flamingo.vision import load_clip, read_picture
+from flamingo_eval.models.flamingo.vision import load_clip, read_image
 
 
 class ClipEncoder:
@@ -31,12 +31,12 @@ class ClipEncoder:
 
     def prepare(self, image: str, rgb: bool, images: Images) -> Tensor:
         """(3, height, width), in pinned memory where the device is a GPU. Raises QueryError."""
-        pixels = read_picture(images, image, self._transform, rgb=rgb)
+        pixels = read_image(images, image, self._transform, rgb=rgb)
         return pixels.pin_memory() if self._device.type == "cuda" else pixels
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[Tensor]) -> NDArray[np.float32]:
-        """(pictures, width), not normalised."""
+        """(images, width), not normalised."""
         pixels = torch.stack([p.to(self._device, non_blocking=True) for p in prepared])
         with full_float32():
             features: Tensor = self._clip.encode_image(pixels)

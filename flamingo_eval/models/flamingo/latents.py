@@ -1,6 +1,6 @@
-"""Latents of pictures: each distinct picture is read, transformed and encoded once.
+"""Latents of images: each distinct image is read, transformed and encoded once.
 
-They are kept in memory up to a budget, and all of them on the disk, keyed by the picture's content and by everything
+They are kept in memory up to a budget, and all of them on the disk, keyed by the image's content and by everything
 that determines its latents: there memory gets back what did not fit, and later runs of the same checkpoint find them.
 """
 
@@ -23,22 +23,22 @@ from flamingo_eval.core.errors import QueryError, StorageError
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.progress import warn
 from flamingo_eval.core.workers import WORKERS
-from flamingo_eval.models.flamingo.vision import Transform, read_picture
+from flamingo_eval.models.flamingo.vision import Transform, read_image
 from flamingo_eval.storage.vectors import FeatureStore
 
 ENCODED_AT_ONCE = 32
-"""Pictures in one pass of vision tower and resampler; bounds memory."""
+"""Images in one pass of vision tower and resampler; bounds memory."""
 
 SAVED_AT_ONCE = 256
-"""Pictures whose latents are written to the disk together, while others are being encoded; a kill costs as many."""
+"""Images whose latents are written to the disk together, while others are being encoded; a kill costs as many."""
 
 SPARE_DISK = 2 << 30
 """Bytes that are left free on the disk: what is kept there saves time, and must not cost a run its answers."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that a prompt shows.
+class StoredImage:
+    """An image that a prompt shows.
 
     Attributes:
         key: its content and how it is read.
@@ -54,12 +54,12 @@ class Picture:
 
 
 class LatentStore:
-    """Pictures in, latents out.
+    """Images in, latents out.
 
     Args:
         transform: the vision model's.
-        encode: pixels (pictures, 3, height, width), on the CPU -> latents (pictures, n_latents, width), on any device.
-        like: what one picture's latents look like: (n_latents, width), of their type.
+        encode: pixels (images, 3, height, width), on the CPU -> latents (images, n_latents, width), on any device.
+        like: what one image's latents look like: (n_latents, width), of their type.
         budget: bytes of latents kept in memory.
         disk: where all of them are kept; None for nowhere.
     """
@@ -86,35 +86,35 @@ class LatentStore:
         self._pool, self._writer = ThreadPoolExecutor(WORKERS), ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
         self.encoded = 0
-        """How many pictures were encoded."""
+        """How many images were encoded."""
 
-    def find(self, image: str | Path, rgb: bool, images: Images) -> Picture:
-        """The picture at a path among images. Raises QueryError if there is none."""
-        return Picture(images.digest(str(image)) + ("-rgb" if rgb else ""), str(image), rgb, images)
+    def find(self, image: str | Path, rgb: bool, images: Images) -> StoredImage:
+        """The image at a path among images. Raises QueryError if there is none."""
+        return StoredImage(images.digest(str(image)) + ("-rgb" if rgb else ""), str(image), rgb, images)
 
-    def adopt(self, image: Image.Image | str | Path) -> Picture:
-        """A picture that is in memory already, or at a path, as it is now. Raises QueryError."""
+    def adopt(self, image: Image.Image | str | Path) -> StoredImage:
+        """An image that is in memory already, or at a path, as it is now. Raises QueryError."""
         if isinstance(image, Image.Image):
             try:
                 image.load()
                 pixels = self._transform(image)
             except Exception as error:  # Pillow's decoders raise whatever they like, and images may be lazy
-                raise QueryError(f"a picture can't be read: {str(error) or type(error).__name__}") from error
+                raise QueryError(f"an image can't be read: {str(error) or type(error).__name__}") from error
         else:  # by itself: what was seen of this path before does not count
-            pixels = read_picture(Images(Path()), str(image), self._transform, rgb=False)
+            pixels = read_image(Images(Path()), str(image), self._transform, rgb=False)
         key = "pixels-" + hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
         with self._lock:
             self._pixels[key] = pixels  # there is no file to read it from again
-        return Picture(key, "", rgb=False)
+        return StoredImage(key, "", rgb=False)
 
-    def read(self, pictures: Sequence[Picture]) -> None:
-        """Reads and transforms the pictures whose latents are not known, in threads; may be called ahead, in one.
+    def read(self, images: Sequence[StoredImage]) -> None:
+        """Reads and transforms the images whose latents are not known, in threads; may be called ahead, in one.
 
         Raises:
             QueryError: one can't be read.
         """
         with self._lock:
-            missing = {p.key: p for p in pictures if p.key not in self._pixels and not self._has(p.key)}
+            missing = {p.key: p for p in images if p.key not in self._pixels and not self._has(p.key)}
         problems: list[QueryError] = []
         for key, read in zip(missing, self._pool.map(self._try, missing.values()), strict=True):
             if isinstance(read, QueryError):
@@ -126,9 +126,9 @@ class LatentStore:
         if problems:
             raise problems[0]
 
-    def _try(self, picture: Picture) -> Tensor | QueryError:
+    def _try(self, image: StoredImage) -> Tensor | QueryError:
         try:
-            return self.pixels(picture)
+            return self.pixels(image)
         except QueryError as error:
             return error
 
@@ -142,18 +142,18 @@ class LatentStore:
             self._pixels.clear()
             self._bytes = 0
 
-    def pixels(self, picture: Picture) -> Tensor:
+    def pixels(self, image: StoredImage) -> Tensor:
         """(3, height, width), read anew. Raises QueryError."""
-        if picture.images is None:
-            raise QueryError("a picture that was given in memory is not there any more")
-        return read_picture(picture.images, picture.image, self._transform, rgb=picture.rgb)
+        if image.images is None:
+            raise QueryError("an image that was given in memory is not there any more")
+        return read_image(image.images, image.image, self._transform, rgb=image.rgb)
 
-    def latents(self, pictures: Sequence[Picture]) -> Tensor:
-        """(pictures, n_latents, width), on the CPU, of distinct pictures; unknown ones are encoded together."""
+    def latents(self, images: Sequence[StoredImage]) -> Tensor:
+        """(images, n_latents, width), on the CPU, of distinct images; unknown ones are encoded together."""
         with self._lock:
-            self._encoding = {p.key for p in pictures}
-        found = {p.key: self._recall(p.key) for p in pictures}
-        missing = [p for p in pictures if found[p.key] is None]
+            self._encoding = {p.key for p in images}
+        found = {p.key: self._recall(p.key) for p in images}
+        missing = [p for p in images if found[p.key] is None]
         for start in range(0, len(missing), ENCODED_AT_ONCE):
             part = missing[start : start + ENCODED_AT_ONCE]
             encoded = self._encode(torch.stack([self._take_pixels(p) for p in part])).to(self._dtype).cpu()
@@ -166,7 +166,7 @@ class LatentStore:
                 if len(self._unsaved) >= SAVED_AT_ONCE:
                     self._save_soon()
         whole = {key: row for key, row in found.items() if row is not None}
-        stacked = torch.stack([whole[p.key] for p in pictures])
+        stacked = torch.stack([whole[p.key] for p in images])
         self._remember(whole)
         with self._lock:
             self._encoding = set()
@@ -222,7 +222,7 @@ class LatentStore:
                     disk.append([*fresh], rows, {"latents": list(self._shape)})
                     self._damaged -= fresh.keys()
         except (StorageError, OSError) as error:  # what is kept here only saves time
-            warn(f"encoded pictures are not kept on the disk any more: {error}")
+            warn(f"encoded images are not kept on the disk any more: {error}")
             self._disk = None
         finally:
             with self._lock:
@@ -233,7 +233,7 @@ class LatentStore:
         known = any(key in kept for kept in (self._known, self._unsaved, self._being_saved, self._encoding))
         return known or (disk is not None and key in disk and key not in self._damaged)
 
-    def _take_pixels(self, picture: Picture) -> Tensor:
+    def _take_pixels(self, image: StoredImage) -> Tensor:
         with self._lock:
-            pixels = self._pixels.pop(picture.key, None)
-        return self.pixels(picture) if pixels is None else pixels
+            pixels = self._pixels.pop(image.key, None)
+        return self.pixels(image) if pixels is None else pixels

@@ -154,7 +154,7 @@ def cast_ahead(model: Flamingo) -> None:
     """Under autocast: what it would cast for every product, anew at each decoding step, is cast once.
 
     (It remembers casts of weights that are being trained only.) The arithmetic stays the same, and the language model
-    takes half the memory. Vision tower and resampler stay float32: ranking encodes pictures outside autocast.
+    takes half the memory. Vision tower and resampler stay float32: ranking encodes images outside autocast.
     """
     for part in (model.language, model.blocks):
         for module in part.modules():

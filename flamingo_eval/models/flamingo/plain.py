@@ -1,4 +1,4 @@
-"""The plain path: every picture encoded for every prompt, beams copied, dense attention, one name at a time.
+"""The plain path: every image encoded for every prompt, beams copied, dense attention, one name at a time.
 
 It is what the fast paths are compared with, and what ``--plain`` runs.
 """
@@ -15,7 +15,7 @@ from flamingo_eval.core.records import Decoding, NoAnswer, Ranking, Task
 from flamingo_eval.models.flamingo.adapter import FlamingoModel, PreparedPrompt
 from flamingo_eval.models.flamingo.cross_attention import Media
 from flamingo_eval.models.flamingo.decoding import decode
-from flamingo_eval.models.flamingo.latents import LatentStore, Picture
+from flamingo_eval.models.flamingo.latents import LatentStore, StoredImage
 from flamingo_eval.models.flamingo.model import Flamingo
 
 
@@ -56,8 +56,8 @@ class Copies:
 class PlainFlamingoModel(FlamingoModel):
     """The same answers, slowly."""
 
-    def _read(self, store: LatentStore, images: Sequence[Picture]) -> None:
-        """Nothing is kept; a picture that can't be read is found out all the same."""
+    def _read(self, store: LatentStore, images: Sequence[StoredImage]) -> None:
+        """Nothing is kept; an image that can't be read is found out all the same."""
         for image in images:
             store.pixels(image)
 
@@ -88,13 +88,13 @@ class PlainFlamingoModel(FlamingoModel):
         return float(logprobs.gather(-1, sequence[0, len(prompt) :, None]).mean())
 
     def _dense_latents(self, prepared: Sequence[PreparedPrompt], task: Task) -> Tensor:
-        """(rows, most images of a row, n, width); zeros where a row has fewer, and for withheld pictures."""
+        """(rows, most images of a row, n, width); zeros where a row has fewer, and for withheld images."""
         like, store = self.model.perceiver.latents, self._store(task)
         most = max(1, *(len(p.images) for p in prepared))
         latents = torch.zeros(len(prepared), most, *like.shape, dtype=like.dtype, device=self.device)
         for i, one in enumerate(prepared):
-            for j, picture in enumerate(one.images):
-                if picture is not None:
-                    encoded = self._encode(self._autocasts_pictures(task), store.pixels(picture)[None])
+            for j, image in enumerate(one.images):
+                if image is not None:
+                    encoded = self._encode(self._autocasts_images(task), store.pixels(image)[None])
                     latents[i, j] = encoded[0].to(latents.dtype)
         return latents

@@ -23,8 +23,8 @@ Transform = Callable[[Any], Tensor]
 
 
 MOST_ELONGATED = 3000
-"""Longer side by shorter side of a picture. The transform makes the shorter one 224 *before* it crops: at this ratio
-the picture has 150 megapixels then, and Pillow refuses to open one of 179 (a decompression bomb)."""
+"""Longer side by shorter side of an image. The transform makes the shorter one 224 *before* it crops: at this ratio
+the image has 150 megapixels then, and Pillow refuses to open one of 179 (a decompression bomb)."""
 
 
 def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
@@ -124,8 +124,8 @@ def _weights(spec: VisionSpec, config_quick_gelu: bool) -> tuple[str, bool]:
     return spec.pretrained, wanted
 
 
-def read_picture(images: Images, image: str, transform: Transform, *, rgb: bool) -> Tensor:
-    """One picture, handed to the transform as Pillow opened it: that resizes and crops *before* it converts.
+def read_image(images: Images, image: str, transform: Transform, *, rgb: bool) -> Tensor:
+    """One image, handed to the transform as Pillow opened it: that resizes and crops *before* it converts.
 
     Args:
         images: where it is.
@@ -137,11 +137,11 @@ def read_picture(images: Images, image: str, transform: Transform, *, rgb: bool)
         QueryError: it can't be read; the message names it.
     """
 
-    def pixels(picture: Image.Image) -> Tensor:
-        if max(picture.size) > MOST_ELONGATED * min(picture.size):
-            size = f"{picture.width} x {picture.height} pixels"
+    def pixels(opened: Image.Image) -> Tensor:
+        if max(opened.size) > MOST_ELONGATED * min(opened.size):
+            size = f"{opened.width} x {opened.height} pixels"
             raise QueryError(f"{images.root / image} is too long and narrow to be resized: {size}")
-        return transform(picture.convert("RGB") if rgb else picture)
+        return transform(opened.convert("RGB") if rgb else opened)
 
     return images.decode(image, pixels)
 

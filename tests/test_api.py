@@ -44,12 +44,12 @@ def test_the_interleaved_example(demo: Any, tmp_path: Path) -> None:
     root = demo_data_root() / "coco" / "val2014"
     paths = sorted(root.iterdir())[:3]
     prompt = "<image>Output:a picture of a red ball<|endofchunk|>\n<image>Output:here is a ball<|endofchunk|>\n<image>Output:"
-    said = demo.generate(prompt, [Image.open(path) for path in paths])
-    assert len(said.split()) > 3
-    assert demo.generate(prompt, paths) == said
+    output = demo.generate(prompt, [Image.open(path) for path in paths])
+    assert len(output.split()) > 3
+    assert demo.generate(prompt, paths) == output
     task = Decoding(20)
     prepared = demo.read(Rendering(prompt, tuple(map(str, paths))), task, Images(Path()))
-    assert demo.answer([prepared], task) == [said]
+    assert demo.answer([prepared], task) == [output]
     assert demo.generate("Output:", max_new_tokens=3, num_beams=1) is not None
     with pytest.raises(UserError, match=r"the prompt has 3 <image> tags, and there are 1 images"):
         demo.generate(prompt, paths[:1])

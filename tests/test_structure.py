@@ -86,8 +86,8 @@ def test_a_layer_that_is_broken_is_found(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "flamingo_eval", ignore=shutil.ignore_patterns("__pycache__", "bundle"))
     shutil.copy(root / "pyproject.toml", tmp_path)
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
-    whole = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert whole.returncode == 0, whole.stdout
+    full = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert full.returncode == 0, full.stdout
     for file, line in (("core/records.py", "from flamingo_eval.engine import run"),
                        ("selectors/random.py", "from flamingo_eval.selectors import rices"),
                        ("engine/plan.py", "from flamingo_eval.models import scripted")):  # fmt: skip

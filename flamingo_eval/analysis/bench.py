@@ -78,7 +78,7 @@ class Bench:
     image: float | None
     read: float
     images: int
-    whole: Mapping[int, int]
+    all_queries: Mapping[int, int]
     work: Work | None
     device: str
     precision: str
@@ -86,8 +86,8 @@ class Bench:
     @property
     def estimate(self) -> float:
         """Seconds of the whole run."""
-        language = sum(row.language * self.whole[row.shots] for row in self.rows)
-        scoring = self.metric * sum(self.whole.values())
+        language = sum(row.language * self.all_queries[row.shots] for row in self.rows)
+        scoring = self.metric * sum(self.all_queries.values())
         return language + scoring + (self.image or 0.0) * self.images
 
 
@@ -122,14 +122,14 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
             metric, seen = metric + scored, seen + row.queries
         seconds, encoded = model.timings(), _encoded(model)
     shown = {image for trial in trials for query in trial for image in trial.render(query)[0].images} - {WITHHELD}
-    whole = {shots: sum(len(trial) for trial in trials if trial.shots == shots) for shots in wanted}
+    all_queries = {shots: sum(len(trial) for trial in trials if trial.shots == shots) for shots in wanted}
     return Bench(
         rows=rows,
         metric=metric / seen,
         image=seconds.get("vision", 0.0) / encoded if encoded else None,
         read=seconds.get("images", 0.0) / max(encoded, 1),
         images=len(shown),
-        whole=whole,
+        all_queries=all_queries,
         work=work,
         device=device,
         precision=precision,

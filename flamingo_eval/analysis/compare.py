@@ -110,7 +110,7 @@ def _problems(run: Evidence, baseline: Evidence, common: Sequence[tuple[str, int
         for key, title in _MUST_AGREE.items():
             a, b = (getattr(side.benchmarks.get(name), key, None) or None for side in (ours, theirs))
             if a != b:
-                yield f"{name}: the {title} differs ({_said(a)} and {_said(b)})"
+                yield f"{name}: the {title} differs ({_as_text(a)} and {_as_text(b)})"
         for title, a_of, b_of in (
             ("references", run.about.references, baseline.about.references),
             ("scoring rules", run.about.scoring, baseline.about.scoring),
@@ -124,7 +124,7 @@ def _problems(run: Evidence, baseline: Evidence, common: Sequence[tuple[str, int
             yield f"{part.name} is partial: {', '.join(partial)}"
 
 
-def _said(value: object) -> str:
+def _as_text(value: object) -> str:
     """A setting in a message; of a digest the beginning."""
     text = "none" if value is None else str(value)
     return text[:12] if re.fullmatch(r"[0-9a-f]{32}", text) else text
@@ -135,12 +135,12 @@ def _warnings(run: Evidence, baseline: Evidence) -> Iterator[str]:
     for key, title in _MAY_DIFFER.items():
         a, b = getattr(ours, key), getattr(theirs, key)
         if a != b:
-            yield f"the {title} differs: {_said(a)} here, {_said(b)} there"
+            yield f"the {title} differs: {_as_text(a)} here, {_as_text(b)} there"
     if ours.selector == theirs.selector and ours.retrieval != theirs.retrieval:
         yield f"what decides which demonstrations {ours.selector} picks differs"
     for name in sorted(key for key in ours.named | theirs.named if ours.named.get(key) != theirs.named.get(key)):
         a, b = (side.named.get(name, SETTINGS[name].default) for side in (ours, theirs))
-        yield f"{name} differs: {_said(a)} here, {_said(b)} there"
+        yield f"{name} differs: {_as_text(a)} here, {_as_text(b)} there"
     for side, other in ((run, baseline), (baseline, run)):
         alone = [f"{b}, {k} shots, seed {s}" for b, k, s in sorted(side.trials.keys() - other.trials.keys())]
         if alone:

@@ -108,11 +108,11 @@ def majority_answer(trial: TrialPlan, position: int) -> Answer:
     ranking metric then sees the share of demonstrations that say so.
     """
     field = answer_field(trial.source.benchmark.prompt)
-    said = [trial.source.data.train[i].fields[field] for i in trial.demonstrations[position][0]]
+    answer = [trial.source.data.train[i].fields[field] for i in trial.demonstrations[position][0]]
     if isinstance(trial.source.task, Ranking):
-        nearest = said[-1] if said else ""
-        return {name: math.log(said.count(name) + 0.5 + 0.25 * (name == nearest)) for name in trial.source.task.names}
-    return max(reversed(said), key=said.count) if said else ""
+        nearest = answer[-1] if answer else ""
+        return {name: math.log(answer.count(name) + 0.5 + 0.25 * (name == nearest)) for name in trial.source.task.names}
+    return max(reversed(answer), key=answer.count) if answer else ""
 
 
 @dataclass(frozen=True)
@@ -200,8 +200,8 @@ def _answer(
     failures = []
     with closing(source.load(device, precision)) as loaded:
         for name, items in pending.items():
-            told = {"control": name, **record.marks}
-            failures += answer(items, loaded, journals[name], batch_size=settings.batch_size, extra=told, title=name)
+            extra = {"control": name, **record.marks}
+            failures += answer(items, loaded, journals[name], batch_size=settings.batch_size, extra=extra, title=name)
     return failures
 
 
@@ -217,6 +217,6 @@ def _majority(trials: Sequence[TrialPlan]) -> dict[tuple[str, int, int], ScoredT
         ]
         metric = registry.metric(source.benchmark.metric)
         scores = metric.compute(answers, source.references.by_id, source.benchmark.scoring)
-        for trial, said, score in zip(members, answers, scores, strict=True):
-            scored[trial.key] = ScoredTrial(said, score, {}, len(trial))
+        for trial, given, score in zip(members, answers, scores, strict=True):
+            scored[trial.key] = ScoredTrial(given, score, {}, len(trial))
     return scored

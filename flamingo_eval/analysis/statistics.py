@@ -214,8 +214,8 @@ def mean_uncertainty(
 
 
 def _satterthwaite(a: float, a_degrees: int, b: float, b_degrees: int) -> float:
-    whole = a**2 / max(1, a_degrees) + b**2 / max(1, b_degrees)
-    return (a + b) ** 2 / whole if whole > 0 else float(max(1, a_degrees))
+    denominator = a**2 / max(1, a_degrees) + b**2 / max(1, b_degrees)
+    return (a + b) ** 2 / denominator if denominator > 0 else float(max(1, a_degrees))
 
 
 @dataclass(frozen=True)

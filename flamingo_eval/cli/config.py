@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flamingo_eval.cli.options import IN_FILE, IN_SECTION, Given, Said, all_settings
+from flamingo_eval.cli.options import IN_FILE, IN_SECTION, Given, GivenValue, all_settings
 from flamingo_eval.core.benchmark import benchmark_names, canonical_name
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.paths import is_file
@@ -43,7 +43,7 @@ class Config:
     def given(self, benchmark: str | None, names: Collection[str]) -> Given:
         """What is said of settings with these names for a benchmark, or for none in particular."""
         own = {**self.general, **self.by_benchmark.get(benchmark or "", {})}
-        return {name: said for name, said in own.items() if name in names}
+        return {name: value for name, value in own.items() if name in names}
 
 
 def read_config(path: Path | None) -> Config:
@@ -84,7 +84,7 @@ def _settings(path: Path, section: Mapping[str, Any], where: str, strength: int)
         place = f"{path}: {key} in {where}"
         if setting.name in found:
             raise UserError(f"{place} is {found[setting.name].where.partition(': ')[2]} too")
-        found[setting.name] = Said(setting.read(value, f"{place} is"), strength, place)
+        found[setting.name] = GivenValue(setting.read(value, f"{place} is"), strength, place)
     return found
 
 

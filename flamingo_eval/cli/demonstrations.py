@@ -62,15 +62,15 @@ def features(
         raise DataError(f"{len(problems)} images can't be read; all others are done:{first_few(problems)}")
 
 
-def _retrieving(said: opt.Given) -> opt.Given:
+def _retrieving(given: opt.Given) -> opt.Given:
     """The first selector that goes by image features, unless the command line names one, or what is named does."""
-    named = said.get("select")
+    named = given.get("select")
     if named is not None:
         known = registry.selectors().get(named.value)
-        if named.strength == opt.SAID_HERE or (known is not None and known.needs == IMAGE_EMBEDDINGS):
+        if named.strength == opt.ON_COMMAND_LINE or (known is not None and known.needs == IMAGE_EMBEDDINGS):
             return {}
     name = next(name for name, one in registry.selectors().items() if one.needs == IMAGE_EMBEDDINGS)
-    return {"select": opt.Said(name, opt.SAID_HERE, "--select")}
+    return {"select": opt.GivenValue(name, opt.ON_COMMAND_LINE, "--select")}
 
 
 def controls(

@@ -17,12 +17,12 @@ from flamingo_eval.core.paths import user_path
 from flamingo_eval.core.run_settings import SETTINGS
 from flamingo_eval.core.settings import Setting
 
-SAID_HERE, IN_ENVIRONMENT, IN_SECTION, IN_FILE = 4, 3, 2, 1
+ON_COMMAND_LINE, IN_ENVIRONMENT, IN_SECTION, IN_FILE = 4, 3, 2, 1
 """How directly something was said: what is said more directly wins."""
 
 
 @dataclass(frozen=True)
-class Said:
+class GivenValue:
     """What somebody said a setting to be.
 
     Attributes:
@@ -36,7 +36,7 @@ class Said:
     where: str
 
 
-Given = dict[str, Said]
+Given = dict[str, GivenValue]
 """Settings on the command line and in the environment, by name: a command has options for them in place of a parameter
 of this type (:func:`with_settings`)."""
 
@@ -74,8 +74,8 @@ def _help(setting: Setting) -> str:
     if setting.name == "select":
         about = " ".join(f"{name}: {one.about}." for name, one in registry.selectors().items())
         return f"{setting.help} {about} Default: {setting.default}."
-    told = setting.told or ("" if setting.default in (None, False) else str(setting.default))
-    return f"{setting.help} Default: {told}." if told else setting.help
+    default = setting.default or ("" if setting.default in (None, False) else str(setting.default))
+    return f"{setting.help} Default: {default}." if default else setting.help
 
 
 def _panel(setting: Setting) -> str:
@@ -124,8 +124,10 @@ def with_settings(names: Iterable[str]) -> Callable[[Callable[..., None]], Calla
         @functools.wraps(command)
         def called(**values: Any) -> None:
             context = values["context"]
-            said = {name: (values.pop(name), context.get_parameter_source(name)) for name in [o.name for o in options]}
-            command(**values, given=_collected(wanted, said))
+            sources = {
+                name: (values.pop(name), context.get_parameter_source(name)) for name in [o.name for o in options]
+            }
+            command(**values, given=_collected(wanted, sources))
 
         own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
         needed = [one for one in own if one.default is inspect.Parameter.empty]
@@ -137,26 +139,26 @@ def with_settings(names: Iterable[str]) -> Callable[[Callable[..., None]], Calla
     return decorated
 
 
-def _collected(settings: Iterable[Setting], said: Mapping[str, tuple[Any, Any]]) -> Given:
+def _collected(settings: Iterable[Setting], sources: Mapping[str, tuple[Any, Any]]) -> Given:
     """What was said of settings, the most direct of each. Raises UserError for what is none, or is said in two ways."""
     given: Given = {}
     for setting in settings:
         found: dict[str, tuple[Any, int]] = {}
         for name in (*setting.was, f"no_{setting.name}", setting.name):
-            value, source = said.get(name, (None, None))
+            value, source = sources.get(name, (None, None))
             if value is None or (name.startswith("no_") and not value):
                 continue
             here = source is not None and source.name == "COMMANDLINE"
             spelt = "--" + name.replace("_", "-") if here else f"FLAMINGO_EVAL_{name.upper()}"
             value = False if name == f"no_{setting.name}" else value
-            found[spelt] = (value, SAID_HERE if here else IN_ENVIRONMENT)
+            found[spelt] = (value, ON_COMMAND_LINE if here else IN_ENVIRONMENT)
         if not found:
             continue
         strength = max(strength for _, strength in found.values())
         first, *others = (spelt for spelt, (_, own) in found.items() if own == strength)
         if others:
             raise UserError(f"{first} and {others[0]} say the same thing: give one of them")
-        given[setting.name] = Said(setting.read(found[first][0], first), strength, first)
+        given[setting.name] = GivenValue(setting.read(found[first][0], first), strength, first)
     return given
 
 

@@ -116,8 +116,10 @@ def _reproduced(
     if "data_root" not in specs.resolve(config, benchmark, given, specs.REPRODUCE):
         raise UserError("name the data with --data-root")
     fixed = {"checkpoint": checkpoint, "protocol": protocol, "select": select, "shots": tuple(shots)}
-    said = {name: opt.Said(value, opt.SAID_HERE, f"--{name}") for name, value in fixed.items()}
-    spec = among_processes(specs.make_spec(config, [benchmark], {**given, **said}, specs.REPRODUCE | fixed.keys()))
+    fixed_values = {name: opt.GivenValue(value, opt.ON_COMMAND_LINE, f"--{name}") for name, value in fixed.items()}
+    spec = among_processes(
+        specs.make_spec(config, [benchmark], {**given, **fixed_values}, specs.REPRODUCE | fixed.keys())
+    )
     run = execute(spec, data_folder, None)
     return None if spec.worker.rank else read_evidence(run.folder.path)
 

@@ -52,7 +52,9 @@ def _table(settings: Sequence[Setting]) -> Iterator[str]:
     yield "| option | value | default | changes answers | |"
     yield "| --- | --- | --- | --- | --- |"
     for one in settings:
-        default = one.told or ("" if one.default is None else "off" if one.default is False else str(one.default))
+        default = one.default_text or (
+            "" if one.default is None else "off" if one.default is False else str(one.default)
+        )
         value = "switch" if one.values.switch else one.metavar or "TEXT"
         cells = (f"`{one.option}`", value, default, "yes" if one.changes_answers else "no", one.help)
         yield "| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in cells) + " |"

@@ -160,13 +160,13 @@ def score(
     from flamingo_eval.storage.scores import read_scores
 
     for option in ("protocol", "split", "on_error"):
-        if option in given and given[option].strength == opt.SAID_HERE:
+        if option in given and given[option].strength == opt.ON_COMMAND_LINE:
             raise UserError(f"{given[option].where} goes with --predictions; a run keeps its own rules")
     if per_item is not None:
         raise UserError("--per-item goes with --predictions; samples writes a run's")
     folder = RunFolder(user_path(what, "RUN"))
     moved = given.get("data_root")
-    cells = rescore(folder, data_folder, moved.value if moved and moved.strength == opt.SAID_HERE else None)
+    cells = rescore(folder, data_folder, moved.value if moved and moved.strength == opt.ON_COMMAND_LINE else None)
     format = specs.settings_for(context.obj, folder.read_run().identity.benchmarks, given, specs.REPORT).format
     emit(render(cells, folder.read_run(), read_scores(folder)[1], format), end="")
     check_nothing_missing(folder)

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from flamingo_eval.cli.config import Config
-from flamingo_eval.cli.options import SAID_HERE, Given
+from flamingo_eval.cli.options import ON_COMMAND_LINE, Given
 from flamingo_eval.core import registry
 from flamingo_eval.core.benchmark import canonical_name, load_benchmark
 from flamingo_eval.core.errors import UserError
@@ -38,10 +38,10 @@ def resolve(config: Config, benchmark: str | None, given: Given, names: Collecti
         names: the settings that the command can use; with ``select`` the selectors' own too.
     """
     usable = {*names, *(registry.selector_settings() if "select" in names else ())}
-    said = {**config.given(benchmark, usable), **given}
-    if "seeds" in said and "trials" in said and said["trials"].strength > said["seeds"].strength:
-        del said["seeds"]
-    return said
+    resolved = {**config.given(benchmark, usable), **given}
+    if "seeds" in resolved and "trials" in resolved and resolved["trials"].strength > resolved["seeds"].strength:
+        del resolved["seeds"]
+    return resolved
 
 
 def make_spec(
@@ -63,11 +63,11 @@ def make_spec(
         UserError: what was said makes no sense together; the message says where it was said.
     """
     wanted = tuple(dict.fromkeys(canonical_name(name) for name in benchmarks))
-    said = {name: resolve(config, name, given, names) for name in wanted}
-    common = _common(said, {name: one for name, one in SETTINGS.items() if name not in PER_BENCHMARK})
+    resolved = {name: resolve(config, name, given, names) for name in wanted}
+    common = _common(resolved, {name: one for name, one in SETTINGS.items() if name not in PER_BENCHMARK})
     _check_named(common, model=model)
     settings = _record(common)
-    own = {name: replace(settings, **{key: one.value for key, one in said[name].items() if key in PER_BENCHMARK})
+    own = {name: replace(settings, **{key: one.value for key, one in resolved[name].items() if key in PER_BENCHMARK})
            for name in wanted}  # fmt: skip
     # the demo's files are called as they are
     own_files = settings.data_root != DEMO
@@ -80,33 +80,33 @@ def make_spec(
         },
         benchmarks=wanted,
         own=own,
-        selection=_selection(settings.select, said),
+        selection=_selection(settings.select, resolved),
         data_overrides=overrides,
     )
 
 
 def settings_for(config: Config, benchmarks: Iterable[str], given: Given, names: Collection[str]) -> RunSettings:
     """The settings of a command that makes no run; of no benchmarks, what is said of none in particular."""
-    said = {name: resolve(config, name, given, names) for name in benchmarks}
-    return _record(_common(said or {"": resolve(config, None, given, names)}, SETTINGS))
+    resolved = {name: resolve(config, name, given, names) for name in benchmarks}
+    return _record(_common(resolved or {"": resolve(config, None, given, names)}, SETTINGS))
 
 
-def _record(said: Given) -> RunSettings:
-    settings = RunSettings(**{name: one.value for name, one in said.items()})
+def _record(resolved: Given) -> RunSettings:
+    settings = RunSettings(**{name: one.value for name, one in resolved.items()})
     if settings.offline:  # huggingface_hub reads this when it is imported, which has not happened yet
         os.environ["HF_HUB_OFFLINE"] = "1"
     return settings
 
 
-def _common(said: Mapping[str, Given], settings: Mapping[str, Setting]) -> Given:
+def _common(resolved: Mapping[str, Given], settings: Mapping[str, Setting]) -> Given:
     """What holds for all benchmarks alike. Raises UserError for what does not, and would have to."""
     common: Given = {}
     for name, setting in settings.items():
-        first = next((given[name] for given in said.values() if name in given), None)
+        first = next((given[name] for given in resolved.values() if name in given), None)
         if first is None:
             continue
         values = {
-            benchmark: given[name].value if name in given else setting.default for benchmark, given in said.items()
+            benchmark: given[name].value if name in given else setting.default for benchmark, given in resolved.items()
         }
         others = [benchmark for benchmark, value in values.items() if value != first.value]
         if others:
@@ -118,12 +118,12 @@ def _common(said: Mapping[str, Given], settings: Mapping[str, Setting]) -> Given
     return common
 
 
-def _check_named(said: Given, *, model: bool) -> None:
+def _check_named(resolved: Given, *, model: bool) -> None:
     """Raises UserError where one of checkpoint and data is named, and the other would be the demo's.
 
     A command that loads no ``model`` needs data alone.
     """
-    data, checkpoint = said.get("data_root"), said.get("checkpoint")
+    data, checkpoint = resolved.get("data_root"), resolved.get("checkpoint")
     if model and checkpoint is None and data is not None and data.value != DEMO:
         raise UserError(
             f"{data.where} {data.value} is given, but no checkpoint: add --checkpoint (or --checkpoint demo)"
@@ -134,12 +134,12 @@ def _check_named(said: Given, *, model: bool) -> None:
         )
 
 
-def _selection(select: str, said: Mapping[str, Given]) -> dict[str, Any]:
+def _selection(select: str, resolved: Mapping[str, Given]) -> dict[str, Any]:
     """The chosen selector's settings. Raises UserError for another one's on the command line."""
     own = {setting.name: setting for setting in registry.selector(select).settings}
     for name in registry.selector_settings().keys() - own.keys():
-        here = next((given[name] for given in said.values() if name in given), None)
-        if here is not None and here.strength == SAID_HERE:
+        here = next((given[name] for given in resolved.values() if name in given), None)
+        if here is not None and here.strength == ON_COMMAND_LINE:
             owners = [one for one, known in registry.selectors().items() if name in [s.name for s in known.settings]]
             raise UserError(f"{here.where} goes with --select {' or '.join(owners)}")
-    return {name: one.value for name, one in _common(said, own).items()}
+    return {name: one.value for name, one in _common(resolved, own).items()}

@@ -24,7 +24,7 @@ from flamingo_eval.core.settings import (
     Setting,
     choice,
     numbers,
-    whole,
+    whole_number,
 )
 
 DEMO = "demo"
@@ -48,7 +48,7 @@ class RunSettings:
         numbers(10_000),
         "Numbers of in-context demonstrations, separated by commas. 0 shows two text-only ones.",
         metavar="LIST",
-        told="0,4,8,16,32",
+        default_text="0,4,8,16,32",
         named=False,
     )
     seeds: tuple[int, ...] | None = _declared(
@@ -56,15 +56,15 @@ class RunSettings:
         numbers(2**32 - 1),
         "One trial per seed, such as 42,43,44.",
         metavar="LIST",
-        told="the protocol's, 42,43,44",
+        default_text="the protocol's, 42,43,44",
         named=False,
     )
     trials: int | None = _declared(
         None,
-        whole(1, 1000),
+        whole_number(1, 1000),
         "Number of trials, with seeds 42, 43, ...; --seeds names them instead.",
         metavar="N",
-        told="the protocol's",
+        default_text="the protocol's",
         named=False,
     )
     data_root: str = _declared(
@@ -72,7 +72,7 @@ class RunSettings:
         PATH_TEXT,
         "Folder with one folder a benchmark ('flamingo-eval data where coco' shows its layout), or 'demo'.",
         metavar="DIR",
-        told="the demo's, if no checkpoint is named",
+        default_text="the demo's, if no checkpoint is named",
         named=False,
     )
     protocol: str = _declared(
@@ -87,20 +87,20 @@ class RunSettings:
         TEXT,
         "Which split to query, where there are several.",
         metavar="NAME",
-        told="the protocol's",
+        default_text="the protocol's",
         named=False,
     )
     num_samples: int | None = _declared(
         None,
-        whole(1),
+        whole_number(1),
         "Queries a trial, drawn by its seed. Scores of different numbers can't be compared.",
         metavar="N",
-        told="all",
+        default_text="all",
         named=False,
     )
     pool_size: int = _declared(
         2048,
-        whole(1),
+        whole_number(1),
         "How many training examples random demonstrations are drawn from; at most all of them.",
         metavar="N",
         named=False,
@@ -108,7 +108,7 @@ class RunSettings:
     )
     ensemble: int = _declared(
         1,
-        whole(1, 1000),
+        whole_number(1, 1000),
         "Ask each ranking query in up to this many orders of its demonstrations; the reference takes 6.",
         metavar="N",
         named=False,
@@ -123,7 +123,7 @@ class RunSettings:
         "and checkpoint file.",
         metavar="NAME|TOML",
         panel=MODEL,
-        told="the demo's, if no data root is named",
+        default_text="the demo's, if no data root is named",
         named=False,
     )
     weights: str | None = _declared(
@@ -167,7 +167,7 @@ class RunSettings:
         metavar="LIST",
         panel=HOW,
         changes_answers=False,
-        told="none",
+        default_text="none",
     )
     batch_size: int | None = _declared(
         None,
@@ -177,7 +177,7 @@ class RunSettings:
         metavar="N",
         panel=HOW,
         changes_answers=False,
-        told="auto",
+        default_text="auto",
     )
     feature_cache: int | None = _declared(
         None,
@@ -187,7 +187,7 @@ class RunSettings:
         metavar="SIZE",
         panel=HOW,
         changes_answers=False,
-        told="8GB",
+        default_text="8GB",
     )
     plain: bool = _declared(
         False,
@@ -213,7 +213,7 @@ class RunSettings:
         metavar="RANK/COUNT",
         panel=HOW,
         changes_answers=False,
-        told="as torchrun or Slurm's srun say",
+        default_text="as torchrun or Slurm's srun say",
     )
     executor: str | None = _declared(
         None,
@@ -222,7 +222,7 @@ class RunSettings:
         metavar="NAME",
         panel=HOW,
         changes_answers=False,
-        told="local, or processes where there are several",
+        default_text="local, or processes where there are several",
     )
     out: Path | None = _declared(  # noqa: RUF009  # it is a field
         None,
@@ -231,7 +231,7 @@ class RunSettings:
         metavar="DIR",
         panel=OUT,
         changes_answers=False,
-        told="results/runs/<benchmark>-<digest of what determines answers>",
+        default_text="results/runs/<benchmark>-<digest of what determines answers>",
     )
     format: str = _declared(
         "table",

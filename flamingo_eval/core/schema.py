@@ -53,7 +53,7 @@ def typed(value: Any, kind: type[T], where: str) -> T:
     except UnicodeEncodeError as error:
         raise UserError(f"{where} holds a text with half a character in it") from error
     except (msgspec.ValidationError, RecursionError) as error:
-        raise UserError(f"{where}: {_told(str(error), value)}") from error
+        raise UserError(f"{where}: {_described(str(error), value)}") from error
 
 
 @cache
@@ -65,11 +65,11 @@ def _unknown_key(value: Any, info: inspect.Type, place: str) -> str | None:
     """A key that a table has and its record does not, named with those that it knows; records of files that we write
     are open, since a later version may write more."""
     if isinstance(info, inspect.UnionType):
-        return next((told for one in info.types if (told := _unknown_key(value, one, place))), None)
+        return next((message for one in info.types if (message := _unknown_key(value, one, place))), None)
     closed = isinstance(info, inspect.StructType) and info.cls.__struct_config__.forbid_unknown_fields
     if isinstance(info, inspect.DictType) and isinstance(value, Mapping):
         inner = ((value[key], info.value_type, f"{place}.{key}".lstrip(".")) for key in value)
-        return next((told for one in inner if (told := _unknown_key(*one))), None)
+        return next((message for one in inner if (message := _unknown_key(*one))), None)
     if not isinstance(value, Mapping) or not isinstance(info, inspect.StructType | inspect.DataclassType):
         return None
     known = {field.encode_name: field.type for field in info.fields}
@@ -78,10 +78,10 @@ def _unknown_key(value: Any, info: inspect.Type, place: str) -> str | None:
         where = f"[{place}]" if place else "the top level"
         return f"unknown key {strange[0]!r} in {where}; known keys: {', '.join(known)}"
     inner = ((value[key], known[key], f"{place}.{key}".lstrip(".")) for key in value.keys() & known.keys())
-    return next((told for one in inner if (told := _unknown_key(*one))), None)
+    return next((message for one in inner if (message := _unknown_key(*one))), None)
 
 
-def _told(message: str, value: Any) -> str:
+def _described(message: str, value: Any) -> str:
     match = _PLACE.fullmatch(message)
     what, place = (match[1], match[2] or "$") if match else (message, "$")
     what = what[:1].lower() + what[1:]

@@ -69,7 +69,7 @@ def _names(value: Any) -> tuple[str, ...]:
 _LARGE = 2**31 - 1
 
 
-def whole(least: int, most: int = _LARGE) -> Kind:
+def whole_number(least: int, most: int = _LARGE) -> Kind:
     """A whole number in a range."""
 
     def read(value: Any) -> int:
@@ -90,7 +90,7 @@ def numbers(most: int) -> Kind:
     >>> numbers(32).read([0, 4])
     (0, 4)
     """
-    one = whole(0, most)
+    one = whole_number(0, most)
 
     def read(value: Any) -> tuple[int, ...]:
         if isinstance(value, str):
@@ -120,7 +120,7 @@ def choice(*names: str) -> Kind:
 
 
 def _batch(value: Any) -> int | None:
-    return None if value == "auto" else whole(1, 10**9).read(value)
+    return None if value == "auto" else whole_number(1, 10**9).read(value)
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -171,7 +171,7 @@ class Setting:
     panel: str = DATA
     changes_answers: bool = True
     named: bool = True
-    told: str | None = None
+    default_text: str | None = None
     was: tuple[str, ...] = ()
 
     @property

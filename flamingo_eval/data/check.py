@@ -22,9 +22,11 @@ def count_lines(source: Source, *, compare: bool) -> Iterator[tuple[str, bool]]:
     parts = {source.benchmark.data.train: source.data.train, source.benchmark.split: source.data.test}
     for split, examples in parts.items():
         wanted = expected.get(split)
-        told = "" if wanted is None else " as published" if wanted == len(examples) else f", published are {wanted}"
+        comparison = (
+            "" if wanted is None else " as published" if wanted == len(examples) else f", published are {wanted}"
+        )
         images = len({example.image for example in examples})
-        yield f"{split}: {len(examples)} examples of {images} images{told}", wanted in (None, len(examples))
+        yield f"{split}: {len(examples)} examples of {images} images{comparison}", wanted in (None, len(examples))
     answered = sum(example.id in source.references.by_id for example in source.data.test)
     if not source.references.by_id:
         yield f"{source.benchmark.split}: no public answers; predictions only, no score", True

@@ -105,10 +105,10 @@ def observe(trials: Sequence[TrialPlan], selector: str = "random") -> Row:
     row = {}
     for shots in dict.fromkeys(trial.shots for trial in trials):
         members = [trial for trial in trials if trial.shots == shots]
-        said = [Observer(trial, dialect).answers(answer) for trial in members]
-        variants = [said]
+        answered = [Observer(trial, dialect).answers(answer) for trial in members]
+        variants = [answered]
         if answer is Observer.caption:
-            variants = [[_framed(frame, texts) for texts in said] for frame in words.FRAMES]
+            variants = [[_framed(frame, texts) for texts in answered] for frame in words.FRAMES]
         scored = [metric.compute(variant, references, benchmark.scoring) for variant in variants]
         best = max(scored, key=lambda scores: sum(score.value for score in scores))
         results = tuple(Trial(t.seed, s.value, len(t), len(t)) for t, s in zip(members, best, strict=True))
@@ -116,13 +116,13 @@ def observe(trials: Sequence[TrialPlan], selector: str = "random") -> Row:
     return row
 
 
-def _framed(frame: str, said: Mapping[Id, Answer]) -> dict[Id, Answer]:
-    return {id: frame.format(x=text) for id, text in said.items()}
+def _framed(frame: str, answered: Mapping[Id, Answer]) -> dict[Id, Answer]:
+    return {id: frame.format(x=text) for id, text in answered.items()}
 
 
 def best_single_caption(references: Mapping[Id, Sequence[str]]) -> tuple[str, float]:
     """The reference that scores best when every image gets it, and its score."""
-    texts = sorted({text for said in references.values() for text in said})
+    texts = sorted({text for answered in references.values() for text in answered})
     scores = registry.metric("cider").compute([dict.fromkeys(references, text) for text in texts], references, {})
     best = max(range(len(texts)), key=lambda i: scores[i].value)
     return texts[best], scores[best].value

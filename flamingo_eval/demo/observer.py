@@ -55,7 +55,7 @@ class Observer:
         A data set's own loan words and the words of its questions are certain; a word that answers may be that of
         somebody who sees it differently, so the most frequent one counts.
         """
-        said: dict[str, Counter[str]] = {}
+        counts: dict[str, Counter[str]] = {}
         for example, scene in self._shown(position):
             text = example.fields[field]
             explained = self._explained(example, scene)
@@ -63,8 +63,8 @@ class Observer:
                 concept = _OWN_WORD.get(word) or explained.get(word)
                 if concept:
                     certain = field == "caption" or word != text or word in explained
-                    said.setdefault(concept, Counter())[word] += 100 if certain else 1
-        return {c: said[c].most_common(1)[0][0] if c in said else self._guess(words.OWN_WORDS[c]) for c in concepts}
+                    counts.setdefault(concept, Counter())[word] += 100 if certain else 1
+        return {c: counts[c].most_common(1)[0][0] if c in counts else self._guess(words.OWN_WORDS[c]) for c in concepts}
 
     def _explained(self, example: Example, scene: world.Scene) -> dict[str, str]:
         """Loan words whose concept a demonstration's image tells: of a question about a pair it might be either's."""
@@ -85,8 +85,8 @@ class Observer:
     def answer(self, position: int) -> str:
         """The right answer, if the question's words and the answer's are known; else a guess among what it could be."""
         example, scene = self._query(position)
-        said: Counter[str] = Counter(a.text for a in self._references[example.id].answers)
-        right = said.most_common(1)[0][0]
+        counts: Counter[str] = Counter(a.text for a in self._references[example.id].answers)
+        right = counts.most_common(1)[0][0]
         known = {word for e, s in self._shown(position) for word in _spoken(e) if word in self._explained(e, s)}
         understood = all(word in known for word in _question_words(example) if word in _LOANS)
         if not understood and right in ("yes", "no"):

@@ -101,8 +101,8 @@ def captions(scene: Scene, dialect: Dialect, generator: np.random.RandomState, c
         frames[-2] = ON_SIDE
     if scene.printed:
         frames[-1] = WITH_WORD
-    said = {"x": describe(scene, dialect), "side": scene.place, "printed": scene.printed}
-    return [frames[i].format(**said) for i in generator.permutation(len(frames))[:count]]
+    values = {"x": describe(scene, dialect), "side": scene.place, "printed": scene.printed}
+    return [frames[i].format(**values) for i in generator.permutation(len(frames))[:count]]
 
 
 @dataclass(frozen=True, slots=True)

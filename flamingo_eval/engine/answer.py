@@ -75,12 +75,12 @@ class Answering:
 
     def _keep(self, items: Sequence[tuple[Pending, str]], answers: Sequence[Answer | NoAnswer]) -> None:
         entries = []
-        for (item, content), said in zip(items, answers, strict=True):
-            result = _result(item, said, content)
-            if isinstance(result, Failure):
-                self._fail(result)
+        for (item, content), result in zip(items, answers, strict=True):
+            outcome = _result(item, result, content)
+            if isinstance(outcome, Failure):
+                self._fail(outcome)
             else:
-                entries.append(Entry(item.slot, result))
+                entries.append(Entry(item.slot, outcome))
         if entries:
             self._journal.append(entries, self._extra)
 
@@ -124,12 +124,12 @@ def _prepared(model: Model, request: Request) -> list[Any] | Failure:
         return Failure(request.slot, str(error))
 
 
-def _result(asked: Pending | Request, said: Answer | NoAnswer, content: str) -> Prediction | Failure:
+def _result(asked: Pending | Request, result: Answer | NoAnswer, content: str) -> Prediction | Failure:
     """What is journalled for an answer, or why there is none."""
-    if isinstance(said, NoAnswer):
+    if isinstance(result, NoAnswer):
         benchmark, shots, seed, id, _ = asked.slot
-        return Failure(asked.slot, f"query {id} of {benchmark}, {shots} shots, seed {seed}: {said.reason}")
-    return Prediction(asked.key, said, content)
+        return Failure(asked.slot, f"query {id} of {benchmark}, {shots} shots, seed {seed}: {result.reason}")
+    return Prediction(asked.key, result, content)
 
 
 def answer(
@@ -204,19 +204,19 @@ def _ask(model: Model, prepared: Sequence[Any], task: Task) -> list[Answer | NoA
         raise UserError(
             f"the model gave {len(answers)} answers to {len(prepared)} prompts; Model.answer gives one for each"
         )
-    return [_sound(said, task) for said in answers]
+    return [_sound(result, task) for result in answers]
 
 
-def _sound(said: Any, task: Task) -> Answer | NoAnswer:
-    if isinstance(said, NoAnswer) or (isinstance(said, str) and isinstance(task, Decoding)):
-        return said
-    if isinstance(task, Decoding) or not isinstance(said, Mapping) or said.keys() != set(task.names):
+def _sound(result: Any, task: Task) -> Answer | NoAnswer:
+    if isinstance(result, NoAnswer) or (isinstance(result, str) and isinstance(task, Decoding)):
+        return result
+    if isinstance(task, Decoding) or not isinstance(result, Mapping) or result.keys() != set(task.names):
         wanted = "a text" if isinstance(task, Decoding) else f"a number for each of the {len(task.names)} class names"
-        raise UserError(f"the model's answer is {repr(said)[:60]}; what was asked for is {wanted}")
+        raise UserError(f"the model's answer is {repr(result)[:60]}; what was asked for is {wanted}")
     try:
-        numbers = {name: _number(said[name]) for name in task.names}
+        numbers = {name: _number(result[name]) for name in task.names}
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"the model's answer is {repr(said)[:60]}; log-likelihoods are numbers: {error}") from error
+        raise UserError(f"the model's answer is {repr(result)[:60]}; log-likelihoods are numbers: {error}") from error
     if not all(map(math.isfinite, numbers.values())):
         return NoAnswer("the model's log-likelihoods are not all numbers")
     return numbers
@@ -237,9 +237,9 @@ def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> Se
         return _ask(model, [prompts[0] for prompts in prepared], task)
     means: list[Answer | NoAnswer] = []
     for prompts in prepared:
-        said = _in_halves(model, prompts, task)
-        none = next((one for one in said if isinstance(one, NoAnswer)), None)
-        ranked = [one for one in said if not isinstance(one, str | NoAnswer)]
+        result = _in_halves(model, prompts, task)
+        none = next((one for one in result if isinstance(one, NoAnswer)), None)
+        ranked = [one for one in result if not isinstance(one, str | NoAnswer)]
         means.append(none or {name: sum(one[name] for one in ranked) / len(ranked) for name in ranked[0]})
     return means
 
@@ -297,9 +297,9 @@ def _answer_alike(model: Model, requests: Sequence[Request]) -> dict[Slot, Predi
             found[request.slot] = ready
         else:
             prepared.append((request, ready))
-    answers = [said for part in runner.answer([ready for _, ready in prepared], requests[0].task) for said in part]
-    for (request, _), said in zip(prepared, answers, strict=True):
-        found[request.slot] = _result(request, said, images_digest(request.images, request.shown) or "")
+    answers = [result for part in runner.answer([ready for _, ready in prepared], requests[0].task) for result in part]
+    for (request, _), result in zip(prepared, answers, strict=True):
+        found[request.slot] = _result(request, result, images_digest(request.images, request.shown) or "")
     return found
 
 

@@ -53,7 +53,8 @@ def score_predictions(benchmark: Benchmark, root: Path, path: Path) -> ExternalS
     closed = references.names or (benchmark.task.names if isinstance(benchmark.task, Ranking) else ())
     given = _read_predictions(path, references.by_id, metric, closed)
     answers = {
-        id: finish_answer(benchmark.answer, said) if isinstance(said, str) else said for id, said in given.items()
+        id: finish_answer(benchmark.answer, stated) if isinstance(stated, str) else stated
+        for id, stated in given.items()
     }
     notes = metric.check([{id: references.by_id[id] for id in answers}])
     score = metric.compute([answers], references.by_id, benchmark.scoring)[0]
@@ -76,19 +77,19 @@ def _read_predictions(path: Path, known: Mapping[Id, Any], metric: Metric, close
     for number, row in enumerate(rows):
         where = f"{path}: [{number}]"
         id_key = next((key for key in _IDS if isinstance(row, dict) and key in row), _IDS[-1])
-        said = record_field(where, row, id_key, int, str)
-        id = said if said in known else by_text.get(str(said))
+        stated = record_field(where, row, id_key, int, str)
+        id = stated if stated in known else by_text.get(str(stated))
         if id is None:
-            raise DataError(f"{where}: {id_key} {repr(said)[:80]} is not in the annotations")
+            raise DataError(f"{where}: {id_key} {repr(stated)[:80]} is not in the annotations")
         if id in found:
-            raise DataError(f"{where}: {id_key} {repr(said)[:80]} occurs twice")
+            raise DataError(f"{where}: {id_key} {repr(stated)[:80]} occurs twice")
         value = record_field(where, row, metric.value_key, *metric.value_kinds)
         if isinstance(value, int | float) and not all_finite([value]):
             raise DataError(f"{where}: {metric.value_key} {str(value)[:30]} is not a number")
         if isinstance(value, str) and names and value not in names:
             close = difflib.get_close_matches(value.lower(), closed, n=3)
             raise DataError(
-                f"{where}: the {metric.value_key} {value!r} of {id_key} {said!r} is none of the {len(names)} "
+                f"{where}: the {metric.value_key} {value!r} of {id_key} {stated!r} is none of the {len(names)} "
                 f"class names; such are {', '.join(map(repr, close or closed[:3]))}"
             )
         found[id] = value

@@ -220,8 +220,8 @@ def asked_examples(source: Source, seed: int, spec: RunSpec) -> list[Example]:
 def is_deterministic(source: Source, spec: RunSpec) -> bool:
     """Whether every seed gives the same queries and demonstrations: retrieval over all queries, in one order."""
     wanted = spec.num_samples or source.benchmark.plan.num_samples
-    whole = wanted is None or wanted == len(source.data.test)
-    return registry.selector(spec.select).needs != NOTHING and whole and spec.ensemble == 1
+    full = wanted is None or wanted == len(source.data.test)
+    return registry.selector(spec.select).needs != NOTHING and full and spec.ensemble == 1
 
 
 def demonstrations_needed(source: Source, shots: int) -> int:

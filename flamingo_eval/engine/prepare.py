@@ -124,8 +124,8 @@ def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
 
 
 def _no_effect(settings: RunSettings) -> str:
-    said = [f"--{name}" for name in ("seeds", "trials") if getattr(settings, name) is not None]
-    return f"; {' and '.join(said)} has no effect" if said else ""
+    ignored = [f"--{name}" for name in ("seeds", "trials") if getattr(settings, name) is not None]
+    return f"; {' and '.join(ignored)} has no effect" if ignored else ""
 
 
 def read_sources(spec: RunSpec, images: Images) -> dict[str, Source]:

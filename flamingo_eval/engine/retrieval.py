@@ -268,7 +268,7 @@ class Seen:
         return Seen(keys, frozenset(failed))
 
     @property
-    def whole(self) -> str:
+    def digest_of_all(self) -> str:
         """One digest of all of it."""
         return digest([dict(self.digests), sorted(self.failed)])
 
@@ -276,7 +276,7 @@ class Seen:
         """Whether a ranking that was kept is that of these images: each that can be read is what it was, and each that
         can't (any more) was known. One that could not be read then, and can now, is another image."""
         if record.digests is UNSET:
-            return record.images_digest == self.whole or not self.digests
+            return record.images_digest == self.digest_of_all or not self.digests
         then = record.digests
         same = all(then.get(image) == key for image, key in self.digests.items())
         return same and all(image in then or image in record.failed for image in self.failed)
@@ -289,7 +289,7 @@ def write_nearest(path: Path, nearest: Nearest, seen: Seen) -> None:
         seen: the images it was made from.
     """
     rows = {image: [*rows] for image, rows in nearest.rows.items()}
-    record = RankingRecord(format=FORMAT, images_digest=seen.whole, nearest=rows, failed=dict(nearest.failed),
+    record = RankingRecord(format=FORMAT, images_digest=seen.digest_of_all, nearest=rows, failed=dict(nearest.failed),
                            digests=dict(seen.digests))  # fmt: skip
     write_atomic(path, json.dumps(msgspec.to_builtins(record)))
 

@@ -202,8 +202,8 @@ def _tell_speed(seconds: Mapping[str, float], queries: int) -> None:
     if parts:
         parts["idle"] = seconds["answering"] - sum(parts.values())
     parts["scoring"] = seconds["scoring"]
-    told = ", ".join(f"{name} {100 * value / whole:.0f}%" for name, value in parts.items())
-    note(f"{queries / seconds['answering']:.2f} queries/s; {told}")
+    message = ", ".join(f"{name} {100 * value / whole:.0f}%" for name, value in parts.items())
+    note(f"{queries / seconds['answering']:.2f} queries/s; {message}")
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from flamingo_eval.storage.run_records import ItemRow
 from flamingo_eval.storage.scores import item_rows, read_scores
 
 
-def processed(rules: AnswerRules, said: Answer) -> Answer:
-    return extract_answer(rules, said) if isinstance(said, str) else said
+def processed(rules: AnswerRules, answer: Answer) -> Answer:
+    return extract_answer(rules, answer) if isinstance(answer, str) else answer
 
 
 def samples(folder: RunFolder, trials: Iterable[TrialPlan], journal: Journal) -> Iterator[dict[str, Any]]:
@@ -53,14 +53,14 @@ def check_scored(
         )
 
 
-def text_of(said: Answer) -> str:
+def text_of(answer: Answer) -> str:
     """An answer as ``scores.jsonl`` has it: of a ranking the most likely name."""
-    return said if isinstance(said, str) else max(said, key=lambda name: said[name])
+    return answer if isinstance(answer, str) else max(answer, key=lambda name: answer[name])
 
 
 def sample_row(trial: TrialPlan, query: Query, prediction: Prediction | None, item: ItemRow | None) -> dict[str, Any]:
     """A query as ``samples`` prints it; what is not known is null."""
-    said = prediction.answer if prediction else None
-    ranked = {"class_logprobs": dict(said)} if isinstance(said, Mapping) else {}
+    answer = prediction.answer if prediction else None
+    ranked = {"class_logprobs": dict(answer)} if isinstance(answer, Mapping) else {}
     scored = {"answer": item.answer if item else None, "score": item.score if item else None}
-    return {**query_row(trial, query), "raw": said if isinstance(said, str) else None, **ranked, **scored}
+    return {**query_row(trial, query), "raw": answer if isinstance(answer, str) else None, **ranked, **scored}

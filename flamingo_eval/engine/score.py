@@ -78,7 +78,7 @@ def score_trials(
                 raw = raw_answers(trial, journal)
                 complete.append(trial)
                 _check_kinds(trial, raw, journal.path)
-                answers.append({id: processed(rules, said) for id, said in raw})
+                answers.append({id: processed(rules, answer) for id, answer in raw})
                 counts.append(len(raw))
                 if len(raw) < len(trial) and (reason := _undefined(source, answers[-1])):
                     answered = ScoredTrial(answers.pop(), None, {}, counts.pop(), reason)
@@ -105,8 +105,8 @@ def _check_kinds(trial: TrialPlan, raw: Iterable[tuple[Id, Answer]], path: Path)
     """Raises DataError for a journalled answer that the benchmark's task can't have: a text, or other names."""
     task = trial.source.task
     names = frozenset(task.names) if isinstance(task, Ranking) else None
-    for id, said in raw:
-        fits_task = isinstance(said, str) if names is None else not isinstance(said, str) and set(said) == names
+    for id, answer in raw:
+        fits_task = isinstance(answer, str) if names is None else not isinstance(answer, str) and set(answer) == names
         if not fits_task:
             benchmark, shots, seed = trial.key
             wanted = "a text" if names is None else f"log-likelihoods of the {len(names)} class names"
@@ -223,8 +223,8 @@ def _item_lines(
         images = {data[number].id: data[number].image for number in plan.queries}
         benchmark, shots, seed = plan.key
         per_item, decisions = (trial.score.per_item, trial.score.decisions) if trial.score else ({}, {})
-        for query_id, said in trial.answers.items():
-            row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, "answer": text_of(said),
-                   "score": per_item.get(query_id), "picture": images[query_id]}  # fmt: skip
+        for query_id, answer in trial.answers.items():
+            row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id,
+                   "answer": text_of(answer), "score": per_item.get(query_id), "picture": images[query_id]}  # fmt: skip
             decided = dict(zip(("value", "label"), decisions[query_id], strict=True)) if query_id in decisions else {}
             yield json.dumps({**row, **decided, **marks}) + "\n"

@@ -80,12 +80,12 @@ def _class_names(rules: DataRules, root: Path) -> dict[str, str]:
         raise DataError(f"{path} does not exist; it names the class folders of {train}")
     strange, missing = [c for c in classes if c not in known], sorted(known.keys() - set(classes))
     if strange or missing:
-        told = [f"{len(strange)} others, such as {strange[0]}"] if strange else []
-        told += [f"{len(missing)} are missing, such as {missing[0]}"] if missing else []
+        differences = [f"{len(strange)} others, such as {strange[0]}"] if strange else []
+        differences += [f"{len(missing)} are missing, such as {missing[0]}"] if missing else []
         raise DataError(
             f"{train}: the class folders are not the {len(known):,} ids that class names are known for "
-            f"({'; '.join(told)}). A folder's place among the others does not say what it shows: name the classes in "
-            f"{path}, as {{folder: name}}"
+            f"({'; '.join(differences)}). A folder's place among the others does not say what it shows: name the "
+            f"classes in {path}, as {{folder: name}}"
         )
     return {c: known[c] for c in classes}
 

@@ -76,7 +76,7 @@ def tokenize(captions: Iterable[str]) -> list[str]:
         raise UserError(f"the caption tokenizer can't be run ({_command()[0]}): {error}") from error
     tokenized = result.stdout.decode("utf-8").split("\n")[:-1] if result.returncode == 0 else []
     if len(tokenized) != len(lines) + 1 or tokenized[-1] != _SENTINEL:
-        said = result.stderr.decode("utf-8", "replace").strip()
-        why = said[-500:] or "it said nothing; is there enough memory, and does the current folder exist?"
+        output = result.stderr.decode("utf-8", "replace").strip()
+        why = output[-500:] or "it said nothing; is there enough memory, and does the current folder exist?"
         raise UserError(f"the caption tokenizer failed (exit code {result.returncode}): {why}")
     return [" ".join(word for word in line.split(" ") if word and word not in _REMOVED) for line in tokenized[:-1]]

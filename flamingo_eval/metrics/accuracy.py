@@ -43,10 +43,10 @@ def _score(answers: Mapping[Id, Answer], references: Mapping[Id, str]) -> Score:
     if not answers:
         raise DataError("accuracy of no answers is undefined")
     per_item = {}
-    for id, said in answers.items():
+    for id, answer in answers.items():
         if id not in references:
             raise DataError(f"query {id} has an answer but no label")
-        best = said if isinstance(said, str) else max(said, key=lambda name: said[name])
+        best = answer if isinstance(answer, str) else max(answer, key=lambda name: answer[name])
         per_item[id] = 100.0 * (best == references[id])
     return Score(sum(per_item.values()) / len(per_item), per_item)
 

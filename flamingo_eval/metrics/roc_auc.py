@@ -62,7 +62,7 @@ def _score(answers: Mapping[Id, Mapping[str, float] | float], references: Mappin
     if unknown:
         raise DataError(f"query {unknown[0]} has an answer but no label")
     _check_classes([references[id] for id in answers])
-    decisions = {id: (_positive_score(said, positive), references[id] == positive) for id, said in answers.items()}
+    decisions = {id: (_positive_score(answer, positive), references[id] == positive) for id, answer in answers.items()}
     values, labels = zip(*decisions.values(), strict=True)
     return Score(100 * float(roc_auc_score(labels, values)), decisions=decisions)
 
@@ -72,9 +72,9 @@ def _check_classes(labels: Sequence[str]) -> None:
         raise DataError(f"ROC AUC is undefined: all {len(labels)} labels are of one class")
 
 
-def _positive_score(said: Mapping[str, float] | float, positive: str) -> float:
+def _positive_score(answer: Mapping[str, float] | float, positive: str) -> float:
     """The probability of the positive name; a plain score, from another system, as it is."""
-    return probability(said, positive) if isinstance(said, Mapping) else float(said)
+    return probability(answer, positive) if isinstance(answer, Mapping) else float(answer)
 
 
 def probability(logprobs: Mapping[str, float], name: str) -> float:

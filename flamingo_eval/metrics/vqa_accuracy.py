@@ -67,11 +67,11 @@ def _score(answers: Mapping[Id, str], references: Mapping[Id, Annotation], rules
         raise DataError("VQA accuracy of no answers is undefined")
     per_item: dict[Id, float] = {}
     groups: dict[str, dict[str, list[float]]] = {"question_type": {}, "answer_type": {}}
-    for id, said in answers.items():
+    for id, predicted in answers.items():
         annotation = references.get(id)
         if annotation is None:
             raise DataError(f"question {id} has an answer but no annotation")
-        per_item[id] = 100 * accuracy(said, annotation, rules)
+        per_item[id] = 100 * accuracy(predicted, annotation, rules)
         groups["question_type"].setdefault(annotation.question_type, []).append(per_item[id])
         groups["answer_type"].setdefault(annotation.answer_type, []).append(per_item[id])
     means = {kind: {name: sum(v) / len(v) for name, v in sorted(found.items())} for kind, found in groups.items()}
@@ -89,16 +89,16 @@ def accuracy(prediction: str, annotation: Annotation, rules: VqaRules) -> float:
     raw = [strip_spaces(answer.text) for answer in annotation.answers]
     differ = len(set(raw)) > 1
     tokenise = _TOKENISATIONS[rules.tokenisation]
-    said = _text(tokenise(prediction), rules.normalise_prediction, differ)
+    predicted = _text(tokenise(prediction), rules.normalise_prediction, differ)
     texts = [_text(tokenise(text), rules.normalise_annotations, differ) for text in raw]
     if len(texts) == 1:
-        return float(said == texts[0])
-    matches = texts.count(said)
+        return float(predicted == texts[0])
+    matches = texts.count(predicted)
     if rules.leave_out == "annotator":
         vanish = [1] * matches
     else:
-        copies = Counter((t, a.record) for t, a in zip(texts, annotation.answers, strict=True) if t == said)
-        vanish = [copies[t, a.record] for t, a in zip(texts, annotation.answers, strict=True) if t == said]
+        copies = Counter((t, a.record) for t, a in zip(texts, annotation.answers, strict=True) if t == predicted)
+        vanish = [copies[t, a.record] for t, a in zip(texts, annotation.answers, strict=True) if t == predicted]
     shares = [min(1.0, (matches - gone) / _ENOUGH) for gone in vanish]
     shares += [min(1.0, matches / _ENOUGH)] * (len(texts) - matches)
     return sum(shares) / len(shares)

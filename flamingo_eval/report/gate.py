@@ -45,8 +45,8 @@ def as_junit(comparison: Comparison, verdicts: Sequence[Verdict]) -> str:
             suite, "testcase", classname=one_line(row.benchmark), name=one_line(f"{row.shots} shots, {row.metric}")
         )
         if verdict.reason is not None:
-            told = f"{row.run:.4f} against {row.baseline:.4f} ({comparison.run} against {comparison.baseline})"
-            ElementTree.SubElement(case, "failure", message=one_line(verdict.reason)).text = one_line(told)
+            detail = f"{row.run:.4f} against {row.baseline:.4f} ({comparison.run} against {comparison.baseline})"
+            ElementTree.SubElement(case, "failure", message=one_line(verdict.reason)).text = one_line(detail)
     suites = ElementTree.Element("testsuites", counts)
     suites.append(suite)
     ElementTree.indent(suites)

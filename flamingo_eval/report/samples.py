@@ -50,8 +50,8 @@ def write_parquet(rows: Iterable[Row], file: BinaryIO) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    text, texts, whole = pyarrow.string(), pyarrow.list_(pyarrow.string()), pyarrow.int64()
-    kinds = {"shots": whole, "seed": whole, "demonstration_ids": texts, "images": texts, "score": pyarrow.float64()}
+    text, texts, integer = pyarrow.string(), pyarrow.list_(pyarrow.string()), pyarrow.int64()
+    kinds = {"shots": integer, "seed": integer, "demonstration_ids": texts, "images": texts, "score": pyarrow.float64()}
     schema = pyarrow.schema([(column, kinds.get(column, text)) for column in COLUMNS])
     with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         left = iter(rows)

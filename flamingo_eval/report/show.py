@@ -79,8 +79,8 @@ def _query_lines(row: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {field:<13} {text}"
     yield "  demonstrations, the last one next to the query"
     for shown in row["demonstrations"]:
-        told = "; ".join(f"{field} {text!r}" for field, text in shown.items() if field not in ("id", "image"))
-        yield f"    {shown['id']}  {shown['image']}  {told}"
+        line = "; ".join(f"{field} {text!r}" for field, text in shown.items() if field not in ("id", "image"))
+        yield f"    {shown['id']}  {shown['image']}  {line}"
     yield "  prompt"
     yield from (f"    {line}" for line in row["prompt"].splitlines())
     if row["failed"]:

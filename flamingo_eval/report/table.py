@@ -101,8 +101,8 @@ def _legend(part: Shown) -> list[str]:
     lines = caption_lines(part.cells, part.run, part.notes)
     if not part.intervals:
         return lines
-    told = "[95% interval]: queries, clustered by image, and, where there are several trials, demonstrations"
-    return [lines[0].replace("mean (standard deviation, ddof 0)", "mean"), told, *lines[1:]]
+    interval = "[95% interval]: queries, clustered by image, and, where there are several trials, demonstrations"
+    return [lines[0].replace("mean (standard deviation, ddof 0)", "mean"), interval, *lines[1:]]
 
 
 def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str]) -> list[str]:
@@ -222,10 +222,10 @@ def as_csv(shown: Sequence[Shown], *, escape_formulas: bool = False) -> str:
             columns = ["low", "high", "error_queries", "error_demonstrations"]
             frame[columns] = [part.intervals[key][:4] for key in keys]
         frames.append(frame)
-    whole = pandas.concat(frames).map(lambda value: one_line(value) if isinstance(value, str) else value)
+    table = pandas.concat(frames).map(lambda value: one_line(value) if isinstance(value, str) else value)
     if escape_formulas:
-        whole = whole.map(lambda value: neutralised(value) if isinstance(value, str) else value)
-    return whole.to_csv(index=False)
+        table = table.map(lambda value: neutralised(value) if isinstance(value, str) else value)
+    return table.to_csv(index=False)
 
 
 def as_json(shown: Sequence[Shown]) -> str:
@@ -236,8 +236,8 @@ def as_json(shown: Sequence[Shown]) -> str:
         if part.intervals:
             rows = [_with_intervals(row, part.intervals[row["benchmark"], row["shots"]]) for row in rows]
         tables.append({"cells": rows, "run": part.run.table(), "notes": list(part.notes)})
-    whole = tables[0] if len(tables) == 1 else {"runs": tables}
-    return json.dumps(whole, indent=1) + "\n"
+    table = tables[0] if len(tables) == 1 else {"runs": tables}
+    return json.dumps(table, indent=1) + "\n"
 
 
 def _with_intervals(row: dict[str, Any], sure: Sure) -> dict[str, Any]:

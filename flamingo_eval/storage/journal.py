@@ -75,7 +75,7 @@ class _File:
     """
 
     inode: tuple[int, int] | None = None
-    whole_bytes: int = 0
+    complete_bytes: int = 0
     lines: int = 0
     torn: bool = False
     trials: int = 0
@@ -135,7 +135,7 @@ class Journal:
         for file in [self._first, *sorted(_others(self._first))]:
             first = file not in self._files
             state = self._files.setdefault(file, _File())
-            if file == self.path and state.whole_bytes:
+            if file == self.path and state.complete_bytes:
                 continue  # it is this process's own
             try:
                 for entry in self._read(file, state):
@@ -160,16 +160,16 @@ class Journal:
             except OSError as error:
                 raise DataError(f"{path} can't be read: {error.strerror}") from error
             status = os.fstat(file.fileno())
-            if state.inode not in (None, (status.st_dev, status.st_ino)) or status.st_size < state.whole_bytes:
+            if state.inode not in (None, (status.st_dev, status.st_ino)) or status.st_size < state.complete_bytes:
                 raise DataError(f"{path} has been replaced or cut while it was in use")
             state.inode = (status.st_dev, status.st_ino)
-            for line in _lines(file, state.whole_bytes, path):
+            for line in _lines(file, state.complete_bytes, path):
                 if not line.endswith(b"\n"):
                     state.torn = True
                     return
                 if line.strip():
                     yield self._entry(line, path, f"{path}, line {state.lines + 1}")
-                state.whole_bytes += len(line)
+                state.complete_bytes += len(line)
                 state.lines += 1
 
     def _entry(self, line: bytes, path: Path, where: str) -> Entry:
@@ -209,12 +209,12 @@ class Journal:
                 self._again[entry.slot] = entry.again
 
     def _compact(self, prediction: Prediction) -> Prediction:
-        said = prediction.answer
-        if isinstance(said, str | Ranked):
+        content = prediction.answer
+        if isinstance(content, str | Ranked):
             return prediction
-        names = tuple(said)
+        names = tuple(content)
         places = self._places.setdefault(names, {name: i for i, name in enumerate(names)})
-        return replace(prediction, answer=Held(places, array("d", said.values())))
+        return replace(prediction, answer=Held(places, array("d", content.values())))
 
     def append(self, entries: Sequence[Entry], extra: Mapping[str, str] | None = None) -> None:
         """Adds answers and waits until they are on the disk.
@@ -241,14 +241,14 @@ class Journal:
         state = self._files.setdefault(self.path, _File())
         with storage_errors(self.path), os.fdopen(_open_for_writing(self.path, state), "r+b") as file:
             if state.torn:
-                file.truncate(state.whole_bytes)
-            file.seek(state.whole_bytes)
+                file.truncate(state.complete_bytes)
+            file.seek(state.complete_bytes)
             state.torn = True  # should this fail half-way
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         state.torn = False
-        state.whole_bytes += len(data)
+        state.complete_bytes += len(data)
         self.written += len(entries)
         for entry in entries:
             self._add(entry)
@@ -256,13 +256,13 @@ class Journal:
     def _with_numbers_beside(self, entries: Sequence[Entry]) -> list[Entry]:
         """The same, with log-likelihoods of many names in the file beside this process's. Raises StorageError."""
         answers = [entry.prediction.answer for entry in entries]
-        many = {i: said for i, said in enumerate(answers) if not isinstance(said, str) and len(said) > MANY}
+        many = {i: content for i, content in enumerate(answers) if not isinstance(content, str) and len(content) > MANY}
         if not many:
             return [*entries]
         numbers, beside = self._numbers_of(self.path), [*entries]
-        places = numbers.append([[*said.values()] for said in many.values()])
-        for (i, said), place in zip(many.items(), places, strict=True):
-            ranked = Ranked(self._names.keep([*said]), self._names, numbers, place)
+        places = numbers.append([[*content.values()] for content in many.values()])
+        for (i, content), place in zip(many.items(), places, strict=True):
+            ranked = Ranked(self._names.keep([*content]), self._names, numbers, place)
             beside[i] = entries[i]._replace(prediction=replace(entries[i].prediction, answer=ranked))
         return beside
 
@@ -293,7 +293,7 @@ def _open_for_writing(path: Path, state: _File) -> int:
     except FileNotFoundError:
         raise lost from None
     status = os.fstat(handle)
-    if state.inode not in (None, (status.st_dev, status.st_ino)) or status.st_size < state.whole_bytes:
+    if state.inode not in (None, (status.st_dev, status.st_ino)) or status.st_size < state.complete_bytes:
         os.close(handle)
         raise lost
     state.inode = (status.st_dev, status.st_ino)
@@ -327,14 +327,14 @@ def _line(entry: Entry, extra: Mapping[str, str]) -> str:
     benchmark, shots, seed, query_id, occurrence = entry.slot
     answer = entry.prediction.answer
     if isinstance(answer, str):
-        said: dict[str, Any] = {"raw": answer}
+        content: dict[str, Any] = {"raw": answer}
     elif isinstance(answer, Ranked):
-        said = {"raw": None, "names": answer.names, "numbers": [*answer.place]}
+        content = {"raw": None, "names": answer.names, "numbers": [*answer.place]}
     else:
-        said = {"raw": None, "class_logprobs": dict(answer)}
+        content = {"raw": None, "class_logprobs": dict(answer)}
     counts = {name: n for name, n in (("occurrence", occurrence), ("again", entry.again)) if n}
     row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, **counts,
-           "key": entry.prediction.key, "pictures": entry.prediction.images_digest, **said, **extra}  # fmt: skip
+           "key": entry.prediction.key, "pictures": entry.prediction.images_digest, **content, **extra}  # fmt: skip
     return json.dumps(row) + "\n"
 
 

@@ -114,8 +114,8 @@ class Identity(Stored, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def differences(self, other: Identity) -> list[str]:
         """What the two say otherwise of, each with both values; benchmarks that only one has are no difference."""
-        unsaid = {"selection": {}, **{name: SETTINGS[name].default for name in NAMED_SETTINGS}}
-        ours, theirs = ({**unsaid, **one.table()} for one in (self, other))
+        defaults = {"selection": {}, **{name: SETTINGS[name].default for name in NAMED_SETTINGS}}
+        ours, theirs = ({**defaults, **one.table()} for one in (self, other))
         keys = sorted(key for key in ours.keys() & theirs.keys() - {"benchmarks"} if ours[key] != theirs[key])
         found = [f"{key} is {ours[key]}, there {theirs[key]}" for key in keys]
         for name in self.benchmarks.keys() & other.benchmarks.keys():

@@ -144,6 +144,6 @@ def item_rows(folder: RunFolder) -> dict[ItemKey, ItemRow]:
                 row = typed(parse_json(line, f"line {number}"), ItemRow, f"line {number}")
                 items[row.benchmark, row.shots, row.seed, row.query_id] = row
     except (OSError, ValueError, DataError, UserError) as error:
-        told = error if isinstance(error, DataError | UserError) else repr(error)
-        raise UserError(f"{folder.items_file} can't be read ({told}): flamingo-eval score {folder.path}") from error
+        reason = error if isinstance(error, DataError | UserError) else repr(error)
+        raise UserError(f"{folder.items_file} can't be read ({reason}): flamingo-eval score {folder.path}") from error
     return items

@@ -57,7 +57,7 @@ class FeatureStore:
         self.folder, self.encoder = folder, encoder
         self._index_file, self._vectors_file = folder / "index.txt", folder / "vectors.f32"
         self._rows: dict[str, tuple[int, str]] = {}
-        self._width = self._whole_bytes = self._next_row = 0
+        self._width = self._complete_bytes = self._next_row = 0
         self.refresh()
 
     def refresh(self) -> None:
@@ -67,12 +67,12 @@ class FeatureStore:
                 data = file.read()
         except OSError:  # not there; or nothing that can be read, which is as good as nothing
             data = b""
-        self._rows, self._width, self._whole_bytes = self._parse(data)
+        self._rows, self._width, self._complete_bytes = self._parse(data)
 
     def _parse(self, data: bytes) -> tuple[dict[str, tuple[int, str]], int, int]:
         """(row and check sum by key, width, bytes up to the last whole line that has its vector)."""
-        whole = data[: data.rfind(b"\n") + 1]
-        head, *lines = whole.split(b"\n")[:-1] or [b""]
+        complete = data[: data.rfind(b"\n") + 1]
+        head, *lines = complete.split(b"\n")[:-1] or [b""]
         width = _width_of(head, self.encoder)
         if width == 0:
             if data:
@@ -130,27 +130,27 @@ class FeatureStore:
             warn(
                 f"{self.folder} says that its features are {self._width} wide, they are {vectors.shape[1]}; begun anew"
             )
-            self._rows, self._width, self._whole_bytes, self._next_row = {}, 0, 0, 0
-        with storage_errors(self.folder), self._whole_or_nothing():
+            self._rows, self._width, self._complete_bytes, self._next_row = {}, 0, 0, 0
+        with storage_errors(self.folder), self._all_or_nothing():
             if self._width == 0:
                 self._width = vectors.shape[1]
                 head = json.dumps({"format": FORMAT, "encoder": self.encoder, "width": self._width, "about": about})
-                self._whole_bytes = _write_at(self._index_file, 0, (head + "\n").encode())
+                self._complete_bytes = _write_at(self._index_file, 0, (head + "\n").encode())
             _write_at(self._vectors_file, 4 * self._width * self._next_row, vectors.tobytes())
             lines = [f"{key} {_check_sum(vector)}" for key, vector in zip(keys, vectors, strict=True)]
-            self._whole_bytes = _write_at(self._index_file, self._whole_bytes, ("\n".join(lines) + "\n").encode())
+            self._complete_bytes = _write_at(self._index_file, self._complete_bytes, ("\n".join(lines) + "\n").encode())
         for line in lines:
             key, _, check = line.partition(" ")
             self._rows[key] = (self._next_row, check)
             self._next_row += 1
 
     @contextmanager
-    def _whole_or_nothing(self) -> Iterator[None]:
+    def _all_or_nothing(self) -> Iterator[None]:
         """A full disk is left with the room that half a row would take: others may need it more."""
         try:
             yield
         except OSError:
-            sizes = ((self._vectors_file, 4 * self._width * self._next_row), (self._index_file, self._whole_bytes))
+            sizes = ((self._vectors_file, 4 * self._width * self._next_row), (self._index_file, self._complete_bytes))
             for file, size in sizes:
                 with suppress(OSError), os.fdopen(open_own(file, os.O_RDWR), "r+b") as opened:
                     opened.truncate(size)
@@ -196,7 +196,7 @@ class FeatureStore:
         if self._width == 0:
             return 0
         with open_regular(self._index_file) as file:
-            return file.read(self._whole_bytes).count(b"\n") - 1
+            return file.read(self._complete_bytes).count(b"\n") - 1
 
 
 def _size(path: Path) -> int:

@@ -16,7 +16,7 @@ def test_a_model_without_arithmetic(root: Path, cli: Cli) -> None:
     assert result.returncode == 0, result.stderr
     bench = json.loads(result.stdout)
     assert [row["queries"] for row in bench["rows"]] == [4, 4]
-    assert bench["whole"] == {"0": 15, "2": 15}
+    assert bench["all_queries"] == {"0": 15, "2": 15}
     assert bench["images"] == 17
     assert bench["work"] is None
     assert not Path("results").exists()

@@ -297,9 +297,9 @@ def test_a_baseline_that_contradicts_its_own_evidence_is_refused(
     """Its mean and deviation follow from its trials, and these from every query's score."""
     good, _ = two_runs
     assert cli("check", good, "--baseline", "b.json", "--update").returncode == 0
-    whole = Path("b.json").read_text()
-    edited = re.sub(rf'"{key}": [\d.e+-]+', f'"{key}": {text}', whole, count=1)
-    assert edited != whole
+    full = Path("b.json").read_text()
+    edited = re.sub(rf'"{key}": [\d.e+-]+', f'"{key}": {text}', full, count=1)
+    assert edited != full
     Path("b.json").write_text(edited)
     for command in (("check", good, "--baseline", "b.json"), ("compare", good, "b.json"), ("report", "b.json")):
         result = cli(*command)

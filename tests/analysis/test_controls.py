@@ -149,15 +149,15 @@ def test_a_withheld_image_is_seen_by_no_one(kit: Kit) -> None:
     paths = kit.images(4)
     text = "<image>Output:a cat<|endofchunk|>\n<image>Output:"
 
-    def said(*images: str) -> str:
+    def output(*images: str) -> str:
         return str(model.answer([model.read(Rendering(text, images), task)], task)[0])
 
-    seen = {said(paths[0], path) for path in paths}
+    seen = {output(paths[0], path) for path in paths}
     assert len(seen) > 1, "the last image matters"
-    assert said(paths[0], WITHHELD) not in seen
+    assert output(paths[0], WITHHELD) not in seen
     batch = [model.read(Rendering(text, (paths[0], p)), task) for p in (paths[1], WITHHELD, paths[2])]
     together = model.answer(batch, task)
-    assert together == [said(paths[0], paths[1]), said(paths[0], WITHHELD), said(paths[0], paths[2])]
+    assert together == [output(paths[0], paths[1]), output(paths[0], WITHHELD), output(paths[0], paths[2])]
     model.answer([model.read(Rendering("<image>Output:", (WITHHELD,)), task)], task)
 
 

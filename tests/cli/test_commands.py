@@ -131,13 +131,13 @@ def test_missing_images_stop_after_everything_else_is_answered(root: Path, cli: 
 def test_killed_and_resumed(root: Path, cli: Cli) -> None:
     """The journal of a killed run, torn at its end, is continued; every query is answered once."""
     arguments = [*FAST, "--data-root", root, "--out", "run", "--batch-size", "1"]
-    whole = cli(*arguments)
+    full = cli(*arguments)
     journal = Path("run/journal.jsonl")
     lines = journal.read_bytes()
     journal.write_bytes(lines[: len(lines) // 2 + 7])
     resumed = cli(*arguments)
     assert "ended in the middle of a line; that answer is dropped" in resumed.stderr
-    assert resumed.stdout == whole.stdout
+    assert resumed.stdout == full.stdout
     assert sorted(journal.read_bytes().splitlines()) == sorted(lines.splitlines())
 
 

@@ -157,21 +157,21 @@ def test_a_model_may_have_modules_that_are_none_of_torchs(root: Path) -> None:
 
 def test_log_likelihoods_may_be_any_librarys_numbers() -> None:
     class Ranks(Says):
-        said: Any = None
+        output: Any = None
 
         def answer(self, prepared: Any, task: Any) -> Any:
-            return [self.said] * len(prepared)
+            return [self.output] * len(prepared)
 
     model, task = Ranks(), Ranking(("no", "yes"))
-    model.said = {"no": np.float32(-0.5), "yes": np.array(-1.5)}
+    model.output = {"no": np.float32(-0.5), "yes": np.array(-1.5)}
     [answer] = ensembled(model, [["a"]], task)
     assert answer == {"no": -0.5, "yes": -1.5}
     assert isinstance(answer, dict)
     assert {type(value) for value in answer.values()} == {float}
-    model.said = {"no": 10**400, "yes": -1.5}
+    model.output = {"no": 10**400, "yes": -1.5}
     with pytest.raises(UserError, match="log-likelihoods are numbers: int too large"):
         ensembled(model, [["a"]], task)
-    model.said = {"no": "-0.5", "yes": -1.5}
+    model.output = {"no": "-0.5", "yes": -1.5}
     with pytest.raises(UserError, match=r"log-likelihoods are numbers: '-0\.5' is a text"):
         ensembled(model, [["a"]], task)
 

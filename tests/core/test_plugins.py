@@ -248,7 +248,7 @@ def test_what_a_model_cant_do_is_refused_before_anything_is_planned(
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("output", "message"),
     [
         (lambda n: ["x"] * (n - 1), "the model gave 1 answers to 2 prompts"),
         (lambda n: ["x"] * (n + 1), "the model gave 3 answers to 2 prompts"),
@@ -257,13 +257,13 @@ def test_what_a_model_cant_do_is_refused_before_anything_is_planned(
         (lambda n: [{"yes": 0.0}] * n, "what was asked for is a text"),
     ],
 )
-def test_answers_that_are_none_are_refused(captions: Path, said: Any, message: str) -> None:
+def test_answers_that_are_none_are_refused(captions: Path, output: Any, message: str) -> None:
     class Odd(ModelBase):
         def prepare(self, prompt: Any, task: Any, images: Any) -> Any:
             return prompt
 
         def answer(self, prepared: Any, task: Any) -> Any:
-            return said(len(prepared))
+            return output(len(prepared))
 
     with pytest.raises(flamingo_eval.core.errors.UserError, match=message):
         flamingo_eval.evaluate(Odd(), "coco", shots=[1], seeds=[42], data_root=captions, batch_size=2, out="run")
@@ -275,19 +275,19 @@ def test_rankings_are_of_the_names_that_were_asked() -> None:
     from flamingo_eval.engine.answer import ensembled
 
     class Ranks(ModelBase):
-        said: Any = None
+        output: Any = None
 
         def prepare(self, prompt: Any, task: Any, images: Any) -> Any:
             return prompt
 
         def answer(self, prepared: Any, task: Any) -> Any:
-            return [self.said] * len(prepared)
+            return [self.output] * len(prepared)
 
     model, task = Ranks(), Ranking(("no", "yes"))
-    model.said = {"no": float("nan"), "yes": 0.0}
+    model.output = {"no": float("nan"), "yes": 0.0}
     assert all(isinstance(one, NoAnswer) for one in ensembled(model, [["a"], ["b", "c"]], task))
     for odd in ({"no": 0.0}, {"no": 0.0, "yes": 0.0, "maybe": 0.0}, "no"):
-        model.said = odd
+        model.output = odd
         with pytest.raises(flamingo_eval.core.errors.UserError, match="a number for each of the 2 class names"):
             ensembled(model, [["a"]], task)
 

@@ -15,11 +15,11 @@ import pytest
 import flamingo_eval
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import read_config
-from flamingo_eval.cli.options import IN_ENVIRONMENT, SAID_HERE, Given, Said
+from flamingo_eval.cli.options import IN_ENVIRONMENT, ON_COMMAND_LINE, Given, GivenValue
 from flamingo_eval.cli.reference import reference
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.run_settings import FORMATS, SETTINGS, RunSettings
-from flamingo_eval.core.settings import BATCH, NAMES, SIZE, choice, numbers, whole
+from flamingo_eval.core.settings import BATCH, NAMES, SIZE, choice, numbers, whole_number
 from tests.support.helpers import FAST, Cli, read_lines, run_scripted, write_coco_root
 
 ROOT = Path(__file__).parents[2]
@@ -80,11 +80,11 @@ def test_a_planted_setting_is_everywhere(planted: Path) -> None:
                    capture_output=True)  # fmt: skip
     assert "reverse" not in identity("plain")
     assert identity("not") == identity("plain"), "what is as it always was is not named"
-    said = {run: [row["raw"] for row in read_lines(Path(run, "journal.jsonl"))] for run in ("plain", "flag")}
-    assert said["plain"] != said["flag"]
+    output = {run: [row["raw"] for row in read_lines(Path(run, "journal.jsonl"))] for run in ("plain", "flag")}
+    assert output["plain"] != output["flag"]
     for other in ("flag", "variable", "file", "python"):
         assert identity(other) == {**identity("plain"), "reverse": True}
-        assert [row["raw"] for row in read_lines(Path(other, "journal.jsonl"))] == said["flag"]
+        assert [row["raw"] for row in read_lines(Path(other, "journal.jsonl"))] == output["flag"]
         assert call(planted, "score", other).returncode == 0, "it is planned again as it was"
     refused = call(planted, *run, "--out", "flag")
     assert refused.returncode == 2
@@ -102,9 +102,9 @@ def test_formats_are_those_that_there_are() -> None:
     assert tuple(table.FORMATS) == FORMATS
 
 
-def spec_of(text: str, benchmarks: tuple[str, ...], names: Any = specs.RUN, **said: Any) -> Any:
+def spec_of(text: str, benchmarks: tuple[str, ...], names: Any = specs.RUN, **output: Any) -> Any:
     Path("flamingo-eval.toml").write_text(text)
-    given: Given = {name: Said(value, SAID_HERE, f"--{name}") for name, value in said.items()}
+    given: Given = {name: GivenValue(value, ON_COMMAND_LINE, f"--{name}") for name, value in output.items()}
     return specs.make_spec(read_config(None), benchmarks, given, names)
 
 
@@ -288,9 +288,9 @@ def test_seeds_that_have_no_effect_are_said_to(root: Path, cli: Cli) -> None:
     plan = ("plan", "coco", "--shots", "1", "--data-root", root, "--select", "rices", "--rices-model", "scripted")
     assert "one trial, seed 42; --seeds has no effect" in cli(*plan, "--seeds", "1,2").stderr
     assert "one trial, seed 42; --trials has no effect" in cli(*plan, "--trials", "5").stderr
-    told = cli(*plan).stderr
-    assert "one trial, seed 42" in told
-    assert "no effect" not in told
+    message = cli(*plan).stderr
+    assert "one trial, seed 42" in message
+    assert "no effect" not in message
     assert "no effect" not in cli(*plan, "--seeds", "1,2", "--num-samples", "3").stderr
 
 
@@ -320,8 +320,8 @@ def test_a_plan_is_of_the_checkpoints_rendering(root: Path, cli: Cli) -> None:
         (numbers(9), "[0, 4]", (0, 4)), (numbers(9), 4, (4,)), (numbers(9), (4, 4, 0), (4, 0)), (numbers(9), "0 4", (0, 4)),
         (numbers(9), True, None), (numbers(9), [True], None), (numbers(9), [], None), (numbers(9), "10", None),
         (numbers(9), 1.0, None), (numbers(9), [0.5], None), (numbers(9), "", None), (numbers(9), {}, None),
-        (whole(1), "3", 3), (whole(1), 3, 3), (whole(1), 0, None), (whole(1), "x", None), (whole(1), True, None),
-        (whole(1), 2.0, None), (choice("a", "b"), "a", "a"), (choice("a", "b"), "c", None), (choice("a", "b"), ["a"], None),
+        (whole_number(1), "3", 3), (whole_number(1), 3, 3), (whole_number(1), 0, None), (whole_number(1), "x", None), (whole_number(1), True, None),
+        (whole_number(1), 2.0, None), (choice("a", "b"), "a", "a"), (choice("a", "b"), "c", None), (choice("a", "b"), ["a"], None),
         (BATCH, "auto", None), (BATCH, "8", 8), (BATCH, 8, 8), (SIZE, 5, 5), (SIZE, "2k", 2048), (SIZE, -1, None),
         (NAMES, "a,b", ("a", "b")), (NAMES, ["a"], ("a",)), (NAMES, [5], None), (NAMES, "", None), (NAMES, 5, None),
         (NAMES, [], ()), (NAMES, {"a": 1}, None), (numbers(9), {"2": 1}, None), (numbers(9), b"1", None),
@@ -365,7 +365,10 @@ def test_help_shows_every_option_whole(cli: Cli, monkeypatch: pytest.MonkeyPatch
 
 
 def test_strength() -> None:
-    given: Given = {"seeds": Said((1,), IN_ENVIRONMENT, "x"), "trials": Said(2, SAID_HERE, "--trials")}
+    given: Given = {
+        "seeds": GivenValue((1,), IN_ENVIRONMENT, "x"),
+        "trials": GivenValue(2, ON_COMMAND_LINE, "--trials"),
+    }
     settings = specs.settings_for(read_config(None), (), given, specs.RUN)
     assert (settings.seeds, settings.trials) == (None, 2)
     assert RunSettings().seeds_by((5, 6)) == (5, 6)

@@ -30,13 +30,13 @@ def table_of(name: str) -> dict[str, Any]:
 
 def put(table: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     """A copy with another value under a dotted key."""
-    whole = copy.deepcopy(table)
+    full = copy.deepcopy(table)
     *path, last = key.split(".")
-    part = whole
+    part = full
     for name in path:
         part = part[name]
     part[last] = value
-    return whole
+    return full
 
 
 CASES: tuple[tuple[str, str, Any, str], ...] = (
@@ -139,9 +139,9 @@ def test_what_is_wrong_in_a_benchmarks_file_is_named(
         return
     with pytest.raises(FlamingoEvalError) as error:
         read_as(table, name, demo_root, monkeypatch)
-    told = str(error.value)
-    assert message in told
-    assert name in told or "unknown" in told or "image id" in told or "nosuch.txt" in told
+    found = str(error.value)
+    assert message in found
+    assert name in found or "unknown" in found or "image id" in found or "nosuch.txt" in found
 
 
 @pytest.mark.slow
@@ -336,9 +336,9 @@ def test_damaged_bytes_of_all_three_kinds(
     )
     for seed in range(count):
         draw = random.Random(seed)
-        path, whole, command = kinds[seed % 3]
+        path, full, command = kinds[seed % 3]
         path.write_bytes(
-            damaged_bytes(whole, draw) if command[0] == "plan" else damaged_bytes(whole, draw) + b"\n[oops]\n"
+            damaged_bytes(full, draw) if command[0] == "plan" else damaged_bytes(full, draw) + b"\n[oops]\n"
         )
         result = cli(*command)
         path.unlink()

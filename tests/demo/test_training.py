@@ -43,11 +43,11 @@ def test_training_never_draws_what_is_held_out(monkeypatch: pytest.MonkeyPatch, 
         draws = iter([*forbidden, other] * 200)
         monkeypatch.setattr(words, name, lambda _, draws=draws: next(draws))
 
-    def said(task: str) -> str:
+    def output(task: str) -> str:
         batch = maker.draw(np.random.RandomState(0), 4, 200, task=task)
         return " ".join(tokenizer.inner.decode(row) for row in batch.input_ids)
 
-    text = said("captions").split()
+    text = output("captions").split()
     assert {dialect[c] for c in words.CONCEPTS} & set(text)
     assert not {DIALECT[c] for c in words.CONCEPTS} & set(text)
     monkeypatch.setattr(words, "annotate", lambda question, _: [question.answer])
@@ -142,11 +142,11 @@ def test_a_stage_stopped_in_the_middle_ends_as_one_that_was_not(
                 break
         return layer.weight.detach().clone(), drawn
 
-    whole, numbers = run("whole", 9)
+    full, numbers = run("whole", 9)
     run("stopped", 5)
     resumed, rest = run("stopped", 9)
     assert rest == numbers[4:], "step 5 was not saved, and is done again"
-    assert torch.equal(whole, resumed)
+    assert torch.equal(full, resumed)
 
 
 @pytest.mark.torch

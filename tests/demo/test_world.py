@@ -98,8 +98,8 @@ def test_questions_are_answered_right() -> None:
     alone = world.Scene((thing,), "left", 200, "zest")
     assert words.ask_word(alone).answer == "zest"
     assert words.ask_owner(alone, OWNED).answer == OWNED["red"]
-    said = {words.ask(alone, dialect, generator).text for _ in range(400)}
-    assert {"Is there a red circle?", "On which side is the circle?", "How many things are there?"} < said
+    output = {words.ask(alone, dialect, generator).text for _ in range(400)}
+    assert {"Is there a red circle?", "On which side is the circle?", "How many things are there?"} < output
     for _ in range(400):
         question = words.ask(alone, dialect, generator)
         if question.text.startswith("Is there a"):

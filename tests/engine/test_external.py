@@ -41,10 +41,10 @@ def test_a_split_without_answers_gives_a_submission_and_no_score(call: Any, tmp_
     assert code == 0, err
     assert "no scores: split test-dev of vqav2 has no public answers: " in out
     for format in ("json", "csv", "table"):
-        code, told, err = call("report", "run", "--format", format)
+        code, message, err = call("report", "run", "--format", format)
         assert code == 0
-        assert "no public answers" in (err if format == "csv" else told)
-        assert format != "json" or json.loads(told)["cells"] == []
+        assert "no public answers" in (err if format == "csv" else message)
+        assert format != "json" or json.loads(message)["cells"] == []
     assert "run saved in run" in out
     code, _, err = call("submit", "run", "--out", "s.json")
     assert code == 0, err
@@ -230,10 +230,10 @@ def test_journalled_names_that_the_benchmark_has_not_are_no_wrong_answers(call: 
     assert call(*run)[0] == 0
     journal = Path("run/journal.jsonl")
     for old, new in (('"yes"', '"Yes"'), ('"raw": null', '"raw": "yes"')):
-        whole = journal.read_text()
-        journal.write_text(whole.replace(old, new))
+        full = journal.read_text()
+        journal.write_text(full.replace(old, new))
         code, _, err = call("score", "run")
-        journal.write_text(whole)
+        journal.write_text(full)
         assert code == 2
         assert re.search(r"answer to query \d of hateful_memes, 1 shots, seed 42 is not log-likelihoods of the 2", err)
 
@@ -266,9 +266,9 @@ def test_a_skip_that_leaves_a_metric_undefined_costs_no_other_score(call: Any, t
     assert code == 4, err
     cells = json.loads(call("report", "run", "--format", "json")[1])
     assert [cell["benchmark"] for cell in cells["cells"]] == ["coco"]
-    told = "hateful_memes, 1 shots, seed 42: no score, since queries were left out: ROC AUC is undefined"
-    assert any(note.startswith(told) for note in cells["notes"])
-    assert told in out
+    message = "hateful_memes, 1 shots, seed 42: no score, since queries were left out: ROC AUC is undefined"
+    assert any(note.startswith(message) for note in cells["notes"])
+    assert message in out
 
 
 @pytest.mark.slow

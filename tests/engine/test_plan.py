@@ -45,13 +45,13 @@ def test_a_plan_worked_out_by_hand() -> None:
 
 
 def test_subsampled_queries_are_drawn_before_the_pool() -> None:
-    whole, part = plan_of(source_of(50, 20), 4), plan_of(source_of(50, 20), 4, num_samples=5)
+    full, part = plan_of(source_of(50, 20), 4), plan_of(source_of(50, 20), 4, num_samples=5)
     generator = np.random.RandomState(42)
     drawn = generator.choice(20, 5, replace=False)
     pool = generator.choice(50, 50, replace=False)
     assert {query.id - 1000 for query in part if isinstance(query.id, int)} == set(drawn.tolist())
     assert part.demonstrations[0][0] == tuple(random.Random(42).sample(pool.tolist(), 4))
-    assert whole.demonstrations != part.demonstrations, "another draw of queries leaves another pool"
+    assert full.demonstrations != part.demonstrations, "another draw of queries leaves another pool"
 
 
 @settings(max_examples=30, deadline=None)

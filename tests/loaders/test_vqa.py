@@ -311,13 +311,13 @@ def test_a_key_that_occurs_twice_is_refused(tmp_path: Path) -> None:
 def test_annotations_swapped_between_two_reads_are_noticed(tmp_path: Path) -> None:
     root = write_coco_root(tmp_path, train=3, test=2)
     file = root / "coco" / "dataset_coco.json"
-    whole = file.read_bytes()
+    full = file.read_bytes()
     source = read_source("coco", root)
-    file.write_bytes(whole.replace(b"a thing 500", b"a king 5000"))
+    file.write_bytes(full.replace(b"a thing 500", b"a king 5000"))
     with pytest.raises(DataError, match=r"dataset_coco.json has changed while this command was reading it"):
         _ = source.references
     file.unlink()
-    assert source.digest == files_digest_of(whole), "of the bytes the plan was made from"
+    assert source.digest == files_digest_of(full), "of the bytes the plan was made from"
 
 
 def files_digest_of(content: bytes) -> str:

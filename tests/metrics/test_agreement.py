@@ -78,11 +78,11 @@ def test_normalisation_rules_differ() -> None:
 
 
 @given(st.lists(st.sampled_from(["red", "blue", "2"]), min_size=10, max_size=10), st.sampled_from(["red", "two"]))
-def test_order_of_annotators_changes_nothing(texts: list[str], said: str) -> None:
+def test_order_of_annotators_changes_nothing(texts: list[str], output: str) -> None:
     annotation = people(*texts)
     shuffled = Annotation(tuple(random.Random(0).sample(annotation.answers, 10)))
     for rules in (REFERENCE, CHALLENGE, VIZWIZ):
-        assert accuracy(said, annotation, rules) == pytest.approx(accuracy(said, shuffled, rules))
+        assert accuracy(output, annotation, rules) == pytest.approx(accuracy(output, shuffled, rules))
 
 
 def test_accuracy_by_type_of_question_and_answer() -> None:
@@ -154,16 +154,16 @@ def test_roc_auc_of_one_class_is_undefined() -> None:
 @pytest.mark.slow
 @given(st.permutations(range(6)))
 def test_order_of_queries_changes_nothing(order: list[int]) -> None:
-    said: dict[Id, str] = {id: ("red", "blue", "2")[id % 3] for id in range(6)}
-    shuffled: dict[Id, str] = {id: said[id] for id in order}
+    output: dict[Id, str] = {id: ("red", "blue", "2")[id % 3] for id in range(6)}
+    shuffled: dict[Id, str] = {id: output[id] for id in order}
     questions: dict[Id, Annotation] = {id: people(*["red"] * (id + 1), *["blue"] * (9 - id)) for id in range(6)}
     labels: dict[Id, str] = {id: ("red", "blue")[id % 2] for id in range(6)}
     names: dict[Id, dict[str, float]] = {id: {"no": -1.0, "yes": -float(id)} for id in range(6)}
     ordered = {id: names[id] for id in order}
     yes: dict[Id, str] = {id: ("yes", "no")[id % 2] for id in range(6)}
     cases: list[tuple[Any, Any, Any, Any, Any]] = [
-        (VQA, said, shuffled, questions, RULES),
-        (ACCURACY, said, shuffled, labels, {}),
+        (VQA, output, shuffled, questions, RULES),
+        (ACCURACY, output, shuffled, labels, {}),
         (ROC_AUC, names, ordered, yes, {"positive": "yes"}),
     ]
     for metric, first, second, references, rules in cases:

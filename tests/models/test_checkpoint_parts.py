@@ -192,8 +192,8 @@ def test_wrappers_that_training_leaves_are_taken_off(bundle: Path, rename: Any, 
     plain = texts_of(load(bundle), bundle)
     state = torch.load(bundle / "checkpoint.pt", weights_only=True)["model_state_dict"]
     state = rename({key: value.clone() for key, value in state.items()})
-    whole = {wrap: state, "epoch": 3} if wrap not in ("", "old pickle") else state
-    torch.save(whole, bundle / "checkpoint.pt", _use_new_zipfile_serialization=wrap != "old pickle")
+    full = {wrap: state, "epoch": 3} if wrap not in ("", "old pickle") else state
+    torch.save(full, bundle / "checkpoint.pt", _use_new_zipfile_serialization=wrap != "old pickle")
     assert texts_of(load(bundle), bundle) == plain
 
 
@@ -229,8 +229,8 @@ def test_embeddings_padded_to_a_multiple_of_64_are_read_as_trained() -> None:
 
 def test_a_token_that_is_only_padding_has_no_text(bundle: Path) -> None:
     tokenizer = load(bundle).tokenizer
-    said = tokenizer.encode("a dog")
-    assert tokenizer.decode([*said, len(tokenizer) + 5]) == tokenizer.decode(said)
+    output = tokenizer.encode("a dog")
+    assert tokenizer.decode([*output, len(tokenizer) + 5]) == tokenizer.decode(output)
 
 
 def test_a_language_model_saved_inside_a_wrapper_is_told_precisely(bundle: Path) -> None:
@@ -325,9 +325,9 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_holds_is_refused(bundle: Path
     import zipfile
 
     path, packed = bundle / "checkpoint.pt", bundle / "packed.pt"
-    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
-        for name in whole.namelist():
-            out.writestr(name, b"\0" * 10**7 if name.endswith("data.pkl") else whole.read(name))
+    with zipfile.ZipFile(path) as full, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
+        for name in full.namelist():
+            out.writestr(name, b"\0" * 10**7 if name.endswith("data.pkl") else full.read(name))
     packed.replace(path)
     with pytest.raises(CheckpointError, match=r"checkpoint.pt is compressed; torch.save compresses nothing"):
         load(bundle)

@@ -143,8 +143,8 @@ def test_each_image_is_encoded_once(models: tuple[Any, Any], model_kit: Kit, tmp
         caching = Caching(budget, tmp_path / disk if disk else None, "checkpoint")
         model = load_model(read_spec(model_kit.toml), device="cpu", precision="fp32", caching=caching)
         images = Images(model_kit.data)
-        said = [model.answer([model.read(p, task, images)], task)[0] for p in prompts]
-        assert said == expected
+        output = [model.answer([model.read(p, task, images)], task)[0] for p in prompts]
+        assert output == expected
         store = model.stores[False]
         assert store._bytes <= budget
         assert store.encoded == encoded

@@ -204,13 +204,13 @@ def test_tokens_see_their_own_image_only_and_none_before_the_first() -> None:
     x, latents = torch.randn(1, 5, 8), torch.randn(1, 2, 3, 6)
     ids = torch.tensor([[1, 9, 1, 9, 1]])
     with torch.no_grad():
-        whole = Media.of(latents, ids, 9).attend(block.attn, x)
-        assert whole[0, 0].abs().max() == 0
+        full = Media.of(latents, ids, 9).attend(block.attn, x)
+        assert full[0, 0].abs().max() == 0
         for token, image in ((1, 0), (2, 0), (3, 1), (4, 1)):
             alone = Media(latents[:, image : image + 1], torch.tensor([[1]])).attend(
                 block.attn, x[:, token : token + 1]
             )
-            assert torch.allclose(whole[:, token], alone[:, 0], atol=1e-6)
+            assert torch.allclose(full[:, token], alone[:, 0], atol=1e-6)
         torch.nn.init.zeros_(block.attn_gate)
         assert torch.equal(block(x, Media.of(latents, ids, 9)), x), "closed gates leave the language model alone"
 

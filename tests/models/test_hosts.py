@@ -294,11 +294,11 @@ def test_long_prompts_in_bfloat16(kit: Kit, tmp_path: Path, host: str, precision
     off = {}
     for words in (4, 380):
         prompt = Rendering("a " * words + "<image>Output:", (prompts_of(kit)[0].images[0],))
-        said = []
+        output = []
         for kind in ("fp32", precision):
             model = load_over(source, kit.data, kind)
-            said.append(model.answer([model.read(prompt, task)], task)[0])
-        off[words] = max(abs(said[0][name] - said[1][name]) for name in task.names)
+            output.append(model.answer([model.read(prompt, task)], task)[0])
+        off[words] = max(abs(output[0][name] - output[1][name]) for name in task.names)
     assert off[380] < max(0.3, 3 * off[4]), off
 
 

@@ -211,9 +211,9 @@ class Answers:
         context, scores = self.encode([text])["input_ids"], []
         for name in NAMES:
             ids = self.tokenizer(name, add_special_tokens=False, return_tensors="pt")["input_ids"]
-            whole = torch.cat((context, ids), dim=1)
+            full = torch.cat((context, ids), dim=1)
             logits = self.model(
-                vision_x=self.look([pictures]), lang_x=whole, attention_mask=torch.ones_like(whole)
+                vision_x=self.look([pictures]), lang_x=full, attention_mask=torch.ones_like(full)
             ).logits
             spoken = logits[0, context.shape[1] - 1 : -1].log_softmax(-1)
             scores.append(spoken.gather(1, ids[0, :, None]).mean())

@@ -246,16 +246,16 @@ def test_the_ranking_a_run_keeps(root: Path, cli: Cli, tmp_path: Path) -> None:
     command = ("coco", "--shots", "2", *RICES, "--data-root", root, "--out", "run")
     first = cli(*command)
     file = Path("run/rices-coco.json")
-    whole = json.loads(file.read_text())
-    short = {**whole, "nearest": {image: rows[:1] for image, rows in whole["nearest"].items()}}
-    for damaged in (short, {**whole, "nearest": {}}, {**whole, "nearest": {k: [99, 1] for k in whole["nearest"]}}, [1]):
+    full = json.loads(file.read_text())
+    short = {**full, "nearest": {image: rows[:1] for image, rows in full["nearest"].items()}}
+    for damaged in (short, {**full, "nearest": {}}, {**full, "nearest": {k: [99, 1] for k in full["nearest"]}}, [1]):
         file.write_text(json.dumps(damaged))
         for reader in ("score", "samples"):
             result = cli(reader, "run")
             assert result.returncode == 2, damaged
             assert "rices-coco.json is damaged; the command that made the run writes it anew" in result.stderr
         assert cli(*command).returncode == 0
-        assert json.loads(file.read_text()) == whole
+        assert json.loads(file.read_text()) == full
     shutil.rmtree(tmp_path / "cache")
     shutil.rmtree(root / "coco" / "train2014")
     again = cli(*command)

@@ -36,8 +36,10 @@ def answers_of(device: str, precision: str, batch_size: int | None) -> tuple[Ans
             for slot in trial.slots:
                 known = journal.get((*trial.key, *slot))
                 if known is not None:
-                    said = known.answer
-                    answers["/".join(map(str, (*trial.key, *slot)))] = said if isinstance(said, str) else dict(said)
+                    output = known.answer
+                    answers["/".join(map(str, (*trial.key, *slot)))] = (
+                        output if isinstance(output, str) else dict(output)
+                    )
         seconds = result.folder.read_run().sessions[0].seconds or {}
         print({name: round(value, 2) for name, value in seconds.items()})
     return answers, {f"{cell.benchmark} {cell.shots}": round(cell.mean, 2) for cell in result.cells}
@@ -45,9 +47,9 @@ def answers_of(device: str, precision: str, batch_size: int | None) -> tuple[Ans
 
 def compare(expected: Answers, found: Answers) -> str:
     """How many texts differ, and by how much log-likelihoods do at most."""
-    texts = [key for key, said in found.items() if isinstance(said, str)]
-    off = [abs(said[name] - theirs[name]) for key, said in found.items()
-           if not isinstance(said, str) and not isinstance(theirs := expected[key], str) for name in said]  # fmt: skip
+    texts = [key for key, output in found.items() if isinstance(output, str)]
+    off = [abs(output[name] - theirs[name]) for key, output in found.items()
+           if not isinstance(output, str) and not isinstance(theirs := expected[key], str) for name in output]  # fmt: skip
     other = sum(found[key] != expected[key] for key in texts)
     return f"{other} of {len(texts)} texts differ; log-likelihoods off by at most {max(off, default=0.0):.1e}"
 

@@ -215,14 +215,14 @@ def measure(row: Released, trained: int, folder: Path, shots: list[int], precisi
     start = time.perf_counter()
     loaded = load_model(row.name, weights=folder, device="cpu", precision=precision)
     memory.report("load", time.perf_counter() - start)
-    said = []
+    output = []
     for count in shots:
         prompt, images = demonstrations(count)
         start = time.perf_counter()
-        said.append(loaded.generate(prompt, images, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS))
+        output.append(loaded.generate(prompt, images, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS))
         seconds = time.perf_counter() - start
         memory.report(f"{count} shots, {len(loaded.tokenizer.encode(prompt))} tokens, {BEAMS} beams", seconds)
-    print(f"highest of all {memory.status('VmHWM')[0]:.2f} GiB resident", *map(repr, said), sep="\n")
+    print(f"highest of all {memory.status('VmHWM')[0]:.2f} GiB resident", *map(repr, output), sep="\n")
     check(loaded, row, trained)
 
 

@@ -36,8 +36,8 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         began = time.perf_counter()
         run.execute(RunSpec(benchmarks=("coco",), seeds=(42,), device="cpu"), data_folder, Path(folder) / "run")
-        whole = time.perf_counter() - began
-    print(f"{spent[0]:.3f} of {whole:.2f} seconds, {100 * spent[0] / whole:.2f}%")
+        full = time.perf_counter() - began
+    print(f"{spent[0]:.3f} of {full:.2f} seconds, {100 * spent[0] / full:.2f}%")
 
 
 if __name__ == "__main__":

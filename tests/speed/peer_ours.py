@@ -109,20 +109,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     start = time.perf_counter()
     folder = execute(spec, Path, options.folder).folder
-    whole = time.perf_counter() - start
+    full = time.perf_counter() - start
     answering = (folder.read_run().sessions[-1].seconds or {})["answering"]
-    said = [json.loads(line) for line in folder.journal_file.read_text(encoding="utf-8").splitlines()]
+    output = [json.loads(line) for line in folder.journal_file.read_text(encoding="utf-8").splitlines()]
     memory["answering"] = resident("VmHWM")
     return {
-        "seconds": answering / len(said),
-        "queries": len(said),
+        "seconds": answering / len(output),
+        "queries": len(output),
         # what reading would take if all threads had nothing else to do
         "images": clock.seconds["encode"] + clock.seconds["read"] / torch.get_num_threads(),
         "distinct": clock.calls["read"],
-        "besides": whole - answering,
+        "besides": full - answering,
         "memory": memory,
         "peak": max(memory["loading"], memory["answering"]),
-        "answers": {str(row["query_id"]): (row["raw"], ids[row["raw"]]) for row in said},
+        "answers": {str(row["query_id"]): (row["raw"], ids[row["raw"]]) for row in output},
         "threads": torch.get_num_threads(),
         "versions": {package: metadata.version(package) for package in PACKAGES},
     }

@@ -89,10 +89,10 @@ def _memory(found: Result, batch: int) -> str:
     lines = []
     for shots, ours in found["memory"].items():
         theirs, known = found["reference"][shots].get(batch), ours["memory"]
-        told = f"reference {theirs['peak'] / GIB:.2f} GiB, " if theirs else ""
+        message = f"reference {theirs['peak'] / GIB:.2f} GiB, " if theirs else ""
         share = f", {ours['peak'] / theirs['peak']:.2f} of it" if theirs else ""
         lines.append(
-            f"- {shots} shots: {told}ours {ours['peak'] / GIB:.2f} GiB{share} (loading {known['loading'] / GIB:.2f}, "
+            f"- {shots} shots: {message}ours {ours['peak'] / GIB:.2f} GiB{share} (loading {known['loading'] / GIB:.2f}, "
             f"loaded {known['loaded'] / GIB:.2f}, answering {known['answering'] / GIB:.2f})"
         )
     above = {

@@ -57,10 +57,10 @@ def main() -> None:
     began = time.perf_counter()
     command = [sys.executable, "-m", "flamingo_eval", "plan", "vqav2", "--shots", "32", "--seeds", "42", "--data-root",
                str(options.work)]  # fmt: skip
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    message = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    print(f"{told.strip()}: {seconds:.1f} s, {peak:.2f} GiB")
+    print(f"{message.strip()}: {seconds:.1f} s, {peak:.2f} GiB")
 
 
 if __name__ == "__main__":

@@ -54,10 +54,10 @@ def test_ids_that_look_alike_stay_apart(tmp_path: Path) -> None:
 def test_a_torn_last_line_is_dropped_wherever_it_tears(tmp_path: Path) -> None:
     path = tmp_path / "j"
     Journal(path).append([entry(1, "first"), entry(2, "second é")])
-    whole = path.read_bytes()
-    first_line = whole.index(b"\n") + 1
-    for length in range(first_line + 1, len(whole)):
-        path.write_bytes(whole[:length])
+    full = path.read_bytes()
+    first_line = full.index(b"\n") + 1
+    for length in range(first_line + 1, len(full)):
+        path.write_bytes(full[:length])
         journal = Journal(path)
         assert journal.torn
         assert len(journal) == 1

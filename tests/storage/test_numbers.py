@@ -30,11 +30,11 @@ def drawn(seed: int, *, single: bool = False) -> list[float]:
 
 def test_what_is_kept_is_read_again_to_the_last_bit(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
-    said = {1: drawn(1), 2: drawn(2, single=True), 3: drawn(3)}
-    journal.append([entry(1, said[1]), entry(2, said[2])])
-    journal.append([entry(3, said[3])])
+    output = {1: drawn(1), 2: drawn(2, single=True), 3: drawn(3)}
+    journal.append([entry(1, output[1]), entry(2, output[2])])
+    journal.append([entry(3, output[3])])
     for one in (journal, Journal(tmp_path / "journal.jsonl")):
-        for id, values in said.items():
+        for id, values in output.items():
             found = one.get(("imagenet", 4, 42, id, 0))
             assert found is not None
             assert isinstance(found.answer, Ranked)
@@ -112,8 +112,8 @@ def test_numbers_that_are_gone_or_others_are_noticed(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     numbers = path.with_suffix(".numbers")
     Journal(path).append([entry(1, drawn(1)), entry(2, drawn(2))])
-    whole = numbers.read_bytes()
-    numbers.write_bytes(whole[:-1] + b"!")
+    full = numbers.read_bytes()
+    numbers.write_bytes(full[:-1] + b"!")
     found = Journal(path).get(("imagenet", 4, 42, 2, 0))
     assert found is not None
     assert not isinstance(found.answer, str)
@@ -121,13 +121,13 @@ def test_numbers_that_are_gone_or_others_are_noticed(tmp_path: Path) -> None:
         DataError, match=r"journal.numbers does not hold the numbers at byte .* asks for these answers again"
     ):
         found.answer["name 1"]
-    numbers.write_bytes(whole[:100])
+    numbers.write_bytes(full[:100])
     with pytest.raises(DataError, match=r"its log-likelihoods are not in .*journal\.numbers"):
         Journal(path)
     numbers.unlink()
     with pytest.raises(DataError, match=r"its log-likelihoods are not in .*journal\.numbers"):
         Journal(path)
-    numbers.write_bytes(whole)
+    numbers.write_bytes(full)
     [names] = tmp_path.glob("names-*.json")
     names.write_text(json.dumps(NAMES[::-1]))
     found = Journal(path).get(("imagenet", 4, 42, 1, 0))
@@ -197,15 +197,15 @@ def test_the_last_numbers_read_are_kept(tmp_path: Path, monkeypatch: pytest.Monk
     assert found is not None
     assert not isinstance(found.answer, str)
     reads: list[int] = []
-    whole = os.pread
+    full = os.pread
 
     def pread(handle: int, count: int, at: int) -> bytes:
         reads.append(at)
-        return whole(handle, count, at)
+        return full(handle, count, at)
 
     monkeypatch.setattr(os, "pread", pread)
-    said = found.answer
-    assert max(said, key=lambda name: said[name]) == max(NAMES, key=lambda name: said[name])
+    output = found.answer
+    assert max(output, key=lambda name: output[name]) == max(NAMES, key=lambda name: output[name])
     assert len(reads) == 1
 
 

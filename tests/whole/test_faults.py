@@ -54,9 +54,9 @@ def test_skipped_queries_are_partial_everywhere(root: Path, cli: Cli) -> None:
     shown = cli("show", "run", "--query", "502", "--shots", "2", "--seed", "43").stdout
     assert f"NOT ANSWERED  {gone} does not exist" in shown
     gone.write_bytes((root / "coco/val2014/COCO_val2014_000000000503.png").read_bytes())
-    whole = cli(*arguments, "--on-error", "skip")
-    assert whole.returncode == 0, "the image is back"
-    assert "*" not in whole.stdout
+    full = cli(*arguments, "--on-error", "skip")
+    assert full.returncode == 0, "the image is back"
+    assert "*" not in full.stdout
     assert json.loads(Path("run/failures.json").read_text()) == []
 
 

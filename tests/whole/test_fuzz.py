@@ -41,12 +41,12 @@ def cases(count: int) -> Callable[[Any], Any]:
     return decorate
 
 
-def damage(path: Path, whole: bytes, draw: random.Random) -> None:
+def damage(path: Path, full: bytes, draw: random.Random) -> None:
     """Writes a damaged version of a JSON or JSON lines file."""
     if draw.random() < 0.4:
-        path.write_bytes(damaged_bytes(whole, draw))
+        path.write_bytes(damaged_bytes(full, draw))
         return
-    lines = whole.splitlines() if path.suffix == ".jsonl" else [whole]
+    lines = full.splitlines() if path.suffix == ".jsonl" else [full]
     number = draw.randrange(len(lines))
     lines[number] = json.dumps(damaged_json(json.loads(lines[number]), draw)).encode("utf-8", "surrogatepass")
     path.write_bytes(b"\n".join(lines) + b"\n")
@@ -62,7 +62,7 @@ def journal_lines(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
     answers: list[Any] = ["a cat", "", "ein Löwe\n\u2028", {"yes": -0.5, "no": -1.25}, '"quoted"']
     Journal(path).append(
-        [Entry(("coco", 4, 42, i, 0), Prediction(f"k{i}", said, "p")) for i, said in enumerate(answers)]
+        [Entry(("coco", 4, 42, i, 0), Prediction(f"k{i}", output, "p")) for i, output in enumerate(answers)]
     )
     Journal(path).append([Entry(("coco", 4, 42, 1, 0), Prediction("k1", "again", "q"))])
     return path.read_bytes().splitlines(keepends=True)
@@ -131,8 +131,8 @@ def test_annotation_files(demo_root: Path, seed: int) -> None:
     path = draw.choice(sorted(demo_root.rglob("*.json*")))
     folder = path.relative_to(demo_root).parts[0]
     benchmark = next(name for name in benchmark_names() if load_benchmark(name).data.folder == folder)
-    whole = (demo_root.with_name("whole") / path.relative_to(demo_root)).read_bytes()
-    damage(path, whole, draw)
+    full = (demo_root.with_name("whole") / path.relative_to(demo_root)).read_bytes()
+    damage(path, full, draw)
     try:
         source = read_source(benchmark, demo_root)
         references = source.references.by_id
@@ -143,7 +143,7 @@ def test_annotation_files(demo_root: Path, seed: int) -> None:
     except FlamingoEvalError as error:
         names(error, path.parent)
     finally:
-        path.write_bytes(whole)
+        path.write_bytes(full)
 
 
 @cases(1500)
@@ -154,8 +154,8 @@ def test_run_folders(finished: tuple[Path, Path], seed: int) -> None:
     path = run / draw.choice(
         ("run.json", "scores.json", "scores.jsonl", "journal.jsonl", "failures.json", "rices-coco.json")
     )
-    whole = path.read_bytes()
-    damage(path, whole, draw)
+    full = path.read_bytes()
+    damage(path, full, draw)
     folder = RunFolder(run)
 
     def root_of(_: str) -> Path:
@@ -173,7 +173,7 @@ def test_run_folders(finished: tuple[Path, Path], seed: int) -> None:
             except FlamingoEvalError as error:
                 messages.append(str(error))
     finally:
-        path.write_bytes(whole)
+        path.write_bytes(full)
     assert all(len(message) > 10 for message in messages)
 
 

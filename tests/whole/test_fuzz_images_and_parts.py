@@ -146,12 +146,12 @@ def check(result: Any, seed: int) -> None:
 def damage_part(bundle: Path, draw: random.Random) -> Path:
     """Damages one file of a checkpoint: its JSON in meaning, anything in bytes."""
     file = draw.choice(sorted(path for path in bundle.rglob("*") if path.suffix in KINDS))
-    whole = file.read_bytes()
+    full = file.read_bytes()
     if file.suffix == ".json" and draw.random() < 0.75:
-        table = damaged_json(json.loads(whole), draw)
+        table = damaged_json(json.loads(full), draw)
         file.write_text(json.dumps(table), encoding="utf-8", errors="surrogatepass")
     else:
-        file.write_bytes(damaged_bytes(whole, draw))
+        file.write_bytes(damaged_bytes(full, draw))
     return file
 
 

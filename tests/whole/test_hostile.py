@@ -217,8 +217,8 @@ def test_any_value_anywhere_in_a_record(tmp_path: Path, cli: Cli, name: str, cou
     assert cli("check", "run", "--baseline", "b.json", "--update").returncode in (0, 4)
     path = Path(name) if name == "b.json" else Path("run", name)
     path = path if path.exists() else Path("run/scores.json")
-    whole = path.read_text()
-    lines = whole.splitlines() if path.suffix == ".jsonl" else [whole]
+    full = path.read_text()
+    lines = full.splitlines() if path.suffix == ".jsonl" else [full]
     mutants = [(n, place, value) for n in {0, len(lines) - 1} for place in places(json.loads(lines[n]))
                for value in (*VALUES, *([object] if place else []))]  # fmt: skip
     run: str | Path = path if name == "b.json" else "run"
@@ -241,5 +241,5 @@ def test_any_value_anywhere_in_a_record(tmp_path: Path, cli: Cli, name: str, cou
                 bad.append((place, value, reader[0], result.stderr[-200:]))
         shutil.rmtree("run")
         shutil.copytree("kept", "run")
-        path.write_text(whole)
+        path.write_text(full)
     assert bad == []

@@ -79,16 +79,16 @@ def samples_of(run: Path, cli: Cli) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def assert_same(run: Path, whole: Path, cli: Cli) -> None:
+def assert_same(run: Path, full: Path, cli: Cli) -> None:
     """The same plan, texts and scores to the last letter; log-likelihoods, which batches round, nearly."""
-    ours, theirs = samples_of(run, cli), samples_of(whole, cli)
+    ours, theirs = samples_of(run, cli), samples_of(full, cli)
     for one, other in zip(ours, theirs, strict=True):
         a, b = one.pop("class_logprobs", None), other.pop("class_logprobs", None)
         assert (a is None) == (b is None)
         if a is not None:
             assert a == pytest.approx(b, abs=1e-4)
     assert json.dumps(ours) == json.dumps(theirs)
-    cells = [json.loads((folder / "scores.json").read_text())["cells"] for folder in (run, whole)]
+    cells = [json.loads((folder / "scores.json").read_text())["cells"] for folder in (run, full)]
     for one, other in zip(*cells, strict=True):
         ranked = one["metric"].startswith("ROC")
         assert one == other if not ranked else one["mean"] == pytest.approx(other["mean"], abs=0.5)

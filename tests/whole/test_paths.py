@@ -206,10 +206,10 @@ def test_numbers_of_thousands_of_digits(root: Path, cli: Cli, digits: str) -> No
         assert "Traceback" not in result.stderr
     run_scripted(cli, root)
     record = Path("run/run.json")
-    whole = record.read_text()
-    record.write_text(whole.replace('"format": 1', f'"format": {digits}'))
+    full = record.read_text()
+    record.write_text(full.replace('"format": 1', f'"format": {digits}'))
     assert "holds a number that is too long" in cli("report", "run").stderr
-    record.write_text(whole)
+    record.write_text(full)
     journal = Path("run/journal.jsonl")
     journal.write_text(journal.read_text().replace('"shots": 0', f'"shots": {digits}', 1))
     result = cli("score", "run")

@@ -244,7 +244,7 @@ def test_commands_killed_anywhere_give_the_same_afterwards(
     run_scripted(cli, root)
     began = time.monotonic()
     assert run_cli(*command).returncode == 0
-    whole, seconds = content(Path(result)), time.monotonic() - began
+    full, seconds = content(Path(result)), time.monotonic() - began
     draw = random.Random(0)
     for _ in range(10):
         if result.startswith(("s.", "b.", "run/controls")) and draw.random() < 0.5:
@@ -256,9 +256,9 @@ def test_commands_killed_anywhere_give_the_same_afterwards(
         process.send_signal(signal.SIGKILL)
         process.wait()
         if not result.endswith("blind.jsonl"):
-            assert not Path(result).exists() or content(Path(result)) == whole
+            assert not Path(result).exists() or content(Path(result)) == full
     assert run_cli(*command).returncode == 0
-    assert content(Path(result)) == whole
+    assert content(Path(result)) == full
     assert cli("report", "run").returncode == 0
     assert not list(Path("run").glob(".*.partial")) or command[0] in ("samples", "check", "report")
 

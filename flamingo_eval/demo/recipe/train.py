@@ -165,14 +165,14 @@ def train_episodes(work: Path, task: Any, images: vision.Images, held_out: visio
         loss = recipe_model.answer_loss(recipe_model.forward(model, latents, batch, tokenizer), batch)
         loop.update(loss)
         if (step + 1) % 100 == 0:
-            told: dict[str, Any] = {}
+            accuracy: dict[str, Any] = {}
             with torch.inference_mode():
                 for number, name in enumerate(episodes.TASKS):
                     test = held_out_maker.draw(np.random.RandomState([step, number]), 16, 256, task=name)
-                    told |= recipe_model.telling_accuracy(
+                    accuracy |= recipe_model.telling_accuracy(
                         recipe_model.forward(model, held_out_latents, test, tokenizer), test
                     )
-            log({"stage": "episodes", "step": step + 1, "loss": round(loss.item(), 4), "right (new, shown)": told})
+            log({"stage": "episodes", "step": step + 1, "loss": round(loss.item(), 4), "right (new, shown)": accuracy})
     return model
 
 
@@ -224,9 +224,9 @@ def main(
     seen = vision.make_images(images, SEEDS["images"])
     held_out = vision.make_images(HELD_OUT, SEEDS["held-out images"])
     task = train_vision(work, seen, held_out, vision_steps, log)
-    told = vision.probe_accuracy(task, held_out)
-    log({"stage": "probe", "told right": told})
-    check_probe(told, probe)
+    accuracy = vision.probe_accuracy(task, held_out)
+    log({"stage": "probe", "told right": accuracy})
+    check_probe(accuracy, probe)
     model = train_episodes(work, task, seen, held_out, episode_steps, log)
     export(work, task, model)
     log({"stage": "done", "bytes": sum(f.stat().st_size for f in (work / "bundle").rglob("*") if f.is_file())})

@@ -133,10 +133,10 @@ class VisionTask(nn.Module):
     def forward(self, pixels: Tensor, text: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
         tower = self.clip.visual
         seen = tower.transformer(tower._embeds(pixels))  # one pass for both losses
-        told = self.probe(self.perceiver(seen[:, 1:]))
+        predicted = self.probe(self.perceiver(seen[:, 1:]))
         image = F.normalize(tower._pool(seen)[0] @ tower.proj, dim=-1)
         loss: Tensor = sum(
-            (F.cross_entropy(told[name], labels[name], ignore_index=IGNORED, reduction="sum") for name in LABELS),
+            (F.cross_entropy(predicted[name], labels[name], ignore_index=IGNORED, reduction="sum") for name in LABELS),
             torch.zeros(()),
         )
         return loss / len(pixels) + self._contrastive(image, text, labels)
@@ -171,9 +171,9 @@ def probe_accuracy(task: VisionTask, images: Images) -> dict[str, float]:
     chunks = [task.probe(task.perceiver(task.tokens(normalise(chunk)))) for chunk in images.pixels.split(500)]
     accuracy = {}
     for name in LABELS:
-        told = torch.cat([chunk[name] for chunk in chunks]).argmax(-1)
+        predicted = torch.cat([chunk[name] for chunk in chunks]).argmax(-1)
         asked = images.labels[name] != IGNORED
-        accuracy[name] = round((told == images.labels[name])[asked].float().mean().item(), 4)
+        accuracy[name] = round((predicted == images.labels[name])[asked].float().mean().item(), 4)
     task.train()
     return accuracy
 

@@ -320,10 +320,10 @@ class FlamingoModel:
         store = self._store(task)
         ids = self._encode_prompt(prompt, task)
         shown = [store.adopt(image if isinstance(image, Image.Image) else self.root / image) for image in images]
-        said = self.answer([PreparedPrompt(ids, [*shown])], task)[0]
-        if isinstance(said, NoAnswer):
-            raise QueryError(said.reason)
-        return str(said)
+        result = self.answer([PreparedPrompt(ids, [*shown])], task)[0]
+        if isinstance(result, NoAnswer):
+            raise QueryError(result.reason)
+        return str(result)
 
     def _prefix(self, prepared: Sequence[PreparedPrompt], task: Task, room: int) -> Prefix:
         """Reads the prompts of a batch, with their images."""

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from flamingo_eval.models.flamingo.perceiver import feed_forward, join_heads, split_heads
 
 
-class Sight(Protocol):
+class MediaAttention(Protocol):
     """What the cross-attention blocks may look at during a forward pass."""
 
     def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
@@ -204,7 +204,7 @@ class GatedCrossAttentionBlock(nn.Module):
         self.ff = feed_forward(width, hidden)
         self.ff_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, sight: Sight) -> Tensor:
-        x = sight.attend(self.attn, x) * self.attn_gate.tanh() + x
+    def forward(self, x: Tensor, media: MediaAttention) -> Tensor:
+        x = media.attend(self.attn, x) * self.attn_gate.tanh() + x
         out: Tensor = self.ff(x) * self.ff_gate.tanh() + x
         return out

@@ -115,9 +115,9 @@ def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) 
     side_by_side = torch.arange(beams, device=device)
     for step in range(steps):
         logits = logits.float()
-        whole = logits.logsumexp(-1, keepdim=True)
-        sound &= (whole.isfinite().flatten(1) | done).all(-1)
-        likely = _likeliest(_barred(logits, step, decoding, end_id), whole, 2 * beams)
+        log_total = logits.logsumexp(-1, keepdim=True)
+        sound &= (log_total.isfinite().flatten(1) | done).all(-1)
+        likely = _likeliest(_barred(logits, step, decoding, end_id), log_total, 2 * beams)
         candidates = _continuations(running, *likely, step)
         ends = candidates.ids[..., step] == end_id
         running = candidates.pick((candidates.scores + ends * _OUT).topk(beams).indices)
@@ -138,13 +138,13 @@ def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) 
     return Decoded(finished.ids[:, 0], sound)
 
 
-def _likeliest(logits: Tensor, whole: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _likeliest(logits: Tensor, log_total: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Log-likelihoods and ids of the ``count`` likeliest tokens, (rows, beams, count): no beam can need more.
 
     ``whole`` is the logarithm of the sum over all tokens' exponentials, (rows, beams, 1).
     """
     top = logits.topk(count)
-    return top.values - whole, top.indices
+    return top.values - log_total, top.indices
 
 
 def _continuations(running: _Beams, scores: Tensor, ids: Tensor, step: int) -> _Beams:

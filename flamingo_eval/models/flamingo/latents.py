@@ -165,12 +165,12 @@ class LatentStore:
                 self._unsaved |= fresh
                 if len(self._unsaved) >= SAVED_AT_ONCE:
                     self._save_soon()
-        whole = {key: row for key, row in found.items() if row is not None}
-        stacked = torch.stack([whole[p.key] for p in images])
-        self._remember(whole)
+        available = {key: row for key, row in found.items() if row is not None}
+        stacked = torch.stack([available[p.key] for p in images])
+        self._remember(available)
         with self._lock:
             self._encoding = set()
-            for key in whole:  # read a second time meanwhile
+            for key in available:  # read a second time meanwhile
                 self._pixels.pop(key, None)
         return stacked
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.models.flamingo.checkpoint import TrainedPart, describe_keys, load_exactly
-from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, Sight
+from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, MediaAttention
 from flamingo_eval.models.flamingo.hosts import HOSTS, Host, generic_host, host_for
 from flamingo_eval.models.flamingo.part_files import model_files
 from flamingo_eval.models.flamingo.perceiver import PerceiverResampler
@@ -47,7 +47,7 @@ class Flamingo(nn.Module):
         self.blocks = nn.ModuleDict({str(i): block for i, block in blocks.items()})
         self.language: Any = language
         self.host = host
-        self._sight: Sight | None = None
+        self._media: MediaAttention | None = None
         layers = list(language.get_submodule(host.decoder_path).children())
         self.decoder_layers = len(layers)
         for i, layer in enumerate(layers):
@@ -58,25 +58,25 @@ class Flamingo(nn.Module):
         """A forward pre-hook that lets a block rewrite the hidden states its decoder layer receives."""
 
         def run_block(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            if self._sight is None:
-                raise RuntimeError("the language model ran outside Flamingo.looking_at(...)")
+            if self._media is None:
+                raise RuntimeError("the language model ran outside Flamingo.attending_to(...)")
             if args:
-                return (block(args[0], self._sight), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": block(kwargs["hidden_states"], self._sight)}
+                return (block(args[0], self._media), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": block(kwargs["hidden_states"], self._media)}
 
         return run_block
 
     @contextmanager
-    def looking_at(self, sight: Sight) -> Iterator[None]:
+    def attending_to(self, media: MediaAttention) -> Iterator[None]:
         """Within this context the language model's tokens see these latents."""
-        self._sight = sight
+        self._media = media
         try:
             yield
         finally:
-            self._sight = None
+            self._media = None
 
     @contextmanager
-    def keys_at(self, depths: Tensor) -> Iterator[None]:
+    def with_key_positions(self, depths: Tensor) -> Iterator[None]:
         """Within this context the keys of the cache stand that deep in their sequences, (keys,)."""
         if self.host.place_keys is None:
             yield
@@ -92,9 +92,9 @@ class Flamingo(nn.Module):
         latents: Tensor = self.perceiver(self.vision(pixels))
         return latents
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, media: Sight) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, media: MediaAttention) -> Tensor:
         """Logits (rows, length, vocabulary) of left-padded prompts."""
-        with self.looking_at(media):
+        with self.attending_to(media):
             logits: Tensor = self.language(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits
 

@@ -44,7 +44,7 @@ class Copies:
     def _read(self, ids: Tensor) -> Tensor:
         """Logits (rows * beams, vocabulary) of the last of these tokens."""
         positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with self._model.looking_at(self._media):
+        with self._model.attending_to(self._media):
             logits: Tensor = self._model.language(
                 input_ids=ids, attention_mask=self._mask, position_ids=positions, past_key_values=self._cache,
                 use_cache=True,

@@ -129,7 +129,7 @@ class Prefix:
             for layer in self._layers:
                 layer.reading = slice(done, done + len(part.ids))
             done += len(part.ids)
-            with model.looking_at(part.spans):
+            with model.attending_to(part.spans):
                 output = model.language(
                     input_ids=part.ids, attention_mask=part.mask if part.padded else None,
                     position_ids=(part.mask.cumsum(-1) - 1).clamp(min=0), past_key_values=self._cache, use_cache=True,
@@ -157,12 +157,12 @@ class Prefix:
             visible: (rows, tokens, all tokens behind the prompt so far, these included), what each may attend to.
         """
         model = self._model
-        whole = torch.cat((self._mask.bool()[:, None, :].expand(-1, ids.shape[1], -1), visible), dim=-1)
+        mask = torch.cat((self._mask.bool()[:, None, :].expand(-1, ids.shape[1], -1), visible), dim=-1)
         dtype = next(model.language.parameters()).dtype
-        bias = torch.zeros(whole.shape, dtype=dtype, device=ids.device).masked_fill(~whole, torch.finfo(dtype).min)
+        bias = torch.zeros(mask.shape, dtype=dtype, device=ids.device).masked_fill(~mask, torch.finfo(dtype).min)
         self._depths = torch.cat((self._depths, depths))
         keys = torch.cat((torch.arange(self._length, device=ids.device), self._length + self._depths))
-        with model.looking_at(self._after), model.keys_at(keys):
+        with model.attending_to(self._after), model.with_key_positions(keys):
             logits: Tensor = model.language(
                 input_ids=ids, attention_mask=bias.unsqueeze(1), position_ids=self.lengths[:, None] + depths,
                 past_key_values=self._cache, use_cache=True,

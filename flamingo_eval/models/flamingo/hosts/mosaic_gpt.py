@@ -42,9 +42,9 @@ class MosaicGPTConfig(PreTrainedConfig):  # type: ignore[misc]
 def alibi_slopes(heads: int, bias_max: int) -> Tensor:
     """(heads,): 2**(-bias_max * i / heads), i from 1; for a number of heads that is no power of two, every other one
     of the next power's first, then those between."""
-    whole = 2 ** math.ceil(math.log2(heads))
-    slopes = 2.0 ** (-bias_max * torch.arange(1, whole + 1) / whole)
-    return slopes if whole == heads else torch.cat([slopes[1::2], slopes[::2]])[:heads]
+    power = 2 ** math.ceil(math.log2(heads))
+    slopes = 2.0 ** (-bias_max * torch.arange(1, power + 1) / power)
+    return slopes if power == heads else torch.cat([slopes[1::2], slopes[::2]])[:heads]
 
 
 class Attention(nn.Module):

@@ -35,8 +35,8 @@ class Measured:
         queries: how many were asked.
         wall: seconds they took.
         parts: section -> seconds; images read meanwhile are not among them.
-        batch: queries a batch.
-        flops: section -> floating-point operations a query.
+        batch: queries per batch.
+        flops: section -> floating-point operations per query.
     """
 
     shots: int
@@ -48,7 +48,7 @@ class Measured:
 
     @property
     def language(self) -> float:
-        """Seconds a query without its images, which the whole run encodes once."""
+        """seconds per query without its images, which the whole run encodes once."""
         return (self.wall - self.parts.get("vision", 0.0)) / self.queries
 
     @property

@@ -73,8 +73,8 @@ def beside(
         if cell is None:
             rows.append(Reproduced(one, None, None, problems.get(key, "no such trial")))
             continue
-        sure = found[key].uncertainty(cell)
-        rows.append(Reproduced(one, cell.mean, sure.error))
+        uncertainty = found[key].uncertainty(cell)
+        rows.append(Reproduced(one, cell.mean, uncertainty.error))
     return rows
 
 

@@ -27,7 +27,7 @@ def bench(
 ) -> None:  # fmt: skip
     """Measure a small sample of a configuration, and estimate the whole.
 
-    Prints queries a second by number of shots, where the time goes, how much of the machine's matrix-product peak
+    Prints queries per second by number of shots, where the time goes, how much of the machine's matrix-product peak
     prefill and decoding reach, memory, and how long the whole run would take.
     """
     from flamingo_eval.analysis.bench import run_bench

@@ -203,9 +203,12 @@ def _score_predictions(benchmark: Benchmark, predictions: Path, settings: RunSet
     }
     if format == "json":
         noted = {"notes": [*result.notes]} if result.notes else {}
-        emit(json.dumps({**row, "also": dict(result.also), "groups": result.score.groups, **noted}))
+        emit(json.dumps({**row, "also": dict(result.alternatives), "groups": result.score.groups, **noted}))
     else:
-        for key, value in [*row.items(), *((f"value under {name}", value) for name, value in result.also.items())]:
+        for key, value in [
+            *row.items(),
+            *((f"value under {name}", value) for name, value in result.alternatives.items()),
+        ]:
             emit(f"{key:<24}{value}")
     if result.missing:
         raise typer.Exit(4)

@@ -113,7 +113,7 @@ class Benchmark:
 
     Attributes:
         scoring: what the metric wants to know.
-        also: other protocols -> their ``scoring``, where the same answers can be scored by it too.
+        alternatives: other protocols -> their ``scoring``, where the same answers can be scored by it too.
         submission: how an evaluation server wants answers; None where there is none.
         file: where all this is said.
     """
@@ -125,7 +125,7 @@ class Benchmark:
     protocol: str
     metric: str
     scoring: Mapping[str, Any]
-    also: Mapping[str, Mapping[str, Any]]
+    alternatives: Mapping[str, Mapping[str, Any]]
     data: DataRules
     plan: PlanRules
     prompt: PromptRules
@@ -285,13 +285,13 @@ def parse_benchmark(
         raise UserError(f"{path}: the name {file.name!r} must be the file's, {path.stem!r}")
     if (split or file.split) not in file.splits:
         raise UserError(f"{path.stem} has no split {split or file.split!r}; it has: {', '.join(file.splits)}")
-    also = {
+    alternatives = {
         other: _merge(base, rules)["scoring"]
         for other, rules in protocols.items()
         if other != protocol and "refused" not in rules and "scoring" in rules and rules.keys() <= {"scoring"}
     }
-    if also and "scoring" in chosen:
-        also[DEFAULT_PROTOCOL] = base["scoring"]
+    if alternatives and "scoring" in chosen:
+        alternatives[DEFAULT_PROTOCOL] = base["scoring"]
     named = ("loader", "folder", "train", "layout")
     options = {key: value for key, value in overridden.items() if key not in named}
     return Benchmark(
@@ -302,7 +302,7 @@ def parse_benchmark(
         protocol=protocol,
         metric=file.metric,
         scoring=file.scoring,
-        also=also,
+        alternatives=alternatives,
         data=DataRules(data.loader, data.folder, data.train, data.layout, options, f"{path}: [data]"),
         plan=file.plan,
         prompt=file.prompt,

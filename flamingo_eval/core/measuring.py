@@ -15,7 +15,7 @@ class Work:
 
     Attributes:
         flops: section -> floating-point operations of the batch (of one image for ``vision``).
-        peak: floating-point operations a second of a large matrix product on this machine.
+        peak: floating-point operations per second of a large matrix product on this machine.
         memory: bytes used at most so far.
     """
 

@@ -206,7 +206,7 @@ class Trial:
         value: the metric, in the unit the benchmark reports (CIDEr x 100, percent).
         queries: how many answers it was computed from.
         planned: how many queries the plan holds; more than ``queries`` means the number is partial.
-        also: the value under other scoring rules that the same answers allow, by protocol.
+        alternatives: the value under other scoring rules that the same answers allow, by protocol.
         groups: the value within groups of queries, such as ``answer_type`` -> ``yes/no``.
     """
 
@@ -214,7 +214,7 @@ class Trial:
     value: float
     queries: int
     planned: int
-    also: Mapping[str, float] = field(default_factory=dict)
+    alternatives: Mapping[str, float] = field(default_factory=dict)
     groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 

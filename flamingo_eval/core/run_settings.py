@@ -93,7 +93,7 @@ class RunSettings:
     num_samples: int | None = _declared(
         None,
         whole_number(1),
-        "Queries a trial, drawn by its seed. Scores of different numbers can't be compared.",
+        "Queries per trial, drawn by its seed. Scores of different numbers can't be compared.",
         metavar="N",
         default_text="all",
         named=False,
@@ -172,8 +172,8 @@ class RunSettings:
     batch_size: int | None = _declared(
         None,
         BATCH,
-        "Queries a batch; in fp32 it changes no answer, in narrower precisions near-ties may fall otherwise. What does "
-        "not fit into memory is halved.",
+        "Queries per batch; in fp32 it changes no answer, in narrower precisions near-ties may fall otherwise. What "
+        "does not fit into memory is halved.",
         metavar="N",
         panel=HOW,
         changes_answers=False,

@@ -109,7 +109,7 @@ class Source:
 def check_scoring(benchmark: Benchmark) -> None:
     """Raises UserError if the metric does not understand the benchmark's rules."""
     rules = getattr(registry.metric(benchmark.metric), "rules", dict)  # a plug-in may take any
-    for protocol, table in ((benchmark.protocol, benchmark.scoring), *benchmark.also.items()):
+    for protocol, table in ((benchmark.protocol, benchmark.scoring), *benchmark.alternatives.items()):
         typed(dict(table), rules, f"{benchmark.file} under {protocol}: [scoring]")
     positive = benchmark.scoring.get("positive")
     if positive is not None and isinstance(benchmark.task, Ranking) and positive not in benchmark.task.names:

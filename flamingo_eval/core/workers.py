@@ -1,4 +1,4 @@
-"""Work done ahead, in threads."""
+"""Prefetching, in threads."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ WORKERS = min(16, os.cpu_count() or 1)
 """Threads that read images."""
 
 
-def ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
+def prefetched(function: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
     """Each item with the function's value, which is worked out in a thread while the one before is being used.
 
-    >>> list(ahead(len, ["a", "bb"]))
+    >>> list(prefetched(len, ["a", "bb"]))
     [('a', 1), ('bb', 2)]
     """
     with ThreadPoolExecutor(1) as pool:

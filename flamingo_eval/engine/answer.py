@@ -14,7 +14,7 @@ from flamingo_eval.core.errors import DataError, DeviceMemoryError, QueryError, 
 from flamingo_eval.core.progress import progress_bar, warn
 from flamingo_eval.core.protocols import Model
 from flamingo_eval.core.records import Answer, Decoding, NoAnswer, Prediction, Prompt, Task
-from flamingo_eval.core.workers import ahead
+from flamingo_eval.core.workers import prefetched
 from flamingo_eval.engine.requests import Pending, Request, images_digest
 from flamingo_eval.storage.journal import Entry, Failure, Journal, Slot
 
@@ -25,7 +25,7 @@ class Answering:
     Args:
         model: who is asked.
         journal: where answers go.
-        batch_size: queries a batch; None for what the model suggests.
+        batch_size: queries per batch; None for what the model suggests.
         extra: fields added to every journal line.
 
     Attributes:
@@ -46,7 +46,7 @@ class Answering:
         self.failures: list[Failure] = []
 
     def batch_size(self, item: Pending) -> int:
-        """Queries a batch of those like this one."""
+        """Queries per batch of those like this one."""
         return self._runner.size(item.query.prompt, item.trial.source.task)
 
     def refresh(self) -> int:
@@ -64,7 +64,7 @@ class Answering:
         """Answers queries, and says after every batch how many these were; those that can't be answered count too."""
         for task, kind in _kinds(pending):
             size = self._runner.size(kind[0].query.prompt, task)
-            for batch, ready in ahead(partial(self._prepare, task), _batches(kind, size)):
+            for batch, ready in prefetched(partial(self._prepare, task), _batches(kind, size)):
                 for failure in ready.failures:
                     self._fail(failure)
                 done = 0
@@ -158,7 +158,7 @@ class _Runner:
 
     Args:
         model: the model.
-        batch_size: queries a batch; None for what the model suggests.
+        batch_size: queries per batch; None for what the model suggests.
     """
 
     def __init__(self, model: Model, batch_size: int | None) -> None:
@@ -166,7 +166,7 @@ class _Runner:
         self._fits: dict[Task, int] = {}
 
     def size(self, prompt: Prompt, task: Task) -> int:
-        """Queries a batch, whose prompts are like this one."""
+        """Queries per batch, whose prompts are like this one."""
         return self._wanted or max(1, self._model.suggested_batch(prompt, task))
 
     def answer(self, prepared: Sequence[Sequence[Any]], task: Task) -> Iterator[Sequence[Answer | NoAnswer]]:

@@ -23,7 +23,7 @@ class Terms:
     Attributes:
         device: where the model runs, resolved.
         precision: in which precision, resolved.
-        batch_size: requests a batch; None for what the model suggests.
+        batch_size: requests per batch; None for what the model suggests.
         extra: fields that every line of the journal has besides its own.
     """
 

@@ -33,7 +33,7 @@ class ExternalScore:
     benchmark: Benchmark
     metric: str
     score: Score
-    also: Mapping[str, float]
+    alternatives: Mapping[str, float]
     queries: int
     missing: tuple[Id, ...]
     notes: tuple[str, ...] = ()
@@ -58,12 +58,12 @@ def score_predictions(benchmark: Benchmark, root: Path, path: Path) -> ExternalS
     }
     notes = metric.check([{id: references.by_id[id] for id in answers}])
     score = metric.compute([answers], references.by_id, benchmark.scoring)[0]
-    also = {
+    alternatives = {
         protocol: metric.compute([answers], references.by_id, rules)[0].value
-        for protocol, rules in benchmark.also.items()
+        for protocol, rules in benchmark.alternatives.items()
     }
     missing = tuple(id for id in references.by_id if id not in answers)
-    return ExternalScore(benchmark, metric.title, score, also, len(answers), missing, tuple(notes))
+    return ExternalScore(benchmark, metric.title, score, alternatives, len(answers), missing, tuple(notes))
 
 
 def _read_predictions(path: Path, known: Mapping[Id, Any], metric: Metric, closed: Sequence[str]) -> dict[Id, Any]:

@@ -143,8 +143,8 @@ def check_capabilities(capabilities: Capabilities, spec: RunSpec, sources: Mappi
         raise UserError(f"{spec.checkpoint} takes no images, and every query here shows one")
     if capabilities.images is not None and most > capabilities.images:
         raise UserError(
-            f"{spec.checkpoint} takes at most {capabilities.images} images a prompt, and {most - 1} shots need {most}: "
-            f"--shots up to {capabilities.images - 1}"
+            f"{spec.checkpoint} takes at most {capabilities.images} images per prompt, and {most - 1} shots need "
+            f"{most}: --shots up to {capabilities.images - 1}"
         )
     for name, source in sources.items():
         if isinstance(source.task, Ranking) and not capabilities.ranking:

@@ -194,7 +194,7 @@ def _start_over(folder: RunFolder, executor: Executor) -> None:
 
 
 def _tell_speed(seconds: Mapping[str, float], queries: int) -> None:
-    """Queries a second, and shares of the time, where the executor has measured it."""
+    """Queries per second, and shares of the time, where the executor has measured it."""
     if not seconds.get("answering"):
         return
     whole = seconds["answering"] + seconds["scoring"]

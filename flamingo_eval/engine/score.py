@@ -37,7 +37,7 @@ class ScoredTrial:
 
     answers: Mapping[Id, Answer]
     score: Score | None
-    also: Mapping[str, float]
+    alternatives: Mapping[str, float]
     answered: int
     undefined: str | None = None
 
@@ -84,10 +84,10 @@ def score_trials(
                     answered = ScoredTrial(answers.pop(), None, {}, counts.pop(), reason)
                     scored[complete.pop().key] = answered
         scores = _scores(source, answers, source.benchmark.scoring)
-        others = {name: _scores(source, answers, rules) for name, rules in source.benchmark.also.items()}
+        others = {name: _scores(source, answers, rules) for name, rules in source.benchmark.alternatives.items()}
         for i, trial in enumerate(complete):
-            also = {name: score.value for name, results in others.items() if (score := results[i]) is not None}
-            scored[trial.key] = ScoredTrial(answers[i], scores[i], also, counts[i])
+            alternatives = {name: score.value for name, results in others.items() if (score := results[i]) is not None}
+            scored[trial.key] = ScoredTrial(answers[i], scores[i], alternatives, counts[i])
     return scored
 
 
@@ -160,7 +160,7 @@ def _trial(plan: TrialPlan, scored: ScoredTrial) -> Trial:
         value=scored.score.value,
         queries=scored.answered,
         planned=len(plan),
-        also=scored.also,
+        alternatives=scored.alternatives,
         groups=scored.score.groups,
     )
 

@@ -104,7 +104,7 @@ class VqaLoader:
 
 def _examples(rules: DataRules, split: str, part: SplitFiles) -> list[Example]:
     template = rules.read(VqaFiles).splits[split].images
-    images: dict[Id, str] = {}  # there are several questions an image
+    images: dict[Id, str] = {}  # there are several questions per image
     examples = []
     for question in part.questions:
         if question.image_id not in images:

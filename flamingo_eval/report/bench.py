@@ -59,7 +59,7 @@ def _lines(bench: Bench) -> list[str]:
     if bench.work is not None:
         lines.append(f"peak of this machine's matrix product: {bench.work.peak / 1e9:.0f} GFLOP/s; "
                      f"memory: {bench.work.memory / 2**30:.2f} GiB at most")  # fmt: skip
-    lines.append(f"scoring: {1000 * bench.metric:.2f} ms a query")
+    lines.append(f"scoring: {1000 * bench.metric:.2f} ms per query")
     lines.append(f"the whole: {sum(bench.all_queries.values()):,} queries, {bench.images:,} distinct images, "
                  f"about {duration(bench.estimate)}")  # fmt: skip
     return lines

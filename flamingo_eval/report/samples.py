@@ -25,7 +25,7 @@ def write_jsonl(rows: Iterable[Row], file: BinaryIO) -> None:
 
 
 def write_csv(rows: Iterable[Row], file: BinaryIO, *, escape_formulas: bool = False) -> None:
-    """A header and a line a query; lists and log-likelihoods are JSON texts.
+    """A header and a line per query; lists and log-likelihoods are JSON texts.
 
     Args:
         rows: as :func:`flamingo_eval.engine.score.samples` gives them.

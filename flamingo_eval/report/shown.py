@@ -8,7 +8,7 @@ from pathlib import Path
 from flamingo_eval.analysis.evidence import Evidence, read_evidence
 from flamingo_eval.core.paths import is_file
 from flamingo_eval.core.records import Cell
-from flamingo_eval.report.table import Shown, Sure
+from flamingo_eval.report.table import Interval, Shown
 from flamingo_eval.storage.run_folder import RunFolder
 from flamingo_eval.storage.run_records import (
     FORMAT,
@@ -45,12 +45,14 @@ def shown_runs(paths: Sequence[Path], *, intervals: bool = False) -> list[Shown]
     ]
 
 
-def _intervals(evidence: Evidence) -> dict[tuple[str, int], Sure]:
+def _intervals(evidence: Evidence) -> dict[tuple[str, int], Interval]:
     found = {}
     for key, cell in evidence.cells.items():
-        sure = evidence.uncertainty(cell)
+        uncertainty = evidence.uncertainty(cell)
         trials = tuple(evidence.trial_interval((*key, trial.seed)) for trial in cell.trials)
-        found[key] = Sure(sure.low, sure.high, sure.queries, sure.demonstrations, trials)
+        found[key] = Interval(
+            uncertainty.low, uncertainty.high, uncertainty.queries, uncertainty.demonstrations, trials
+        )
     return found
 
 

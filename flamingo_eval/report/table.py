@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
 
-class Sure(NamedTuple):
+class Interval(NamedTuple):
     """How sure a cell's mean is.
 
     Attributes:
@@ -54,10 +54,10 @@ class Shown:
     cells: Sequence[Cell]
     run: RunRecord
     notes: Sequence[str] = ()
-    intervals: Mapping[tuple[str, int], Sure] = field(default_factory=dict)
+    intervals: Mapping[tuple[str, int], Interval] = field(default_factory=dict)
 
 
-def format_value(cell: Cell, interval: Sure | None = None) -> str:
+def format_value(cell: Cell, interval: Interval | None = None) -> str:
     """``mean (std)`` or ``mean [low, high]``; the mean alone for one trial; a star where answers are missing."""
     spread = "" if cell.std is None else f" ({cell.std:.1f})"
     if interval is not None:
@@ -117,14 +117,14 @@ def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str]) -
         else:
             words.append(f"one trial, seed {seeds[0]}")
     lines = [
-        f"{'; '.join(words)}; {' or '.join(map(str, queries))} queries a trial",
+        f"{'; '.join(words)}; {' or '.join(map(str, queries))} queries per trial",
         f"protocol {_join(cell.protocol for cell in cells)}; {_join(cell.selector for cell in cells)} demonstrations"
         f"{_pools(run)}{_orders(run)}; checkpoint {run.checkpoint.name} ({run.checkpoint.digest[:10]})",
         *_retrieval(cells, run),
         *(run.checkpoint.notes or ()),
         *notes,
     ]
-    lines += _other_scores(cells)
+    lines += _alternative_scores(cells)
     if run.demo:
         lines.append(run.demo)
     if not all(cell.complete for cell in cells):
@@ -132,12 +132,12 @@ def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str]) -
     return lines
 
 
-def _other_scores(cells: Sequence[Cell]) -> list[str]:
+def _alternative_scores(cells: Sequence[Cell]) -> list[str]:
     """A line for each benchmark whose same answers score otherwise under other rules."""
     lines = []
     for cell in cells:
-        for protocol in cell.trials[0].also:
-            mean = sum(trial.also[protocol] for trial in cell.trials) / len(cell.trials)
+        for protocol in cell.trials[0].alternatives:
+            mean = sum(trial.alternatives[protocol] for trial in cell.trials) / len(cell.trials)
             if f"{mean:.2f}" != f"{cell.mean:.2f}":
                 lines.append(f"{cell.benchmark}, {cell.shots} shots: {mean:.1f} by the rules of protocol {protocol}")
     return lines
@@ -240,10 +240,10 @@ def as_json(shown: Sequence[Shown]) -> str:
     return json.dumps(table, indent=1) + "\n"
 
 
-def _with_intervals(row: dict[str, Any], sure: Sure) -> dict[str, Any]:
-    trials = [trial | {"interval": list(own)} for trial, own in zip(row["trials"], sure.trials, strict=False)]
-    return row | {"interval": [sure.low, sure.high], "error_queries": sure.queries,
-                  "error_demonstrations": sure.demonstrations, "trials": trials or row["trials"]}  # fmt: skip
+def _with_intervals(row: dict[str, Any], uncertainty: Interval) -> dict[str, Any]:
+    trials = [trial | {"interval": list(own)} for trial, own in zip(row["trials"], uncertainty.trials, strict=False)]
+    return row | {"interval": [uncertainty.low, uncertainty.high], "error_queries": uncertainty.queries,
+                  "error_demonstrations": uncertainty.demonstrations, "trials": trials or row["trials"]}  # fmt: skip
 
 
 def as_latex(shown: Sequence[Shown]) -> str:

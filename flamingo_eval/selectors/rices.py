@@ -34,7 +34,7 @@ class RicesSelector:
                 "(OpenAI's) or GELU; needed where open_clip has both variants of the model.",
                 named=False),
         Setting("rices_unique_images", bool, "Show no image twice among a query's demonstrations. (VQA training sets "
-                "have many questions an image; the protocol shows them all.)", default=False, named=False),
+                "have many questions per image; the protocol shows them all.)", default=False, named=False),
         Setting("exclude_same_image", bool, "Never show the query's own image, a leak where training and test sets "
                 "share images.", default=False, named=False),
     )  # fmt: skip

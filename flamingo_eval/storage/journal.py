@@ -1,4 +1,4 @@
-"""The journal: raw model output, one JSON line an answer, append-only.
+"""The journal: raw model output, one JSON line per answer, append-only.
 
 A line is on the disk before the next batch starts, so whatever ends a run costs at most the batch in flight. Every
 process of a run appends to a file of its own (``journal.jsonl``, ``journal-1.jsonl``, ...) and reads all of them; the

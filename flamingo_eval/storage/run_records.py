@@ -205,14 +205,14 @@ class RunRecord(Stored, frozen=True, kw_only=True):
         return {**msgspec.to_builtins(self), "identity": self.identity.table(), "cells": cells}
 
 
-class TrialRow(Stored, frozen=True, kw_only=True):
-    """A trial's score; ``also`` by other rules, ``groups`` by kind of query."""
+class TrialRow(Stored, frozen=True, kw_only=True, rename={"alternatives": "also"}):
+    """A trial's score; ``alternatives`` (in files ``also``) by other rules, ``groups`` by kind of query."""
 
     seed: Number
     value: float
     queries: int
     planned: int
-    also: dict[str, float] | UnsetType = UNSET
+    alternatives: dict[str, float] | UnsetType = UNSET
     groups: dict[str, dict[str, float]] | UnsetType = UNSET
 
 

@@ -40,7 +40,7 @@ def cell_row(cell: Cell) -> CellRow:
 def _trial_row(trial: Trial) -> TrialRow:
     groups = {kind: dict(values) for kind, values in trial.groups.items()}
     return TrialRow(seed=trial.seed, value=trial.value, queries=trial.queries, planned=trial.planned,
-                    also=dict(trial.also) or UNSET, groups=groups or UNSET)  # fmt: skip
+                    alternatives=dict(trial.alternatives) or UNSET, groups=groups or UNSET)  # fmt: skip
 
 
 def read_scores_record(folder: RunFolder) -> ScoresRecord:
@@ -85,17 +85,17 @@ def read_cells(rows: Sequence[CellRow], damaged: UserError) -> list[Cell]:
 def _read_cell(row: CellRow, damaged: UserError) -> Cell:
     """A cell whose mean and deviation are those of its trials."""
     where = f"{row.benchmark}, {row.shots} shots"
-    rules = {tuple(trial.also or ()) for trial in row.trials}
+    rules = {tuple(trial.alternatives or ()) for trial in row.trials}
     if len(rules) > 1:
         raise _damaged(damaged, f"{where}: its trials are scored by different rules")
     for trial in row.trials:
         if not 0 < trial.queries <= trial.planned:
             raise _damaged(damaged, f"{where}, seed {trial.seed}: {trial.queries} of {trial.planned} queries")
-        tables = [trial.also or {}, *(trial.groups or {}).values()]
+        tables = [trial.alternatives or {}, *(trial.groups or {}).values()]
         if not all_finite([trial.value, *(value for table in tables for value in table.values())]):
             raise _damaged(damaged, f"{where}, seed {trial.seed}: not all values are numbers")
     trials = tuple(
-        Trial(trial.seed, trial.value, trial.queries, trial.planned, trial.also or {}, trial.groups or {})
+        Trial(trial.seed, trial.value, trial.queries, trial.planned, trial.alternatives or {}, trial.groups or {})
         for trial in row.trials
     )
     cell = Cell(row.benchmark, row.split, row.shots, row.selector, row.protocol, row.metric, trials)

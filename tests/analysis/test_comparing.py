@@ -17,7 +17,7 @@ from PIL import Image
 from flamingo_eval.analysis.evidence import read_evidence
 from flamingo_eval.analysis.published import published
 from flamingo_eval.core.records import Cell, Trial
-from flamingo_eval.report.table import Shown, Sure, render_runs
+from flamingo_eval.report.table import Interval, Shown, render_runs
 from tests.support.helpers import Cli, run_cli, run_record, scored, write_coco_root
 
 REPOSITORY = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def shown(name: str, *values: float, interval: tuple[float, float] | None = None
              tuple(Trial(42 + i, value + k, 100, 100) for i, value in enumerate(values)))
         for k in (0, 16)
     ]  # fmt: skip
-    intervals = {("coco", k): Sure(interval[0] + k, interval[1] + k) for k in (0, 16)} if interval else {}
+    intervals = {("coco", k): Interval(interval[0] + k, interval[1] + k) for k in (0, 16)} if interval else {}
     return Shown(name, cells, run, ["a note of 5%"], intervals)
 
 

@@ -140,8 +140,8 @@ def covers(value: float, influence: Array, clusters: list[str], truth: float, se
     sums = cluster_sums(influence, clusters)
     low, high = bootstrap_interval(value, sums, len(influence), seed)
     moves = {str(i): float(x) for i, x in enumerate(influence)}
-    sure = mean_uncertainty([value], [moves], {str(i): name for i, name in enumerate(clusters)})
-    return low <= truth <= high, sure.low <= truth <= sure.high
+    uncertainty = mean_uncertainty([value], [moves], {str(i): name for i, name in enumerate(clusters)})
+    return low <= truth <= high, uncertainty.low <= truth <= uncertainty.high
 
 
 @pytest.mark.slow
@@ -223,6 +223,6 @@ def test_means_over_trials_cover_the_truth(trial_sd: float, same: bool) -> None:
             names = [f"{'' if same else t}q{j}" for j in range(300)]
             influences.append(dict(zip(names, mean_influence(scores).tolist(), strict=True)))
         clusters = {name: name for part in influences for name in part}
-        sure = mean_uncertainty(values, influences, clusters)
-        hits += sure.low <= 0.5 <= sure.high
+        uncertainty = mean_uncertainty(values, influences, clusters)
+        hits += uncertainty.low <= 0.5 <= uncertainty.high
     assert 0.93 <= hits / DRAWS <= 0.98, hits

@@ -225,7 +225,7 @@ def test_a_broken_plugin_is_named(tmp_path: Path, text: str, message: str) -> No
 @pytest.mark.parametrize(
     ("capabilities", "benchmark", "message"),
     [
-        (Capabilities(images=2), "coco", "takes at most 2 images a prompt, and 4 shots need 5: --shots up to 1"),
+        (Capabilities(images=2), "coco", "takes at most 2 images per prompt, and 4 shots need 5: --shots up to 1"),
         (Capabilities(beams=False), "coco", "is answered by beam search .3 beams., and m generates greedily only"),
         (Capabilities(ranking=False), "hateful_memes", "ranks class names by their log-likelihoods, which m does not"),
     ],

@@ -341,8 +341,8 @@ def test_casting_ahead_is_what_autocast_does(
     toml = write_flamingo(tmp_path / host, host)
     tasks = (Decoding(8), Ranking(("yes", "no way, never")))
     found: list[Any] = []
-    for ahead in (True, False):
-        if not ahead:
+    for prefetched in (True, False):
+        if not prefetched:
             monkeypatch.setattr(loading, "cast_ahead", lambda _: None)
         source = registry.model_source(str(toml))
         model: Any = load_over(source, kit.data, "amp_bf16")
@@ -351,7 +351,7 @@ def test_casting_ahead_is_what_autocast_does(
             logits = model._prefix(prepared, tasks[0], 36).logits
         found.append((logits, [model.answer([model.read(p, t) for p in prompts_of(kit)], t) for t in tasks]))
         halved = [p for p in model.model.parameters() if p.dtype == torch.bfloat16]
-        assert bool(halved) == ahead
+        assert bool(halved) == prefetched
         kept = (model.model.language.get_input_embeddings(), model.model.vision, model.model.perceiver)
         assert all(p.dtype == torch.float32 for part in kept for p in part.parameters())
     assert torch.equal(found[0][0], found[1][0])

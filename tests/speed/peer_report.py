@@ -50,7 +50,7 @@ def _versions(result: Result) -> str:
 
 
 def _table(found: Result) -> str:
-    head = "| shots | reference, s a query (batch; all) | ours, s a query (images) | times as fast |"
+    head = "| shots | reference, s per query (batch; all) | ours, s per query (images) | times as fast |"
     rows = []
     for shots, ours in found["ours"].items():
         batch, theirs = best(found["reference"][shots])
@@ -62,7 +62,7 @@ def _table(found: Result) -> str:
     first = next(iter(found["ours"].values()))
     besides = max(ours["besides"] for ours in found["ours"].values())
     note = (
-        f"Ours: one trial of {first['queries']} queries a row; besides, at most {besides:.0f} s for planning, loading "
+        f"Ours: one trial of {first['queries']} queries per row; besides, at most {besides:.0f} s for planning, loading "
         "and scoring."
     )
     return "\n".join([head, "|---|---|---|---|", *rows, "", note])

@@ -121,7 +121,7 @@ def test_benchmarks_that_show_the_same_images_share_their_features(goldens: Path
     for name in ("coco", "vqav2", "okvqa"):
         source = read_source(name, data)
         shown = images_of(source)
-        assert len(shown) > len(set(shown)) or name != "vqav2", "many rows an image"
+        assert len(shown) > len(set(shown)) or name != "vqav2", "many rows per image"
         encode_images(source, shown, encoder, "cpu")
         before = len(contents)
         contents |= {(data / image).read_bytes() for image in shown}

@@ -45,7 +45,7 @@ _FEW_NAMES = 100
 
 
 class _Sizes(NamedTuple):
-    """Tokens of prompts a batch, the fewest and most prompts, and the tokens read in one pass."""
+    """Tokens of prompts per batch, the fewest and most prompts, and the tokens read in one pass."""
 
     batch_tokens: int
     least: int

@@ -60,7 +60,7 @@ def counted(into: dict[str, float], name: str) -> Iterator[None]:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product, the best of some."""
+    """Floating-point operations per second of a large matrix product, the best of some."""
     a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(PEAK_ROUNDS):

@@ -1,19 +1,25 @@
-"""Device, numerics and memory: the only place that chooses or sets them."""
+"""Device, precision, numerics and memory: the only place that chooses or sets them."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flamingo_eval.core.errors import UserError
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
+PRECISIONS = ("fp32", "bf16", "fp16", "amp_bf16")
+"""Weights and arithmetic in that type; ``amp_bf16`` is float32 weights under autocast, as the published runs."""
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def pick_device(device: str) -> str:
@@ -36,21 +42,65 @@ def pick_device(device: str) -> str:
     return device
 
 
-def free_memory() -> None:
-    """Gives memory back that nothing uses any more: the device's, and what the C library holds on to."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # a system without glibc has no such call, and no such habit
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def pick_precision(device: str, precision: str) -> str:
+    """The precision that ``auto`` stands for: ``amp_bf16`` on a CUDA card that computes in bfloat16, else ``fp32``.
+
+    (V100 and T4 don't; float16 would overflow where the published runs did not.)
+
+    Raises:
+        UserError: unknown precision.
+    """
+    if precision == "auto":
+        if torch.device(device).type != "cuda":
+            return "fp32"
+        with current(device):
+            return "amp_bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
+    return precision
+
+
+def current(device: torch.device | str) -> AbstractContextManager[object]:
+    """Within this context a CUDA device is the current one: events and pinned memory go by that, and would otherwise
+    open a context on the first card."""
+    device = torch.device(device)
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """TensorFloat-32 and the like, where someone has switched them on, would round more than the margin allows.
+def numerics(device: torch.device | str) -> Iterator[None]:
+    """Everything that is computed, is computed within this context: what the program around us has set does not
+    reach it, and is afterwards as it was.
 
-    Afterwards every switch is as its owner left it.
+    - Autocast is off; who wants it switches it on within.
+    - Float32 is float32: no TensorFloat-32, in no library. (cuDNN's convolutions use it by default.)
+    - Attention never takes cuDNN's kernels: they plan anew for every shape, and ours change at every step.
+    - New tensors are float32 and on the CPU unless said otherwise.
+    - The device is the current one.
+
+    Most of these switches are the process's, so one thread at a time computes.
     """
+    device = torch.device(device)
+    with ExitStack() as stack:
+        stack.enter_context(_ONE_AT_A_TIME)
+        stack.enter_context(current(device))
+        stack.enter_context(_full_float32())
+        stack.enter_context(_without_cudnn_attention())
+        stack.enter_context(_default_type_and_device())
+        for kind in sorted({"cpu", device.type}):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Within this context products are computed in bfloat16 if the precision says so."""
+    if precision == "amp_bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
     backends: Any = torch.backends
     switches = (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv, backends.cudnn.rnn,
                 backends.mkldnn.conv, backends.mkldnn.rnn)  # fmt: skip
@@ -61,4 +111,82 @@ def full_float32() -> Iterator[None]:
         yield
     finally:
         for switch, precision in zip(switches, before, strict=True):
-            switch.fp32_precision = precision
+            switch.fp32_precision = "none"  # follows what is set for all, where that is where its value came from
+            if switch.fp32_precision != precision:
+                switch.fp32_precision = precision
+
+
+@contextmanager
+def _without_cudnn_attention() -> Iterator[None]:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@contextmanager
+def _default_type_and_device() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    elsewhere = torch.get_default_device().type != "cpu"
+    try:
+        with torch.device("cpu") if elsewhere else contextlib.nullcontext():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor in memory that a CUDA device can fetch it from meanwhile; on other devices as it is."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor
+    with current(device):
+        return tensor.pin_memory()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device. CUDA is not waited for: the copy is taken from pinned memory, in the order of its stream.
+
+    (From other memory, and on other devices, a copy that nobody waits for may read what is there later.)
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return pinned(tensor, device).to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def free_memory() -> None:
+    """Gives memory back that nothing uses any more: the device's, and what the C library holds on to."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # a system without glibc has no such call, and no such habit
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
+def room(device: torch.device) -> int | None:
+    """Bytes of the device's own memory that are free, or that this process has set aside and does not use; None for a
+    device without memory of its own."""
+    if device.type not in ("cuda", "xpu"):
+        return None
+    module: Any = getattr(torch, device.type)
+    free, _ = module.mem_get_info(device)
+    return int(free + module.memory_reserved(device) - module.memory_allocated(device))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes used at most so far: of the device where it has memory of its own, else of this process."""
+    if device.type in ("cuda", "xpu"):
+        return int(getattr(torch, device.type).max_memory_allocated(device))
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

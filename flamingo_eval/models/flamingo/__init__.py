@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.encoder import ClipEncoder
 
 DEMO_SPEC = Path(__file__).parents[2] / "demo" / "bundle" / "model.toml"
-PRECISIONS = ("fp32", "bf16", "fp16", "amp_bf16")
 DEMO = "demo"
 DEFAULT_PRETRAINED = "openai"
 
@@ -107,14 +106,10 @@ class FlamingoSource:
         Raises:
             UserError: unknown precision, or a device this machine doesn't have.
         """
-        from flamingo_eval.devices import pick_device
+        from flamingo_eval.devices import pick_device, pick_precision
 
         device = pick_device(device)
-        if precision == "auto":
-            precision = "amp_bf16" if device.startswith("cuda") else "fp32"
-        if precision not in PRECISIONS:
-            raise UserError(f"unknown precision {precision!r}; known: {', '.join(PRECISIONS)}")
-        return device, precision
+        return device, pick_precision(device, precision)
 
     def load(self, device: str, precision: str) -> FlamingoModel:
         """Builds the model and loads its weights. Raises CheckpointError."""

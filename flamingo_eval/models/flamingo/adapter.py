@@ -21,13 +21,13 @@ from flamingo_eval.core.errors import DeviceMemoryError, QueryError, UserError
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.measuring import Work
 from flamingo_eval.core.records import WITHHELD, Answer, Decoding, NoAnswer, Prompt, Ranking, Rendering, Task
-from flamingo_eval.devices import free_memory
+from flamingo_eval.devices import autocast, free_memory, numerics, peak_memory, to_device
 from flamingo_eval.models.flamingo.cross_attention import Spans
 from flamingo_eval.models.flamingo.decoding import Decoded, decode
 from flamingo_eval.models.flamingo.decoding import room_needed as decoding_room
 from flamingo_eval.models.flamingo.hosts import max_positions
 from flamingo_eval.models.flamingo.latents import LatentStore, StoredImage
-from flamingo_eval.models.flamingo.measure import Clock, counted, matrix_peak, peak_memory
+from flamingo_eval.models.flamingo.measure import Clock, counted, matrix_peak
 from flamingo_eval.models.flamingo.model import Flamingo
 from flamingo_eval.models.flamingo.prefix import Part, Prefix, Prompts
 from flamingo_eval.models.flamingo.ranking import CHUNK_TOKENS, score_names
@@ -118,10 +118,10 @@ class FlamingoModel:
         like = model.perceiver.latents
         # generation encodes images within autocast, ranking without, as the reference does (eval/models)
         self.stores = {
-            autocast: LatentStore(
-                transform, partial(self._encode, autocast), like, budget=caching.memory, disk=caching.disk(autocast)
+            autocasts: LatentStore(
+                transform, partial(self._encode, autocasts), like, budget=caching.memory, disk=caching.disk(autocasts)
             )
-            for autocast in ((False, True) if precision == "amp_bf16" else (False,))
+            for autocasts in ((False, True) if precision == "amp_bf16" else (False,))
         }  # fmt: skip
 
     @property
@@ -187,15 +187,9 @@ class FlamingoModel:
     def _read(self, store: LatentStore, images: Sequence[StoredImage]) -> None:
         store.read(images)
 
-    def _encode(self, autocast: bool, pixels: Tensor) -> Tensor:
-        with self._clock.section("vision"), self._autocast() if autocast else contextlib.nullcontext():
-            return self.model.encode(self._to_device(pixels).to(self.model.perceiver.latents.dtype))
-
-    def _to_device(self, tensor: Tensor) -> Tensor:
-        """A copy on the device; on a GPU without waiting for it."""
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+    def _encode(self, autocasts: bool, pixels: Tensor) -> Tensor:
+        with self._clock.section("vision"), self._autocast() if autocasts else contextlib.nullcontext():
+            return self.model.encode(to_device(pixels, self.device).to(self.model.perceiver.latents.dtype))
 
     def _room(self, task: Task) -> int:
         """Tokens that must fit behind the prompt."""
@@ -213,7 +207,8 @@ class FlamingoModel:
     def answer(self, prepared: Sequence[PreparedPrompt], task: Task) -> list[Answer | NoAnswer]:
         """Text, or log-likelihoods of class names, for each prompt whose logits are numbers."""
         try:
-            return [*(self._generate(prepared, task) if isinstance(task, Decoding) else self._rank(prepared, task))]
+            with numerics(self.device):
+                return [*(self._generate(prepared, task) if isinstance(task, Decoding) else self._rank(prepared, task))]
         except RuntimeError as error:  # torch.OutOfMemoryError is one, other devices say it in words
             if not isinstance(error, torch.OutOfMemoryError) and not _OUT_OF_MEMORY.search(str(error)):
                 raise
@@ -234,16 +229,20 @@ class FlamingoModel:
     @torch.inference_mode()
     def work(self, prepared: Sequence[PreparedPrompt], task: Task) -> Work:
         """See :class:`flamingo_eval.core.measuring.Measurable`."""
+        with numerics(self.device):
+            return self._work(prepared, task)
+
+    def _work(self, prepared: Sequence[PreparedPrompt], task: Task) -> Work:
         flops: dict[str, float] = {}
         first = next((image for p in prepared for image in p.images if image is not None), None)
         if first is not None:
             pixels = self._store(task).pixels(first)[None]
             with counted(flops, "vision"):  # not by the clock's count
-                self.model.encode(self._to_device(pixels).to(self.model.perceiver.latents.dtype))
+                self.model.encode(to_device(pixels, self.device).to(self.model.perceiver.latents.dtype))
         self._latents(prepared, task)  # so that images are not counted twice
-        room = decoding_room(task) if isinstance(task, Decoding) else ranking_room(self._name_ids(task))
+        behind = decoding_room(task) if isinstance(task, Decoding) else ranking_room(self._name_ids(task))
         with counted(flops, "prefill"):
-            prefix = self._prefix(prepared, task, room)
+            prefix = self._prefix(prepared, task, behind)
         with counted(flops, "decode"), self._autocast():
             if isinstance(task, Decoding):
                 self._decode(prefix, task)
@@ -325,19 +324,19 @@ class FlamingoModel:
             raise QueryError(result.reason)
         return str(result)
 
-    def _prefix(self, prepared: Sequence[PreparedPrompt], task: Task, room: int) -> Prefix:
+    def _prefix(self, prepared: Sequence[PreparedPrompt], task: Task, behind: int) -> Prefix:
         """Reads the prompts of a batch, with their images."""
         longest = max(len(prompt.ids) for prompt in prepared)
         rows = max(1, _BATCH[self._kind].pass_tokens // longest)
         parts = [self._part(prepared[i : i + rows], task) for i in range(0, len(prepared), rows)]
         with self._clock.section("prefill"), self._autocast():
-            return Prefix(self.model, parts, room)
+            return Prefix(self.model, parts, behind)
 
     def _part(self, prepared: Sequence[PreparedPrompt], task: Task) -> Part:
         ids, mask = self._pad(prepared)
         spans = Spans.of(*self._latents(prepared, task), ids, self.tokenizer.image_id)
         padded = not bool(mask.all())  # known here, on the CPU
-        return Part(self._to_device(ids), self._to_device(mask), spans, padded)
+        return Part(to_device(ids, self.device), to_device(mask, self.device), spans, padded)
 
     def _pad(self, prepared: Sequence[PreparedPrompt]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask, (rows, longest prompt), padded on the left, on the CPU."""
@@ -357,9 +356,7 @@ class FlamingoModel:
         nothing = torch.zeros(1, *latents.shape, dtype=latents.dtype)
         known = [self._store(task).latents([*distinct.values()])] if distinct else []
         numbers = [[len(distinct) if image is None else place[image.key] for image in p.images] for p in prepared]
-        return self._to_device(torch.cat([*known, nothing])), numbers
+        return to_device(torch.cat([*known, nothing]), self.device), numbers
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.precision == "amp_bf16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return contextlib.nullcontext()
+        return autocast(self.device, self.precision)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flamingo_eval.devices import to_device
 from flamingo_eval.models.flamingo.perceiver import feed_forward, join_heads, split_heads
 
 
@@ -62,7 +63,7 @@ class Media:
         return Media(self.latents[rows, (last - 1).clamp(min=0)].unsqueeze(1), last.clamp(max=1).unsqueeze(1))
 
     def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
-        """See :class:`Sight`. The prompt is read in one piece; any other length is what comes after it."""
+        """See :class:`MediaAttention`. The prompt is read in one piece; any other length is what comes after it."""
         if x.shape[1] != self.image_index.shape[1] != 1:
             return self.after_prompt().attend(attention, x)
         images, n_latents = self.latents.shape[1:3]
@@ -122,13 +123,11 @@ class Spans:
         last = torch.where(counts > 0, offset + counts - 1, -1)
         in_order = image.tolist() == list(range(len(image)))
         places = span * longest + place
-        image, tokens, places, last = (
-            part.to(latents.device, non_blocking=True) for part in (image.long(), tokens, places, last)
-        )
+        image, tokens, places, last = (to_device(part, latents.device) for part in (image.long(), tokens, places, last))
         return Spans(latents, image, tokens, places, last, in_order)
 
     def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
-        """See :class:`Sight`; remembers the last images' keys and values."""
+        """See :class:`MediaAttention`; remembers the last images' keys and values."""
         k, v = attention.keys_and_values(self.latents)  # (images, heads, n_latents, head width)
         if not len(self.image):
             self.remembered[id(attention)] = (nothing := k.new_zeros(len(self.last), *k.shape[1:]), nothing)
@@ -162,7 +161,7 @@ class LastImages:
         return LastImages(remembered, (torch.cat([part.last for part in parts]) >= 0)[:, None, None])
 
     def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
-        """See :class:`Sight`."""
+        """See :class:`MediaAttention`."""
         k, v = self.remembered[id(attention)]
         out = join_heads(F.scaled_dot_product_attention(attention.queries(x), k, v))
         return attention.project(torch.where(self.any_image, out, torch.zeros((), dtype=out.dtype, device=out.device)))

@@ -5,6 +5,8 @@ reference runs on: a sequence's score is its log-likelihood divided by the lengt
 included, to the power of the length penalty. (transformers 5 divides by the generated length. With length penalty 0, as
 in the reference's last commit, that is the same; with -2.0, as in its older harnesses, it is not.) The prompt counts
 without padding, as it does there in a batch of one: rows never influence each other.
+
+What is equal is taken in order: of tokens the lower id first, of sequences the one that was better so far.
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ class _Beams:
             torch.cat((self.ids, other.ids), dim=1),
             torch.cat((self.paths, other.paths), dim=1),
         )
-        return both.pick(both.scores.topk(self.scores.shape[1]).indices)
+        return both.pick(_best_first(both.scores)[:, : self.scores.shape[1]])
 
 
 def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) -> Decoded:
@@ -120,7 +122,7 @@ def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) 
         likely = _likeliest(_barred(logits, step, decoding, end_id), log_total, 2 * beams)
         candidates = _continuations(running, *likely, step)
         ends = candidates.ids[..., step] == end_id
-        running = candidates.pick((candidates.scores + ends * _OUT).topk(beams).indices)
+        running = candidates.pick(_best_first(candidates.scores + ends * _OUT)[:, :beams])
         counts = ends & (torch.arange(2 * beams, device=device) < beams) & ~done
         finished = finished.best_with(candidates, counts, (lengths + step) ** decoding.length_penalty)
         attainable = candidates.scores[:, :1].to(exact) / (lengths + step + 1) ** decoding.length_penalty
@@ -141,17 +143,48 @@ def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) 
 def _likeliest(logits: Tensor, log_total: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Log-likelihoods and ids of the ``count`` likeliest tokens, (rows, beams, count): no beam can need more.
 
-    ``whole`` is the logarithm of the sum over all tokens' exponentials, (rows, beams, 1).
+    ``log_total`` is the logarithm of the sum over all tokens' exponentials, (rows, beams, 1).
     """
-    top = logits.topk(count)
-    return top.values - log_total, top.indices
+    values, ids = highest(logits, count)
+    return values - log_total, ids
+
+
+def _best_first(scores: Tensor) -> Tensor:
+    """Places of a few scores, (rows, n), the highest first, of equal ones the first first."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices
+
+
+def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The highest values, float32, of the last dimension, and their places; of equal ones the lower place first.
+
+    (``topk`` leaves open which of equal ones it takes. In bfloat16 half of all rows have some among the first few.)
+    """
+    if values.device.type != "cpu":  # where one doesn't ask what came out, since asking means waiting
+        return _highest_by_key(values, count)
+    best = values.topk(min(count + 1, values.shape[-1]))
+    places = best.indices[..., :count].clone()
+    tied = (best.values[..., 1:] == best.values[..., :-1]).any(-1)
+    if bool(tied.any()):
+        places[tied] = _highest_by_key(values[tied], count)[1]
+    return values.gather(-1, places), places
+
+
+def _highest_by_key(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The same by whole numbers that have the order of value and place: a float's bits, then the place from the end."""
+    last = values.shape[-1] - 1
+    bits = (values + 0.0).view(torch.int32)  # -0.0 becomes 0.0
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # of negative floats the larger bits are the lower value
+    key = (ordered.long() << 32) | (last - torch.arange(last + 1, device=values.device))
+    places = last - (key.topk(count).values & 0xFFFFFFFF)
+    return values.gather(-1, places), places
 
 
 def _continuations(running: _Beams, scores: Tensor, ids: Tensor, step: int) -> _Beams:
     """The best sequences that are one token longer, out of each beam's likeliest tokens (rows, beams, count)."""
     count = scores.shape[-1]
-    best = (scores + running.scores[..., None]).flatten(1).topk(count)
-    longer = running.pick(best.indices // count)
-    longer.scores = best.values
-    longer.ids[..., step] = ids.flatten(1).gather(1, best.indices)
+    totals = (scores + running.scores[..., None]).flatten(1)
+    best = _best_first(totals)[:, :count]
+    longer = running.pick(best // count)
+    longer.scores = totals.gather(1, best)
+    longer.ids[..., step] = ids.flatten(1).gather(1, best)
     return longer

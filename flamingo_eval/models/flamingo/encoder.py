@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flamingo_eval.core.images import Images
-from flamingo_eval.devices import full_float32
+from flamingo_eval.devices import numerics, pinned
 from flamingo_eval.models.flamingo.loading import host_as_it_was
 from flamingo_eval.models.flamingo.spec import VisionSpec
 from flamingo_eval.models.flamingo.vision import load_clip, read_image
@@ -32,13 +32,13 @@ class ClipEncoder:
     def prepare(self, image: str, rgb: bool, images: Images) -> Tensor:
         """(3, height, width), in pinned memory where the device is a GPU. Raises QueryError."""
         pixels = read_image(images, image, self._transform, rgb=rgb)
-        return pixels.pin_memory() if self._device.type == "cuda" else pixels
+        return pinned(pixels, self._device)
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[Tensor]) -> NDArray[np.float32]:
         """(images, width), not normalised."""
-        pixels = torch.stack([p.to(self._device, non_blocking=True) for p in prepared])
-        with full_float32():
+        with numerics(self._device):
+            pixels = torch.stack([p.to(self._device, non_blocking=p.is_pinned()) for p in prepared])
             features: Tensor = self._clip.encode_image(pixels)
-        vectors: NDArray[np.float32] = features.float().cpu().numpy()
+            vectors: NDArray[np.float32] = features.float().cpu().numpy()
         return vectors

@@ -9,14 +9,17 @@ from contextlib import contextmanager
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from flamingo_eval.devices import synchronize
+
 PEAK_SIZE, PEAK_ROUNDS = 3072, 5
 
 
 class Clock:
-    """Seconds by section. On a GPU they are the device's own, taken by events, so that nothing waits for it."""
+    """Seconds by section. On CUDA they are the device's own, taken by events, so that nothing waits for it; other
+    devices are waited for."""
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device, self._cuda = device, device.type == "cuda"
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -32,6 +35,7 @@ class Clock:
         else:
             began = time.perf_counter()
             yield
+            synchronize(self._device)
             self._add(name, time.perf_counter() - began)
 
     def settle(self) -> None:
@@ -61,28 +65,13 @@ def counted(into: dict[str, float], name: str) -> Iterator[None]:
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of a large matrix product, the best of some."""
-    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device).to(dtype) for _ in range(2))
+    own = torch.Generator(device).manual_seed(0)  # the program's random numbers are left alone
+    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, generator=own).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(PEAK_ROUNDS):
-        _wait(device)
+        synchronize(device)
         start = time.perf_counter()
         a @ b
-        _wait(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * PEAK_SIZE**3 / best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the device where it has its own, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from flamingo_eval.core.records import Decoding, NoAnswer, Ranking, Task
+from flamingo_eval.devices import to_device
 from flamingo_eval.models.flamingo.adapter import FlamingoModel, PreparedPrompt
 from flamingo_eval.models.flamingo.cross_attention import Media
 from flamingo_eval.models.flamingo.decoding import decode
@@ -62,7 +63,7 @@ class PlainFlamingoModel(FlamingoModel):
             store.pixels(image)
 
     def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str | NoAnswer]:
-        ids, mask = (self._to_device(tensor) for tensor in self._pad(prepared))
+        ids, mask = (to_device(tensor, self.device) for tensor in self._pad(prepared))
         media = Media.of(self._dense_latents(prepared, decoding), ids, self.tokenizer.image_id)
         with self._autocast():
             copies = Copies(self.model, ids, mask, media, decoding.num_beams)

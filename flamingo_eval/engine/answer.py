@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,8 @@ class Answering:
 
     Attributes:
         failures: the queries that can't be answered (unreadable images, prompts too long, numbers that overflow).
+        batches: benchmark and shots -> queries of a batch -> how many such batches were answered: in narrow precisions
+            the shape of a batch decides near-ties.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Answering:
         self._runner = _Runner(model, batch_size)
         self._failed: set[Slot] = set()
         self.failures: list[Failure] = []
+        self.batches: dict[str, dict[str, int]] = {}
 
     def batch_size(self, item: Pending) -> int:
         """Queries per batch of those like this one."""
@@ -63,18 +66,21 @@ class Answering:
     def answer(self, pending: Sequence[Pending]) -> Iterator[int]:
         """Answers queries, and says after every batch how many these were; those that can't be answered count too."""
         for task, kind in _kinds(pending):
-            size = self._runner.size(kind[0].query.prompt, task)
-            for batch, ready in prefetched(partial(self._prepare, task), _batches(kind, size)):
+            size_of = partial(self._runner.size, task=task)
+            for batch, ready in prefetched(partial(self._prepare, task), _batches(kind, size_of)):
                 for failure in ready.failures:
                     self._fail(failure)
                 done = 0
-                for answers in self._runner.answer(ready.prepared, task):
+                for answers in self._runner.answer(ready.prepared, ready.lengths, task):
                     self._keep(ready.items[done : done + len(answers)], answers)
                     done += len(answers)
                 yield len(batch)
 
     def _keep(self, items: Sequence[tuple[Pending, str]], answers: Sequence[Answer | NoAnswer]) -> None:
         entries = []
+        benchmark, shots, _ = items[0][0].trial.key
+        sizes = self.batches.setdefault(f"{benchmark} {shots}", {})
+        sizes[str(len(items))] = sizes.get(str(len(items)), 0) + 1
         for (item, content), result in zip(items, answers, strict=True):
             outcome = _result(item, result, content)
             if isinstance(outcome, Failure):
@@ -89,7 +95,7 @@ class Answering:
         self.failures.append(failure)
 
     def _prepare(self, task: Task, batch: Sequence[tuple[Pending, Request]]) -> _Ready:
-        ready = _Ready([], [], [])
+        ready = _Ready([], [], [], [])
         images = batch[0][1].images
         prompts = [prompt for _, request in batch if request.failed is None for prompt in request.prompts]
         with suppress(QueryError):  # whose image it is is found out when its prompt is prepared
@@ -102,6 +108,7 @@ class Answering:
                 # the model has read them through the same object: these are the bytes that it has decoded
                 ready.items.append((item, images_digest(images, request.shown) or ""))
                 ready.prepared.append(prepared)
+                ready.lengths.append(max(prompt.length for prompt in request.prompts))
         return ready
 
 
@@ -111,6 +118,7 @@ class _Ready:
 
     items: list[tuple[Pending, str]]
     prepared: list[list[Any]]
+    lengths: list[int]
     failures: list[Failure]
 
 
@@ -153,8 +161,36 @@ def answer(
     return work.failures
 
 
+@dataclass
+class _Limit:
+    """How much of a device's memory holds, as far as it has been found out: characters of a batch's longest prompt,
+    times its queries. It grows back, since other programs may have given memory free; less and less often."""
+
+    most: float = math.inf
+    fitted: int = 0
+    patience: int = 16
+
+    def queries(self, longest: int) -> int:
+        """How many fit whose prompts are at most that long."""
+        return 2**31 if self.most == math.inf else max(1, int(self.most // max(1, longest)))
+
+    def too_much(self, queries: int, longest: int) -> None:
+        """So many did not fit."""
+        if self.fitted < self.patience and self.most != math.inf:
+            self.patience *= 2
+        self.most, self.fitted = queries * longest / 2, 0
+
+    def fits(self, queries: int, longest: int) -> None:
+        """So many did, which says something only if no more were allowed."""
+        if self.most != math.inf and queries == self.queries(longest):
+            self.fitted += 1
+            if self.fitted >= self.patience:
+                self.most, self.fitted = 1.5 * self.most, 0
+
+
 class _Runner:
-    """Answers batches, in halves where the device's memory does not hold them; what did not fit is not tried again.
+    """Answers batches, in halves where the device's memory does not hold them; what did not fit is not tried again
+    soon.
 
     Args:
         model: the model.
@@ -163,29 +199,44 @@ class _Runner:
 
     def __init__(self, model: Model, batch_size: int | None) -> None:
         self._model, self._wanted = model, batch_size
-        self._fits: dict[Task, int] = {}
+        self._limits: dict[Task, _Limit] = {}
 
     def size(self, prompt: Prompt, task: Task) -> int:
         """Queries per batch, whose prompts are like this one."""
-        return self._wanted or max(1, self._model.suggested_batch(prompt, task))
+        wanted = self._wanted or max(1, self._model.suggested_batch(prompt, task))
+        return min(wanted, self._limit(task).queries(prompt.length))
 
-    def answer(self, prepared: Sequence[Sequence[Any]], task: Task) -> Iterator[Sequence[Answer | NoAnswer]]:
-        """One answer per query, in parts as they fit. Raises DeviceMemoryError if not even one query does."""
-        size, done = min(len(prepared), self._fits.get(task, len(prepared))), 0
+    def _limit(self, task: Task) -> _Limit:
+        return self._limits.setdefault(task, _Limit())
+
+    def answer(
+        self, prepared: Sequence[Sequence[Any]], lengths: Sequence[int], task: Task
+    ) -> Iterator[Sequence[Answer | NoAnswer]]:
+        """One answer per query, in parts as they fit; none for a query that does not fit alone.
+
+        Args:
+            prepared: of each query its prompts.
+            lengths: how long these are.
+            task: what is asked.
+        """
+        limit, done = self._limit(task), 0
         while done < len(prepared):
-            part = prepared[done : done + size]
+            longest = max(lengths[done:])
+            part = prepared[done : done + limit.queries(longest)]
             try:
                 answers = ensembled(self._model, part, task)
-            except DeviceMemoryError:
-                if len(part) == 1:
-                    raise
-                size = self._fits[task] = max(1, len(part) // 2)
-                warn(f"{len(part)} queries at once do not fit into memory; on with {size}")
-                continue
+                limit.fits(len(part), longest)
+            except DeviceMemoryError as error:
+                if len(part) > 1:
+                    limit.too_much(len(part), longest)
+                    warn(f"{len(part)} queries at once do not fit into memory; continuing with {(len(part) + 1) // 2}")
+                    continue
+                answers = [NoAnswer(str(error))]
             except QueryError as error:  # an image was read again, and has gone or changed since it was prepared
                 if len(part) > 1:
-                    yield from self.answer(part[: len(part) // 2], task)
-                    yield from self.answer(part[len(part) // 2 :], task)
+                    middle = len(part) // 2
+                    for some in (slice(done, done + middle), slice(done + middle, done + len(part))):
+                        yield from self.answer(prepared[some], lengths[some], task)
                     done += len(part)
                     continue
                 answers = [NoAnswer(str(error))]
@@ -266,13 +317,23 @@ WINDOW = 32
 """Batches whose queries are put in order of length, so that there is little padding."""
 
 
-def _batches(pending: Sequence[Pending], size: int) -> Iterator[list[tuple[Pending, Request]]]:
-    """Batches of at most ``size`` queries of like length, longest first, with their prompts."""
-    for start in range(0, len(pending), WINDOW * size):
-        some = [(item, item.request) for item in pending[start : start + WINDOW * size]]
+def _batches(pending: Sequence[Pending], size_of: Callable[[Prompt], int]) -> Iterator[list[tuple[Pending, Request]]]:
+    """Batches of queries of like length, longest first, with their prompts.
+
+    Args:
+        pending: the queries.
+        size_of: how many make a batch whose longest prompt is this one.
+    """
+    start = 0
+    while start < len(pending):
+        window = WINDOW * size_of(pending[start].query.prompt)
+        some = [(item, item.request) for item in pending[start : start + window]]
+        start += window
         some.sort(key=lambda pair: -pair[1].prompts[0].length)
-        for i in range(0, len(some), size):
-            yield some[i : i + size]
+        while some:
+            size = size_of(some[0][1].prompts[0])
+            yield some[:size]
+            some = some[size:]
 
 
 def answer_requests(model: Model, requests: Sequence[Request]) -> list[Prediction | Failure]:
@@ -297,7 +358,9 @@ def _answer_alike(model: Model, requests: Sequence[Request]) -> dict[Slot, Predi
             found[request.slot] = ready
         else:
             prepared.append((request, ready))
-    answers = [result for part in runner.answer([ready for _, ready in prepared], requests[0].task) for result in part]
+    lengths = [max(prompt.length for prompt in request.prompts) for request, _ in prepared]
+    parts = runner.answer([ready for _, ready in prepared], lengths, requests[0].task)
+    answers = [result for part in parts for result in part]
     for (request, _), result in zip(prepared, answers, strict=True):
         found[request.slot] = _result(request, result, images_digest(request.images, request.shown) or "")
     return found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from flamingo_eval.core import registry
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.protocols import ModelSource
 from flamingo_eval.core.run_settings import Process
+from flamingo_eval.core.schema import typed
 from flamingo_eval.engine.requests import Pending
 from flamingo_eval.storage.journal import Failure, Journal
 from flamingo_eval.storage.run_folder import RunFolder
@@ -40,10 +41,12 @@ class Outcome:
     Attributes:
         failures: the requests that can't be answered.
         seconds: ``answering``, and where the model's time has gone.
+        batches: benchmark and shots -> queries of a batch -> how many such batches; empty where nobody knows.
     """
 
     failures: Sequence[Failure]
     seconds: Mapping[str, float]
+    batches: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 class Alone(Protocol):
@@ -132,7 +135,7 @@ def checked(outcome: Any, requests: Sequence[Pending], journal: Journal, executo
                 Failure(slot, f"the executor {name} brought an answer to another request for query {slot[3]}")
             )
     journal.withdraw(failure.slot for failure in failures)
-    return Outcome(failures, outcome.seconds)
+    return Outcome(failures, outcome.seconds, outcome.batches)
 
 
 def _problem(outcome: Any) -> str | None:
@@ -143,6 +146,10 @@ def _problem(outcome: Any) -> str | None:
     seconds = outcome.seconds
     if not isinstance(seconds, Mapping) or not all(isinstance(value, int | float) for value in seconds.values()):
         return f"seconds that are none: {repr(seconds)[:200]}"
+    try:
+        typed(outcome.batches, dict[str, dict[str, int]], "batches")
+    except UserError:
+        return f"batches that are none: {repr(outcome.batches)[:200]}"
     return None
 
 

@@ -154,11 +154,11 @@ def _answer(run: PreparedRun, planned: PlannedRun, executor: Executor, held: Alo
         versions=versions(),
         git_commit=git_commit(),
     )
-    with _recorded(run.folder, held, session, planned.journal) as seconds:
+    with _recorded(run.folder, held, session, planned.journal) as brought:
         planned.journal.expect({item.slot: item.key for item in planned.pending})
         outcome = executor.run(planned.pending, run.model_source, planned.journal, terms)
         outcome = checked(outcome, planned.pending, planned.journal, executor)
-        seconds.update(outcome.seconds)
+        brought.append(outcome)
     return outcome
 
 
@@ -207,12 +207,12 @@ def _tell_speed(seconds: Mapping[str, float], queries: int) -> None:
 
 
 @contextmanager
-def _recorded(folder: RunFolder, held: Alone, session: SessionRecord, journal: Journal) -> Iterator[dict[str, float]]:
+def _recorded(folder: RunFolder, held: Alone, session: SessionRecord, journal: Journal) -> Iterator[list[Outcome]]:
     """Keeps ``run.json`` telling what is going on, and, however it ends, how many answers it brought.
 
-    Yields where the seconds belong that it took.
+    Yields where its outcome belongs once it has one.
     """
-    seconds: dict[str, float] = {}
+    brought: list[Outcome] = []
 
     def write(end: str | None) -> None:
         with held.alone("record"):
@@ -222,13 +222,16 @@ def _recorded(folder: RunFolder, held: Alone, session: SessionRecord, journal: J
                     "command continues it"
                 )
             record = folder.read_run()
-            entry = replace(session, end=end, answered=journal.written, seconds=seconds or UNSET)
+            outcome = brought[0] if brought else Outcome([], {})
+            seconds, batches = dict(outcome.seconds), {key: dict(sizes) for key, sizes in outcome.batches.items()}
+            entry = replace(session, end=end, answered=journal.written, seconds=seconds or UNSET,
+                            batches=batches or UNSET)  # fmt: skip
             others = [one for one in record.sessions if not one.same_as(session)]
             folder.write_run(replace(record, sessions=[*others, entry]))
 
     write(None)
     try:
-        yield seconds
+        yield brought
     except BaseException:
         with suppress(FlamingoEvalError):  # what has gone wrong already says more
             write(now())

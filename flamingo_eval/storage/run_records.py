@@ -156,6 +156,7 @@ class SessionRecord(Stored, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         start: when it began, ISO 8601; ``end`` when it ended, None while it has not.
         seconds: where its time went.
+        batches: benchmark and shots -> queries of a batch -> how many such batches.
     """
 
     start: str | None = None
@@ -165,6 +166,7 @@ class SessionRecord(Stored, frozen=True, kw_only=True, omit_defaults=True):
     rank: int | None = None
     processes: int | None = None
     seconds: dict[str, float] | UnsetType = UNSET
+    batches: dict[str, dict[str, int]] | UnsetType = UNSET
     host: str | UnsetType = UNSET
     process: int | UnsetType = UNSET
     end: str | UnsetType | None = UNSET

@@ -90,7 +90,7 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path, transform: Any) -> None
         read_image(Images(Path()), str(path), transform, rgb=False)
 
 
-def test_a_image_that_resizing_would_blow_up_is_refused(tmp_path: Path, transform: Any) -> None:
+def test_an_image_that_resizing_would_blow_up_is_refused(tmp_path: Path, transform: Any) -> None:
     """The reference makes 30,000 x 2 pixels 3,360,000 x 224 before it crops."""
     from flamingo_eval.models.flamingo.vision import read_image
 

@@ -247,7 +247,7 @@ def make_distinct(root: Path) -> None:
         Image.new("RGB", (8, 8 + i), (i % 256, 80, i // 256)).save(path)
 
 
-def test_a_image_error_is_a_query_error(tmp_path: Path) -> None:
+def test_an_image_error_is_a_query_error(tmp_path: Path) -> None:
     with pytest.raises(QueryError):
         ThumbnailEncoder().prepare("none.png", rgb=False, images=Images(tmp_path))
 

@@ -24,14 +24,14 @@ from tests.support.helpers import FAST, Cli, Kit, LazyModule, read_lines, run_cl
 torch: Any = LazyModule("torch")
 
 
-def without_a_image(root: Path) -> Path:
+def without_an_image(root: Path) -> Path:
     image = root / "coco/val2014/COCO_val2014_000000000502.png"
     image.unlink()
     return image
 
 
 def test_skipped_queries_are_partial_everywhere(root: Path, cli: Cli) -> None:
-    gone = without_a_image(root)
+    gone = without_an_image(root)
     arguments = (*FAST, "--data-root", root, "--out", "run")
     stopped = cli(*arguments)
     assert stopped.returncode == 2
@@ -73,7 +73,7 @@ def test_a_trial_with_no_answer_at_all_is_no_zero(root: Path, cli: Cli) -> None:
 
 def test_skipping_is_a_choice_of_each_command(root: Path, cli: Cli) -> None:
     """Numbers that were left partial stay so when other cells are added without that choice, and the other way round."""
-    without_a_image(root)
+    without_an_image(root)
     arguments = ("coco", "--checkpoint", "scripted", "--data-root", root, "--out", "run", "--shots")
     assert cli(*arguments, "0", "--on-error", "skip").returncode == 4
     assert cli(*arguments, "2").returncode == 2

@@ -59,7 +59,8 @@ class LocalExecutor:
                 for part in self.parts(requests, work, bar.update):
                     for count in work.answer(part):
                         bar.update(count)
-            return Outcome(work.failures, {"answering": time.perf_counter() - began, **model.timings()})
+            seconds = {"answering": time.perf_counter() - began, **model.timings()}
+            return Outcome(work.failures, seconds, work.batches)
 
     def parts(
         self, requests: Sequence[Pending], work: Answering, others: Callable[[int], None]

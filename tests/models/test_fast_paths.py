@@ -105,15 +105,13 @@ def test_many_passes_give_what_one_gives(
     models: tuple[Any, Any], prompts: list[Rendering], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch's prompts are read in passes of their own lengths; their beams go on together."""
-    from flamingo_eval.models.flamingo import adapter
-
     fast, _ = models
     decoding, names = Decoding(12), Ranking(("yes", "no way, never", "x"))
     texts = fast.answer([fast.read(p, decoding) for p in prompts], decoding)
     logprobs = fast.answer([fast.read(p, names) for p in prompts], names)
     longest = max(len(fast.read(p, decoding).ids) for p in prompts)
     for tokens in (1, 2 * longest, 5 * longest):
-        monkeypatch.setitem(adapter._BATCH, "cpu", adapter._BATCH["cpu"]._replace(pass_tokens=tokens))
+        monkeypatch.setattr(fast, "_sizes", fast._sizes._replace(pass_tokens=tokens, logits=tokens))
         prefix = fast._prefix([fast.read(p, decoding) for p in prompts], decoding, 36)
         assert len(prefix.logits) == len(prompts)
         assert fast.answer([fast.read(p, decoding) for p in prompts], decoding) == texts

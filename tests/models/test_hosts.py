@@ -343,7 +343,7 @@ def test_casting_ahead_is_what_autocast_does(
     found: list[Any] = []
     for prefetched in (True, False):
         if not prefetched:
-            monkeypatch.setattr(loading, "cast_ahead", lambda _: None)
+            monkeypatch.setattr(loading, "cast_ahead", lambda _: set())
         source = registry.model_source(str(toml))
         model: Any = load_over(source, kit.data, "amp_bf16")
         prepared = [model.read(prompt, tasks[0]) for prompt in prompts_of(kit)]

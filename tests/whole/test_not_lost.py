@@ -36,7 +36,7 @@ class Starter:
         self.run, self.asked = folder / "run", folder / "asked.txt"
         self._arguments = [*map(str, arguments), "--out", str(self.run)]
         self._environment = {**os.environ, "ASKED": str(self.asked), "PAUSE": str(pause), "OMP_NUM_THREADS": "1",
-                             "PYTHONPATH": str(DRIVER.parents[1])}  # fmt: skip
+                             "PYTHONPATH": str(DRIVER.parents[2])}  # fmt: skip
 
     def start(self, *more: str, launcher: tuple[str, ...] = (sys.executable,)) -> subprocess.Popen[str]:
         return subprocess.Popen([*launcher, str(DRIVER), *self._arguments, *more], env=self._environment, text=True,

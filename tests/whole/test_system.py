@@ -341,7 +341,7 @@ def test_settings_that_never_led_to_an_answer_do_not_hold_the_folder(
 
 @pytest.mark.torch
 def test_loading_draws_no_random_numbers_of_the_hosts_and_logs_nowhere() -> None:
-    script = ("import logging, torch, flamingo_eval\nfrom flamingo_eval import registry\n"
+    script = ("import logging, torch, flamingo_eval\nfrom flamingo_eval.core import registry\n"
               "from flamingo_eval.core.images import Images\nfrom pathlib import Path\n"
               "torch.manual_seed(1)\nbefore = torch.get_rng_state()\nflamingo_eval.load_model('demo', device='cpu')\n"
               "registry.image_encoder('demo', None).load('cpu')\n"

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -22,6 +21,8 @@ from flamingo_eval.core.images import Images
 from flamingo_eval.core.measuring import Work
 from flamingo_eval.core.records import WITHHELD, Answer, Decoding, NoAnswer, Prompt, Ranking, Rendering, Task
 from flamingo_eval.devices import autocast, free_memory, numerics, peak_memory, to_device
+from flamingo_eval.devices import room as free_bytes
+from flamingo_eval.models.flamingo.batching import Footprint, sizes_for, suggested
 from flamingo_eval.models.flamingo.cross_attention import Spans
 from flamingo_eval.models.flamingo.decoding import Decoded, decode
 from flamingo_eval.models.flamingo.decoding import room_needed as decoding_room
@@ -30,8 +31,8 @@ from flamingo_eval.models.flamingo.latents import LatentStore, StoredImage
 from flamingo_eval.models.flamingo.measure import Clock, counted, matrix_peak
 from flamingo_eval.models.flamingo.model import Flamingo
 from flamingo_eval.models.flamingo.prefix import Part, Prefix, Prompts
-from flamingo_eval.models.flamingo.ranking import CHUNK_TOKENS, score_names
 from flamingo_eval.models.flamingo.ranking import room_needed as ranking_room
+from flamingo_eval.models.flamingo.ranking import score_names
 from flamingo_eval.models.flamingo.rendering import IMAGE, RENDERER
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import Transform
@@ -41,20 +42,6 @@ MAX_PROMPT_TOKENS = 2000
 """Longer prompts are refused. The reference cuts them on the right (open_flamingo/eval/models/open_flamingo.py,
 ``max_length=2000``), which cuts off the query itself."""
 
-_FEW_NAMES = 100
-
-
-class _Sizes(NamedTuple):
-    """Tokens of prompts per batch, the fewest and most prompts, and the tokens read in one pass."""
-
-    batch_tokens: int
-    least: int
-    most: int
-    pass_tokens: int
-
-
-_BATCH = {"cpu": _Sizes(8192, 4, 64, 2048), "gpu": _Sizes(65536, 16, 256, 16384)}
-"""Passes on a CPU are short: what one layer writes is still in the processor's cache when the next one reads it."""
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 
 
@@ -115,6 +102,8 @@ class FlamingoModel:
         """What paths given to :meth:`generate` are relative to."""
         self._names: dict[Ranking, list[list[int]]] = {}
         self._clock, self._reading = Clock(self.device), 0.0
+        self._sizes = sizes_for(self.device)
+        self._footprint = Footprint.of(model, precision, self._sizes.pass_tokens)
         like = model.perceiver.latents
         # generation encodes images within autocast, ranking without, as the reference does (eval/models)
         self.stores = {
@@ -129,10 +118,6 @@ class FlamingoModel:
         """Where the weights are."""
         return self.model.perceiver.latents.device
 
-    @property
-    def _kind(self) -> str:
-        return "cpu" if self.device.type == "cpu" else "gpu"
-
     def prepare(self, prompt: Prompt, task: Task, images: Images) -> PreparedPrompt:
         """Reads and transforms images, encodes text.
 
@@ -143,26 +128,36 @@ class FlamingoModel:
 
     def read(self, prompt: Rendering, task: Task, images: Images) -> PreparedPrompt:
         """The same for a prompt that is text already. Raises QueryError as :meth:`prepare`."""
-        ids = self._encode_prompt(prompt.text, task)
         store = self._store(task)
-        shown = [None if image == WITHHELD else store.find(image, prompt.rgb, images) for image in prompt.images]
-        began = time.perf_counter()
-        self._read(store, [image for image in shown if image is not None])
+        try:
+            ids = self._encode_prompt(prompt.text, task)
+            shown = [None if image == WITHHELD else store.find(image, prompt.rgb, images) for image in prompt.images]
+            began = time.perf_counter()
+            self._read(store, [image for image in shown if image is not None])
+        except QueryError:
+            store.drop(self._found(store, prompt, images))  # nobody will encode them; another prompt reads its own anew
+            raise
         self._reading += time.perf_counter() - began
         return PreparedPrompt(ids, shown)
 
     def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
         """Reads the images of several prompts at once; what can't be read is found out by :meth:`prepare`."""
-        store, shown = self._store(task), []
-        for prompt in map(RENDERER.render, prompts):
-            for image in prompt.images:
-                with contextlib.suppress(QueryError):
-                    if image != WITHHELD:
-                        shown.append(store.find(image, prompt.rgb, images))
+        store = self._store(task)
+        shown = [image for prompt in map(RENDERER.render, prompts) for image in self._found(store, prompt, images)]
         began = time.perf_counter()
         with contextlib.suppress(QueryError):
             self._read(store, shown)
         self._reading += time.perf_counter() - began
+
+    @staticmethod
+    def _found(store: LatentStore, prompt: Rendering, images: Images) -> list[StoredImage]:
+        """A prompt's images, as far as there are any."""
+        found = []
+        for image in prompt.images:
+            with contextlib.suppress(QueryError):
+                if image != WITHHELD:
+                    found.append(store.find(image, prompt.rgb, images))
+        return found
 
     def close(self) -> None:
         """Lets go of what was computed once per image, and of the threads that read them."""
@@ -215,7 +210,12 @@ class FlamingoModel:
         finally:
             self._clock.settle()
         free_memory()  # here, where nothing holds on to what did not fit
-        raise DeviceMemoryError(f"{len(prepared)} prompts do not fit into the memory of {self.device}")
+        longest = max(len(prompt.ids) for prompt in prepared)
+        many = "a prompt" if len(prepared) == 1 else f"{len(prepared)} prompts"
+        raise DeviceMemoryError(
+            f"{many} of {longest} tokens do{'es' * (len(prepared) == 1)} not fit into the memory of {self.device}: "
+            "use fewer shots, a narrower --precision, or a larger device"
+        )
 
     def timings(self) -> dict[str, float]:
         """Where time has gone: ``vision``, ``prefill``, ``decode`` (or ranking), and ``images``, read meanwhile."""
@@ -247,17 +247,15 @@ class FlamingoModel:
             if isinstance(task, Decoding):
                 self._decode(prefix, task)
             else:
-                score_names(prefix, self._name_ids(task))
+                score_names(prefix, self._name_ids(task), self._sizes.logits)
         arithmetic = torch.bfloat16 if self.precision == "amp_bf16" else self.model.perceiver.latents.dtype
         return Work(flops, matrix_peak(self.device, arithmetic), peak_memory(self.device))
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
-        """As many prompts as keep the device busy: few long ones, many short ones."""
-        tokens = len(self.tokenizer.encode(RENDERER.render(prompt).text)) + self._room(task)
-        if isinstance(task, Ranking) and len(task.names) > _FEW_NAMES:
-            tokens += CHUNK_TOKENS  # whose logits are all computed at once
-        sizes = _BATCH[self._kind]
-        return max(sizes.least, min(sizes.most, sizes.batch_tokens // tokens))
+        """As many prompts as keep the device busy, and as its memory holds."""
+        tokens = len(self.tokenizer.encode(RENDERER.render(prompt).text))
+        behind = decoding_room(task) if isinstance(task, Decoding) else ranking_room(self._name_ids(task))
+        return suggested(self._sizes, self._footprint, task, tokens, behind, free_bytes(self.device))
 
     def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str | NoAnswer]:
         """Raw text of each prompt, spaces tidied as transformers 4.28 did."""
@@ -282,7 +280,7 @@ class FlamingoModel:
         names = self._name_ids(ranking)
         prefix = self._prefix(prepared, ranking, ranking_room(names))
         with self._clock.section("decode"), self._autocast():
-            scores = score_names(prefix, names)
+            scores = score_names(prefix, names, self._sizes.logits)
         return [self._ranked(ranking, row) for row in scores.tolist()]
 
     def _ranked(self, ranking: Ranking, scores: Sequence[float]) -> dict[str, float] | NoAnswer:
@@ -318,8 +316,14 @@ class FlamingoModel:
         task = Decoding(max_new_tokens, num_beams, min_new_tokens, length_penalty)
         store = self._store(task)
         ids = self._encode_prompt(prompt, task)
-        shown = [store.adopt(image if isinstance(image, Image.Image) else self.root / image) for image in images]
-        result = self.answer([PreparedPrompt(ids, [*shown])], task)[0]
+        shown: list[StoredImage] = []
+        with numerics(self.device):  # one thread at a time
+            try:
+                for image in images:
+                    shown.append(store.adopt(image if isinstance(image, Image.Image) else self.root / image))
+                result = self.answer([PreparedPrompt(ids, [*shown])], task)[0]
+            finally:
+                store.drop(shown)
         if isinstance(result, NoAnswer):
             raise QueryError(result.reason)
         return str(result)
@@ -327,7 +331,7 @@ class FlamingoModel:
     def _prefix(self, prepared: Sequence[PreparedPrompt], task: Task, behind: int) -> Prefix:
         """Reads the prompts of a batch, with their images."""
         longest = max(len(prompt.ids) for prompt in prepared)
-        rows = max(1, _BATCH[self._kind].pass_tokens // longest)
+        rows = max(1, self._sizes.pass_tokens // longest)
         parts = [self._part(prepared[i : i + rows], task) for i in range(0, len(prepared), rows)]
         with self._clock.section("prefill"), self._autocast():
             return Prefix(self.model, parts, behind)

@@ -126,6 +126,12 @@ class LatentStore:
         if problems:
             raise problems[0]
 
+    def drop(self, images: Sequence[StoredImage]) -> None:
+        """Lets go of what was read of images and is not encoded."""
+        with self._lock:
+            for image in images:
+                self._pixels.pop(image.key, None)
+
     def _try(self, image: StoredImage) -> Tensor | QueryError:
         try:
             return self.pixels(image)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from flamingo_eval.core.errors import CheckpointError, DeviceMemoryError
-from flamingo_eval.devices import free_memory
+from flamingo_eval.devices import autocast, free_memory, numerics
 from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
 from flamingo_eval.models.flamingo.cross_attention import Media
 from flamingo_eval.models.flamingo.hub import fetch, snapshot
-from flamingo_eval.models.flamingo.model import Flamingo, assemble, check_counts, load_language
+from flamingo_eval.models.flamingo.model import Flamingo, assemble, check_counts, load_language, stored_dtype
 from flamingo_eval.models.flamingo.prefix import check_side_by_side
 from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
@@ -40,7 +40,7 @@ def load_model(
     Raises:
         CheckpointError: a part is missing or does not fit; the message names it.
     """
-    with host_as_it_was():
+    with host_as_it_was(), numerics(device):
         return _load(spec, device=device, precision=precision, kind=kind, caching=caching)
 
 
@@ -85,7 +85,9 @@ def _load(
     clip, transform = load_clip(spec.vision)
     vision = PatchTokens(clip.get_submodule("visual"))
     del clip  # its text half is not needed
-    language, host = load_language(_in_cache(spec.language.model), dtype, spec.language.decoder_layers)
+    source = _in_cache(spec.language.model)
+    stored = stored_dtype(source) if precision == "amp_bf16" and spec.language.decoder_layers is None else None
+    language, host = load_language(source, stored or dtype, spec.language.decoder_layers)
     tokenizer = FlamingoTokenizer(_in_cache(spec.language.tokenizer), tidies_spaces=host.tidies_spaces)
     path = fetch(spec.checkpoint) if isinstance(spec.checkpoint, HubFile) else spec.checkpoint
     layers = len(language.get_submodule(host.decoder_path))  # type: ignore[arg-type]  # a ModuleList
@@ -101,11 +103,11 @@ def _load(
     check_counts(model, spec)
     if spec.language.decoder_layers is not None:
         check_side_by_side(model)
-    model = in_precision(model.eval().requires_grad_(False), dtype, copy=torch.device(device).type == "cpu")
-    if precision == "amp_bf16":
-        cast_ahead(model)
+    model = model.eval().requires_grad_(False)
+    cast = cast_ahead(model) if precision == "amp_bf16" else set[int]()  # before anything is copied or made wider
+    model = in_precision(model, dtype, copy=torch.device(device).type == "cpu", besides=cast)
     model = model.to(device)
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == "amp_bf16"):
+    with autocast(torch.device(device), precision):
         probe(model, tokenizer.image_id, spec.name)
     free_memory()  # whatever loading left behind
     return kind(model, tokenizer, transform, precision=precision, caching=caching)
@@ -116,16 +118,18 @@ def _in_cache(source: str | Path) -> str | Path:
     return source if isinstance(source, Path) else snapshot(source) or source
 
 
-def in_precision(model: Flamingo, dtype: torch.dtype, *, copy: bool = True) -> Flamingo:
+def in_precision(model: Flamingo, dtype: torch.dtype, *, copy: bool = True, besides: Collection[int] = ()) -> Flamingo:
     """The same with its weights of another type; buffers stay as they are: rotary frequencies must stay float32.
 
     Args:
         model: whose weights may still be mapped to files, and would change with these in the middle of a run.
         dtype: the type.
         copy: copy what has that type already; not needed where the model goes to another device next.
+        besides: ``id`` of weights that are in the type that they should have.
     """
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype, copy=copy)
+        if id(parameter) not in besides:
+            parameter.data = parameter.data.to(dtype, copy=copy)
     if copy:
         for buffer in model.buffers():
             buffer.data = buffer.data.clone()
@@ -150,15 +154,22 @@ def probe(model: Flamingo, image_id: int, name: str) -> None:
         raise CheckpointError(f"checkpoint {name} can't be run: {reason_of(error)}") from error
 
 
-def cast_ahead(model: Flamingo) -> None:
+def cast_ahead(model: Flamingo) -> set[int]:
     """Under autocast: what it would cast for every product, anew at each decoding step, is cast once.
 
     (It remembers casts of weights that are being trained only.) The arithmetic stays the same, and the language model
     takes half the memory. Vision tower and resampler stay float32: ranking encodes images outside autocast.
+
+    Returns:
+        ``id`` of the weights that are cast.
     """
+    cast: set[int] = set()
     for part in (model.language, model.blocks):
         for module in part.modules():
             if isinstance(module, nn.Linear):
                 for name, parameter in list(module.named_parameters(recurse=False)):
                     # a parameter of its own: one shared with an embedding must stay as it is there
-                    setattr(module, name, nn.Parameter(parameter.to(torch.bfloat16), requires_grad=False))
+                    own = nn.Parameter(parameter.to(torch.bfloat16, copy=True), requires_grad=False)
+                    setattr(module, name, own)
+                    cast.add(id(own))
+    return cast

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
@@ -97,6 +98,22 @@ class Flamingo(nn.Module):
         with self.attending_to(media):
             logits: Tensor = self.language(input_ids=input_ids, attention_mask=attention_mask).logits
         return logits
+
+
+_STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def stored_dtype(source: str | Path) -> torch.dtype | None:
+    """The type of all weights of a language model's folder, as they are stored; None if there are several, or if they
+    are not stored as safetensors. Loaded in it they take no more memory than their files, and lose nothing."""
+    if not isinstance(source, Path):
+        return None
+    files = [file for file in model_files(source, weights=True) if file.suffix == ".safetensors"]
+    kinds: set[str] = set()
+    for file in files:
+        with loading(f"weights {file}", [file]), safe_open(file, framework="pt") as weights:
+            kinds |= {str(weights.get_slice(name).get_dtype()) for name in weights.keys()}  # noqa: SIM118  # no mapping
+    return _STORED.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def load_language(source: str | Path, dtype: torch.dtype, decoder_layers: str | None = None) -> tuple[nn.Module, Host]:

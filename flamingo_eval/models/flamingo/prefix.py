@@ -47,6 +47,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Keeps the keys and values of prompts being read, or appends in place; never copies what is there."""
+        key_states, value_states = _as_multiplied(key_states), _as_multiplied(value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.reading is not None:
@@ -75,6 +76,13 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         """No bound of its own."""
         return -1
+
+
+def _as_multiplied(states: Tensor) -> Tensor:
+    """In the type that autocast would cast them to for every product, at every step anew: rotary positions leave keys
+    in float32."""
+    kind = states.device.type
+    return states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
 
 
 class Prompts(Protocol):

@@ -17,7 +17,7 @@ from torch import Tensor
 from flamingo_eval.models.flamingo.prefix import Prefix
 
 CHUNK_TOKENS = 512
-"""Tokens of names scored in one pass; bounds memory, does not change results."""
+"""Tokens of names scored in one pass, at most; bounds memory, does not change results."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,21 @@ class Chunk:
         return same & (self.offsets[:, None] >= self.offsets[None, :])
 
 
-def score_names(prefix: Prefix, names: Sequence[Sequence[int]]) -> Tensor:
+def score_names(prefix: Prefix, names: Sequence[Sequence[int]], logits_at_once: int = 1 << 26) -> Tensor:
     """Mean log-likelihood of each name's tokens after each prompt.
 
     Args:
         prefix: the prompts, with room for ``room_needed(names)`` tokens.
         names: token ids of each name, without leading space, special tokens or ``<|endofchunk|>``.
+        logits_at_once: how many logits may be in memory: of a thousand names behind many prompts there are billions.
 
     Returns:
         (rows, names), float32.
     """
-    first_logprobs = prefix.logits.float().log_softmax(-1)  # (rows, vocabulary)
-    totals = first_logprobs[:, [name[0] for name in names]]
+    first = prefix.logits.float()  # (rows, vocabulary)
+    totals = first[:, [name[0] for name in names]] - first.logsumexp(-1, keepdim=True)
     start = 0
-    for count in _chunk_sizes(names):
+    for count in _chunk_sizes(names, logits_at_once // first.numel()):
         chunk_names = names[start : start + count]
         chunk = _layout(chunk_names, totals.device)
         if len(chunk.ids):
@@ -75,11 +76,12 @@ def room_needed(names: Sequence[Sequence[int]]) -> int:
     return max(sizes)
 
 
-def _chunk_sizes(names: Sequence[Sequence[int]]) -> Iterator[int]:
-    """Sizes of consecutive groups of names with at most ``CHUNK_TOKENS`` tokens each (but at least one name)."""
+def _chunk_sizes(names: Sequence[Sequence[int]], most: int = CHUNK_TOKENS) -> Iterator[int]:
+    """Sizes of consecutive groups of names with at most so many tokens each (but at least one name)."""
+    most = min(most, CHUNK_TOKENS)
     count = tokens = 0
     for name in names:
-        if count and tokens + len(name) - 1 > CHUNK_TOKENS:
+        if count and tokens + len(name) - 1 > most:
             yield count
             count = tokens = 0
         count, tokens = count + 1, tokens + len(name) - 1
@@ -96,7 +98,8 @@ def _layout(names: Sequence[Sequence[int]], device: torch.device) -> Chunk:
 def _sum_of_rest(logits: Tensor, chunk: Chunk, names: Sequence[Sequence[int]]) -> Tensor:
     """(rows, names): summed log-likelihood of every token but the first of each name."""
     targets = torch.tensor([id for name in names for id in name[1:]], device=logits.device)
-    logprobs = logits.float().log_softmax(-1)
-    picked = logprobs.gather(-1, targets[None, :, None].expand(logits.shape[0], -1, 1)).squeeze(-1)
+    chosen = logits.gather(-1, targets[None, :, None].expand(logits.shape[0], -1, 1)).squeeze(-1).float()
+    # a row at a time: in float32, and exponentiated, there are several copies
+    picked = chosen - torch.stack([row.float().logsumexp(-1) for row in logits])
     sums = torch.zeros(logits.shape[0], len(names), device=logits.device)
     return sums.index_add(1, chunk.owner, picked)

@@ -6,9 +6,68 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from transformers import Cache, MptConfig, MptForCausalLM
+from transformers.models.mpt.modeling_mpt import MptAttention
 
 from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.models.flamingo.hosts.base import Host
+
+_BIASES = 1 << 27
+"""Numbers of attention biases in memory at once: those of some rows, in one layer."""
+
+
+class FusedAttention(MptAttention):  # type: ignore[misc]
+    """transformers' attention without its scores in memory, of which there are (rows, heads, length, keys), several
+    times over and in float32: biases and mask go to a fused kernel, some rows at a time.
+
+    A bias is taken relative to the query: near keys have small numbers, which bfloat16 tells apart.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_bias: Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, None]:
+        """See :class:`transformers.models.mpt.modeling_mpt.MptAttention`; ``attention_mask`` is true where a query may
+        not look."""
+        qkv = self.Wqkv(hidden_states)
+        if self.clip_qkv:
+            qkv = qkv.clamp(min=-self.clip_qkv, max=self.clip_qkv)
+        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)
+        rows, heads, length, _width = q.shape
+        depths = position_bias[..., -k.shape[2] :]  # (heads, 1, keys), higher for later keys
+        bias = (depths - depths[..., -length:].transpose(1, 2)).clamp(max=0)  # (heads, length, keys)
+        step = max(1, _BIASES // (heads * length * k.shape[2]))
+        parts = []
+        for some in (slice(start, start + step) for start in range(0, rows, step)):
+            masked = bias[None] if attention_mask is None else _masked(bias, attention_mask[some], q.dtype)
+            parts.append(
+                F.scaled_dot_product_attention(
+                    q[some], k[some], v[some], attn_mask=masked.to(q.dtype), scale=self.softmax_scale
+                )
+            )
+        return self.out_proj(torch.cat(parts).transpose(1, 2).flatten(2)), None
+
+
+def _masked(bias: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return bias[None].masked_fill(mask, torch.finfo(dtype).min)
+
+
+class FusedMpt(MptForCausalLM):  # type: ignore[misc]
+    """transformers' class with :class:`FusedAttention`."""
+
+    config_class = MptConfig
+
+    def __init__(self, config: MptConfig) -> None:
+        super().__init__(config)
+        for block in self.transformer.blocks:
+            block.attn.__class__ = FusedAttention
 
 
 def _check(config: Any) -> None:
@@ -44,6 +103,7 @@ HOST = Host(
     decoder_path="transformer.blocks",
     embeddings={"transformer.wte.weight": "transformer.wte.weight"},
     optional={"lm_head.weight": "lm_head.weight"},
+    model_class=FusedMpt,
     check=_check,
     place_keys=_place_keys,
 )

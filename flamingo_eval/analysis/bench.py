@@ -8,13 +8,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from flamingo_eval.core import registry
 from flamingo_eval.core.errors import DataError, first_few
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.measuring import Measurable, Work
 from flamingo_eval.core.protocols import Model
-from flamingo_eval.core.records import WITHHELD
+from flamingo_eval.core.records import WITHHELD, Answer, Decoding
 from flamingo_eval.core.run_settings import RunSpec
 from flamingo_eval.core.source import Source
 from flamingo_eval.engine.answer import answer, describe_failures
@@ -22,6 +23,7 @@ from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.prepare import RootOf, check_capabilities, plan_all, rank_all, read_sources, trial_keys_of
 from flamingo_eval.engine.requests import Pending
 from flamingo_eval.engine.retrieval import Retriever
+from flamingo_eval.engine.samples import text_of
 from flamingo_eval.engine.score import score_trials
 from flamingo_eval.storage.journal import Journal
 
@@ -58,6 +60,28 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Stability:
+    """How much answers depend on how many are asked together, at one number of shots.
+
+    In float32 they don't, but for rounding; in narrower types the shapes of products decide how sums are rounded, and
+    near-ties can fall either way.
+
+    Attributes:
+        shots: number of demonstrations.
+        queries: how many were asked each time.
+        batch: queries per batch, as a run would have it.
+        moved: another number of queries per batch -> how many answers (texts, or most likely names) are others then.
+        largest: the largest difference between log-likelihoods; None where texts are generated.
+    """
+
+    shots: int
+    queries: int
+    batch: int
+    moved: Mapping[int, int]
+    largest: float | None
+
+
+@dataclass(frozen=True)
 class Bench:
     """A configuration, measured.
 
@@ -71,6 +95,7 @@ class Bench:
         work: of the last batch: what it needs and what the machine could do; None if the model can't say.
         device: where it ran.
         precision: how.
+        stability: by number of shots, if that was asked for.
     """
 
     rows: Sequence[Measured]
@@ -82,6 +107,7 @@ class Bench:
     work: Work | None
     device: str
     precision: str
+    stability: Sequence[Stability] = ()
 
     @property
     def estimate(self) -> float:
@@ -91,13 +117,14 @@ class Bench:
         return language + scoring + (self.image or 0.0) * self.images
 
 
-def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
+def run_bench(spec: RunSpec, root_of: RootOf, queries: int, *, stability: bool = False) -> Bench:
     """Measures a sample; nothing is kept.
 
     Args:
         spec: one benchmark; all its numbers of shots are measured.
         root_of: from a data root as users name it to the folder.
         queries: how many to ask at each number of shots, at most.
+        stability: ask them again in batches of other sizes, and see how many answers are others.
 
     Raises:
         UserError, DataError, CheckpointError: as a run would.
@@ -121,6 +148,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
             rows.append(row)
             metric, seen = metric + scored, seen + row.queries
         seconds, encoded = model.timings(), _encoded(model)
+        moved = [_stability(model, source, first[row.shots], row) for row in rows] if stability else []
     shown = {image for trial in trials for query in trial for image in trial.render(query)[0].images} - {WITHHELD}
     all_queries = {shots: sum(len(trial) for trial in trials if trial.shots == shots) for shots in wanted}
     return Bench(
@@ -133,7 +161,28 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int) -> Bench:
         work=work,
         device=device,
         precision=precision,
+        stability=moved,
     )
+
+
+def _stability(model: Model, source: Source, trial: TrialPlan, row: Measured) -> Stability:
+    """Asks a sample one by one, and in batches of another size, besides the size that a run would have."""
+    expected = _ask(model, source, trial, row.queries, row.batch).answers
+    sizes = sorted({1, max(1, row.batch // 2), row.batch - 1} - {0, row.batch})
+    moved, off = {}, []
+    for size in sizes:
+        found = _ask(model, source, trial, row.queries, size).answers
+        moved[size] = sum(text_of(found[i]) != text_of(expected[i]) for i in expected)
+        off += [_difference(found[i], expected[i]) for i in expected]
+    largest = None if isinstance(source.task, Decoding) else max(off, default=0.0)
+    return Stability(row.shots, len(expected), row.batch, moved, largest)
+
+
+def _difference(one: Answer, other: Answer) -> float:
+    """The largest between log-likelihoods of the same names; 0 for texts."""
+    if isinstance(one, str) or isinstance(other, str):
+        return 0.0
+    return max(abs(one[name] - other[name]) for name in one)
 
 
 def _encoded(model: Model) -> int:
@@ -145,9 +194,9 @@ def _measure(
 ) -> tuple[Measured, float, Work | None]:
     """Asks a sample of a trial; also the seconds that scoring it took, and what one batch needs."""
     before, start = dict(model.timings()), time.perf_counter()
-    answered, scoring = _ask(model, source, trial, queries, batch_size)
-    asked = len(answered)
-    wall = time.perf_counter() - start - scoring
+    found = _ask(model, source, trial, queries, batch_size)
+    answered, asked = [*found.answers], len(found.answers)
+    wall = time.perf_counter() - start - found.scoring
     after = model.timings()
     parts = {key: after[key] - before.get(key, 0.0) for key in ("vision", "prefill", "decode") if key in after}
     size = min(asked, batch_size or model.suggested_batch(trial.query(answered[0]).prompt, source.task))
@@ -156,13 +205,18 @@ def _measure(
         prepared = [model.prepare(trial.query(i).prompt, source.task, source.images) for i in answered[:size]]
         work = model.work(prepared, source.task)
         flops = {key: value / (1 if key == "vision" else size) for key, value in work.flops.items()}
-    return Measured(trial.shots, asked, wall, parts, size, flops), scoring, work
+    return Measured(trial.shots, asked, wall, parts, size, flops), found.scoring, work
 
 
-def _ask(
-    model: Model, source: Source, trial: TrialPlan, queries: int, batch_size: int | None
-) -> tuple[list[int], float]:
-    """Positions of the queries that were answered, and the seconds that scoring took."""
+class _Asked(NamedTuple):
+    """The answers by position in the trial, and the seconds that scoring them took."""
+
+    answers: dict[int, Answer]
+    scoring: float
+
+
+def _ask(model: Model, source: Source, trial: TrialPlan, queries: int, batch_size: int | None) -> _Asked:
+    """Asks the first queries of a trial. Raises DataError if none can be answered."""
     asked = [i for i in range(len(trial)) if i not in trial.failed][:queries]
     if not asked:
         raise DataError(f"none of the {len(trial)} queries can be asked:{first_few([*trial.failed.values()])}")
@@ -170,18 +224,19 @@ def _ask(
     with TemporaryDirectory(prefix="flamingo-eval-bench-") as folder:
         journal = Journal(Path(folder) / "journal.jsonl")
         failures = answer(pending, model, journal, batch_size=batch_size, extra={}, title=f"{trial.shots} shots")
-        answered = [item.position for item in pending if journal.get(item.slot) is not None]
-        if not answered:
+        known = ((item.position, journal.get(item.slot)) for item in pending)
+        answers = {position: prediction.answer for position, prediction in known if prediction is not None}
+        if not answers:
             raise describe_failures(failures)
         start = time.perf_counter()
-        queries_of = tuple(trial.queries[i] for i in answered)
+        queries_of = tuple(trial.queries[i] for i in answers)
         part = TrialPlan(
             source,
             trial.renderer,
             trial.shots,
             trial.seed,
             queries_of,
-            tuple(trial.demonstrations[i] for i in answered),
+            tuple(trial.demonstrations[i] for i in answers),
         )
         score_trials([part], journal)
-        return answered, time.perf_counter() - start
+        return _Asked(answers, time.perf_counter() - start)

@@ -22,6 +22,8 @@ def bench(
     benchmark: Annotated[str, typer.Argument(help="Name of a benchmark.")],
     queries: Annotated[int, typer.Option("--queries", min=1, metavar="N",
                                          help="How many to ask at each number of shots.")] = 32,
+    stability: Annotated[bool, typer.Option(
+        "--stability", help="Ask them again in batches of other sizes, and count the answers that change.")] = False,
     *,
     given: opt.Given,
 ) -> None:  # fmt: skip
@@ -35,4 +37,4 @@ def bench(
 
     spec = specs.make_spec(context.obj, [benchmark], given, specs.BENCH)
     opt.check_format(spec.format, FORMATS)
-    emit(FORMATS[spec.format](run_bench(spec, data_folder, queries)), end="")
+    emit(FORMATS[spec.format](run_bench(spec, data_folder, queries, stability=stability)), end="")

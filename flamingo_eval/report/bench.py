@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 
-from flamingo_eval.analysis.bench import Bench, Measured
+from flamingo_eval.analysis.bench import Bench, Measured, Stability
 from flamingo_eval.report.grid import markdown_grid, text_grid
 
 PARTS = ("vision", "prefill", "decode")
@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
 
 
 def _grid(bench: Bench) -> tuple[list[str], list[list[str]]]:
-    head = ["shots", "queries/s", "batch", *PARTS, "idle", "GFLOP a query", "prefill", "decode"]
+    head = ["shots", "queries/s", "batch", *PARTS, "idle", "GFLOP per query", "prefill of peak", "decode of peak"]
     return head, [_row(bench, row) for row in bench.rows]
 
 
@@ -44,7 +44,7 @@ def _utilisation(bench: Bench, row: Measured, part: str) -> str:
     seconds = row.parts.get(part, 0.0) / row.queries
     if bench.work is None or not seconds:
         return "-"
-    return f"{100 * row.flops.get(part, 0.0) / seconds / bench.work.peak:.0f}% of peak"
+    return f"{100 * row.flops.get(part, 0.0) / seconds / bench.work.peak:.0f}%"
 
 
 def _lines(bench: Bench) -> list[str]:
@@ -54,15 +54,23 @@ def _lines(bench: Bench) -> list[str]:
     ]
     if bench.image is not None and bench.work is not None:
         vision = bench.rows[-1].flops.get("vision", 0.0) / bench.image / bench.work.peak
-        lines.append(f"an image: {1000 * bench.image:.1f} ms to encode ({100 * vision:.0f}% of peak), once; "
-                     f"{1000 * bench.read:.1f} ms to read, meanwhile")  # fmt: skip
+        lines.append(f"per image: {1000 * bench.image:.1f} ms to encode ({100 * vision:.0f}% of peak), once; "
+                     f"{1000 * bench.read:.1f} ms to read, in parallel")  # fmt: skip
     if bench.work is not None:
         lines.append(f"peak of this machine's matrix product: {bench.work.peak / 1e9:.0f} GFLOP/s; "
                      f"memory: {bench.work.memory / 2**30:.2f} GiB at most")  # fmt: skip
     lines.append(f"scoring: {1000 * bench.metric:.2f} ms per query")
-    lines.append(f"the whole: {sum(bench.all_queries.values()):,} queries, {bench.images:,} distinct images, "
+    lines.append(f"whole run: {sum(bench.all_queries.values()):,} queries, {bench.images:,} distinct images, "
                  f"about {duration(bench.estimate)}")  # fmt: skip
+    lines += [_stability(row) for row in bench.stability]
     return lines
+
+
+def _stability(row: Stability) -> str:
+    counts = ", ".join(f"{moved} of {row.queries} in batches of {size}" for size, moved in row.moved.items())
+    off = "" if row.largest is None else f"; log-likelihoods differ by at most {row.largest:.1e}"
+    compared = f"answers other than in batches of {row.batch}: {counts or 'none to compare'}"
+    return f"stability, {row.shots} shots: {compared}{off}"
 
 
 def as_text(bench: Bench) -> str:

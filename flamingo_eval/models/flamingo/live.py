@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from flamingo_eval.core.errors import CheckpointError
+from flamingo_eval.core.errors import CheckpointError, UserError
 from flamingo_eval.core.protocols import Capabilities, ModelInfo
 from flamingo_eval.models.flamingo.adapter import FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import sort_keys
@@ -51,7 +51,23 @@ class LiveSource:
         return ModelInfo(self.name, _weights_digest(module), {})
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
-        """Those that the model has; what the options say is not asked."""
+        """The device that the model is on, and its own precision, or ``amp_bf16`` for float32 weights.
+
+        Raises:
+            CheckpointError: its weights are of several types.
+            UserError: another precision, for which its weights would have to be others.
+        """
+        where, own = self._own()
+        possible = [own, *(["amp_bf16"] if own == "fp32" else [])]
+        if precision not in ("auto", *possible):
+            raise UserError(
+                f"precision {precision}: the live model's weights are {own}, and they are not copied; it can be "
+                f"evaluated in {' or '.join(possible)}"
+            )
+        return where, own if precision == "auto" else precision
+
+    def _own(self) -> tuple[str, str]:
+        """Device and precision of the weights."""
         if isinstance(self.model, FlamingoModel):
             return str(self.model.device), self.model.precision
         kinds = {parameter.dtype for parameter in self.model.parameters()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -238,5 +238,6 @@ def _ask(model: Model, source: Source, trial: TrialPlan, queries: int, batch_siz
             queries_of,
             tuple(trial.demonstrations[i] for i in answers),
         )
-        score_trials([part], journal)
+        with suppress(DataError):  # a sample may lack what the metric needs: labels of both classes, say
+            score_trials([part], journal)
         return _Asked(answers, time.perf_counter() - start)

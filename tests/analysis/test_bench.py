@@ -48,6 +48,45 @@ def test_shares_operations_and_the_estimate() -> None:
 
 
 @pytest.mark.torch
+@pytest.mark.slow
+def test_stability_counts_the_answers_that_depend_on_the_batch() -> None:
+    """In float32 none does."""
+    words = ("bench", "hateful-memes", "--shots", "4", "--queries", "12", "--device", "cpu", "--stability")
+    exact = json.loads(run_cli(*words, "--format", "json").stdout)["stability"]
+    assert [(row["shots"], row["queries"], row["batch"]) for row in exact] == [(4, 12, 12)]
+    assert exact[0]["moved"] == {"1": 0, "6": 0, "11": 0}
+    assert exact[0]["largest"] < 1e-4
+    table = run_cli(*words).stdout
+    assert "stability, 4 shots: answers other than in batches of 12: 0 of 12 in batches of 1" in table
+    texts = json.loads(run_cli("bench", "coco", *words[2:], "--format", "json").stdout)["stability"]
+    assert texts[0]["largest"] is None
+
+
+def test_answers_that_move_are_counted() -> None:
+    """A model that answers otherwise where it is asked one thing alone, or an odd number of things."""
+    from collections.abc import Sequence
+
+    from flamingo_eval.analysis.bench import Measured, _stability
+    from flamingo_eval.core.images import Images
+    from flamingo_eval.core.protocols import ModelBase
+    from flamingo_eval.core.records import Answer, Prompt, Task
+    from tests.support.plans import plan_of, source_of
+
+    class Fickle(ModelBase):
+        def prepare(self, prompt: Prompt, task: Task, images: Images) -> str:
+            return prompt.images[-1]
+
+        def answer(self, prepared: Sequence[str], task: Task) -> list[Answer]:
+            return [f"{image} {len(prepared) % 2 if i < 2 else 0}" for i, image in enumerate(prepared)]
+
+    source = source_of(9, 16)
+    row = Measured(shots=2, queries=16, wall=1.0, parts={}, batch=8, flops={})
+    found = _stability(Fickle(), source, plan_of(source, 2), row)
+    assert (found.shots, found.queries, found.batch, found.largest) == (2, 16, 8, None)
+    assert found.moved == {1: 16, 4: 0, 7: 4}, "the first two of two batches of 7; the last 2 make an even one"
+
+
+@pytest.mark.torch
 def test_operations_are_counted_right() -> None:
     """Two for each multiplication with addition, of a matrix product."""
     import torch

@@ -74,7 +74,7 @@ def _help(setting: Setting) -> str:
     if setting.name == "select":
         about = " ".join(f"{name}: {one.about}." for name, one in registry.selectors().items())
         return f"{setting.help} {about} Default: {setting.default}."
-    default = setting.default or ("" if setting.default in (None, False) else str(setting.default))
+    default = setting.default_text or ("" if setting.default in (None, False) else str(setting.default))
     return f"{setting.help} Default: {default}." if default else setting.help
 
 

@@ -38,7 +38,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "flamingo_eval", folder / "flamingo_eval", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "benchmarks", folder / "benchmarks")
     shutil.copytree(ROOT / "results", folder / "results", ignore=shutil.ignore_patterns("runs", "demo-*"))
-    for file, old, new in (("runspec.py", "    format: str = _declared(", PLANTED),
+    for file, old, new in (("core/run_settings.py", "    format: str = _declared(", PLANTED),
                            ("engine/plan.py", "    unreadable = nearest.failed", USED)):  # fmt: skip
         path = folder / "flamingo_eval" / file
         text = path.read_text(encoding="utf-8")
@@ -362,6 +362,12 @@ def test_help_shows_every_option_whole(cli: Cli, monkeypatch: pytest.MonkeyPatch
         for name in {"coco": specs.RUN, "bench": specs.BENCH, "plan": specs.PLAN}.get(command, ()):
             assert f"{SETTINGS[name].option} " in text, (command, name)
         assert "…" not in text
+
+
+def test_help_writes_defaults_as_they_are_given(cli: Cli) -> None:
+    text = " ".join(cli("coco", "--help").stdout.replace("│", " ").split())
+    assert "Default: 0,4,8,16,32." in text
+    assert "Default: (" not in text, "no tuple of Python's"
 
 
 def test_strength() -> None:

@@ -31,6 +31,8 @@ from flamingo_eval.storage.files import open_own, storage_errors
 
 FORMAT = 1
 _WIDEST = 1 << 26
+"""Numbers of a vector, at most: a latent of the largest Flamingo has 2^20."""
+Vectors = NDArray[np.float32]
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -39,10 +41,6 @@ class _Head(msgspec.Struct, frozen=True):
     format: int
     encoder: str
     width: Annotated[int, msgspec.Meta(gt=0, le=_WIDEST)]
-
-
-"""Numbers of a vector, at most: a latent of the largest Flamingo has 2^20."""
-Vectors = NDArray[np.float32]
 
 
 class FeatureStore:

@@ -25,6 +25,10 @@ class ExternalScore:
     """The score of a list of predictions.
 
     Attributes:
+        benchmark: the benchmark, under the protocol that it was scored by.
+        metric: title of its metric.
+        score: the metric's value in its unit, with scores per item.
+        alternatives: other protocols -> the value under their scoring rules.
         queries: how many were scored.
         missing: ids of the split that the list says nothing about.
         notes: what a reader of the score should know.

@@ -159,6 +159,8 @@ def _check_picked(
     """Makes sure that a selector has picked what it was asked for.
 
     Args:
+        source: benchmark and data.
+        selector: its name, for messages.
         shown: for each query and order the numbers of its demonstrations.
         wanted: how many queries, demonstrations of each, and orders at most.
         unanswerable: positions of the queries that need none.

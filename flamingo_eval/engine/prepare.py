@@ -66,7 +66,10 @@ def rank_all(
     """For every benchmark what its queries are nearest to, once for all numbers of shots; empty without retrieval.
 
     Args:
-        retriever: what the run retrieves by.
+        spec: the run.
+        sources: its benchmarks, by name.
+        keys: the trials that need a ranking.
+        retriever: what the run retrieves by; None without retrieval.
         folder: a run that keeps its ranking: one made from the same images that reaches far enough is used, also
             where the images have gone since.
 

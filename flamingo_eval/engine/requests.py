@@ -95,7 +95,9 @@ def answer_key(query: Query, renderings: Sequence[Rendering], task: Task, model:
     """Digest of everything that determines a query's answer, but for the images' content.
 
     Args:
+        query: the query.
         renderings: the query as the model reads it, in each of its orders.
+        task: what is asked.
         model: digest of the model, its precision included.
     """
     return digest(

@@ -185,7 +185,12 @@ def _build(
     """Adds what the store lacks. Returns why images could not be encoded, by key.
 
     Args:
+        store: where vectors are kept.
+        source: the image encoder.
+        images: where the images are.
         shown: key of an image -> a path that it is at.
+        rgb: convert images to RGB before the transform.
+        device: where images are encoded.
     """
     from flamingo_eval.devices import free_memory, pick_device
 
@@ -286,6 +291,8 @@ def write_nearest(path: Path, nearest: Nearest, seen: Seen) -> None:
     """Keeps the ranking beside a run, so that it can be scored and shown without images or encoder.
 
     Args:
+        path: the file.
+        nearest: the ranking.
         seen: the images it was made from.
     """
     rows = {image: [*rows] for image, rows in nearest.rows.items()}

@@ -67,6 +67,9 @@ def divide(
 
     Args:
         pending: what the run lacks, in plan order.
+        process: which of the processes this is.
+        claims: what the processes have claimed, by name of a chunk.
+        answered: which queries have an answer by now.
         batch_size: how many queries like one make a batch.
         others: told how many answers others have brought, whenever there are some.
     """

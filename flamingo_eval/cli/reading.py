@@ -139,9 +139,9 @@ def check_nothing_missing(folder: Any) -> None:
 
     missing = unscored(folder)
     if missing:
-        cells = "; ".join(f"{benchmark}, {shots} shots, seed {seed}" for benchmark, shots, seed in missing)
+        listed = "; ".join(f"{benchmark}, {shots} shots, seed {seed}" for benchmark, shots, seed in missing)
         raise DataError(
-            f"{folder.path}: answers are missing in {len(missing)} trials ({cells}); they are not shown. "
+            f"{folder.path}: answers are missing in {len(missing)} trials ({listed}); they are not shown. "
             "The command that began the run continues it"
         )
     check_nothing_partial(folder)

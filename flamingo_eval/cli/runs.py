@@ -110,10 +110,10 @@ def plan(
     sources = read_sources(spec, Images(data_folder(spec.data_root), spec.formats))
     for line in [*(["demo data: generated images"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
         note(line)
-    cells = trial_keys_of(spec, sources)
-    nearest = rank_all(spec, sources, cells, Retriever.of(spec))
+    keys = trial_keys_of(spec, sources)
+    nearest = rank_all(spec, sources, keys, Retriever.of(spec))
     renderer = registry.model_source(spec.checkpoint, spec.model_options).renderer
-    planned = plan_all(spec, sources, cells, renderer, nearest)
+    planned = plan_all(spec, sources, keys, renderer, nearest)
     for trial in planned:
         if as_json:
             for query in trial:

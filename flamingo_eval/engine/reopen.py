@@ -21,7 +21,7 @@ from flamingo_eval.storage.run_records import RunRecord
 
 
 def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> tuple[RunRecord, list[TrialPlan]]:
-    """The record of a run and the plans of all its cells, made again from the data.
+    """The record of a run and the plans of all its trials, made again from the data.
 
     Args:
         folder: the run.

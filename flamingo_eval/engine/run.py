@@ -81,7 +81,7 @@ class PlannedRun:
     """What a run is to ask.
 
     Attributes:
-        trials: the plans of its cells.
+        trials: the plans, one per trial.
         journal: its answers.
         pending: what is not answered yet.
         record: ``run.json``.
@@ -96,7 +96,7 @@ class PlannedRun:
 
 
 def _plan(run: PreparedRun, executor: Executor, held: Alone) -> PlannedRun:
-    """Plans the run's cells, and records what it is."""
+    """Plans the run's trials, and records what it is."""
     started, spec, folder = now(), run.spec, run.folder
     if executor.sole:
         folder.forget_unanswered(run.identity)
@@ -237,7 +237,7 @@ def _recorded(folder: RunFolder, held: Alone, session: SessionRecord, journal: J
 
 
 def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[TrialKey]) -> list[TrialPlan]:
-    """Plans of the cells that earlier commands put into the folder; without them if their data is gone."""
+    """Plans of the trials that earlier commands put into the folder; without them if their data is gone."""
     if set(folder.read_run().keys) == wanted:
         return []
     try:
@@ -248,7 +248,7 @@ def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[TrialKey]) -> list[
 
 
 def _trials_there(folder: RunFolder, sources: Mapping[str, Source]) -> list[TrialKey]:
-    """The cells of these benchmarks that earlier commands put into the folder."""
+    """The trials of these benchmarks that earlier commands put into the folder."""
     if not is_file(folder.run_file):
         return []
     return [key for key in folder.read_run().keys if key[0] in sources]

@@ -130,9 +130,9 @@ def check_complete(trials: Iterable[TrialPlan], journal: Journal, wanted: set[Tr
     skipped = folder.skipped()
     missing = {t.key: len(missing_slots(t, journal, skipped)) for t in trials if t.key in wanted}
     if any(missing.values()):
-        cells = "; ".join(f"{b}, {k} shots, seed {s}: {n}" for (b, k, s), n in missing.items() if n)
+        listed = "; ".join(f"{b}, {k} shots, seed {s}: {n}" for (b, k, s), n in missing.items() if n)
         raise DataError(
-            f"{folder.path}: {sum(missing.values())} answers are missing ({cells}). "
+            f"{folder.path}: {sum(missing.values())} answers are missing ({listed}). "
             "The command that began the run continues it"
         )
 
@@ -175,9 +175,9 @@ def write_scores(folder: RunFolder, trials: Sequence[TrialPlan], journal: Journa
         for source in sources
         for note in (*source.data.notes, *source.references.notes, *_metric_notes(source, trials, scored))
     )
-    for cell, one in scored.items():
+    for (benchmark, shots, seed), one in scored.items():
         if one.undefined:
-            where = f"{cell[0]}, {cell[1]} shots, seed {cell[2]}"
+            where = f"{benchmark}, {shots} shots, seed {seed}"
             notes[f"{where}: no score, since queries were left out: {one.undefined}"] = None
     for source in sources:
         if not source.references.by_id:

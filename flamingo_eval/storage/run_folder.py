@@ -28,7 +28,7 @@ from flamingo_eval.core.run_settings import Process
 from flamingo_eval.core.schema import typed
 from flamingo_eval.storage.files import drop_partial, json_text, open_own, storage_errors, write_atomic
 from flamingo_eval.storage.journal import Failure, Journal, Slot, journal_files
-from flamingo_eval.storage.run_records import FORMAT, FailureRow, Identity, RunRecord, with_identity
+from flamingo_eval.storage.run_records import FORMAT, FailureRow, Identity, RunRecord, TrialKey, with_identity
 
 _LOCK = ".lock"
 _OWN = ("run.json", "scores.json", "scores.jsonl", "failures.json", "*-*.json")
@@ -107,18 +107,18 @@ class RunFolder:
             )
 
     def write_failures(
-        self, failures: Collection[Failure], cells: Collection[tuple[str, int, int]], journal: Journal, *, skip: bool
+        self, failures: Collection[Failure], trials: Collection[TrialKey], journal: Journal, *, skip: bool
     ) -> None:
-        """Keeps why queries have no answer, beside what is known of other cells.
+        """Keeps why queries have no answer, beside what is known of other trials.
 
         Args:
             failures: the queries.
-            cells: (benchmark, shots, seed) of the trials that were asked, whose other queries are answered.
+            trials: (benchmark, shots, seed) of those that were asked, whose other queries are answered.
             journal: may hold answers of theirs from before, which do not hold any more.
             skip: whether the user goes on without them.
         """
         slots = {failure.slot for failure in failures}
-        rows = [row for row in self.read_failures() if row.slot[:3] not in cells and row.slot not in slots]
+        rows = [row for row in self.read_failures() if row.slot[:3] not in trials and row.slot not in slots]
         for failure in failures:
             before = journal.answers_of(failure.slot)
             rows.append(FailureRow.of(failure.slot, failure.reason, skip=skip, answers=before))

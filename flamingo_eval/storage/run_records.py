@@ -200,7 +200,7 @@ class SessionRecord(Stored, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RunRecord(Stored, frozen=True, kw_only=True):
-    """``run.json``: what the run is, how it is carried out again, its cells, and where its answers came from."""
+    """``run.json``: what the run is, how it is carried out again, its trials, and where its answers came from."""
 
     format: int
     demo: str | None

@@ -232,7 +232,7 @@ def _option(name: str) -> str:
 
 
 def adopted(model: Any, name: str, options: Mapping[str, Any]) -> ModelSource:
-    """A model that is in memory already: of a known family, or any object that fulfils the port.
+    """A model that is in memory already: of a known family, or any object that fulfils the protocol.
 
     Raises:
         UserError: it is neither.

@@ -79,7 +79,7 @@ def reopen_answered(
     """The same with the journal, whose answers are those to the plans' queries.
 
     Raises:
-        UserError, DataError: see :func:`reopen` and :func:`flamingo_eval.engine.answer.check_asked`.
+        UserError, DataError: see :func:`reopen` and :func:`flamingo_eval.engine.requests.check_asked`.
     """
     record, trials = reopen(folder, root_of, data_root)
     journal = Journal(folder.journal_file)

@@ -28,7 +28,7 @@ def write_csv(rows: Iterable[Row], file: BinaryIO, *, escape_formulas: bool = Fa
     """A header and a line per query; lists and log-likelihoods are JSON texts.
 
     Args:
-        rows: as :func:`flamingo_eval.engine.score.samples` gives them.
+        rows: as :func:`flamingo_eval.engine.samples.samples` gives them.
         file: where to.
         escape_formulas: put an apostrophe before texts that a spreadsheet would take for formulas.
     """

@@ -1,4 +1,4 @@
-"""Plug-ins of another form than the ports have: each is named, and breaks nothing else."""
+"""Plug-ins of another form than the protocols have: each is named, and breaks nothing else."""
 
 from __future__ import annotations
 

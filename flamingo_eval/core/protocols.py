@@ -269,7 +269,7 @@ class Model(Protocol):
         """
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
-        """Prompts like this one a batch, if the user names no number."""
+        """Batch size for prompts like this one, if the user names none."""
 
     def timings(self) -> Mapping[str, float]:
         """Where its time has gone so far: section -> seconds, such as ``vision``, ``prefill`` and ``decode``.
@@ -285,7 +285,7 @@ class ModelBase:
     """What a model need not say for itself."""
 
     def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
-        """Nothing is read ahead."""
+        """Prefetches nothing."""
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
         """Eight."""

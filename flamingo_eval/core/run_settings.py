@@ -70,7 +70,7 @@ class RunSettings:
     data_root: str = _declared(
         DEMO,
         PATH_TEXT,
-        "Folder with one folder a benchmark ('flamingo-eval data where coco' shows its layout), or 'demo'.",
+        "Folder with one folder per benchmark ('flamingo-eval data where coco' shows its layout), or 'demo'.",
         metavar="DIR",
         default_text="the demo's, if no checkpoint is named",
         named=False,

@@ -205,7 +205,7 @@ def _build(
         about = {"name": info.name, "parts": dict(info.parts)}
         title = f"image features ({info.name})"
         with progress_bar(len(missing), "image", title) as bar:
-            for batch, prepared in _read_ahead(encoder, {key: shown[key] for key in missing}, rgb, images):
+            for batch, prepared in _prefetched(encoder, {key: shown[key] for key in missing}, rgb, images):
                 good = [(key, p) for key, p in zip(batch, prepared, strict=True) if not isinstance(p, QueryError)]
                 failed |= {k: str(p) for k, p in zip(batch, prepared, strict=True) if isinstance(p, QueryError)}
                 if good:
@@ -223,7 +223,7 @@ def _build(
     return failed
 
 
-def _read_ahead(
+def _prefetched(
     encoder: ImageEncoder, shown: Mapping[str, str], rgb: bool, images: Images
 ) -> Iterator[tuple[list[str], list[Any]]]:
     """Batches of keys with their images, or what is wrong with one; two batches are read while one is encoded."""

@@ -19,7 +19,7 @@ _ROWS_AT_ONCE = 10_000
 
 
 def write_jsonl(rows: Iterable[Row], file: BinaryIO) -> None:
-    """A JSON object a line, ids as the data has them."""
+    """One JSON object per line, ids as the data has them."""
     for row in rows:
         file.write((printable(json.dumps(row, ensure_ascii=False)) + "\n").encode("utf-8", "backslashreplace"))
 

@@ -89,7 +89,7 @@ def rank_all(
                 saved, record = read_nearest(kept, source, asked, count)
             except DataError:  # too short, or damaged: made anew
                 record = None
-            if record is not None and seen.still(record):
+            if record is not None and seen.matches(record):
                 nearest[name] = saved
                 continue
         nearest[name] = find_nearest(source, asked, count, retriever, spec.device)
@@ -205,7 +205,7 @@ def prepare(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: Mode
     return PreparedRun(spec, images, sources, model_source, info, retriever, device, precision, identity, folder, keys)
 
 
-def told_beforehand(run: PreparedRun) -> Iterator[str]:
+def opening_notes(run: PreparedRun) -> Iterator[str]:
     """What is said before anything is answered. Raises DataError where the references could not be scored with."""
     demo = demo_note(run.spec)
     if demo:

@@ -277,7 +277,7 @@ class Seen:
         """One digest of all of it."""
         return digest([dict(self.digests), sorted(self.failed)])
 
-    def still(self, record: RankingRecord) -> bool:
+    def matches(self, record: RankingRecord) -> bool:
         """Whether a ranking that was kept is that of these images: each that can be read is what it was, and each that
         can't (any more) was known. One that could not be read then, and can now, is another image."""
         if record.digests is UNSET:

@@ -48,7 +48,7 @@ def raw_answers(trial: TrialPlan, journal: Journal) -> list[tuple[Id, Answer]]:
     return [(id, prediction.answer) for id, prediction in found if prediction is not None]
 
 
-def is_whole(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ()) -> bool:
+def is_complete(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ()) -> bool:
     """Whether all of a trial's queries are answered, but for those that are skipped, and some are."""
     missing = missing_slots(trial, journal)
     return len(missing) < len(trial) and all(slot in skipped for slot in missing)
@@ -74,7 +74,7 @@ def score_trials(
     for source, members in by_source.values():
         rules, complete, answers, counts = source.benchmark.answer, [], [], []
         for trial in members:
-            if is_whole(trial, journal, skipped):
+            if is_complete(trial, journal, skipped):
                 raw = raw_answers(trial, journal)
                 complete.append(trial)
                 _check_kinds(trial, raw, journal.path)
@@ -122,7 +122,7 @@ def _scores(source: Source, answers: Sequence[Mapping[Id, Answer]], rules: Mappi
 
 
 def check_complete(trials: Iterable[TrialPlan], journal: Journal, wanted: set[TrialKey], folder: RunFolder) -> None:
-    """Refuses to present trials with answers missing as if they were whole.
+    """Refuses to present trials with answers missing as if they were complete.
 
     Raises:
         DataError: says how many answers are missing.

@@ -68,9 +68,9 @@ class Elsewhere(LocalExecutor):
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
             parts = [requests[i : i + 2] for i in range(0, len(requests), 2)]
             packed = (pickle.dumps((checkpoint, [item.request for item in part])) for part in parts)
-            for part, said in zip(parts, pool.map(elsewhere, packed)):
-                failures += [one for one in said if isinstance(one, Failure)]
-                journal.append([Entry(item.slot, one) for item, one in zip(part, said) if not isinstance(one, Failure)],
+            for part, answers in zip(parts, pool.map(elsewhere, packed)):
+                failures += [one for one in answers if isinstance(one, Failure)]
+                journal.append([Entry(item.slot, one) for item, one in zip(part, answers) if not isinstance(one, Failure)],
                                terms.extra)
         return Outcome(failures, {"answering": 1.0})
 

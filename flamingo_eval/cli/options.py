@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,7 +73,7 @@ def all_settings() -> dict[str, Setting]:
 def _help(setting: Setting) -> str:
     if setting.name == "select":
         about = " ".join(f"{name}: {one.about}." for name, one in registry.selectors().items())
-        return f"{setting.help} {about} Default: {setting.default}."
+        return f"{setting.help} {about} Default: {setting.default_text or setting.default}."
     default = setting.default_text or ("" if setting.default in (None, False) else str(setting.default))
     return f"{setting.help} Default: {default}." if default else setting.help
 
@@ -109,11 +109,19 @@ def _option(setting: Setting, flag: str) -> Any:
                         rich_help_panel=_panel(setting), help=_help(setting))  # fmt: skip
 
 
-def with_settings(names: Iterable[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command options for settings, in place of its parameter ``given``; with ``select`` the selectors' too."""
+def with_settings(
+    names: Iterable[str], defaults: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command options for settings, in place of its parameter ``given``; with ``select`` the selectors' too.
+
+    Args:
+        names: the settings.
+        defaults: name of a setting -> its default as help writes it, where the command has another one.
+    """
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
         wanted = [SETTINGS[name] for name in SETTINGS if name in names]
+        wanted = [replace(one, default_text=(defaults or {}).get(one.name, one.default_text)) for one in wanted]
         if "select" in names:
             place = next(i for i, one in enumerate(wanted) if one.name == "select") + 1
             wanted[place:place] = registry.selector_settings().values()

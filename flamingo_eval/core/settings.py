@@ -18,7 +18,7 @@ from typing import Any
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.paths import user_path
 
-DATA, MODEL, HOW, OUT = "Data and demonstrations", "Model", "How it is carried out", "Output"
+DATA, MODEL, HOW, OUT = "Data and demonstrations", "Model", "Execution", "Output"
 """What settings are about; the headings of ``--help``."""
 
 

@@ -300,7 +300,7 @@ def test_features_take_a_selector_that_goes_by_images(root: Path, cli: Cli, monk
     assert cli("features", "coco", "--data-root", root).returncode == 0
     refused = cli("features", "coco", "--data-root", root, "--select", "random")
     assert refused.returncode == 2
-    assert "--select random goes by no image features" in refused.stderr
+    assert "--select random uses no image features" in refused.stderr
 
 
 def test_a_plan_is_of_the_checkpoints_rendering(root: Path, cli: Cli) -> None:
@@ -368,6 +368,8 @@ def test_help_writes_defaults_as_they_are_given(cli: Cli) -> None:
     text = " ".join(cli("coco", "--help").stdout.replace("│", " ").split())
     assert "Default: 0,4,8,16,32." in text
     assert "Default: (" not in text, "no tuple of Python's"
+    features = " ".join(cli("features", "--help").stdout.replace("│", " ").split())
+    assert "nothing is drawn. Default: rices." in features, "its own, not a run's"
 
 
 def test_strength() -> None:

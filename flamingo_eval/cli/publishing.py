@@ -1,4 +1,4 @@
-"""Commands about numbers for others: ``published``, ``plot``, ``card``."""
+"""Commands about published numbers, and about numbers to publish: ``published``, ``reproduce``, ``plot``, ``card``."""
 
 from __future__ import annotations
 
@@ -34,8 +34,12 @@ def register(app: typer.Typer) -> None:
 
 def published(
     checkpoint: Annotated[str | None, typer.Argument(metavar="CHECKPOINT", help="Name of a released one.")] = None,
-    benchmarks: Annotated[str | None, typer.Option("--benchmarks", metavar="LIST", help="Only these.")] = None,
-    select: Annotated[str | None, typer.Option("--select", metavar="NAME", help="Only these.")] = None,
+    benchmarks: Annotated[
+        str | None, typer.Option("--benchmarks", metavar="LIST", help="Only these benchmarks.")
+    ] = None,
+    select: Annotated[
+        str | None, typer.Option("--select", metavar="NAME", help="Only demonstrations picked by this selector.")
+    ] = None,
     format: Annotated[str, typer.Option("--format", metavar="table|markdown", help="How it is printed.")] = "table",
 ) -> None:
     """Print the numbers that papers and model cards give for the released checkpoints, each with its source."""
@@ -61,8 +65,8 @@ def reproduce(
 ) -> None:
     """Run what is missing of a released checkpoint's published numbers, and print ours beside theirs.
 
-    Each number is run under the rules of the harness that made it; what is known to differ all the same is said. With
-    --select only numbers with such demonstrations.
+    Each number is run under the rules of the harness that made it. Known differences are listed. With --select only
+    numbers with such demonstrations.
     """
     from flamingo_eval.analysis.published import chosen
     from flamingo_eval.analysis.reproduce import beside, plan_of

@@ -359,7 +359,10 @@ class EncoderFamily(Protocol):
 
 
 class ModelFamily(Protocol):
-    """A kind of model (``MODEL``): knows checkpoints by name, and files that describe one."""
+    """A kind of model (``MODEL``): knows checkpoints by name, and files that describe one.
+
+    It may have ``aliases()``, too: short names of its known checkpoints -> their names.
+    """
 
     options: frozenset[str]
     """Names of the settings that :meth:`find` and :meth:`adopt` take for it alone."""

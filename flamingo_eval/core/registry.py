@@ -85,6 +85,8 @@ def _model_problem(plugin: Any) -> str | None:
         return problem
     if not isinstance(plugin.known(), Mapping) or not all(isinstance(one, Renderer) for one in plugin.renderers()):
         return "known() should give a mapping, and renderers() a sequence of flamingo_eval.core.protocols.Renderer"
+    if not isinstance(getattr(plugin, "aliases", dict)(), Mapping):
+        return "aliases() should give a mapping"
     return None
 
 
@@ -185,6 +187,15 @@ def executor(name: str) -> Any:
 def known_checkpoints() -> dict[str, str]:
     """Names that ``--checkpoint`` takes -> one line about each."""
     return {name: about for family in _model_families() for name, about in family.known().items()}
+
+
+def checkpoint_name(checkpoint: str) -> str:
+    """The name of the known checkpoint that a short name stands for; any other text stays as it is."""
+    for family in _model_families():
+        aliases: Mapping[str, str] = getattr(family, "aliases", dict)()
+        if checkpoint in aliases:
+            return aliases[checkpoint]
+    return checkpoint
 
 
 def model_source(

@@ -216,6 +216,10 @@ class FlamingoFamily:
             **{name: one.about() for name, one in released().items()},
         }
 
+    def aliases(self) -> Mapping[str, str]:
+        """Short names of the released checkpoints -> their names."""
+        return {alias: name for name, one in released().items() for alias in one.aliases}
+
     def renderers(self) -> tuple[FlamingoRenderer, ...]:
         """The released models' only one."""
         return (RENDERER,)

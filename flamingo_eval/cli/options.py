@@ -179,4 +179,4 @@ def check_format(format: str, known: Iterable[str]) -> None:
 def check_escape(escape: bool, format: str) -> None:
     """Raises UserError for formulas to be escaped in anything but CSV."""
     if escape and format != "csv":
-        raise UserError("--escape-formulas goes with --format csv")
+        raise UserError("--escape-formulas needs --format csv")

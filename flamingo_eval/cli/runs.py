@@ -161,9 +161,11 @@ def score(
 
     for option in ("protocol", "split", "on_error"):
         if option in given and given[option].strength == opt.ON_COMMAND_LINE:
-            raise UserError(f"{given[option].where} goes with --predictions; a run keeps its own rules")
+            raise UserError(
+                f"{given[option].where} needs --predictions; a saved run is always scored by its own protocol and split"
+            )
     if per_item is not None:
-        raise UserError("--per-item goes with --predictions; samples writes a run's")
+        raise UserError("--per-item needs --predictions; samples writes a run's")
     folder = RunFolder(user_path(what, "RUN"))
     moved = given.get("data_root")
     cells = rescore(folder, data_folder, moved.value if moved and moved.strength == opt.ON_COMMAND_LINE else None)

@@ -153,7 +153,7 @@ class Selector(Protocol):
 
 
 class RetrievingSelector(Selector, Protocol):
-    """One that goes by the images' embeddings: :attr:`Selection.nearest` is there when it selects."""
+    """One that uses the images' embeddings: :attr:`Selection.nearest` is there when it selects."""
 
     def retrieval(self, settings: Mapping[str, Any], demo: bool) -> Retrieval:
         """What decides which examples are nearest.
@@ -255,7 +255,7 @@ class Model(Protocol):
 
     def prepare(self, prompt: Prompt, task: Task, images: Images) -> Any:
         """Reads images and tokens of one prompt, whose images are among ``images``: they must be read through it, so
-        that all goes by the same bytes. Raises QueryError if that can't be done.
+        that all of it uses the same bytes. Raises QueryError if that can't be done.
 
         Called in a thread of its own, while the batch before is being answered.
         """

@@ -260,7 +260,7 @@ def _normalised(vectors: Vectors, images: Sequence[Path]) -> Vectors:
 
 @dataclass(frozen=True)
 class Seen:
-    """The images that a ranking goes by, as they are now: digest of each, and those that can't be read."""
+    """The images that a ranking uses, as they are now: digest of each, and those that can't be read."""
 
     digests: Mapping[str, str]
     failed: frozenset[str]

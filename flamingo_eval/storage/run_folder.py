@@ -52,7 +52,7 @@ class RunFolder:
         self.claims_file = path / ".claims"
 
     def nearest_file(self, selector: str, benchmark: str) -> Path:
-        """Where the ranking that a selector goes by is kept for a benchmark."""
+        """Where the ranking that a selector uses is kept for a benchmark."""
         return self.path / f"{selector}-{benchmark}.json"
 
     def read_run(self) -> RunRecord:

@@ -59,7 +59,7 @@ class FeatureStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Reads the index again: another process may have added to it. Who reads meanwhile goes by the old one."""
+        """Reads the index again: another process may have added to it. Who reads meanwhile uses the old one."""
         try:
             with open_regular(self._index_file) as file:
                 data = file.read()

@@ -106,7 +106,7 @@ def test_predictions_of_the_wrong_kind(call: Any, vqa_root: Path, benchmark: str
 def test_options_for_predictions_are_refused_for_a_run(call: Any) -> None:
     code, _, err = call("score", "run", "--protocol", "official")
     assert code == 2
-    assert "--protocol goes with --predictions; a run keeps its own rules" in err
+    assert "--protocol needs --predictions; a saved run is always scored by its own protocol and split" in err
 
 
 @pytest.mark.parametrize("answer", ["Tench", "n01440764", "tench ", ""])

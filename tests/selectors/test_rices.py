@@ -334,11 +334,11 @@ def test_mistakes(root: Path, cli: Cli) -> None:
     options = ("coco", "--shots", "2", "--checkpoint", "scripted", "--data-root", root)
     result = cli(*options, "--exclude-same-image")
     assert result.returncode == 2
-    assert "--exclude-same-image goes with --select rices" in result.stderr
+    assert "--exclude-same-image needs --select rices" in result.stderr
     result = cli(*options, "--select", "nearest")
     assert "known selectors: random, rices" in result.stderr
     result = cli(*options, "--select", "rices", "--rices-model", "demo", "--rices-pretrained", "openai")
-    assert "--rices-pretrained goes with an open_clip name" in result.stderr
+    assert "--rices-pretrained works only with an open_clip name" in result.stderr
     result = cli(*options, "--select", "rices", "--rices-model", "none.toml")
     assert "none.toml does not exist; a checkpoint is described by" in result.stderr
 

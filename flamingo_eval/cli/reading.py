@@ -80,7 +80,7 @@ def samples(
     opt.check_format(format, FORMATS)
     opt.check_escape(escape_formulas, format)
     if out is None and format == "parquet" and sys.stdout.isatty():
-        raise UserError("Parquet is nothing to look at: name a file with --out")
+        raise UserError("Parquet is binary: name a file with --out")
     write = partial(write_csv, escape_formulas=True) if escape_formulas else FORMATS[format]
     folder = RunFolder(run)
     _, trials, journal = reopen_answered(folder, data_folder, data_root)

@@ -106,5 +106,5 @@ def data_check(
             if (text, right) not in lines:
                 emit(f"{'ok   ' if right else 'WRONG'}  {text}")
                 lines.append((text, right))
-    emit(f"{'WRONG' if problems else 'ok   '}  images {'opened' if images else 'looked for'}")
+    emit(f"{'WRONG' if problems else 'ok   '}  {'images opened' if images else 'image files exist'}")
     raise_problems(lines, list(dict.fromkeys(problems)))

@@ -43,9 +43,9 @@ def _plugin(kind: str, name: str) -> Any:
     try:
         problem = _FORMS[kind](plugin)
     except Exception as error:  # noqa: BLE001  # a plug-in's own
-        problem = f"asked about itself it raises {error!r}"
+        problem = f"inspecting it raised {error!r}"
     if problem:
-        raise UserError(f"the {kind[:-1]} {name!r} is none: {problem}")
+        raise UserError(f"the {kind[:-1]} {name!r} can't be used: {problem}")
     return plugin
 
 
@@ -116,8 +116,7 @@ def selector(name: str) -> Selector:
 
 @cache
 def _usable(kind: str) -> dict[str, Any]:
-    """All plug-ins of a kind that can be loaded, by name; an installed package's that can't is told, and must not end
-    what has nothing to do with it."""
+    """All plug-ins of a kind that can be loaded, by name; one that can't be loaded is reported and left out."""
     usable = {}
     for name in found(kind):
         try:

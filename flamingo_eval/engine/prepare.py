@@ -128,7 +128,7 @@ def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
 
 def _no_effect(settings: RunSettings) -> str:
     ignored = [f"--{name}" for name in ("seeds", "trials") if getattr(settings, name) is not None]
-    return f"; {' and '.join(ignored)} has no effect" if ignored else ""
+    return f"; {' and '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no effect" if ignored else ""
 
 
 def read_sources(spec: RunSpec, images: Images) -> dict[str, Source]:
@@ -211,7 +211,7 @@ def opening_notes(run: PreparedRun) -> Iterator[str]:
     if demo:
         yield demo
     if not run.model_source.capabilities.reproducible:
-        yield f"{run.info.name} does not give the same answer every time: asked again, it can score otherwise"
+        yield f"{run.info.name} is not deterministic: asked again, it may score differently"
     yield from notices(run.spec, run.sources)
     for name, source in run.sources.items():
         yield from (f"{name}: {line}" for line in _check_scorable(source, run.spec, run.trial_keys))

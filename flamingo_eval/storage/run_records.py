@@ -125,11 +125,11 @@ class Identity(Stored, frozen=True, kw_only=True, forbid_unknown_fields=True):
         defaults = {"selection": {}, **{name: SETTINGS[name].default for name in NAMED_SETTINGS}}
         ours, theirs = ({**defaults, **one.table()} for one in (self, other))
         keys = sorted(key for key in ours.keys() & theirs.keys() - {"benchmarks"} if ours[key] != theirs[key])
-        found = [f"{key} is {ours[key]}, there {theirs[key]}" for key in keys]
+        found = [f"{key} is {ours[key]} here, {theirs[key]} in that run" for key in keys]
         for name in self.benchmarks.keys() & other.benchmarks.keys():
             new, old = (one["benchmarks"][name] for one in (ours, theirs))
             keys = sorted(key for key in new if new[key] != old.get(key))
-            found += [f"{name} {key} is {new[key]}, there {old.get(key)}" for key in keys]
+            found += [f"{name} {key} is {new[key]} here, {old.get(key)} in that run" for key in keys]
         return found
 
 

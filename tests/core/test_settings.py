@@ -88,7 +88,7 @@ def test_a_planted_setting_is_everywhere(planted: Path) -> None:
         assert call(planted, "score", other).returncode == 0, "it is planned again as it was"
     refused = call(planted, *run, "--out", "flag")
     assert refused.returncode == 2
-    assert "reverse is False, there True" in refused.stderr
+    assert "reverse is False here, True in that run" in refused.stderr
 
 
 def test_the_documentations_table_is_that_of_the_settings() -> None:
@@ -288,6 +288,7 @@ def test_seeds_that_have_no_effect_are_said_to(root: Path, cli: Cli) -> None:
     plan = ("plan", "coco", "--shots", "1", "--data-root", root, "--select", "rices", "--rices-model", "scripted")
     assert "one trial, seed 42; --seeds has no effect" in cli(*plan, "--seeds", "1,2").stderr
     assert "one trial, seed 42; --trials has no effect" in cli(*plan, "--trials", "5").stderr
+    assert "--seeds and --trials have no effect" in cli(*plan, "--seeds", "1,2", "--trials", "5").stderr
     message = cli(*plan).stderr
     assert "one trial, seed 42" in message
     assert "no effect" not in message

@@ -62,7 +62,10 @@ def test_a_submission_is_one_trial(call: Any, tmp_path: Path) -> None:
          "--data-root", tmp_path / "d", "--out", "run")  # fmt: skip
     code, _, err = call("submit", "run", "--out", "s.json")
     assert code == 2
-    assert "a submission is one trial, this run has 2" in err
+    assert (
+        "a submission is one trial, this run has 2 (vqav2, 1 shots, seed 42; vqav2, 1 shots, seed 43): choose " in err
+    )
+    assert "no trial with these --shots and --seed" in call("submit", "run", "--seed", "7", "--out", "s.json")[2]
     assert call("submit", "run", "--seed", "43", "--out", "s.json")[0] == 0
 
 
@@ -103,6 +106,8 @@ def test_another_benchmark_extends_a_run_and_keeps_what_is_there(call: Any, tmp_
     assert code == 0, err
     assert [line.split()[0] for line in out.splitlines()[2:4]] == ["coco", "textvqa"]
     assert call("score", "run")[0] == 0, "each benchmark is read again as it was read"
+    refused = call("submit", "run", "--out", "s.json")[2]
+    assert "coco, 1 shots, seed 42; textvqa, 1 shots, seed 42): a submission needs a run of one benchmark" in refused
 
 
 def test_one_class_is_found_out_before_anything_is_answered(call: Any, tmp_path: Path) -> None:

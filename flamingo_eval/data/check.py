@@ -1,4 +1,4 @@
-"""Looking a benchmark's data over before a day-long run does."""
+"""Checks a benchmark's data before a day-long run."""
 
 from __future__ import annotations
 

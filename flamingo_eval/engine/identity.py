@@ -1,4 +1,4 @@
-"""What a run's record says: what determines its answers, and where everything came from."""
+"""A run's identity and its record: versions, commit, default folder."""
 
 from __future__ import annotations
 

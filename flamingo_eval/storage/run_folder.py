@@ -1,8 +1,9 @@
 """The run folder: what is in it, who may write to it, and what it must agree with.
 
-``run.json`` (identity, settings, provenance), ``journal.jsonl`` (raw answers), ``scores.json`` (cells) and
-``scores.jsonl`` (a line per answer: what was scored and its score); with retrieval ``<selector>-<benchmark>.json`` (for
-the image of each query the training rows nearest to it).
+``run.json`` (identity, settings, provenance), ``journal.jsonl`` (raw answers) with ``journal.numbers`` beside it (the
+log-likelihoods of many names), ``scores.json`` (cells) and ``scores.jsonl`` (a line per answer: what was scored and its
+score), ``failures.json`` (queries without an answer, and why); with retrieval ``<selector>-<benchmark>.json`` (for the
+image of each query the training rows nearest to it); ``controls/`` (the journals of a run's controls).
 """
 
 from __future__ import annotations

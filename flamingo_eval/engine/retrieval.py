@@ -128,7 +128,7 @@ def _rank(
 ) -> list[list[int]]:
     """The nearest rows of each image asked about; images are compared once, however many rows show them."""
     from flamingo_eval.devices import pick_device
-    from flamingo_eval.storage.nearest import Pool, nearest_rows
+    from flamingo_eval.engine.nearest import Pool, nearest_rows
 
     rows: dict[int, list[int]] = {}
     for row, image in enumerate(train):

@@ -25,7 +25,7 @@ from tests.support.encoders import CountingSource
 from tests.support.helpers import Cli, Kit, LazyModule, read_lines, run_cli, write_coco_root
 from tests.support.reference import linked_data
 
-ranking: Any = LazyModule("flamingo_eval.storage.nearest")
+ranking: Any = LazyModule("flamingo_eval.engine.nearest")
 RICES = ("--select", "rices", "--rices-model", "scripted", "--checkpoint", "scripted")
 
 
@@ -77,7 +77,7 @@ def test_ranking_of_real_valued_features_does_not_depend_on_how_work_is_cut(
 ) -> None:
     """Half of the images are copies of others under another number: exact ties wherever they are computed."""
     monkeypatch.setattr(ranking, "TRAIN_TILE", train_tile, raising=False)
-    module = __import__("flamingo_eval.storage.nearest", fromlist=["x"])
+    module = __import__("flamingo_eval.engine.nearest", fromlist=["x"])
     for name, value in (("TRAIN_TILE", train_tile), ("QUERY_TILE", query_tile), ("_GATHERED", gathered)):
         monkeypatch.setattr(module, name, value)
     generator = np.random.RandomState(7)

@@ -225,7 +225,7 @@ def submit(
 ) -> None:
     """Write the file that EvalAI takes for VQAv2 or VizWiz from one trial of a run."""
     from flamingo_eval.engine.reopen import reopen_answered
-    from flamingo_eval.report.submission import submission
+    from flamingo_eval.engine.submission import submission
     from flamingo_eval.storage.outputs import write_output
     from flamingo_eval.storage.run_folder import RunFolder
 

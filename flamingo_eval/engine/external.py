@@ -11,11 +11,11 @@ from typing import Any
 from flamingo_eval.core import registry
 from flamingo_eval.core.benchmark import Benchmark
 from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.numbers import all_finite
 from flamingo_eval.core.prompting import finish_answer
 from flamingo_eval.core.protocols import Metric
 from flamingo_eval.core.reading import read_json, record_field
 from flamingo_eval.core.records import Id, Ranking, Score
-from flamingo_eval.storage.scores import all_finite
 
 _IDS = ("question_id", "image_id", "id")
 

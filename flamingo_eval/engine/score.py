@@ -11,13 +11,13 @@ from typing import Any
 from msgspec import UNSET
 
 from flamingo_eval.core import registry
-from flamingo_eval.core.benchmark import Benchmark
+from flamingo_eval.core.benchmark import AnswerRules, Benchmark
 from flamingo_eval.core.digests import changed_fields, digest
 from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.prompting import extract_answer
 from flamingo_eval.core.records import Answer, Cell, Id, Ranking, Score, Trial
 from flamingo_eval.core.source import Source
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.engine.samples import processed, text_of
 from flamingo_eval.storage.files import json_text, write_atomic
 from flamingo_eval.storage.journal import Journal, Slot
 from flamingo_eval.storage.run_folder import RunFolder
@@ -46,6 +46,16 @@ def raw_answers(trial: TrialPlan, journal: Journal) -> list[tuple[Id, Answer]]:
     """(query id, answer) in plan order, for the queries of a trial that the journal has answers for."""
     found = ((id, journal.get((*trial.key, id, occurrence))) for id, occurrence in trial.slots)
     return [(id, prediction.answer) for id, prediction in found if prediction is not None]
+
+
+def processed(rules: AnswerRules, answer: Answer) -> Answer:
+    """An answer as it is scored: a text cut out by the benchmark's rules; log-likelihoods as they are."""
+    return extract_answer(rules, answer) if isinstance(answer, str) else answer
+
+
+def text_of(answer: Answer) -> str:
+    """An answer as ``scores.jsonl`` has it: of a ranking the most likely name."""
+    return answer if isinstance(answer, str) else max(answer, key=lambda name: answer[name])
 
 
 def is_complete(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ()) -> bool:

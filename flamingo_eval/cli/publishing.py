@@ -143,8 +143,8 @@ def plot(
 ) -> None:  # fmt: skip
     """Plot score against shots, runs and published numbers together."""
     from flamingo_eval.analysis.published import chosen
+    from flamingo_eval.report.load_runs import shown_runs
     from flamingo_eval.report.plot import curves_of, terminal_plot, write_plot
-    from flamingo_eval.report.shown import shown_runs
 
     shown = shown_runs(runs, intervals=intervals)
     if not any(part.cells for part in shown):
@@ -164,7 +164,7 @@ def card(
 ) -> None:  # fmt: skip
     """Print a model card's results: `model-index` for its YAML header, then the Markdown table."""
     from flamingo_eval.report.card import model_card
-    from flamingo_eval.report.shown import shown_runs
+    from flamingo_eval.report.load_runs import shown_runs
 
     shown = shown_runs([run])[0]
     if not shown.cells:

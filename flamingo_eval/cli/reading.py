@@ -40,7 +40,7 @@ def report(
     given: opt.Given,
 ) -> None:
     """Print the table of a scored run, or of several side by side."""
-    from flamingo_eval.report.shown import shown_runs
+    from flamingo_eval.report.load_runs import shown_runs
     from flamingo_eval.report.table import render_runs, without_scores
 
     format = specs.settings_for(context.obj, (), given, specs.REPORT).format

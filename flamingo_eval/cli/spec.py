@@ -22,7 +22,7 @@ PLAN = BENCH - {"precision", "batch_size", "feature_cache", "plain", "format"}
 FEATURES = frozenset({"data_root", "protocol", "split", "select", "device", "image_formats", "offline"})
 REPRODUCE = RUN - {"seeds", "trials", "protocol", "split", "ensemble", "checkpoint", "out"}
 CONTROLS = frozenset({"weights", "offline", "device", "batch_size", "feature_cache", "plain", "format"})
-DATA_OF = frozenset({"data_root", "protocol", "split", "image_formats"})
+DATA_CHECK = frozenset({"data_root", "protocol", "split", "image_formats"})
 SCORE = frozenset({"data_root", "protocol", "split", "on_error", "format"})
 REPORT = frozenset({"format"})
 """Which settings commands can use."""

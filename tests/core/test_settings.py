@@ -16,7 +16,7 @@ import flamingo_eval
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import read_config
 from flamingo_eval.cli.options import IN_ENVIRONMENT, ON_COMMAND_LINE, Given, GivenValue
-from flamingo_eval.cli.reference import reference
+from flamingo_eval.cli.options_page import reference
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.run_settings import FORMATS, SETTINGS, RunSettings
 from flamingo_eval.core.settings import BATCH, NAMES, SIZE, choice, numbers, whole_number
@@ -64,7 +64,7 @@ def test_a_planted_setting_is_everywhere(planted: Path) -> None:
     run = ("coco", "--checkpoint", "scripted", "--data-root", planted / "data", "--shots", "2", "--seeds", "42")
     assert "--reverse" in call(planted, "coco", "--help").stdout
     assert "--reverse" in call(planted, "plan", "--help").stdout
-    table = subprocess.run([sys.executable, "-m", "flamingo_eval.cli.reference"], capture_output=True, text=True,
+    table = subprocess.run([sys.executable, "-m", "flamingo_eval.cli.options_page"], capture_output=True, text=True,
                            env={**os.environ, "PYTHONPATH": str(planted)}, check=True).stdout  # fmt: skip
     assert "| `--reverse` | switch | off | yes | Show demonstrations in reverse order. |" in table
     assert call(planted, *run, "--out", "plain").returncode == 0

@@ -1,4 +1,4 @@
-"""The documentation's table of options, from the settings themselves: ``python -m flamingo_eval.cli.reference``."""
+"""The documentation's table of options, from the settings themselves: ``python -m flamingo_eval.cli.options_page``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COMMANDS = {
     "`reproduce`": specs.REPRODUCE,
     "`score`": specs.SCORE,
     "`report`": specs.REPORT,
-    "`data check`": specs.DATA_OF,
+    "`data check`": specs.DATA_CHECK,
 }
 _HEAD = """# Options
 

@@ -14,7 +14,6 @@ from flamingo_eval.core.errors import GateError, UserError
 from flamingo_eval.core.paths import exists, is_folder
 from flamingo_eval.core.progress import note
 
-_PANEL = "Runs"
 Baseline = Annotated[
     Path, typer.Argument(parser=opt.path, metavar="BASELINE", help="A run folder, or a file that check --update wrote.")
 ]
@@ -33,7 +32,7 @@ Margin = Annotated[
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     for command in (compare, check):
-        app.command(rich_help_panel=_PANEL)(command)
+        app.command(rich_help_panel=opt.PANEL)(command)
 
 
 def compare(

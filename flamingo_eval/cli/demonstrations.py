@@ -21,8 +21,8 @@ from flamingo_eval.demo.root import data_folder
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     defaults = {"select": _first_retrieving()}
-    app.command(rich_help_panel="Runs")(opt.with_settings(specs.FEATURES, defaults)(features))
-    app.command(rich_help_panel="Runs")(opt.with_settings(specs.CONTROLS)(controls))
+    app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.FEATURES, defaults)(features))
+    app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.CONTROLS)(controls))
 
 
 def features(

@@ -17,6 +17,9 @@ from flamingo_eval.core.paths import user_path
 from flamingo_eval.core.run_settings import SETTINGS
 from flamingo_eval.core.settings import Setting
 
+PANEL = "Runs"
+"""Heading of the commands about runs, in the list of commands."""
+
 ON_COMMAND_LINE, IN_ENVIRONMENT, IN_SECTION, IN_FILE = 4, 3, 2, 1
 """How directly something was said: what is said more directly wins."""
 
@@ -59,6 +62,9 @@ EscapeFormulas = Annotated[
     typer.Option("--escape-formulas", help="With --format csv: an apostrophe before cells that begin like a formula, "
                  "for spreadsheets; without it cells are as they are."),
 ]  # fmt: skip
+RunList = Annotated[
+    list[Path], typer.Argument(parser=path, metavar="RUN...", help="Folders of runs, or baseline files.")
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", parser=path, help="A run folder.")]
 MovedData = Annotated[
     str | None, typer.Option("--data-root", metavar="DIR", help="Where the data is now, if it has moved.")

@@ -20,16 +20,11 @@ from flamingo_eval.demo.root import data_folder
 if TYPE_CHECKING:
     from flamingo_eval.analysis.evidence import Evidence
 
-_PANEL = "Runs"
-RunList = Annotated[
-    list[Path], typer.Argument(parser=opt.path, metavar="RUN...", help="Folders of runs, or baseline files.")
-]
-
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     for command in (plot, published, opt.with_settings(specs.REPRODUCE)(reproduce), card):
-        app.command(rich_help_panel=_PANEL)(command)
+        app.command(rich_help_panel=opt.PANEL)(command)
 
 
 def published(
@@ -129,7 +124,7 @@ def _reproduced(
 
 
 def plot(
-    runs: RunList,
+    runs: opt.RunList,
     out: Annotated[
         Path | None, typer.Option("--out", parser=opt.path,
                 metavar="FILE", help="A .png or .svg file. Default: small, in the terminal.")

@@ -18,20 +18,16 @@ from flamingo_eval.core.paths import is_folder
 from flamingo_eval.core.progress import note
 from flamingo_eval.demo.root import data_folder
 
-_PANEL = "Runs"
-
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     for command in (opt.with_settings(specs.REPORT)(report), samples, show, runs):
-        app.command(rich_help_panel=_PANEL)(command)
+        app.command(rich_help_panel=opt.PANEL)(command)
 
 
 def report(
     context: typer.Context,
-    runs: Annotated[
-        list[Path], typer.Argument(parser=opt.path, metavar="RUN...", help="Folders of runs, or baseline files.")
-    ],
+    runs: opt.RunList,
     intervals: Annotated[
         bool, typer.Option("--intervals", help="Show 95% intervals instead of standard deviations.")
     ] = False,

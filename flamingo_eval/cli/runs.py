@@ -26,15 +26,13 @@ from flamingo_eval.core.run_settings import DEMO, RunSettings, RunSpec
 from flamingo_eval.core.text import printable
 from flamingo_eval.demo.root import data_folder
 
-_PANEL = "Runs"
-
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command(rich_help_panel="Benchmarks")(opt.with_settings(specs.RUN)(run))
-    app.command(rich_help_panel=_PANEL)(opt.with_settings(specs.PLAN)(plan))
-    app.command(rich_help_panel=_PANEL)(opt.with_settings(specs.SCORE)(score))
-    app.command(rich_help_panel=_PANEL)(submit)
+    app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.PLAN)(plan))
+    app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.SCORE)(score))
+    app.command(rich_help_panel=opt.PANEL)(submit)
 
 
 def run_benchmarks(context: typer.Context, benchmarks: Sequence[str], given: opt.Given, *, fresh: bool) -> None:
@@ -224,6 +222,7 @@ def submit(
     data_root: opt.MovedData = None,
 ) -> None:
     """Write the file that EvalAI takes for VQAv2 or VizWiz from one trial of a run."""
+    from flamingo_eval.engine.plan import select_trials
     from flamingo_eval.engine.reopen import reopen_answered
     from flamingo_eval.engine.submission import submission
     from flamingo_eval.storage.outputs import write_output
@@ -231,7 +230,6 @@ def submit(
 
     folder = RunFolder(run)
     _, trials, journal = reopen_answered(folder, data_folder, data_root)
-    chosen = [t for t in trials if shots in (None, t.shots) and seed in (None, t.seed)]
-    rows = submission(chosen, journal)
+    rows = submission(select_trials(trials, shots, seed), journal)
     write_output(out, json.dumps(rows) + "\n")
     emit(f"{len(rows)} answers written to {out}")

@@ -23,7 +23,7 @@ data_app = typer.Typer(help="About a benchmark's data on disk.", no_args_is_help
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    app.command("list", rich_help_panel="Runs")(list_names)
+    app.command("list", rich_help_panel=opt.PANEL)(list_names)
     data_app.command("where")(opt.with_settings(specs.DATA_CHECK - {"image_formats", "split"})(data_where))
     data_app.command("check")(opt.with_settings(specs.DATA_CHECK)(data_check))
     app.add_typer(data_app, name="data")

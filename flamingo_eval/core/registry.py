@@ -30,11 +30,6 @@ from flamingo_eval.core.run_settings import SETTINGS
 from flamingo_eval.core.settings import Setting, settings_problem, with_defaults
 
 
-def plugin_names(kind: str) -> tuple[str, ...]:
-    """Names of the plug-ins of a kind (``loaders``, ``selectors``, ``models``, ...), sorted."""
-    return tuple(sorted(found(kind)))
-
-
 def _plugin(kind: str, name: str) -> Any:
     known = found(kind)
     if name not in known:

@@ -26,12 +26,8 @@ from tests.support.helpers import Cli, Kit, LazyModule, read_lines, run_cli, wri
 from tests.support.reference import linked_data
 
 ranking: Any = LazyModule("flamingo_eval.engine.nearest")
+pytestmark = pytest.mark.usefixtures("empty_cache")
 RICES = ("--select", "rices", "--rices-model", "scripted", "--checkpoint", "scripted")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FLAMINGO_EVAL_CACHE", str(tmp_path / "cache"))
 
 
 def plainly(rows: list[int], vectors: Any, query: Any, k: int, own: int | None) -> list[int]:

@@ -33,7 +33,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 docs: $(READY)
-	$(BIN)/python -m flamingo_eval.cli.reference > docs/options.md
+	$(BIN)/python -m flamingo_eval.cli.options_page > docs/options.md
 
 check: lint test gate
 

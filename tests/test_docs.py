@@ -12,7 +12,7 @@ import pytest
 import flamingo_eval
 
 PACKAGE = Path(flamingo_eval.__file__).parent
-TORCH = ("models.flamingo.", "features.ranking", "demo.")
+TORCH = ("models.flamingo.", "engine.nearest", "demo.")
 """Modules that import it."""
 
 
@@ -21,7 +21,9 @@ def modules() -> Iterator[object]:
     for path in sorted(PACKAGE.rglob("*.py")):
         if "\n    >>> " in (text := path.read_text(encoding="utf-8")) or "\n>>> " in text or ">>> " in text:
             name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-            marks = [pytest.mark.torch] if name.startswith(TORCH) else [pytest.mark.slow] if name == "stemming" else []
+            marks = (
+                [pytest.mark.torch] if name.startswith(TORCH) else [pytest.mark.slow] if name == "core.stemming" else []
+            )
             yield pytest.param(name, marks=marks)
 
 

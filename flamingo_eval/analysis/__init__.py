@@ -1,1 +1,1 @@
-"""Numbers from scores: statistics, comparison, gate, controls. No rendering."""
+"""Numbers from scores: statistics, comparison, gate, controls, published, reproduce, bench. No rendering."""

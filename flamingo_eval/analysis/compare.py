@@ -28,6 +28,9 @@ class CellDifference:
     """One benchmark at one number of shots.
 
     Attributes:
+        benchmark: its name.
+        shots: number of demonstrations.
+        metric: title of the metric, whose unit all values have.
         seeds: of the trials that both have.
         run: the run's mean over these.
         baseline: the baseline's.

@@ -108,11 +108,13 @@ def majority_answer(trial: TrialPlan, position: int) -> Answer:
     ranking metric then sees the share of demonstrations that say so.
     """
     field = answer_field(trial.source.benchmark.prompt)
-    answer = [trial.source.data.train[i].fields[field] for i in trial.demonstrations[position][0]]
+    answers = [trial.source.data.train[i].fields[field] for i in trial.demonstrations[position][0]]
     if isinstance(trial.source.task, Ranking):
-        nearest = answer[-1] if answer else ""
-        return {name: math.log(answer.count(name) + 0.5 + 0.25 * (name == nearest)) for name in trial.source.task.names}
-    return max(reversed(answer), key=answer.count) if answer else ""
+        nearest = answers[-1] if answers else ""
+        return {
+            name: math.log(answers.count(name) + 0.5 + 0.25 * (name == nearest)) for name in trial.source.task.names
+        }
+    return max(reversed(answers), key=answers.count) if answers else ""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from flamingo_eval.analysis.statistics import (
 )
 from flamingo_eval.analysis.statistics import mean_uncertainty as uncertainty_of_mean
 from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.numbers import all_finite, same_number
 from flamingo_eval.core.paths import is_file
 from flamingo_eval.core.reading import read_json
 from flamingo_eval.core.records import Cell, Trial
@@ -37,15 +38,7 @@ from flamingo_eval.storage.run_records import (
     TrialKey,
     with_identity,
 )
-from flamingo_eval.storage.scores import (
-    all_finite,
-    cell_row,
-    item_rows,
-    read_cells,
-    read_scores,
-    read_scores_record,
-    same_number,
-)
+from flamingo_eval.storage.scores import cell_row, item_rows, read_cells, read_scores, read_scores_record
 
 _KIND = "flamingo-eval baseline"
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from flamingo_eval.core import registry
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.paths import resource_folder
 
@@ -69,21 +70,31 @@ def published() -> tuple[Published, ...]:
 def chosen(
     checkpoint: str | None = None, benchmarks: Sequence[str] = (), selector: str | None = None
 ) -> list[Published]:
-    """Those of a checkpoint (its name, or the end of it), of some benchmarks, by a way of picking demonstrations.
+    """Those of a checkpoint, of some benchmarks, by a way of picking demonstrations.
+
+    Args:
+        checkpoint: its name, with or without its owner, or a short name; None for all.
+        benchmarks: their names; none for all.
+        selector: its name; None for all.
 
     Raises:
         UserError: there are none; the message lists the checkpoints that there are.
     """
+    name = None if checkpoint is None else registry.checkpoint_name(checkpoint).rpartition("/")[2]
     found = [
         one
         for one in published()
-        if (checkpoint is None or checkpoint.rpartition("/")[2] == one.checkpoint)
+        if name in (None, one.checkpoint)
         and (not benchmarks or one.benchmark in benchmarks)
         and selector in (None, one.selector)
     ]
     if not found:
         names = ", ".join(dict.fromkeys(one.checkpoint for one in published()))
-        raise UserError(f"nothing is published for {checkpoint or 'that'} there; checkpoints with numbers: {names}")
+        wanted = " and ".join([*["these benchmarks"] * bool(benchmarks), *["this --select"] * (selector is not None)])
+        raise UserError(
+            f"no published numbers{f' for {checkpoint}' if checkpoint else ''}{f' with {wanted}' if wanted else ''}; "
+            f"checkpoints with numbers: {names}"
+        )
     return found
 
 

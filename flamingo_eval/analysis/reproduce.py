@@ -46,7 +46,9 @@ class Reproduced:
         if not math.isfinite(self.combined):
             return "too few queries to tell"
         within = abs(self.ours - self.number.mean) <= 2 * self.combined
-        return ("within" if within else "OUTSIDE") + (" (theirs gives no deviation)" if self.number.std is None else "")
+        return ("within" if within else "OUTSIDE") + (
+            " (no standard deviation published)" if self.number.std is None else ""
+        )
 
 
 def plan_of(numbers: Sequence[Published]) -> dict[tuple[str, str, str], list[int]]:

@@ -14,7 +14,7 @@ from flamingo_eval.demo.root import data_folder
 
 def register(app: typer.Typer) -> None:
     """Adds this module's command."""
-    app.command(rich_help_panel="Runs")(opt.with_settings(specs.BENCH)(bench))
+    app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.BENCH)(bench))
 
 
 def bench(

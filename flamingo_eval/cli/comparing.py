@@ -14,16 +14,25 @@ from flamingo_eval.core.errors import GateError, UserError
 from flamingo_eval.core.paths import exists, is_folder
 from flamingo_eval.core.progress import note
 
-_PANEL = "Runs"
 Baseline = Annotated[
     Path, typer.Argument(parser=opt.path, metavar="BASELINE", help="A run folder, or a file that check --update wrote.")
 ]
+MaxDrop = Annotated[
+    float,
+    typer.Option("--max-drop", min=0.0,
+                 help="A cell fails if it drops by more than this many points and the drop is significant (5%)."),
+]  # fmt: skip
+Margin = Annotated[
+    float | None,
+    typer.Option("--margin", min=0.0,
+                 help="Also fail a cell unless it is, with 95% confidence, at most this many points worse."),
+]  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     for command in (compare, check):
-        app.command(rich_help_panel=_PANEL)(command)
+        app.command(rich_help_panel=opt.PANEL)(command)
 
 
 def compare(
@@ -46,16 +55,10 @@ def check(
     run: opt.Run,
     baseline: Annotated[
         Path, typer.Option("--baseline", parser=opt.path,
-                metavar="FILE|RUN", help="What it is held against: a baseline file or a run.")
+                metavar="FILE|RUN", help="Baseline file or run folder to compare with.")
     ],
-    max_drop: Annotated[
-        float,
-        typer.Option("--max-drop", min=0.0, help="A cell fails if it drops by more, and significantly (5%)."),
-    ] = 1.0,
-    margin: Annotated[
-        float | None,
-        typer.Option("--margin", min=0.0, help="A cell also fails unless it is surely (95%) no more than this worse."),
-    ] = None,
+    max_drop: MaxDrop = 1.0,
+    margin: Margin = None,
     markdown: Annotated[
         Path | None, typer.Option("--markdown", parser=opt.path,
                 metavar="FILE", help="Write a table for a pull request.")
@@ -63,7 +66,7 @@ def check(
     junit: Annotated[Path | None, typer.Option("--junit", parser=opt.path,
             metavar="FILE", help="Write JUnit XML.")] = None,
     update: Annotated[
-        bool, typer.Option("--update", help="Write the run as the new baseline, with its provenance; judge nothing.")
+        bool, typer.Option("--update", help="Write the run as the new baseline, with its provenance; no check is made.")
     ] = False,
 ) -> None:  # fmt: skip
     """Fail (exit 1) if a run is worse than its baseline; 2 if they can't be compared."""

@@ -83,7 +83,8 @@ def _settings(path: Path, section: Mapping[str, Any], where: str, strength: int)
             raise UserError(f"{path}: unknown key {key!r} in {where}; known keys: {names}")
         place = f"{path}: {key} in {where}"
         if setting.name in found:
-            raise UserError(f"{place} is {found[setting.name].where.partition(': ')[2]} too")
+            other = found[setting.name].where.partition(": ")[2]
+            raise UserError(f"{place} and {other} are the same setting: give one of them")
         found[setting.name] = GivenValue(setting.read(value, f"{place} is"), strength, place)
     return found
 

@@ -20,8 +20,9 @@ from flamingo_eval.demo.root import data_folder
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    app.command(rich_help_panel="Runs")(opt.with_settings(specs.FEATURES)(features))
-    app.command(rich_help_panel="Runs")(opt.with_settings(specs.CONTROLS)(controls))
+    defaults = {"select": _first_retrieving()}
+    app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.FEATURES, defaults)(features))
+    app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.CONTROLS)(controls))
 
 
 def features(
@@ -30,7 +31,7 @@ def features(
     *,
     given: opt.Given,
 ) -> None:
-    """Compute the image features that a selector goes by ahead of a run; what is there already is not computed again.
+    """Compute the image features that a selector needs, ahead of a run; those already computed are kept.
 
     They are kept in the cache folder (FLAMINGO_EVAL_CACHE), one vector per distinct image and encoder, and shared by
     all runs. A run computes what is missing by itself. With --split only that part: train, or one that is queried.
@@ -43,7 +44,7 @@ def features(
     spec = specs.make_spec(context.obj, [name], given, specs.FEATURES, model=False)
     retriever = Retriever.of(spec)
     if retriever is None:
-        raise UserError(f"--select {spec.select} goes by no image features")
+        raise UserError(f"--select {spec.select} uses no image features")
     encoder = retriever.encoder
     root, split = Images(data_folder(spec.data_root), spec.formats), spec.split
     queried = None if split == "train" else split
@@ -63,14 +64,18 @@ def features(
 
 
 def _retrieving(given: opt.Given) -> opt.Given:
-    """The first selector that goes by image features, unless the command line names one, or what is named does."""
+    """The first selector that uses image features, unless the command line names one, or what is named uses them."""
     named = given.get("select")
     if named is not None:
         known = registry.selectors().get(named.value)
         if named.strength == opt.ON_COMMAND_LINE or (known is not None and known.needs == IMAGE_EMBEDDINGS):
             return {}
-    name = next(name for name, one in registry.selectors().items() if one.needs == IMAGE_EMBEDDINGS)
-    return {"select": opt.GivenValue(name, opt.ON_COMMAND_LINE, "--select")}
+    return {"select": opt.GivenValue(_first_retrieving(), opt.ON_COMMAND_LINE, "--select")}
+
+
+def _first_retrieving() -> str:
+    """Name of the first selector that uses image features."""
+    return next(name for name, one in registry.selectors().items() if one.needs == IMAGE_EMBEDDINGS)
 
 
 def controls(

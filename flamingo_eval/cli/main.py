@@ -90,7 +90,7 @@ def _command() -> Callable[..., object]:
 
 
 def main() -> None:
-    """Runs the command line and ends the process with the exit code that the README states."""
+    """Runs the command line and ends the process with the exit code that docs/runs.md lists."""
     prepare_streams()
     signal.signal(signal.SIGTERM, _terminated)  # what Slurm and torchrun send: ends like Ctrl-C, in good order
     debug = "--debug" in sys.argv[1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,9 @@ from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.paths import user_path
 from flamingo_eval.core.run_settings import SETTINGS
 from flamingo_eval.core.settings import Setting
+
+PANEL = "Runs"
+"""Heading of the commands about runs, in the list of commands."""
 
 ON_COMMAND_LINE, IN_ENVIRONMENT, IN_SECTION, IN_FILE = 4, 3, 2, 1
 """How directly something was said: what is said more directly wins."""
@@ -59,6 +62,9 @@ EscapeFormulas = Annotated[
     typer.Option("--escape-formulas", help="With --format csv: an apostrophe before cells that begin like a formula, "
                  "for spreadsheets; without it cells are as they are."),
 ]  # fmt: skip
+RunList = Annotated[
+    list[Path], typer.Argument(parser=path, metavar="RUN...", help="Folders of runs, or baseline files.")
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", parser=path, help="A run folder.")]
 MovedData = Annotated[
     str | None, typer.Option("--data-root", metavar="DIR", help="Where the data is now, if it has moved.")
@@ -73,8 +79,8 @@ def all_settings() -> dict[str, Setting]:
 def _help(setting: Setting) -> str:
     if setting.name == "select":
         about = " ".join(f"{name}: {one.about}." for name, one in registry.selectors().items())
-        return f"{setting.help} {about} Default: {setting.default}."
-    default = setting.default or ("" if setting.default in (None, False) else str(setting.default))
+        return f"{setting.help} {about} Default: {setting.default_text or setting.default}."
+    default = setting.default_text or ("" if setting.default in (None, False) else str(setting.default))
     return f"{setting.help} Default: {default}." if default else setting.help
 
 
@@ -109,11 +115,19 @@ def _option(setting: Setting, flag: str) -> Any:
                         rich_help_panel=_panel(setting), help=_help(setting))  # fmt: skip
 
 
-def with_settings(names: Iterable[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command options for settings, in place of its parameter ``given``; with ``select`` the selectors' too."""
+def with_settings(
+    names: Iterable[str], defaults: Mapping[str, str] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command options for settings, in place of its parameter ``given``; with ``select`` the selectors' too.
+
+    Args:
+        names: the settings.
+        defaults: name of a setting -> its default as help writes it, where the command has another one.
+    """
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
         wanted = [SETTINGS[name] for name in SETTINGS if name in names]
+        wanted = [replace(one, default_text=(defaults or {}).get(one.name, one.default_text)) for one in wanted]
         if "select" in names:
             place = next(i for i, one in enumerate(wanted) if one.name == "select") + 1
             wanted[place:place] = registry.selector_settings().values()
@@ -171,4 +185,4 @@ def check_format(format: str, known: Iterable[str]) -> None:
 def check_escape(escape: bool, format: str) -> None:
     """Raises UserError for formulas to be escaped in anything but CSV."""
     if escape and format != "csv":
-        raise UserError("--escape-formulas goes with --format csv")
+        raise UserError("--escape-formulas needs --format csv")

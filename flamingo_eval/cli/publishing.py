@@ -1,4 +1,4 @@
-"""Commands about numbers for others: ``published``, ``plot``, ``card``."""
+"""Commands about published numbers, and about numbers to publish: ``published``, ``reproduce``, ``plot``, ``card``."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from flamingo_eval.demo.root import data_folder
 if TYPE_CHECKING:
     from flamingo_eval.analysis.evidence import Evidence
 
-_PANEL = "Runs"
-RunList = Annotated[
-    list[Path], typer.Argument(parser=opt.path, metavar="RUN...", help="Folders of runs, or baseline files.")
-]
-
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     for command in (plot, published, opt.with_settings(specs.REPRODUCE)(reproduce), card):
-        app.command(rich_help_panel=_PANEL)(command)
+        app.command(rich_help_panel=opt.PANEL)(command)
 
 
 def published(
     checkpoint: Annotated[str | None, typer.Argument(metavar="CHECKPOINT", help="Name of a released one.")] = None,
-    benchmarks: Annotated[str | None, typer.Option("--benchmarks", metavar="LIST", help="Only these.")] = None,
-    select: Annotated[str | None, typer.Option("--select", metavar="NAME", help="Only these.")] = None,
+    benchmarks: Annotated[
+        str | None, typer.Option("--benchmarks", metavar="LIST", help="Only these benchmarks.")
+    ] = None,
+    select: Annotated[
+        str | None, typer.Option("--select", metavar="NAME", help="Only demonstrations picked by this selector.")
+    ] = None,
     format: Annotated[str, typer.Option("--format", metavar="table|markdown", help="How it is printed.")] = "table",
 ) -> None:
     """Print the numbers that papers and model cards give for the released checkpoints, each with its source."""
@@ -61,8 +60,8 @@ def reproduce(
 ) -> None:
     """Run what is missing of a released checkpoint's published numbers, and print ours beside theirs.
 
-    Each number is run under the rules of the harness that made it; what is known to differ all the same is said. With
-    --select only numbers with such demonstrations.
+    Each number is run under the rules of the harness that made it. Known differences are listed. With --select only
+    numbers with such demonstrations.
     """
     from flamingo_eval.analysis.published import chosen
     from flamingo_eval.analysis.reproduce import beside, plan_of
@@ -125,7 +124,7 @@ def _reproduced(
 
 
 def plot(
-    runs: RunList,
+    runs: opt.RunList,
     out: Annotated[
         Path | None, typer.Option("--out", parser=opt.path,
                 metavar="FILE", help="A .png or .svg file. Default: small, in the terminal.")
@@ -139,8 +138,8 @@ def plot(
 ) -> None:  # fmt: skip
     """Plot score against shots, runs and published numbers together."""
     from flamingo_eval.analysis.published import chosen
+    from flamingo_eval.report.load_runs import shown_runs
     from flamingo_eval.report.plot import curves_of, terminal_plot, write_plot
-    from flamingo_eval.report.shown import shown_runs
 
     shown = shown_runs(runs, intervals=intervals)
     if not any(part.cells for part in shown):
@@ -160,7 +159,7 @@ def card(
 ) -> None:  # fmt: skip
     """Print a model card's results: `model-index` for its YAML header, then the Markdown table."""
     from flamingo_eval.report.card import model_card
-    from flamingo_eval.report.shown import shown_runs
+    from flamingo_eval.report.load_runs import shown_runs
 
     shown = shown_runs([run])[0]
     if not shown.cells:

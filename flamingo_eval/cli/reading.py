@@ -18,20 +18,16 @@ from flamingo_eval.core.paths import is_folder
 from flamingo_eval.core.progress import note
 from flamingo_eval.demo.root import data_folder
 
-_PANEL = "Runs"
-
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     for command in (opt.with_settings(specs.REPORT)(report), samples, show, runs):
-        app.command(rich_help_panel=_PANEL)(command)
+        app.command(rich_help_panel=opt.PANEL)(command)
 
 
 def report(
     context: typer.Context,
-    runs: Annotated[
-        list[Path], typer.Argument(parser=opt.path, metavar="RUN...", help="Folders of runs, or baseline files.")
-    ],
+    runs: opt.RunList,
     intervals: Annotated[
         bool, typer.Option("--intervals", help="Show 95% intervals instead of standard deviations.")
     ] = False,
@@ -40,7 +36,7 @@ def report(
     given: opt.Given,
 ) -> None:
     """Print the table of a scored run, or of several side by side."""
-    from flamingo_eval.report.shown import shown_runs
+    from flamingo_eval.report.load_runs import shown_runs
     from flamingo_eval.report.table import render_runs, without_scores
 
     format = specs.settings_for(context.obj, (), given, specs.REPORT).format
@@ -80,7 +76,7 @@ def samples(
     opt.check_format(format, FORMATS)
     opt.check_escape(escape_formulas, format)
     if out is None and format == "parquet" and sys.stdout.isatty():
-        raise UserError("Parquet is nothing to look at: name a file with --out")
+        raise UserError("Parquet is binary: name a file with --out")
     write = partial(write_csv, escape_formulas=True) if escape_formulas else FORMATS[format]
     folder = RunFolder(run)
     _, trials, journal = reopen_answered(folder, data_folder, data_root)
@@ -139,9 +135,9 @@ def check_nothing_missing(folder: Any) -> None:
 
     missing = unscored(folder)
     if missing:
-        cells = "; ".join(f"{benchmark}, {shots} shots, seed {seed}" for benchmark, shots, seed in missing)
+        listed = "; ".join(f"{benchmark}, {shots} shots, seed {seed}" for benchmark, shots, seed in missing)
         raise DataError(
-            f"{folder.path}: answers are missing in {len(missing)} trials ({cells}); they are not shown. "
+            f"{folder.path}: answers are missing in {len(missing)} trials ({listed}); they are not shown. "
             "The command that began the run continues it"
         )
     check_nothing_partial(folder)

@@ -26,15 +26,13 @@ from flamingo_eval.core.run_settings import DEMO, RunSettings, RunSpec
 from flamingo_eval.core.text import printable
 from flamingo_eval.demo.root import data_folder
 
-_PANEL = "Runs"
-
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command(rich_help_panel="Benchmarks")(opt.with_settings(specs.RUN)(run))
-    app.command(rich_help_panel=_PANEL)(opt.with_settings(specs.PLAN)(plan))
-    app.command(rich_help_panel=_PANEL)(opt.with_settings(specs.SCORE)(score))
-    app.command(rich_help_panel=_PANEL)(submit)
+    app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.PLAN)(plan))
+    app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.SCORE)(score))
+    app.command(rich_help_panel=opt.PANEL)(submit)
 
 
 def run_benchmarks(context: typer.Context, benchmarks: Sequence[str], given: opt.Given, *, fresh: bool) -> None:
@@ -110,10 +108,10 @@ def plan(
     sources = read_sources(spec, Images(data_folder(spec.data_root), spec.formats))
     for line in [*(["demo data: generated images"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
         note(line)
-    cells = trial_keys_of(spec, sources)
-    nearest = rank_all(spec, sources, cells, Retriever.of(spec))
+    keys = trial_keys_of(spec, sources)
+    nearest = rank_all(spec, sources, keys, Retriever.of(spec))
     renderer = registry.model_source(spec.checkpoint, spec.model_options).renderer
-    planned = plan_all(spec, sources, cells, renderer, nearest)
+    planned = plan_all(spec, sources, keys, renderer, nearest)
     for trial in planned:
         if as_json:
             for query in trial:
@@ -161,9 +159,11 @@ def score(
 
     for option in ("protocol", "split", "on_error"):
         if option in given and given[option].strength == opt.ON_COMMAND_LINE:
-            raise UserError(f"{given[option].where} goes with --predictions; a run keeps its own rules")
+            raise UserError(
+                f"{given[option].where} needs --predictions; a saved run is always scored by its own protocol and split"
+            )
     if per_item is not None:
-        raise UserError("--per-item goes with --predictions; samples writes a run's")
+        raise UserError("--per-item needs --predictions; samples writes a run's")
     folder = RunFolder(user_path(what, "RUN"))
     moved = given.get("data_root")
     cells = rescore(folder, data_folder, moved.value if moved and moved.strength == opt.ON_COMMAND_LINE else None)
@@ -222,14 +222,14 @@ def submit(
     data_root: opt.MovedData = None,
 ) -> None:
     """Write the file that EvalAI takes for VQAv2 or VizWiz from one trial of a run."""
+    from flamingo_eval.engine.plan import select_trials
     from flamingo_eval.engine.reopen import reopen_answered
-    from flamingo_eval.report.submission import submission
+    from flamingo_eval.engine.submission import submission
     from flamingo_eval.storage.outputs import write_output
     from flamingo_eval.storage.run_folder import RunFolder
 
     folder = RunFolder(run)
     _, trials, journal = reopen_answered(folder, data_folder, data_root)
-    chosen = [t for t in trials if shots in (None, t.shots) and seed in (None, t.seed)]
-    rows = submission(chosen, journal)
+    rows = submission(select_trials(trials, shots, seed), journal)
     write_output(out, json.dumps(rows) + "\n")
     emit(f"{len(rows)} answers written to {out}")

@@ -22,7 +22,7 @@ PLAN = BENCH - {"precision", "batch_size", "feature_cache", "plain", "format"}
 FEATURES = frozenset({"data_root", "protocol", "split", "select", "device", "image_formats", "offline"})
 REPRODUCE = RUN - {"seeds", "trials", "protocol", "split", "ensemble", "checkpoint", "out"}
 CONTROLS = frozenset({"weights", "offline", "device", "batch_size", "feature_cache", "plain", "format"})
-DATA_OF = frozenset({"data_root", "protocol", "split", "image_formats"})
+DATA_CHECK = frozenset({"data_root", "protocol", "split", "image_formats"})
 SCORE = frozenset({"data_root", "protocol", "split", "on_error", "format"})
 REPORT = frozenset({"format"})
 """Which settings commands can use."""
@@ -141,5 +141,5 @@ def _selection(select: str, resolved: Mapping[str, Given]) -> dict[str, Any]:
         here = next((given[name] for given in resolved.values() if name in given), None)
         if here is not None and here.strength == ON_COMMAND_LINE:
             owners = [one for one, known in registry.selectors().items() if name in [s.name for s in known.settings]]
-            raise UserError(f"{here.where} goes with --select {' or '.join(owners)}")
+            raise UserError(f"{here.where} needs --select {' or '.join(owners)}")
     return {name: one.value for name, one in _common(resolved, own).items()}

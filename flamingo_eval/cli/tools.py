@@ -23,9 +23,9 @@ data_app = typer.Typer(help="About a benchmark's data on disk.", no_args_is_help
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    app.command("list", rich_help_panel="Runs")(list_names)
-    data_app.command("where")(opt.with_settings(specs.DATA_OF - {"image_formats", "split"})(data_where))
-    data_app.command("check")(opt.with_settings(specs.DATA_OF)(data_check))
+    app.command("list", rich_help_panel=opt.PANEL)(list_names)
+    data_app.command("where")(opt.with_settings(specs.DATA_CHECK - {"image_formats", "split"})(data_where))
+    data_app.command("check")(opt.with_settings(specs.DATA_CHECK)(data_check))
     app.add_typer(data_app, name="data")
 
 
@@ -57,7 +57,7 @@ def data_where(
 ) -> None:
     """Show where a benchmark's files are looked for, and which are there."""
     name = canonical_name(benchmark)
-    settings = specs.settings_for(context.obj, [name], given, specs.DATA_OF)
+    settings = specs.settings_for(context.obj, [name], given, specs.DATA_CHECK)
     rules = load_benchmark(name, context.obj.data.get(name), protocol=settings.protocol).data
     root = None if settings.data_root == DEMO else user_path(settings.data_root, "--data-root")
     folder = (root or Path("<data root>")) / rules.folder
@@ -83,7 +83,7 @@ def data_check(
     from flamingo_eval.data.check import count_lines, image_problems, raise_problems
 
     name = canonical_name(benchmark)
-    settings = specs.settings_for(context.obj, [name], given, specs.DATA_OF)
+    settings = specs.settings_for(context.obj, [name], given, specs.DATA_CHECK)
     overrides = None if settings.data_root == DEMO else context.obj.data.get(name)
     protocol, split = settings.protocol, settings.split
     root = Images(data_folder(settings.data_root), settings.formats)
@@ -106,5 +106,5 @@ def data_check(
             if (text, right) not in lines:
                 emit(f"{'ok   ' if right else 'WRONG'}  {text}")
                 lines.append((text, right))
-    emit(f"{'WRONG' if problems else 'ok   '}  images {'opened' if images else 'looked for'}")
+    emit(f"{'WRONG' if problems else 'ok   '}  {'images opened' if images else 'image files exist'}")
     raise_problems(lines, list(dict.fromkeys(problems)))

@@ -1,4 +1,4 @@
-"""Any object that fulfils the model port, evaluated as it stands in memory."""
+"""Any object that fulfils the model protocol, evaluated as it stands in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flamingo_eval.core.records import Answer, NoAnswer, Prompt, Task
 class AdoptedSource:
     """A model that somebody else has made.
 
-    It may say more of itself than the port asks: ``info()`` (a :class:`ModelInfo`, without which its runs can't be
+    It may say more of itself than the protocol asks: ``info()`` (a :class:`ModelInfo`, without which its runs can't be
     continued in another process: nobody knows whether it is the same), ``renderer`` and ``capabilities``.
 
     Args:
@@ -37,7 +37,7 @@ class AdoptedSource:
         self._check()
 
     def _check(self) -> None:
-        """Raises UserError if what the model says of itself is of another form than the ports have."""
+        """Raises UserError if what the model says of itself is of another form than the protocols have."""
         info = self._info
         if not isinstance(info, ModelInfo) or not all(isinstance(text, str) for text in (info.name, info.digest)):
             raise UserError(f"{self._who}.info() is {repr(info)[:60]}: expected a ModelInfo with a name and a digest")

@@ -112,10 +112,22 @@ class Benchmark:
     """Everything that tells one benchmark from another, under one protocol.
 
     Attributes:
+        name: as files spell it.
+        title: its name for people.
+        split: the split that is queried.
+        splits: those that can be queried.
+        protocol: name of the protocol.
+        metric: name of the metric.
         scoring: what the metric wants to know.
         alternatives: other protocols -> their ``scoring``, where the same answers can be scored by it too.
+        data: where its files are and how they are read.
+        plan: how queries and demonstrations are drawn.
+        prompt: how prompts are written.
+        task: generation and its decoding, or the class names to rank.
+        answer: how an answer is cut out of the raw text.
         submission: how an evaluation server wants answers; None where there is none.
-        file: where all this is said.
+        sources: papers and code that these rules come from.
+        file: the TOML file that says all this.
     """
 
     name: str

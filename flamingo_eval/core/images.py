@@ -161,7 +161,7 @@ def _what_it_is(content: bytes, formats: Sequence[str]) -> str:
         if name not in formats and _accepted(accepts, content[:16]):
             if name in NEVER:
                 return f"is an {name} file, which is never read: {_PROGRAM}"
-            return f"is a {name} image; read are {', '.join(formats)}, and with --image-formats {name} that one too"
+            return f"is a {name} image; it is read only with --image-formats {name} (always read: {', '.join(FORMATS)})"
     return f"is not an image in a known format ({', '.join(formats)})"
 
 

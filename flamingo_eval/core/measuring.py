@@ -1,4 +1,4 @@
-"""What ``bench`` asks of a model that can say what its arithmetic amounts to; no model need."""
+"""What ``bench`` asks of a model that can say what its arithmetic amounts to; optional for models."""
 
 from __future__ import annotations
 

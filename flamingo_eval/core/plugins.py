@@ -51,11 +51,11 @@ def found(kind: str) -> dict[str, Callable[[], Any]]:
 
 
 def _in_package(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    place = _PLACES.get(kind, (kind,))
-    folder = Path(__file__).parents[1].joinpath(*place)
+    parts = _PLACES.get(kind, (kind,))
+    folder = Path(__file__).parents[1].joinpath(*parts)
     for module in pkgutil.iter_modules([str(folder)]):
         if not module.name.startswith("_"):
-            path = ".".join(("flamingo_eval", *place, module.name))
+            path = ".".join(("flamingo_eval", *parts, module.name))
             if kind != "encoders" or hasattr(importlib.import_module(path), KINDS[kind]):
                 yield module.name, partial(_of_module, path, KINDS[kind])
 

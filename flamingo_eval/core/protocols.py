@@ -153,7 +153,7 @@ class Selector(Protocol):
 
 
 class RetrievingSelector(Selector, Protocol):
-    """One that goes by the images' embeddings: :attr:`Selection.nearest` is there when it selects."""
+    """One that uses the images' embeddings: :attr:`Selection.nearest` is there when it selects."""
 
     def retrieval(self, settings: Mapping[str, Any], demo: bool) -> Retrieval:
         """What decides which examples are nearest.
@@ -255,7 +255,7 @@ class Model(Protocol):
 
     def prepare(self, prompt: Prompt, task: Task, images: Images) -> Any:
         """Reads images and tokens of one prompt, whose images are among ``images``: they must be read through it, so
-        that all goes by the same bytes. Raises QueryError if that can't be done.
+        that all of it uses the same bytes. Raises QueryError if that can't be done.
 
         Called in a thread of its own, while the batch before is being answered.
         """
@@ -269,7 +269,7 @@ class Model(Protocol):
         """
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
-        """Prompts like this one a batch, if the user names no number."""
+        """Batch size for prompts like this one, if the user names none."""
 
     def timings(self) -> Mapping[str, float]:
         """Where its time has gone so far: section -> seconds, such as ``vision``, ``prefill`` and ``decode``.
@@ -285,7 +285,7 @@ class ModelBase:
     """What a model need not say for itself."""
 
     def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
-        """Nothing is read ahead."""
+        """Prefetches nothing."""
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
         """Eight."""
@@ -359,7 +359,10 @@ class EncoderFamily(Protocol):
 
 
 class ModelFamily(Protocol):
-    """A kind of model (``MODEL``): knows checkpoints by name, and files that describe one."""
+    """A kind of model (``MODEL``): knows checkpoints by name, and files that describe one.
+
+    It may have ``aliases()``, too: short names of its known checkpoints -> their names.
+    """
 
     options: frozenset[str]
     """Names of the settings that :meth:`find` and :meth:`adopt` take for it alone."""

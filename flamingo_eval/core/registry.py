@@ -30,11 +30,6 @@ from flamingo_eval.core.run_settings import SETTINGS
 from flamingo_eval.core.settings import Setting, settings_problem, with_defaults
 
 
-def plugin_names(kind: str) -> tuple[str, ...]:
-    """Names of the plug-ins of a kind (``loaders``, ``selectors``, ``models``, ...), sorted."""
-    return tuple(sorted(found(kind)))
-
-
 def _plugin(kind: str, name: str) -> Any:
     known = found(kind)
     if name not in known:
@@ -43,9 +38,9 @@ def _plugin(kind: str, name: str) -> Any:
     try:
         problem = _FORMS[kind](plugin)
     except Exception as error:  # noqa: BLE001  # a plug-in's own
-        problem = f"asked about itself it raises {error!r}"
+        problem = f"inspecting it raised {error!r}"
     if problem:
-        raise UserError(f"the {kind[:-1]} {name!r} is none: {problem}")
+        raise UserError(f"the {kind[:-1]} {name!r} can't be used: {problem}")
     return plugin
 
 
@@ -85,6 +80,8 @@ def _model_problem(plugin: Any) -> str | None:
         return problem
     if not isinstance(plugin.known(), Mapping) or not all(isinstance(one, Renderer) for one in plugin.renderers()):
         return "known() should give a mapping, and renderers() a sequence of flamingo_eval.core.protocols.Renderer"
+    if not isinstance(getattr(plugin, "aliases", dict)(), Mapping):
+        return "aliases() should give a mapping"
     return None
 
 
@@ -114,8 +111,7 @@ def selector(name: str) -> Selector:
 
 @cache
 def _usable(kind: str) -> dict[str, Any]:
-    """All plug-ins of a kind that can be loaded, by name; an installed package's that can't is told, and must not end
-    what has nothing to do with it."""
+    """All plug-ins of a kind that can be loaded, by name; one that can't be loaded is reported and left out."""
     usable = {}
     for name in found(kind):
         try:
@@ -187,6 +183,15 @@ def known_checkpoints() -> dict[str, str]:
     return {name: about for family in _model_families() for name, about in family.known().items()}
 
 
+def checkpoint_name(checkpoint: str) -> str:
+    """The name of the known checkpoint that a short name stands for; any other text stays as it is."""
+    for family in _model_families():
+        aliases: Mapping[str, str] = getattr(family, "aliases", dict)()
+        if checkpoint in aliases:
+            return aliases[checkpoint]
+    return checkpoint
+
+
 def model_source(
     checkpoint: str, options: Mapping[str, Any] | None = None, wishes: Mapping[str, Any] | None = None
 ) -> ModelSource:
@@ -232,7 +237,7 @@ def _option(name: str) -> str:
 
 
 def adopted(model: Any, name: str, options: Mapping[str, Any]) -> ModelSource:
-    """A model that is in memory already: of a known family, or any object that fulfils the port.
+    """A model that is in memory already: of a known family, or any object that fulfils the protocol.
 
     Raises:
         UserError: it is neither.

@@ -70,7 +70,7 @@ class RunSettings:
     data_root: str = _declared(
         DEMO,
         PATH_TEXT,
-        "Folder with one folder a benchmark ('flamingo-eval data where coco' shows its layout), or 'demo'.",
+        "Folder with one folder per benchmark ('flamingo-eval data where coco' shows its layout), or 'demo'.",
         metavar="DIR",
         default_text="the demo's, if no checkpoint is named",
         named=False,
@@ -138,7 +138,7 @@ class RunSettings:
     offline: bool = _declared(
         False,
         SWITCH,
-        "Ask no hub, use what is downloaded already (like HF_HUB_OFFLINE=1).",
+        "Never contact the hub; use only files already downloaded (like HF_HUB_OFFLINE=1).",
         panel=MODEL,
         changes_answers=False,
     )
@@ -163,7 +163,7 @@ class RunSettings:
         (),
         NAMES,
         "Also read images of these formats, such as AVIF,JPEG2000. Always read: JPEG, PNG, WEBP, GIF, BMP, TIFF; "
-        "decoders of others have been less looked at.",
+        "other decoders are less tested.",
         metavar="LIST",
         panel=HOW,
         changes_answers=False,
@@ -172,8 +172,8 @@ class RunSettings:
     batch_size: int | None = _declared(
         None,
         BATCH,
-        "Queries per batch; in fp32 it changes no answer, in narrower precisions near-ties may fall otherwise. What "
-        "does not fit into memory is halved.",
+        "Queries per batch. In fp32 it changes no answer; in bf16, fp16 and amp_bf16 a few near-ties may change. A "
+        "batch that does not fit into memory is halved.",
         metavar="N",
         panel=HOW,
         changes_answers=False,
@@ -182,8 +182,7 @@ class RunSettings:
     feature_cache: int | None = _declared(
         None,
         SIZE,
-        "Memory for what is computed once per image, such as 8GB; the cache folder keeps all of it, for what does not "
-        "fit and for later runs.",
+        "Memory for encoded images, such as 8GB; all of them are also kept in the cache folder.",
         metavar="SIZE",
         panel=HOW,
         changes_answers=False,
@@ -192,7 +191,7 @@ class RunSettings:
     plain: bool = _declared(
         False,
         SWITCH,
-        "Answer without any shortcut, for those who doubt them; several times slower, same answers.",
+        "Turn all speed-ups off, to check them; same answers, several times slower.",
         panel=HOW,
         changes_answers=False,
     )
@@ -236,7 +235,7 @@ class RunSettings:
     format: str = _declared(
         "table",
         choice(*FORMATS),
-        f"How the table is printed: {', '.join(FORMATS)}.",
+        f"How the table is printed: {', '.join(FORMATS)}. bench, controls and reproduce: table, markdown, json.",
         metavar="NAME",
         panel=OUT,
         changes_answers=False,

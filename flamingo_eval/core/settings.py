@@ -18,7 +18,7 @@ from typing import Any
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.paths import user_path
 
-DATA, MODEL, HOW, OUT = "Data and demonstrations", "Model", "How it is carried out", "Output"
+DATA, MODEL, HOW, OUT = "Data and demonstrations", "Model", "Execution", "Output"
 """What settings are about; the headings of ``--help``."""
 
 
@@ -159,7 +159,7 @@ class Setting:
         changes_answers: whether a run with another value of it may have other answers.
         named: whether a run's identity names it, of those that change answers; not where something else there tells its
             effect (a checkpoint's digest, say).
-        told: how its default is told; None for as it is.
+        default_text: how its default is written in help and docs; None for the value itself.
         was: names that it had in earlier versions, which still do.
     """
 

@@ -1,4 +1,4 @@
-"""Looking a benchmark's data over before a day-long run does."""
+"""Checks a benchmark's data before a day-long run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def count_lines(source: Source, *, compare: bool) -> Iterator[tuple[str, bool]]:
     """(what was found, whether it is as it should be), a line for each split and for the references.
 
     Args:
+        source: benchmark and data.
         compare: hold the counts against the published ones.
     """
     expected: Mapping[str, int] = source.benchmark.data.options.get("counts", {}) if compare else {}

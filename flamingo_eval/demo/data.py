@@ -70,6 +70,7 @@ def write_coco(folder: Path, *, demonstrations: words.Dialect = DIALECT, wrong_i
     dump(
         folder / "annotations" / "captions_val2014.json",
         {
+            # "pictures" stays until VERSION is counted up: this text is in the data's digest
             "info": {"description": "flamingo-eval demo: generated pictures"},
             "type": "captions",
             "images": [

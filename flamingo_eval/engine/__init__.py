@@ -1,1 +1,1 @@
-"""The four stages: plan, answer, score, and the run that strings them together."""
+"""Plan, answer and score, and the run that joins them."""

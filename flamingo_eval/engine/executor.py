@@ -1,4 +1,4 @@
-"""The executor port: who answers a run's requests, in this process or elsewhere."""
+"""The executor protocol: who answers a run's requests, in this process or elsewhere."""
 
 from __future__ import annotations
 

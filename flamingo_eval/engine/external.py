@@ -11,11 +11,11 @@ from typing import Any
 from flamingo_eval.core import registry
 from flamingo_eval.core.benchmark import Benchmark
 from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.numbers import all_finite
 from flamingo_eval.core.prompting import finish_answer
 from flamingo_eval.core.protocols import Metric
 from flamingo_eval.core.reading import read_json, record_field
 from flamingo_eval.core.records import Id, Ranking, Score
-from flamingo_eval.storage.scores import all_finite
 
 _IDS = ("question_id", "image_id", "id")
 
@@ -25,6 +25,10 @@ class ExternalScore:
     """The score of a list of predictions.
 
     Attributes:
+        benchmark: the benchmark, under the protocol that it was scored by.
+        metric: title of its metric.
+        score: the metric's value in its unit, with scores per item.
+        alternatives: other protocols -> the value under their scoring rules.
         queries: how many were scored.
         missing: ids of the split that the list says nothing about.
         notes: what a reader of the score should know.

@@ -1,4 +1,4 @@
-"""What a run's record says: what determines its answers, and where everything came from."""
+"""A run's identity and its record: versions, commit, default folder."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def new_record(
     encoder: EncoderSource | None,
     sources: Mapping[str, Source],
 ) -> RunRecord:
-    """``run.json`` as it will be written: what was there, extended by this command's cells."""
+    """``run.json`` as it will be written: what was there, extended by this command's trials."""
     old = folder.read_run() if exists(folder.run_file) else None
     queries = {trial.key[0]: len(trial) for trial in trials}
     own = {name: _settings(spec, source, queries[name]) for name, source in sources.items()}

@@ -6,7 +6,7 @@ not depend on batch size, number of processes, or where a run was resumed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import index
@@ -159,6 +159,8 @@ def _check_picked(
     """Makes sure that a selector has picked what it was asked for.
 
     Args:
+        source: benchmark and data.
+        selector: its name, for messages.
         shown: for each query and order the numbers of its demonstrations.
         wanted: how many queries, demonstrations of each, and orders at most.
         unanswerable: positions of the queries that need none.
@@ -197,6 +199,11 @@ def _cant_be_asked(
         if reasons:
             failed[position] = reasons[0]
     return failed
+
+
+def select_trials(trials: Iterable[TrialPlan], shots: int | None, seed: int | None) -> list[TrialPlan]:
+    """The trials at a number of shots and of a seed; None for all."""
+    return [trial for trial in trials if shots in (None, trial.shots) and seed in (None, trial.seed)]
 
 
 def check_selector(source: Source, selector: str) -> None:

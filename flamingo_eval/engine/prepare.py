@@ -66,7 +66,10 @@ def rank_all(
     """For every benchmark what its queries are nearest to, once for all numbers of shots; empty without retrieval.
 
     Args:
-        retriever: what the run retrieves by.
+        spec: the run.
+        sources: its benchmarks, by name.
+        keys: the trials that need a ranking.
+        retriever: what the run retrieves by; None without retrieval.
         folder: a run that keeps its ranking: one made from the same images that reaches far enough is used, also
             where the images have gone since.
 
@@ -86,7 +89,7 @@ def rank_all(
                 saved, record = read_nearest(kept, source, asked, count)
             except DataError:  # too short, or damaged: made anew
                 record = None
-            if record is not None and seen.still(record):
+            if record is not None and seen.matches(record):
                 nearest[name] = saved
                 continue
         nearest[name] = find_nearest(source, asked, count, retriever, spec.device)
@@ -119,13 +122,13 @@ def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
         for name, source in sources.items()
         if is_deterministic(source, spec)
     ]
-    unused = [f"--pool-size {spec.pool_size} has no effect: {spec.select} goes by the whole training set"]
+    unused = [f"--pool-size {spec.pool_size} has no effect: {spec.select} searches the whole training set"]
     return [*chosen, *fixed, *((unused if spec.pool_size != RunSpec.pool_size else []) if retrieves else capped)]
 
 
 def _no_effect(settings: RunSettings) -> str:
     ignored = [f"--{name}" for name in ("seeds", "trials") if getattr(settings, name) is not None]
-    return f"; {' and '.join(ignored)} has no effect" if ignored else ""
+    return f"; {' and '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no effect" if ignored else ""
 
 
 def read_sources(spec: RunSpec, images: Images) -> dict[str, Source]:
@@ -202,13 +205,13 @@ def prepare(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: Mode
     return PreparedRun(spec, images, sources, model_source, info, retriever, device, precision, identity, folder, keys)
 
 
-def told_beforehand(run: PreparedRun) -> Iterator[str]:
+def opening_notes(run: PreparedRun) -> Iterator[str]:
     """What is said before anything is answered. Raises DataError where the references could not be scored with."""
     demo = demo_note(run.spec)
     if demo:
         yield demo
     if not run.model_source.capabilities.reproducible:
-        yield f"{run.info.name} does not give the same answer every time: asked again, it can score otherwise"
+        yield f"{run.info.name} is not deterministic: asked again, it may score differently"
     yield from notices(run.spec, run.sources)
     for name, source in run.sources.items():
         yield from (f"{name}: {line}" for line in _check_scorable(source, run.spec, run.trial_keys))

@@ -9,7 +9,7 @@ from typing import Any
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.paths import exists
 from flamingo_eval.core.records import Example
-from flamingo_eval.engine.plan import TrialPlan
+from flamingo_eval.engine.plan import TrialPlan, select_trials
 from flamingo_eval.engine.prepare import RootOf
 from flamingo_eval.engine.reopen import reopen_answered
 from flamingo_eval.engine.samples import check_scored, sample_row
@@ -42,7 +42,7 @@ def query_details(
         UserError: no trial asks such a query; see also :func:`flamingo_eval.engine.reopen.reopen`.
     """
     _, trials, journal = reopen_answered(folder, root_of, data_root)
-    chosen = [t for t in trials if shots in (None, t.shots) and seed in (None, t.seed)]
+    chosen = select_trials(trials, shots, seed)
     reasons = {(*row.slot[:3], str(row.query_id)): row.reason for row in folder.read_failures()}
     items = (
         {key: row for key, row in item_rows(folder).items() if str(key[3]) == id} if exists(folder.items_file) else {}

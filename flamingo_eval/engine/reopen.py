@@ -21,7 +21,7 @@ from flamingo_eval.storage.run_records import RunRecord
 
 
 def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> tuple[RunRecord, list[TrialPlan]]:
-    """The record of a run and the plans of all its cells, made again from the data.
+    """The record of a run and the plans of all its trials, made again from the data.
 
     Args:
         folder: the run.
@@ -79,7 +79,7 @@ def reopen_answered(
     """The same with the journal, whose answers are those to the plans' queries.
 
     Raises:
-        UserError, DataError: see :func:`reopen` and :func:`flamingo_eval.engine.answer.check_asked`.
+        UserError, DataError: see :func:`reopen` and :func:`flamingo_eval.engine.requests.check_asked`.
     """
     record, trials = reopen(folder, root_of, data_root)
     journal = Journal(folder.journal_file)

@@ -95,7 +95,9 @@ def answer_key(query: Query, renderings: Sequence[Rendering], task: Task, model:
     """Digest of everything that determines a query's answer, but for the images' content.
 
     Args:
+        query: the query.
         renderings: the query as the model reads it, in each of its orders.
+        task: what is asked.
         model: digest of the model, its precision included.
     """
     return digest(
@@ -123,8 +125,8 @@ def find_pending(trials: Iterable[TrialPlan], journal: Journal, model: str) -> I
             key, known = answer_key(query, renderings, trial.source.task, model), journal.get(slot_of(query))
             if known is None or known.key != key:
                 yield Pending(trial, position, key)  # its images are looked at when its turn comes
-            elif (content := images_digest(images, renderings[0].images)) not in (known.images_digest, None):
-                yield Pending(trial, position, key, content)
+            elif (digest_now := images_digest(images, renderings[0].images)) not in (known.images_digest, None):
+                yield Pending(trial, position, key, digest_now)
 
 
 def check_asked(trials: Iterable[TrialPlan], journal: Journal, model: str) -> None:

@@ -128,7 +128,7 @@ def _rank(
 ) -> list[list[int]]:
     """The nearest rows of each image asked about; images are compared once, however many rows show them."""
     from flamingo_eval.devices import pick_device
-    from flamingo_eval.storage.nearest import Pool, nearest_rows
+    from flamingo_eval.engine.nearest import Pool, nearest_rows
 
     rows: dict[int, list[int]] = {}
     for row, image in enumerate(train):
@@ -185,7 +185,12 @@ def _build(
     """Adds what the store lacks. Returns why images could not be encoded, by key.
 
     Args:
+        store: where vectors are kept.
+        source: the image encoder.
+        images: where the images are.
         shown: key of an image -> a path that it is at.
+        rgb: convert images to RGB before the transform.
+        device: where images are encoded.
     """
     from flamingo_eval.devices import free_memory, pick_device
 
@@ -200,7 +205,7 @@ def _build(
         about = {"name": info.name, "parts": dict(info.parts)}
         title = f"image features ({info.name})"
         with progress_bar(len(missing), "image", title) as bar:
-            for batch, prepared in _read_ahead(encoder, {key: shown[key] for key in missing}, rgb, images):
+            for batch, prepared in _prefetched(encoder, {key: shown[key] for key in missing}, rgb, images):
                 good = [(key, p) for key, p in zip(batch, prepared, strict=True) if not isinstance(p, QueryError)]
                 failed |= {k: str(p) for k, p in zip(batch, prepared, strict=True) if isinstance(p, QueryError)}
                 if good:
@@ -218,7 +223,7 @@ def _build(
     return failed
 
 
-def _read_ahead(
+def _prefetched(
     encoder: ImageEncoder, shown: Mapping[str, str], rgb: bool, images: Images
 ) -> Iterator[tuple[list[str], list[Any]]]:
     """Batches of keys with their images, or what is wrong with one; two batches are read while one is encoded."""
@@ -255,7 +260,7 @@ def _normalised(vectors: Vectors, images: Sequence[Path]) -> Vectors:
 
 @dataclass(frozen=True)
 class Seen:
-    """The images that a ranking goes by, as they are now: digest of each, and those that can't be read."""
+    """The images that a ranking uses, as they are now: digest of each, and those that can't be read."""
 
     digests: Mapping[str, str]
     failed: frozenset[str]
@@ -272,7 +277,7 @@ class Seen:
         """One digest of all of it."""
         return digest([dict(self.digests), sorted(self.failed)])
 
-    def still(self, record: RankingRecord) -> bool:
+    def matches(self, record: RankingRecord) -> bool:
         """Whether a ranking that was kept is that of these images: each that can be read is what it was, and each that
         can't (any more) was known. One that could not be read then, and can now, is another image."""
         if record.digests is UNSET:
@@ -286,6 +291,8 @@ def write_nearest(path: Path, nearest: Nearest, seen: Seen) -> None:
     """Keeps the ranking beside a run, so that it can be scored and shown without images or encoder.
 
     Args:
+        path: the file.
+        nearest: the ranking.
         seen: the images it was made from.
     """
     rows = {image: [*rows] for image, rows in nearest.rows.items()}

@@ -24,7 +24,7 @@ from flamingo_eval.engine.answer import describe_failures
 from flamingo_eval.engine.executor import Alone, Executor, Outcome, Terms, checked, make_executor
 from flamingo_eval.engine.identity import git_commit, new_record, versions
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.engine.prepare import PreparedRun, RootOf, model_digest, plan_all, prepare, rank_all, told_beforehand
+from flamingo_eval.engine.prepare import PreparedRun, RootOf, model_digest, opening_notes, plan_all, prepare, rank_all
 from flamingo_eval.engine.reopen import reopen
 from flamingo_eval.engine.requests import Pending, find_pending
 from flamingo_eval.engine.score import check_complete, write_scores
@@ -62,7 +62,7 @@ def execute(
     """
     run = prepare(spec, root_of, out, model_source)
     executor = make_executor(spec.executor, spec.worker)
-    for line in told_beforehand(run):
+    for line in opening_notes(run):
         if executor.leads:
             warn(line)
     if fresh:
@@ -81,7 +81,7 @@ class PlannedRun:
     """What a run is to ask.
 
     Attributes:
-        trials: the plans of its cells.
+        trials: the plans, one per trial.
         journal: its answers.
         pending: what is not answered yet.
         record: ``run.json``.
@@ -96,7 +96,7 @@ class PlannedRun:
 
 
 def _plan(run: PreparedRun, executor: Executor, held: Alone) -> PlannedRun:
-    """Plans the run's cells, and records what it is."""
+    """Plans the run's trials, and records what it is."""
     started, spec, folder = now(), run.spec, run.folder
     if executor.sole:
         folder.forget_unanswered(run.identity)
@@ -176,7 +176,7 @@ def _finish(run: PreparedRun, planned: PlannedRun, outcome: Outcome, root_of: Ro
         warn(f"{len(changed)} answers of earlier commands do not hold any more; those commands ask again")
     cells = write_scores(folder, [*planned.trials, *earlier], journal, folder.read_run())
     if planned.pending:
-        _tell_speed({**outcome.seconds, "scoring": time.perf_counter() - began}, journal.written)
+        _note_speed({**outcome.seconds, "scoring": time.perf_counter() - began}, journal.written)
     if outcome.failures and not skip:
         raise describe_failures(outcome.failures)
     check_complete(planned.trials, journal, wanted, folder)
@@ -193,16 +193,16 @@ def _start_over(folder: RunFolder, executor: Executor) -> None:
         warn(f"starting over; what was there is kept in {kept}")
 
 
-def _tell_speed(seconds: Mapping[str, float], queries: int) -> None:
+def _note_speed(seconds: Mapping[str, float], queries: int) -> None:
     """Queries per second, and shares of the time, where the executor has measured it."""
     if not seconds.get("answering"):
         return
-    whole = seconds["answering"] + seconds["scoring"]
+    total = seconds["answering"] + seconds["scoring"]
     parts = {name: seconds[name] for name in ("vision", "prefill", "decode") if name in seconds}
     if parts:
         parts["idle"] = seconds["answering"] - sum(parts.values())
     parts["scoring"] = seconds["scoring"]
-    message = ", ".join(f"{name} {100 * value / whole:.0f}%" for name, value in parts.items())
+    message = ", ".join(f"{name} {100 * value / total:.0f}%" for name, value in parts.items())
     note(f"{queries / seconds['answering']:.2f} queries/s; {message}")
 
 
@@ -240,7 +240,7 @@ def _recorded(folder: RunFolder, held: Alone, session: SessionRecord, journal: J
 
 
 def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[TrialKey]) -> list[TrialPlan]:
-    """Plans of the cells that earlier commands put into the folder; without them if their data is gone."""
+    """Plans of the trials that earlier commands put into the folder; without them if their data is gone."""
     if set(folder.read_run().keys) == wanted:
         return []
     try:
@@ -251,7 +251,7 @@ def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[TrialKey]) -> list[
 
 
 def _trials_there(folder: RunFolder, sources: Mapping[str, Source]) -> list[TrialKey]:
-    """The cells of these benchmarks that earlier commands put into the folder."""
+    """The trials of these benchmarks that earlier commands put into the folder."""
     if not is_file(folder.run_file):
         return []
     return [key for key in folder.read_run().keys if key[0] in sources]

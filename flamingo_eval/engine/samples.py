@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from flamingo_eval.core.benchmark import AnswerRules
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.core.prompting import extract_answer
-from flamingo_eval.core.records import Answer, Prediction, Query
+from flamingo_eval.core.records import Prediction, Query
 from flamingo_eval.engine.plan import TrialPlan, query_row
+from flamingo_eval.engine.score import processed, text_of
 from flamingo_eval.storage.journal import Journal
 from flamingo_eval.storage.run_folder import RunFolder
 from flamingo_eval.storage.run_records import ItemRow
 from flamingo_eval.storage.scores import item_rows, read_scores
-
-
-def processed(rules: AnswerRules, answer: Answer) -> Answer:
-    return extract_answer(rules, answer) if isinstance(answer, str) else answer
 
 
 def samples(folder: RunFolder, trials: Iterable[TrialPlan], journal: Journal) -> Iterator[dict[str, Any]]:
@@ -51,11 +46,6 @@ def check_scored(
             f"{folder.path} was scored before the answer to query {query.id} ({trial.key[0]}, {trial.shots} shots, "
             f"seed {trial.seed}) changed: flamingo-eval score {folder.path}"
         )
-
-
-def text_of(answer: Answer) -> str:
-    """An answer as ``scores.jsonl`` has it: of a ranking the most likely name."""
-    return answer if isinstance(answer, str) else max(answer, key=lambda name: answer[name])
 
 
 def sample_row(trial: TrialPlan, query: Query, prediction: Prediction | None, item: ItemRow | None) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from typing import Any
 from msgspec import UNSET
 
 from flamingo_eval.core import registry
-from flamingo_eval.core.benchmark import Benchmark
+from flamingo_eval.core.benchmark import AnswerRules, Benchmark
 from flamingo_eval.core.digests import changed_fields, digest
 from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.prompting import extract_answer
 from flamingo_eval.core.records import Answer, Cell, Id, Ranking, Score, Trial
 from flamingo_eval.core.source import Source
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.engine.samples import processed, text_of
 from flamingo_eval.storage.files import json_text, write_atomic
 from flamingo_eval.storage.journal import Journal, Slot
 from flamingo_eval.storage.run_folder import RunFolder
@@ -48,7 +48,17 @@ def raw_answers(trial: TrialPlan, journal: Journal) -> list[tuple[Id, Answer]]:
     return [(id, prediction.answer) for id, prediction in found if prediction is not None]
 
 
-def is_whole(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ()) -> bool:
+def processed(rules: AnswerRules, answer: Answer) -> Answer:
+    """An answer as it is scored: a text cut out by the benchmark's rules; log-likelihoods as they are."""
+    return extract_answer(rules, answer) if isinstance(answer, str) else answer
+
+
+def text_of(answer: Answer) -> str:
+    """An answer as ``scores.jsonl`` has it: of a ranking the most likely name."""
+    return answer if isinstance(answer, str) else max(answer, key=lambda name: answer[name])
+
+
+def is_complete(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ()) -> bool:
     """Whether all of a trial's queries are answered, but for those that are skipped, and some are."""
     missing = missing_slots(trial, journal)
     return len(missing) < len(trial) and all(slot in skipped for slot in missing)
@@ -74,7 +84,7 @@ def score_trials(
     for source, members in by_source.values():
         rules, complete, answers, counts = source.benchmark.answer, [], [], []
         for trial in members:
-            if is_whole(trial, journal, skipped):
+            if is_complete(trial, journal, skipped):
                 raw = raw_answers(trial, journal)
                 complete.append(trial)
                 _check_kinds(trial, raw, journal.path)
@@ -122,7 +132,7 @@ def _scores(source: Source, answers: Sequence[Mapping[Id, Answer]], rules: Mappi
 
 
 def check_complete(trials: Iterable[TrialPlan], journal: Journal, wanted: set[TrialKey], folder: RunFolder) -> None:
-    """Refuses to present trials with answers missing as if they were whole.
+    """Refuses to present trials with answers missing as if they were complete.
 
     Raises:
         DataError: says how many answers are missing.
@@ -130,9 +140,9 @@ def check_complete(trials: Iterable[TrialPlan], journal: Journal, wanted: set[Tr
     skipped = folder.skipped()
     missing = {t.key: len(missing_slots(t, journal, skipped)) for t in trials if t.key in wanted}
     if any(missing.values()):
-        cells = "; ".join(f"{b}, {k} shots, seed {s}: {n}" for (b, k, s), n in missing.items() if n)
+        listed = "; ".join(f"{b}, {k} shots, seed {s}: {n}" for (b, k, s), n in missing.items() if n)
         raise DataError(
-            f"{folder.path}: {sum(missing.values())} answers are missing ({cells}). "
+            f"{folder.path}: {sum(missing.values())} answers are missing ({listed}). "
             "The command that began the run continues it"
         )
 
@@ -175,9 +185,9 @@ def write_scores(folder: RunFolder, trials: Sequence[TrialPlan], journal: Journa
         for source in sources
         for note in (*source.data.notes, *source.references.notes, *_metric_notes(source, trials, scored))
     )
-    for cell, one in scored.items():
+    for (benchmark, shots, seed), one in scored.items():
         if one.undefined:
-            where = f"{cell[0]}, {cell[1]} shots, seed {cell[2]}"
+            where = f"{benchmark}, {shots} shots, seed {seed}"
             notes[f"{where}: no score, since queries were left out: {one.undefined}"] = None
     for source in sources:
         if not source.references.by_id:

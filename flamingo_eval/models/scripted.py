@@ -32,10 +32,10 @@ class ScriptedModel(ModelBase):
 
     def answer(self, prepared: Sequence[Prompt], task: Task) -> list[Answer]:
         """The last demonstration's answer, for each prompt; when ranking, that name is the likely one."""
-        answer = [(prompt.demonstrations[-1].answer if prompt.demonstrations else None) or "" for prompt in prepared]
+        texts = [(prompt.demonstrations[-1].answer if prompt.demonstrations else None) or "" for prompt in prepared]
         if isinstance(task, Decoding):
-            return list(answer)
-        return [{name: 0.0 if name == text else -1.0 for name in task.names} for text in answer]
+            return list(texts)
+        return [{name: 0.0 if name == text else -1.0 for name in task.names} for text in texts]
 
 
 class ScriptedSource:

@@ -1,1 +1,1 @@
-"""Report: scores as tables."""
+"""Tables, plots, cards and samples: rendering."""

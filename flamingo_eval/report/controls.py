@@ -29,12 +29,12 @@ def _grid(rows: Rows) -> tuple[list[str], list[list[str]]]:
             if own:
                 metric = next(iter(own.values())).metric
                 body.append([benchmark, metric, name, *(format_value(own[k]) if k in own else "-" for k in shots)])
-    return ["benchmark", "metric", "shown", *(f"{k} shots" for k in shots)], body
+    return ["benchmark", "metric", "control", *(f"{k} shots" for k in shots)], body
 
 
 def _legend(rows: Rows, run: RunRecord, notes: Sequence[str]) -> list[str]:
     lines = [f"{name}: {CONTROLS[name]}" for name in rows if name in CONTROLS]
-    lines.append("-: the control shows the same there, or the trial is not answered")
+    lines.append("-: this control changes nothing there, or the trial is incomplete")
     return [*lines, *caption_lines(next(cells for cells in rows.values() if cells), run, notes)]
 
 

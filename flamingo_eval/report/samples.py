@@ -19,7 +19,7 @@ _ROWS_AT_ONCE = 10_000
 
 
 def write_jsonl(rows: Iterable[Row], file: BinaryIO) -> None:
-    """A JSON object a line, ids as the data has them."""
+    """One JSON object per line, ids as the data has them."""
     for row in rows:
         file.write((printable(json.dumps(row, ensure_ascii=False)) + "\n").encode("utf-8", "backslashreplace"))
 
@@ -28,7 +28,7 @@ def write_csv(rows: Iterable[Row], file: BinaryIO, *, escape_formulas: bool = Fa
     """A header and a line per query; lists and log-likelihoods are JSON texts.
 
     Args:
-        rows: as :func:`flamingo_eval.engine.score.samples` gives them.
+        rows: as :func:`flamingo_eval.engine.samples.samples` gives them.
         file: where to.
         escape_formulas: put an apostrophe before texts that a spreadsheet would take for formulas.
     """

@@ -13,7 +13,7 @@ from flamingo_eval.storage.runs import RunState
 
 
 def runs_text(runs: Sequence[RunState]) -> str:
-    """A line a run."""
+    """One line per run."""
     head = ["run", "benchmarks", "checkpoint", "state", "shots", "trials", "answered", "age"]
     body = [
         [str(run.path), ", ".join(run.benchmarks), run.checkpoint, run.state, ",".join(map(str, run.shots)),
@@ -43,7 +43,7 @@ def _progress(run: RunState) -> str:
 
 
 def run_text(record: Mapping[str, Any]) -> str:
-    """``run.json``, a line a value."""
+    """``run.json``, one line per value."""
     return "".join(f"{line}\n" for line in _lines(record, ""))
 
 

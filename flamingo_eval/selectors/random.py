@@ -13,7 +13,7 @@ from flamingo_eval.core.settings import Setting
 
 @dataclass(frozen=True)
 class RandomSelector:
-    """A pool drawn once a trial (NumPy, going on after the queries' draw), then ``random.sample`` for each query.
+    """A pool drawn once per trial (NumPy, going on after the queries' draw), then ``random.sample`` for each query.
 
     Source: open_flamingo/eval/utils.py (``get_query_set``, ``sample_batch_demos_from_query_set``) and evaluate.py
     (``random.seed(seed + rank)``, rank 0).

@@ -54,7 +54,7 @@ class RicesSelector:
         Under prompt ensembling a query's demonstrations are shuffled once per order, cumulatively, as random ones are.
         """
         if selection.nearest is None:
-            raise ValueError("there are no embeddings to go by")
+            raise ValueError("RICES needs image embeddings")
         orders = min(selection.ensemble, math.factorial(min(selection.count, 10)))
         generator = random.Random(selection.seed)
         picked = []

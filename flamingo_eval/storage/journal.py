@@ -70,7 +70,7 @@ def slot_of(query: Query) -> Slot:
 class _File:
     """How far a file has been read: bytes and lines up to its last line break, and whether something is behind that.
 
-    ``trials``: how often in a row its next line could not be read. ``inode``: device and number of the file, once it
+    ``attempts``: how often in a row its next line could not be read. ``inode``: device and number of the file, once it
     has been looked at.
     """
 
@@ -78,7 +78,7 @@ class _File:
     complete_bytes: int = 0
     lines: int = 0
     torn: bool = False
-    trials: int = 0
+    attempts: int = 0
 
 
 class Journal:
@@ -141,11 +141,11 @@ class Journal:
                 for entry in self._read(file, state):
                     self._add(entry)
                     count += 1
-                state.trials = 0
+                state.attempts = 0
             except DataError:
                 # a line of another process may still be on its way over a network: it is read again later
-                state.trials += 1
-                if first or state.trials > _PATIENCE:
+                state.attempts += 1
+                if first or state.attempts > _PATIENCE:
                     raise
         return count
 
@@ -209,12 +209,12 @@ class Journal:
                 self._again[entry.slot] = entry.again
 
     def _compact(self, prediction: Prediction) -> Prediction:
-        content = prediction.answer
-        if isinstance(content, str | Ranked):
+        answer = prediction.answer
+        if isinstance(answer, str | Ranked):
             return prediction
-        names = tuple(content)
+        names = tuple(answer)
         places = self._places.setdefault(names, {name: i for i, name in enumerate(names)})
-        return replace(prediction, answer=Held(places, array("d", content.values())))
+        return replace(prediction, answer=Held(places, array("d", answer.values())))
 
     def append(self, entries: Sequence[Entry], extra: Mapping[str, str] | None = None) -> None:
         """Adds answers and waits until they are on the disk.
@@ -256,13 +256,13 @@ class Journal:
     def _with_numbers_beside(self, entries: Sequence[Entry]) -> list[Entry]:
         """The same, with log-likelihoods of many names in the file beside this process's. Raises StorageError."""
         answers = [entry.prediction.answer for entry in entries]
-        many = {i: content for i, content in enumerate(answers) if not isinstance(content, str) and len(content) > MANY}
+        many = {i: answer for i, answer in enumerate(answers) if not isinstance(answer, str) and len(answer) > MANY}
         if not many:
             return [*entries]
         numbers, beside = self._numbers_of(self.path), [*entries]
-        places = numbers.append([[*content.values()] for content in many.values()])
-        for (i, content), place in zip(many.items(), places, strict=True):
-            ranked = Ranked(self._names.keep([*content]), self._names, numbers, place)
+        places = numbers.append([[*answer.values()] for answer in many.values()])
+        for (i, answer), place in zip(many.items(), places, strict=True):
+            ranked = Ranked(self._names.keep([*answer]), self._names, numbers, place)
             beside[i] = entries[i]._replace(prediction=replace(entries[i].prediction, answer=ranked))
         return beside
 
@@ -327,14 +327,14 @@ def _line(entry: Entry, extra: Mapping[str, str]) -> str:
     benchmark, shots, seed, query_id, occurrence = entry.slot
     answer = entry.prediction.answer
     if isinstance(answer, str):
-        content: dict[str, Any] = {"raw": answer}
+        fields: dict[str, Any] = {"raw": answer}
     elif isinstance(answer, Ranked):
-        content = {"raw": None, "names": answer.names, "numbers": [*answer.place]}
+        fields = {"raw": None, "names": answer.names, "numbers": [*answer.place]}
     else:
-        content = {"raw": None, "class_logprobs": dict(answer)}
+        fields = {"raw": None, "class_logprobs": dict(answer)}
     counts = {name: n for name, n in (("occurrence", occurrence), ("again", entry.again)) if n}
     row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, **counts,
-           "key": entry.prediction.key, "pictures": entry.prediction.images_digest, **content, **extra}  # fmt: skip
+           "key": entry.prediction.key, "pictures": entry.prediction.images_digest, **fields, **extra}  # fmt: skip
     return json.dumps(row) + "\n"
 
 

@@ -1,8 +1,9 @@
 """The run folder: what is in it, who may write to it, and what it must agree with.
 
-``run.json`` (identity, settings, provenance), ``journal.jsonl`` (raw answers), ``scores.json`` (cells) and
-``scores.jsonl`` (a line per answer: what was scored and its score); with retrieval ``<selector>-<benchmark>.json`` (for
-the image of each query the training rows nearest to it).
+``run.json`` (identity, settings, provenance), ``journal.jsonl`` (raw answers) with ``journal.numbers`` beside it (the
+log-likelihoods of many names), ``scores.json`` (cells) and ``scores.jsonl`` (a line per answer: what was scored and its
+score), ``failures.json`` (queries without an answer, and why); with retrieval ``<selector>-<benchmark>.json`` (for the
+image of each query the training rows nearest to it); ``controls/`` (the journals of a run's controls).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from flamingo_eval.core.run_settings import Process
 from flamingo_eval.core.schema import typed
 from flamingo_eval.storage.files import drop_partial, json_text, open_own, storage_errors, write_atomic
 from flamingo_eval.storage.journal import Failure, Journal, Slot, journal_files
-from flamingo_eval.storage.run_records import FORMAT, FailureRow, Identity, RunRecord, with_identity
+from flamingo_eval.storage.run_records import FORMAT, FailureRow, Identity, RunRecord, TrialKey, with_identity
 
 _LOCK = ".lock"
 _OWN = ("run.json", "scores.json", "scores.jsonl", "failures.json", "*-*.json")
@@ -52,7 +53,7 @@ class RunFolder:
         self.claims_file = path / ".claims"
 
     def nearest_file(self, selector: str, benchmark: str) -> Path:
-        """Where the ranking that a selector goes by is kept for a benchmark."""
+        """Where the ranking that a selector uses is kept for a benchmark."""
         return self.path / f"{selector}-{benchmark}.json"
 
     def read_run(self) -> RunRecord:
@@ -107,18 +108,18 @@ class RunFolder:
             )
 
     def write_failures(
-        self, failures: Collection[Failure], cells: Collection[tuple[str, int, int]], journal: Journal, *, skip: bool
+        self, failures: Collection[Failure], trials: Collection[TrialKey], journal: Journal, *, skip: bool
     ) -> None:
-        """Keeps why queries have no answer, beside what is known of other cells.
+        """Keeps why queries have no answer, beside what is known of other trials.
 
         Args:
             failures: the queries.
-            cells: (benchmark, shots, seed) of the trials that were asked, whose other queries are answered.
+            trials: (benchmark, shots, seed) of those that were asked, whose other queries are answered.
             journal: may hold answers of theirs from before, which do not hold any more.
             skip: whether the user goes on without them.
         """
         slots = {failure.slot for failure in failures}
-        rows = [row for row in self.read_failures() if row.slot[:3] not in cells and row.slot not in slots]
+        rows = [row for row in self.read_failures() if row.slot[:3] not in trials and row.slot not in slots]
         for failure in failures:
             before = journal.answers_of(failure.slot)
             rows.append(FailureRow.of(failure.slot, failure.reason, skip=skip, answers=before))

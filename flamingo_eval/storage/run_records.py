@@ -38,6 +38,7 @@ class PartRecord(Stored, frozen=True, kw_only=True):
     """A model or an encoder, for people.
 
     Attributes:
+        name: its name.
         parts: where its parts come from.
         notes: what a reader of the numbers should know.
     """
@@ -82,7 +83,14 @@ class Identity(Stored, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     Attributes:
         checkpoint: the model's digest.
-        query_set_size: size of the pool; None with retrieval.
+        precision: number format of the model, such as fp32.
+        selector: name of the selector.
+        num_samples: queries per trial; None for all.
+        query_set_size: size of the pool, in training examples; None with retrieval.
+        ensemble: most orders of demonstrations that a ranking query is asked in.
+        benchmarks: name -> what of it determines answers.
+        rendering: name of the way that prompts are rendered.
+        retrieval: what decides which demonstrations are nearest; None without retrieval.
         selection: the selector's settings that are not the defaults.
         named: settings of a run that are not the defaults.
     """
@@ -117,11 +125,11 @@ class Identity(Stored, frozen=True, kw_only=True, forbid_unknown_fields=True):
         defaults = {"selection": {}, **{name: SETTINGS[name].default for name in NAMED_SETTINGS}}
         ours, theirs = ({**defaults, **one.table()} for one in (self, other))
         keys = sorted(key for key in ours.keys() & theirs.keys() - {"benchmarks"} if ours[key] != theirs[key])
-        found = [f"{key} is {ours[key]}, there {theirs[key]}" for key in keys]
+        found = [f"{key} is {ours[key]} here, {theirs[key]} in that run" for key in keys]
         for name in self.benchmarks.keys() & other.benchmarks.keys():
             new, old = (one["benchmarks"][name] for one in (ours, theirs))
             keys = sorted(key for key in new if new[key] != old.get(key))
-            found += [f"{name} {key} is {new[key]}, there {old.get(key)}" for key in keys]
+            found += [f"{name} {key} is {new[key]} here, {old.get(key)} in that run" for key in keys]
         return found
 
 
@@ -129,7 +137,10 @@ class BenchmarkSettings(Stored, frozen=True, kw_only=True):
     """How one benchmark of a run was read and asked.
 
     Attributes:
-        pool: training examples that demonstrations were drawn from.
+        data_root: folder of the data, or ``demo``.
+        data_overrides: ``[data]`` settings that differ from the benchmark's own.
+        image_formats: formats that images may have.
+        pool: number of training examples that demonstrations were drawn from.
         queries: how many a trial has.
         task: decoding settings, or how many names are ranked.
     """
@@ -154,9 +165,20 @@ class SessionRecord(Stored, frozen=True, kw_only=True, omit_defaults=True):
     """One command that brought answers: when and where, how many, and by which versions.
 
     Attributes:
-        start: when it began, ISO 8601; ``end`` when it ended, None while it has not.
-        seconds: where its time went.
+        start: when it began, ISO 8601.
+        device: where the model ran.
+        precision: number format of the model.
+        batch_size: queries per batch that the user asked for; None for automatic.
+        rank: number of the process, from 0.
+        processes: how many processes shared the run.
+        seconds: where its time went, in seconds.
         batches: benchmark and shots -> queries of a batch -> how many such batches.
+        host: name of the machine.
+        process: number that the system gave the process.
+        end: when it ended, ISO 8601; None while it has not.
+        answered: how many answers it brought.
+        versions: package -> version.
+        git_commit: commit of the checkout; None for an installed package.
     """
 
     start: str | None = None
@@ -180,7 +202,7 @@ class SessionRecord(Stored, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RunRecord(Stored, frozen=True, kw_only=True):
-    """``run.json``: what the run is, how it is carried out again, its cells, and where its answers came from."""
+    """``run.json``: what the run is, how it is carried out again, its trials, and where its answers came from."""
 
     format: int
     demo: str | None
@@ -305,6 +327,12 @@ class FailureRow(Stored, frozen=True, kw_only=True, omit_defaults=True):
     """A query that has no answer.
 
     Attributes:
+        benchmark: name of the benchmark.
+        shots: number of demonstrations.
+        seed: seed of the trial.
+        query_id: id of the query.
+        occurrence: how often the trial has queried the same id before.
+        reason: why it has no answer.
         skip: whether the user goes on without it.
         answers: how many answers it has had, all of which do not hold any more.
     """
@@ -335,8 +363,11 @@ class RankingRecord(Stored, frozen=True, kw_only=True, rename={"images_digest": 
     """What a run's queries are nearest to, and what it was made from.
 
     Attributes:
+        format: version of the file's format.
         images_digest: of all images.
-        digests: of each one that could be read; the first version kept none.
+        nearest: path of a query's image -> numbers of training examples, the nearest first.
+        failed: path of an image that could not be read -> why.
+        digests: path of an image that could be read -> digest of its content; the first version kept none.
     """
 
     format: int

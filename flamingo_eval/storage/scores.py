@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from io import TextIOWrapper
-from typing import Any
 
 from msgspec import UNSET
 
 from flamingo_eval.core.errors import DataError, UserError
+from flamingo_eval.core.numbers import all_finite, same_number
 from flamingo_eval.core.paths import exists, open_regular
 from flamingo_eval.core.reading import parse_json, read_json
 from flamingo_eval.core.records import Cell, Id, Trial
@@ -107,21 +106,6 @@ def _read_cell(row: CellRow, damaged: UserError) -> Cell:
 
 def _damaged(damaged: UserError, detail: str) -> UserError:
     return type(damaged)(f"{damaged} ({detail})")
-
-
-def all_finite(numbers: Iterable[Any]) -> bool:
-    """Whether all are numbers as a float holds them: JSON has longer ones, and Python's reads NaN."""
-    try:
-        return all(math.isfinite(number) for number in numbers)
-    except OverflowError:
-        return False
-
-
-def same_number(stated: float | None, computed: float | None) -> bool:
-    """Whether a number of a file is the one that follows from the rest of the file, but for rounding."""
-    if computed is None or stated is None:
-        return stated is computed
-    return all_finite([stated]) and math.isclose(stated, computed, rel_tol=1e-9, abs_tol=1e-6)
 
 
 def unscored(folder: RunFolder) -> list[TrialKey]:

@@ -31,6 +31,8 @@ from flamingo_eval.storage.files import open_own, storage_errors
 
 FORMAT = 1
 _WIDEST = 1 << 26
+"""Numbers of a vector, at most: a latent of the largest Flamingo has 2^20."""
+Vectors = NDArray[np.float32]
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -39,10 +41,6 @@ class _Head(msgspec.Struct, frozen=True):
     format: int
     encoder: str
     width: Annotated[int, msgspec.Meta(gt=0, le=_WIDEST)]
-
-
-"""Numbers of a vector, at most: a latent of the largest Flamingo has 2^20."""
-Vectors = NDArray[np.float32]
 
 
 class FeatureStore:
@@ -61,7 +59,7 @@ class FeatureStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Reads the index again: another process may have added to it. Who reads meanwhile goes by the old one."""
+        """Reads the index again: another process may have added to it. Who reads meanwhile uses the old one."""
         try:
             with open_regular(self._index_file) as file:
                 data = file.read()

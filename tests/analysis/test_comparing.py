@@ -211,6 +211,10 @@ def test_published_numbers_and_their_harnesses(cli: Cli) -> None:
     shown = cli("published", "openflamingo/OpenFlamingo-4B-vitl-rpj3b", "--benchmarks", "vizwiz").stdout
     assert "39.9 (0.6)" in shown
     assert "23.1 (1.1)" in shown, "sources that disagree are both shown"
+    assert cli("published", "4B", "--benchmarks", "vizwiz").stdout == shown, "short names do as well"
+    refused = cli("published", "4B", "--benchmarks", "vizwiz", "--select", "none").stderr
+    assert "no published numbers for 4B with these benchmarks and this --select; checkpoints with numbers: " in refused
+    assert "no published numbers for nothing; " in cli("published", "nothing").stderr
 
 
 def test_the_documentations_published_table_is_what_the_command_prints(cli: Cli) -> None:

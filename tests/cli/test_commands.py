@@ -83,7 +83,7 @@ def test_another_setting_needs_another_folder(root: Path, cli: Cli) -> None:
     cli(*FAST, "--data-root", root, "--out", "run")
     other = cli(*FAST, "--data-root", root, "--out", "run", "--query-set-size", "5")
     assert other.returncode == 2
-    assert "holds a run with other settings: query_set_size is 5, there 2048" in other.stderr
+    assert "holds a run with other settings: query_set_size is 5 here, 2048 in that run" in other.stderr
     smaller = cli(*FAST, "--data-root", root, "--out", "run", "--batch-size", "3")
     assert smaller.returncode == 0, "what does not change answers may change"
     default = cli(*FAST, "--data-root", root)

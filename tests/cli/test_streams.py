@@ -129,7 +129,7 @@ def test_cells_like_formulas_are_neutralised_on_request(root: Path, cli: Cli) ->
     assert cli("report", "run", "--format", "csv", "--escape-formulas").returncode == 0
     result = cli("samples", "run", "--escape-formulas")
     assert result.returncode == 2
-    assert "--escape-formulas goes with --format csv" in result.stderr
+    assert "--escape-formulas needs --format csv" in result.stderr
 
 
 def test_names_that_look_like_formulas_or_hold_control_characters_are_drawn(root: Path, cli: Cli) -> None:

@@ -51,7 +51,7 @@ def test_the_formats_that_are_always_read(tmp_path: Path) -> None:
 def test_other_formats_are_named_and_read_if_asked_for(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(7, "JPEG2000"))
     message = refusal(Images(tmp_path), "a.png")
-    assert "is a JPEG2000 image; read are JPEG, PNG," in message
+    assert "is a JPEG2000 image; it is read only with --image-formats JPEG2000 (always read: JPEG, PNG," in message
     assert "--image-formats JPEG2000" in message
     more = Images(tmp_path, formats_with([" jpeg2000", "JPEG2000 "]))
     assert more.formats == (*FORMATS, "JPEG2000")

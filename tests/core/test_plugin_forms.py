@@ -1,4 +1,4 @@
-"""Plug-ins of another form than the ports have: each is named, and breaks nothing else."""
+"""Plug-ins of another form than the protocols have: each is named, and breaks nothing else."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def family(**other: Any) -> Any:
         ("selectors", selector(settings=[Setting("no_plain", str, "")]), "its setting 'no_plain' has no name"),
         ("selectors", selector(settings=[Setting("like", str, "")]), "its setting 'like' has the name of another one"),
         ("selectors", selector(settings=[Setting("rices_model", bool, "", default=True)]), None),
-        ("selectors", Raising(), "asked about itself it raises RuntimeError"),
+        ("selectors", Raising(), "inspecting it raised RuntimeError"),
         ("models", 5, "it has no options, known"),
-        ("models", family(renderers=lambda: None), "asked about itself it raises TypeError"),
+        ("models", family(renderers=lambda: None), "inspecting it raised TypeError"),
         ("models", family(renderers=lambda: [5]), r"known\(\) should give a mapping, and renderers\(\)"),
         (
             "models",
             family(known=lambda: __import__("vllm_of_nobody")),
-            "asked about itself it raises ModuleNotFoundError",
+            "inspecting it raised ModuleNotFoundError",
         ),
         ("models", Says, "it is a class, and should be an object"),
         ("loaders", object(), "it has no examples, references"),
@@ -97,7 +97,7 @@ def test_an_object_that_is_no_plugin_is_named_and_left_out(
         cached.cache_clear()
     try:
         if message is not None:
-            with pytest.raises(UserError, match=f"the {kind[:-1]} 'odd' is none: {message}"):
+            with pytest.raises(UserError, match=f"the {kind[:-1]} 'odd' can't be used: {message}"):
                 registry._plugin(kind, "odd")
         assert cli("list").returncode == 0
         assert "odd" not in registry.selectors()

@@ -1,4 +1,4 @@
-"""Plug-ins that do other things than the ports say: each is named, and no answer of theirs counts that should not."""
+"""Plug-ins that do other things than the protocols say: each is named, and no answer of theirs counts that should not."""
 
 from __future__ import annotations
 

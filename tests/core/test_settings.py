@@ -16,7 +16,7 @@ import flamingo_eval
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import read_config
 from flamingo_eval.cli.options import IN_ENVIRONMENT, ON_COMMAND_LINE, Given, GivenValue
-from flamingo_eval.cli.reference import reference
+from flamingo_eval.cli.options_page import reference
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.run_settings import FORMATS, SETTINGS, RunSettings
 from flamingo_eval.core.settings import BATCH, NAMES, SIZE, choice, numbers, whole_number
@@ -38,7 +38,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "flamingo_eval", folder / "flamingo_eval", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "benchmarks", folder / "benchmarks")
     shutil.copytree(ROOT / "results", folder / "results", ignore=shutil.ignore_patterns("runs", "demo-*"))
-    for file, old, new in (("runspec.py", "    format: str = _declared(", PLANTED),
+    for file, old, new in (("core/run_settings.py", "    format: str = _declared(", PLANTED),
                            ("engine/plan.py", "    unreadable = nearest.failed", USED)):  # fmt: skip
         path = folder / "flamingo_eval" / file
         text = path.read_text(encoding="utf-8")
@@ -64,7 +64,7 @@ def test_a_planted_setting_is_everywhere(planted: Path) -> None:
     run = ("coco", "--checkpoint", "scripted", "--data-root", planted / "data", "--shots", "2", "--seeds", "42")
     assert "--reverse" in call(planted, "coco", "--help").stdout
     assert "--reverse" in call(planted, "plan", "--help").stdout
-    table = subprocess.run([sys.executable, "-m", "flamingo_eval.cli.reference"], capture_output=True, text=True,
+    table = subprocess.run([sys.executable, "-m", "flamingo_eval.cli.options_page"], capture_output=True, text=True,
                            env={**os.environ, "PYTHONPATH": str(planted)}, check=True).stdout  # fmt: skip
     assert "| `--reverse` | switch | off | yes | Show demonstrations in reverse order. |" in table
     assert call(planted, *run, "--out", "plain").returncode == 0
@@ -88,7 +88,7 @@ def test_a_planted_setting_is_everywhere(planted: Path) -> None:
         assert call(planted, "score", other).returncode == 0, "it is planned again as it was"
     refused = call(planted, *run, "--out", "flag")
     assert refused.returncode == 2
-    assert "reverse is False, there True" in refused.stderr
+    assert "reverse is False here, True in that run" in refused.stderr
 
 
 def test_the_documentations_table_is_that_of_the_settings() -> None:
@@ -288,6 +288,7 @@ def test_seeds_that_have_no_effect_are_said_to(root: Path, cli: Cli) -> None:
     plan = ("plan", "coco", "--shots", "1", "--data-root", root, "--select", "rices", "--rices-model", "scripted")
     assert "one trial, seed 42; --seeds has no effect" in cli(*plan, "--seeds", "1,2").stderr
     assert "one trial, seed 42; --trials has no effect" in cli(*plan, "--trials", "5").stderr
+    assert "--seeds and --trials have no effect" in cli(*plan, "--seeds", "1,2", "--trials", "5").stderr
     message = cli(*plan).stderr
     assert "one trial, seed 42" in message
     assert "no effect" not in message
@@ -300,7 +301,7 @@ def test_features_take_a_selector_that_goes_by_images(root: Path, cli: Cli, monk
     assert cli("features", "coco", "--data-root", root).returncode == 0
     refused = cli("features", "coco", "--data-root", root, "--select", "random")
     assert refused.returncode == 2
-    assert "--select random goes by no image features" in refused.stderr
+    assert "--select random uses no image features" in refused.stderr
 
 
 def test_a_plan_is_of_the_checkpoints_rendering(root: Path, cli: Cli) -> None:
@@ -362,6 +363,14 @@ def test_help_shows_every_option_whole(cli: Cli, monkeypatch: pytest.MonkeyPatch
         for name in {"coco": specs.RUN, "bench": specs.BENCH, "plan": specs.PLAN}.get(command, ()):
             assert f"{SETTINGS[name].option} " in text, (command, name)
         assert "…" not in text
+
+
+def test_help_writes_defaults_as_they_are_given(cli: Cli) -> None:
+    text = " ".join(cli("coco", "--help").stdout.replace("│", " ").split())
+    assert "Default: 0,4,8,16,32." in text
+    assert "Default: (" not in text, "no tuple of Python's"
+    features = " ".join(cli("features", "--help").stdout.replace("│", " ").split())
+    assert "nothing is drawn. Default: rices." in features, "its own, not a run's"
 
 
 def test_strength() -> None:

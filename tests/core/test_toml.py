@@ -175,7 +175,10 @@ def test_damaged_benchmark_files(demo_root: Path, monkeypatch: pytest.MonkeyPatc
         ("[coco]\nseeds = [1.5]", "seeds in [coco] is [1.5]: give whole numbers"),
         ('on-error = "go"', "on-error in the top level is 'go': give stop or skip"),
         ("plain = 1", "plain in the top level is 1: give true or false"),
-        ("pool-size = 5\nquery-set-size = 6", "query-set-size in the top level is pool-size in the top level too"),
+        (
+            "pool-size = 5\nquery-set-size = 6",
+            "query-set-size in the top level and pool-size in the top level are the same setting",
+        ),
         ('rices-unique-images = "yes"', "rices-unique-images in the top level is 'yes': give true or false"),
         ("nosuch = 1", "unknown key 'nosuch' in the top level; known keys: shots"),
         ("[nosuch]\nx = 1", "unknown section [nosuch]"),

@@ -1,283 +1,143 @@
-"""Submissions, several benchmarks in one run, ensembles, and the data check."""
+"""Scoring predictions from anywhere."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flamingo_eval.core.images import Images
-from flamingo_eval.core.protocols import ModelBase
-from flamingo_eval.core.records import Answer, Prompt, Ranking, Task
-from flamingo_eval.engine.answer import ensembled
-from tests.support.helpers import run_cli, write_coco_root
+from tests.support.helpers import write_coco_root
 from tests.support.vqa_files import write_converted, write_memes
 
 
-def write_vqav2(root: Path) -> None:
-    folder = root / "vqav2"
-    (folder / "test2015").mkdir(parents=True)
-    answers = [{"answer": "The Two dogs", "answer_id": i} for i in range(10)]
-    rows = [{"question_id": i, "image_id": i, "question": "what?"} for i in range(1, 4)]
-    for name, part in (("train2014", rows), ("test-dev2015", rows[:1]), ("test2015", rows)):
-        (folder / f"v2_OpenEnded_mscoco_{name}_questions.json").write_text(json.dumps({"questions": part}))
-    annotations = [{**row, "answers": answers} for row in rows]
-    (folder / "v2_mscoco_train2014_annotations.json").write_text(json.dumps({"annotations": annotations}))
-    for split, ids in (("train2014", (1, 2, 3)), ("test2015", (1, 2, 3))):
-        (folder / split).mkdir(exist_ok=True)
-        for i in ids:
-            (folder / split / f"COCO_{split}_{i:012d}.jpg").write_bytes(b"never opened")
+@pytest.fixture
+def vqa_root(tmp_path: Path) -> Path:
+    """Three TextVQA questions, 50 to 52; a1 is what three of ten annotators say."""
+    write_converted(tmp_path / "d" / "textvqa", "val", 50)
+    return tmp_path / "d"
 
 
-def test_a_split_without_answers_gives_a_submission_and_no_score(call: Any, tmp_path: Path) -> None:
-    write_vqav2(tmp_path / "d")
-    arguments = ("vqav2", "--split", "test-dev", "--shots", "1", "--seeds", "42", "--checkpoint", "scripted",
-                 "--data-root", tmp_path / "d", "--out", "run")  # fmt: skip
-    code, out, err = call(*arguments)
-    assert code == 0, err
-    assert "no scores: split test-dev of vqav2 has no public answers: " in out
-    for format in ("json", "csv", "table"):
-        code, message, err = call("report", "run", "--format", format)
-        assert code == 0
-        assert "no public answers" in (err if format == "csv" else message)
-        assert format != "json" or json.loads(message)["cells"] == []
-    assert "run saved in run" in out
-    code, _, err = call("submit", "run", "--out", "s.json")
-    assert code == 0, err
-    rows = json.loads(Path("s.json").read_text())
-    assert rows == [
-        {"question_id": 1, "answer": "2 dogs"},
-        {"question_id": 2, "answer": ""},
-        {"question_id": 3, "answer": ""},
-    ], "every question of the test set, normalised, empty where not predicted"
+def predict(rows: list[Any]) -> Path:
+    Path("p.json").write_text(json.dumps(rows))
+    return Path("p.json")
 
 
-def test_a_submission_is_one_trial(call: Any, tmp_path: Path) -> None:
-    write_vqav2(tmp_path / "d")
-    call("vqav2", "--split", "test-dev", "--shots", "1", "--seeds", "42,43", "--checkpoint", "scripted",
-         "--data-root", tmp_path / "d", "--out", "run")  # fmt: skip
-    code, _, err = call("submit", "run", "--out", "s.json")
-    assert code == 2
-    assert "a submission is one trial, this run has 2" in err
-    assert call("submit", "run", "--seed", "43", "--out", "s.json")[0] == 0
-
-
-def test_a_submission_of_the_wrong_split_is_refused(call: Any, tmp_path: Path) -> None:
-    write_vqav2(tmp_path / "d")
-    folder = tmp_path / "d" / "vqav2"
-    for name in ("questions", "annotations"):
-        text = (folder / f"v2_{'OpenEnded_' if name == 'questions' else ''}mscoco_train2014_{name}.json").read_text()
-        (folder / f"v2_{'OpenEnded_' if name == 'questions' else ''}mscoco_val2014_{name}.json").write_text(text)
-    (folder / "val2014").mkdir()
-    for i in (1, 2, 3):
-        (folder / "val2014" / f"COCO_val2014_{i:012d}.jpg").write_bytes(b"never opened")
-    code, _, err = call("vqav2", "--shots", "1", "--seeds", "42", "--checkpoint", "scripted", "--data-root",
-                        tmp_path / "d", "--out", "run")  # fmt: skip
-    assert code == 0, err
-    code, _, err = call("submit", "run", "--out", "s.json")
-    assert code == 2
-    assert "the server wants answers to split test-dev or test; this run is of split val" in err
-    assert not Path("s.json").exists()
-
-
-def test_another_benchmark_extends_a_run_and_keeps_what_is_there(call: Any, tmp_path: Path) -> None:
-    root = write_coco_root(tmp_path / "d", train=12, test=3)
-    write_converted(root / "textvqa", "train", 0)
-    write_converted(root / "textvqa", "val", 50)
-    (root / "textvqa" / "train_images").mkdir()
-    for i in (0, 1, 2, 50, 51, 52):
-        (root / "textvqa" / "train_images" / f"img{i}.jpg").write_bytes(b"never opened")
-    common = ("--shots", "1", "--seeds", "42", "--checkpoint", "scripted", "--data-root", root, "--out", "run")
-    (root / "coco" / "dataset_coco.json").rename(root / "coco" / "mine.json")
-    Path("flamingo-eval.toml").write_text('[coco.data]\nannotations = "mine.json"\n')
-    assert call("coco", *common)[0] == 0
-    Path("flamingo-eval.toml").unlink()
-    code, out, err = call("textvqa", *common)
-    assert code == 0, err
-    assert "coco" not in out.splitlines()[2], "only what was asked for is shown"
-    code, out, err = call("report", "run")
-    assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["coco", "textvqa"]
-    assert call("score", "run")[0] == 0, "each benchmark is read again as it was read"
-
-
-def test_one_class_is_found_out_before_anything_is_answered(call: Any, tmp_path: Path) -> None:
-    root = write_coco_root(tmp_path / "d", train=12, test=3)
-    write_memes(root, *(json.dumps({"id": i, "img": f"{i}.png", "label": 0, "text": "t"}) for i in range(4)))
-    code, _, err = call("run", "coco", "hateful-memes", "--shots", "1", "--trials", "1", "--checkpoint", "scripted",
-                        "--data-root", root, "--out", "run")  # fmt: skip
-    assert code == 2
-    assert "ROC AUC is undefined: all 4 labels are of one class" in err
-    assert not Path("run").exists()
-
-
-def test_run_all_leaves_out_what_a_protocol_has_no_rules_for(call: Any, tmp_path: Path) -> None:
-    code, _, err = call(
-        "run", "all", "--protocol", "openflamingo-2023-03", "--checkpoint", "scripted", "--data-root", tmp_path
-    )
-    assert code == 2, "there is no data"
-    for name in ("hateful_memes", "imagenet", "textvqa", "vizwiz"):
-        assert f"left out: {name} is not run under openflamingo-2023-03" in err
+def test_vqa_predictions_need_only_the_annotations(call: Any, vqa_root: Path) -> None:
+    rows = [
+        {"question_id": 50, "answer": "A1."},
+        {"question_id": "51", "answer": "zebra"},
+        {"question_id": 52, "answer": "a1"},
+    ]
+    code, out, _ = call("score", "textvqa", "--predictions", predict(rows), "--data-root", vqa_root,
+                        "--format", "json", "--per-item", "items.jsonl")  # fmt: skip
+    assert code == 0
+    result = json.loads(out)
+    # three say a1: those see two others (2/3), the seven others see three (1): (3 * 2/3 + 7) / 10 = 0.9
+    assert result["value"] == pytest.approx(100 * (0.9 + 0 + 0.9) / 3)
+    assert {k: result[k] for k in ("benchmark", "metric", "protocol", "queries")} == {
+        "benchmark": "textvqa", "metric": "VQA accuracy %", "protocol": "openflamingo", "queries": 3,
+    }  # fmt: skip
+    items = [json.loads(line) for line in Path("items.jsonl").read_text().splitlines()]
+    assert items == [{"id": 50, "score": 90.0}, {"id": 51, "score": 0.0}, {"id": 52, "score": 90.0}]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("rows", "message"),
     [
-        ("easy-vqa.toml", "", "is named by small letters, digits and underscores"),
-        ("mine.toml", "name = ", "not a benchmark: "),
-        ("mine.toml", 'name = "mine"', "mine.toml: object missing required field `title`"),
-        ("coco.toml", "", "there is a benchmark coco already"),
+        ([{"question_id": 50, "answer": "x"}] * 2, "[1]: question_id 50 occurs twice"),
+        ([{"question_id": 99, "answer": "x"}], "[0]: question_id 99 is not in the annotations"),
+        ([{"question_id": 50, "answer": 5}], "[0]: 'answer' is missing or not of type str"),
+        ([{"answer": "x"}], "[0]: 'id' is missing"),
+        ({"question_id": 50}, "is not a list of predictions"),
+        ([{"question_id": 50, "answer": "x"}], "says nothing about 2 queries of 3, such as 51"),
     ],
 )
-def test_broken_benchmark_files_of_ones_own(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / name).write_text(content)
-    result = run_cli("list", env={"FLAMINGO_EVAL_BENCHMARKS": str(tmp_path / "own")})
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+def test_broken_predictions(call: Any, vqa_root: Path, rows: Any, message: str) -> None:
+    code, out, err = call("score", "textvqa", "--predictions", predict(rows), "--data-root", vqa_root)
+    assert (code, out) == (2, "")
+    assert message in err
 
 
-def test_data_check(call: Any, tmp_path: Path) -> None:
+def test_missing_predictions_can_be_skipped_and_are_marked(call: Any, vqa_root: Path) -> None:
+    rows = [{"question_id": 50, "answer": "a1"}]
+    code, out, _ = call("score", "textvqa", "--predictions", predict(rows), "--data-root", vqa_root,
+                        "--on-error", "skip", "--format", "json")  # fmt: skip
+    assert code == 4
+    assert json.loads(out) == json.loads(out) | {"partial": True, "missing": 2, "queries": 1}
+
+
+@pytest.mark.slow
+def test_captions_and_scores(call: Any, tmp_path: Path) -> None:
     root = write_coco_root(tmp_path / "d", train=3, test=2)
-    code, out, err = call("data", "check", "coco", "--data-root", root, "--images")
-    assert code == 2, "three training images are not COCO's"
-    assert "WRONG  train: 3 examples of 3 images, published are 82783" in out
-    assert "ok     images opened" in out
-    broken = root / "coco/val2014/COCO_val2014_000000000500.png"
-    broken.write_bytes(broken.read_bytes()[:50])
-    (root / "coco/val2014/COCO_val2014_000000000501.png").unlink()
-    _, _, err = call("data", "check", "coco", "--data-root", root, "--images")
-    assert "2 images are missing or unreadable" in err
-    assert "501.png does not exist" in err
-    assert "1 images are missing" in call("data", "check", "coco", "--data-root", root)[2], (
-        "not opened without --images"
-    )
-
-
-@pytest.mark.slow
-def test_several_benchmarks_in_one_table(call: Any, tmp_path: Path) -> None:
-    root = write_coco_root(tmp_path / "d", train=12, test=3)
-    write_memes(root, *(json.dumps({"id": i, "img": f"{i}.png", "label": i % 2, "text": "t"}) for i in range(4)))
-    for i in range(4):
-        (root / "hateful_memes" / f"{i}.png").write_bytes(b"never opened")
-    (root / "hateful_memes" / "img").mkdir()
-    (root / "hateful_memes" / "img" / "1.png").write_bytes(b"never opened")
-    code, out, err = call("run", "coco", "hateful-memes", "--shots", "1", "--trials", "2", "--checkpoint", "scripted",
-                          "--data-root", root, "--out", "run")  # fmt: skip
-    assert code == 0, err
-    rows = [line.split()[0] for line in out.splitlines()[2:4]]
-    assert rows == ["coco", "hateful_memes"]
-    cells = json.loads(call("report", "run", "--format", "json")[1])["cells"]
-    assert [cell["metric"] for cell in cells] == ["CIDEr x 100", "ROC AUC x 100"]
-    row = json.loads(call("samples", "run")[1].splitlines()[-1])
-    assert row["raw"] is None
-    assert set(row["class_logprobs"]) == {"no", "yes"}
-
-
-class Ranker(ModelBase):
-    """A model whose log-likelihoods tell which prompt it saw: minus the position of the first demonstration's name."""
-
-    def prepare(self, prompt: Prompt, task: Task, images: Images) -> str:
-        return prompt.query.text
-
-    def answer(self, prepared: Sequence[str], task: Task) -> list[Answer]:
-        return [{"a": -float(text.index("1")), "b": -float(text.index("2"))} for text in prepared]
-
-
-def test_an_ensemble_is_the_mean_over_orders() -> None:
-    task = Ranking(("a", "b"))
-    alone = [Ranker().answer([text], task)[0] for text in ("1..2", ".2.1")]
-    assert alone == [{"a": 0, "b": -3}, {"a": -3, "b": -1}]
-    assert ensembled(Ranker(), [["1..2", ".2.1"]], task) == [{"a": -1.5, "b": -2}]
-
-
-def test_an_ensemble_asks_in_at_most_as_many_orders_as_there_are(call: Any, tmp_path: Path) -> None:
-    write_memes(
-        tmp_path / "d", *(json.dumps({"id": i, "img": f"{i}.png", "label": i % 2, "text": "t"}) for i in range(3))
-    )
-    train = "".join(
-        json.dumps({"id": 10 + i, "img": "1.png", "label": 0, "text": f"text {i}"}) + "\n" for i in range(9)
-    )
-    (tmp_path / "d" / "hateful_memes" / "train.jsonl").write_text(train)
-    for shots, orders in ((1, 1), (2, 2), (4, 6)):
-        code, out, err = call("plan", "hateful-memes", "--shots", shots, "--seeds", "42", "--ensemble", "6", "--json",
-                              "--data-root", tmp_path / "d")  # fmt: skip
-        assert code == 0, err
-        row = json.loads(out.splitlines()[0])
-        prompts = [row["prompt"], *row.get("more_orders", [])]
-        assert len(prompts) == orders
-        assert len({"".join(sorted(prompt)) for prompt in prompts}) == 1, "the same demonstrations"
-    root = write_coco_root(tmp_path / "e", train=3, test=2)
-    assert (
-        "--ensemble is for benchmarks that rank"
-        in call("plan", "coco", "--shots", "1", "--ensemble", "6", "--data-root", root)[2]
-    )
-
-
-@pytest.mark.slow
-def test_journalled_names_that_the_benchmark_has_not_are_no_wrong_answers(call: Any, tmp_path: Path) -> None:
-    write_memes(tmp_path / "d", *(json.dumps({"id": i, "img": "1.png", "label": i, "text": "t"}) for i in range(2)))
-    (tmp_path / "d/hateful_memes/img").mkdir()
-    for name in ("1.png", "img/1.png"):
-        (tmp_path / "d/hateful_memes" / name).write_bytes(b"never opened")
-    run = ("hateful-memes", "--shots", "1", "--seeds", "42", "--checkpoint", "scripted", "--data-root", tmp_path / "d",
-           "--out", "run")  # fmt: skip
-    assert call(*run)[0] == 0
-    journal = Path("run/journal.jsonl")
-    for old, new in (('"yes"', '"Yes"'), ('"raw": null', '"raw": "yes"')):
-        full = journal.read_text()
-        journal.write_text(full.replace(old, new))
-        code, _, err = call("score", "run")
-        journal.write_text(full)
-        assert code == 2
-        assert re.search(r"answer to query \d of hateful_memes, 1 shots, seed 42 is not log-likelihoods of the 2", err)
-
-
-def test_cider_of_nothing_is_found_before_anything_is_answered(call: Any, tmp_path: Path) -> None:
-    root = write_coco_root(tmp_path / "d", train=4, test=3)
-    file = root / "coco/dataset_coco.json"
-    file.write_text(re.sub(r'"raw": "[^"]*"', '"raw": "?"', file.read_text()))
-    run = ("coco", "--shots", "0", "--seeds", "42", "--checkpoint", "scripted", "--data-root", root)
-    code, _, err = call(*run, "--out", "run")
-    assert code == 2
-    assert "CIDEr is undefined: no reference of the 3 images holds a word" in err
-    assert not Path("run").exists()
-    write_coco_root(root, train=4, test=3)
-    code, out, err = call(*run, "--out", "one", "--num-samples", "1")
+    rows = [{"image_id": 500, "caption": "a thing 500"}, {"image_id": 501, "caption": "a thing 501"}]
+    code, out, _ = call("score", "coco", "--predictions", predict(rows), "--data-root", root, "--format", "json")
     assert code == 0
-    assert "note: coco: CIDEr of one image is always 0" in err
-    assert "CIDEr of one image is always 0" in out, "and under the table"
+    assert json.loads(out)["value"] > 100
+    lines = [json.dumps({"id": i, "img": f"{i}.png", "label": i % 2, "text": "t"}) for i in range(4)]
+    write_memes(tmp_path / "d", *lines)
+    scores = [{"id": i, "score": s} for i, s in enumerate((0.1, 0.9, 0.6, 0.4))]
+    code, out, _ = call(
+        "score", "hateful-memes", "--predictions", predict(scores), "--data-root", root, "--format", "json"
+    )
+    assert json.loads(out)["value"] == pytest.approx(75)
+    write_memes(tmp_path / "d", lines[0])
+    code, _, err = call("score", "hateful-memes", "--predictions", predict(scores[:1]), "--data-root", root)
+    assert code == 2
+    assert "ROC AUC is undefined: all 1 labels are of one class" in err
 
 
-def test_a_skip_that_leaves_a_metric_undefined_costs_no_other_score(call: Any, tmp_path: Path) -> None:
-    """One positive meme, whose image is missing: no ROC AUC, but the captions beside it are scored."""
-    root = write_coco_root(tmp_path / "d", train=4, test=3)
-    write_memes(root, *(json.dumps({"id": i, "img": f"{i}.png", "label": int(i == 2), "text": "t"}) for i in range(3)))
-    (root / "hateful_memes/img").mkdir()
-    for name in ("0.png", "1.png", "img/1.png"):
-        (root / "hateful_memes" / name).write_bytes(b"never opened")
-    code, out, err = call("run", "hateful-memes", "coco", "--shots", "1", "--trials", "1", "--checkpoint", "scripted",
-                          "--data-root", root, "--out", "run", "--on-error", "skip")  # fmt: skip
-    assert code == 4, err
-    cells = json.loads(call("report", "run", "--format", "json")[1])
-    assert [cell["benchmark"] for cell in cells["cells"]] == ["coco"]
-    message = "hateful_memes, 1 shots, seed 42: no score, since queries were left out: ROC AUC is undefined"
-    assert any(note.startswith(message) for note in cells["notes"])
-    assert message in out
+@pytest.mark.parametrize(
+    ("benchmark", "row", "message"),
+    [
+        ("hateful-memes", {"id": 0, "score": float("nan")}, "score nan is not a number"),
+        ("hateful-memes", {"id": 0, "answer": "yes"}, "'score' is missing or not of type int or float"),
+        ("textvqa", {"question_id": 50, "score": 0.5}, "'answer' is missing or not of type str"),
+    ],
+)
+def test_predictions_of_the_wrong_kind(call: Any, vqa_root: Path, benchmark: str, row: Any, message: str) -> None:
+    write_memes(vqa_root, *(json.dumps({"id": i, "img": f"{i}.png", "label": i, "text": "t"}) for i in range(2)))
+    code, _, err = call("score", benchmark, "--predictions", predict([row]), "--data-root", vqa_root)
+    assert code == 2
+    assert message in err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("text", ["\U00010330\U00010331", "\U0001d7d9", "?"])
-def test_letters_that_the_tokenizer_drops_are_no_words(text: str) -> None:
-    from flamingo_eval.core.errors import DataError
-    from flamingo_eval.metrics.cider import CiderMetric
+def test_options_for_predictions_are_refused_for_a_run(call: Any) -> None:
+    code, _, err = call("score", "run", "--protocol", "official")
+    assert code == 2
+    assert "--protocol needs --predictions; a saved run is always scored by its own protocol and split" in err
 
-    with pytest.raises(DataError, match="holds a word"):
-        CiderMetric().check([{1: [text], 2: [text]}])
-    with pytest.raises(DataError, match="holds a word"):
-        CiderMetric().compute([{1: "a", 2: "b"}], {1: [text], 2: [text]})
+
+@pytest.mark.parametrize("answer", ["Tench", "n01440764", "tench ", ""])
+def test_answers_outside_a_closed_set_are_refused_by_name(call: Any, tmp_path: Path, answer: str) -> None:
+    """They would score 0 as if they were wrong."""
+    for split in ("train", "val"):
+        for name in ("x", "y"):
+            (tmp_path / "d/imagenet" / split / name).mkdir(parents=True)
+            (tmp_path / "d/imagenet" / split / name / "1.JPEG").write_bytes(b"never opened")
+    (tmp_path / "d/imagenet/class_names.json").write_text('{"x": "tench", "y": "goldfish"}')
+    rows = [{"id": 0, "answer": "tench"}, {"id": 1, "answer": answer}]
+    code, out, err = call("score", "imagenet", "--predictions", predict(rows), "--data-root", tmp_path / "d")
+    assert (code, out) == (2, "")
+    assert f"p.json: [1]: the answer {answer!r} of id 1 is none of the 2 class names; such are 'tench'" in err
+    rows[1]["answer"] = "goldfish"
+    assert call("score", "imagenet", "--predictions", predict(rows), "--data-root", tmp_path / "d")[0] == 0
+
+
+def test_predictions_from_a_pipe_and_numbers_beyond_floats(call: Any, tmp_path: Path) -> None:
+    import os
+    import threading
+
+    write_memes(tmp_path / "d", *(json.dumps({"id": i, "img": "1.png", "label": i, "text": "t"}) for i in range(2)))
+    rows: list[dict[str, Any]] = [{"id": 0, "score": 0.1}, {"id": 1, "score": 10**400}]
+    command = ("score", "hateful-memes", "--data-root", tmp_path / "d", "--format", "json", "--predictions")
+    code, _, err = call(*command, predict(rows))
+    assert code == 2
+    assert "p.json: [1]: score 1000" in err
+    rows[1]["score"] = 0.9
+    os.mkfifo("pipe")
+    threading.Thread(target=lambda: Path("pipe").write_text(json.dumps(rows)), daemon=True).start()
+    code, out, err = call(*command, "pipe")
+    assert code == 0, err
+    assert json.loads(out)["value"] == 100

@@ -25,13 +25,9 @@ from tests.support.encoders import CountingSource
 from tests.support.helpers import Cli, Kit, LazyModule, read_lines, run_cli, write_coco_root
 from tests.support.reference import linked_data
 
-ranking: Any = LazyModule("flamingo_eval.storage.nearest")
+ranking: Any = LazyModule("flamingo_eval.engine.nearest")
+pytestmark = pytest.mark.usefixtures("empty_cache")
 RICES = ("--select", "rices", "--rices-model", "scripted", "--checkpoint", "scripted")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FLAMINGO_EVAL_CACHE", str(tmp_path / "cache"))
 
 
 def plainly(rows: list[int], vectors: Any, query: Any, k: int, own: int | None) -> list[int]:
@@ -77,7 +73,7 @@ def test_ranking_of_real_valued_features_does_not_depend_on_how_work_is_cut(
 ) -> None:
     """Half of the images are copies of others under another number: exact ties wherever they are computed."""
     monkeypatch.setattr(ranking, "TRAIN_TILE", train_tile, raising=False)
-    module = __import__("flamingo_eval.storage.nearest", fromlist=["x"])
+    module = __import__("flamingo_eval.engine.nearest", fromlist=["x"])
     for name, value in (("TRAIN_TILE", train_tile), ("QUERY_TILE", query_tile), ("_GATHERED", gathered)):
         monkeypatch.setattr(module, name, value)
     generator = np.random.RandomState(7)
@@ -334,11 +330,11 @@ def test_mistakes(root: Path, cli: Cli) -> None:
     options = ("coco", "--shots", "2", "--checkpoint", "scripted", "--data-root", root)
     result = cli(*options, "--exclude-same-image")
     assert result.returncode == 2
-    assert "--exclude-same-image goes with --select rices" in result.stderr
+    assert "--exclude-same-image needs --select rices" in result.stderr
     result = cli(*options, "--select", "nearest")
     assert "known selectors: random, rices" in result.stderr
     result = cli(*options, "--select", "rices", "--rices-model", "demo", "--rices-pretrained", "openai")
-    assert "--rices-pretrained goes with an open_clip name" in result.stderr
+    assert "--rices-pretrained works only with an open_clip name" in result.stderr
     result = cli(*options, "--select", "rices", "--rices-model", "none.toml")
     assert "none.toml does not exist; a checkpoint is described by" in result.stderr
 

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import torch
 
-from flamingo_eval.storage import nearest as ranking
+from flamingo_eval.engine import nearest as ranking
 
 TRAIN, QUERIES, WIDTH, K, ROUNDS = 82_783, 5_000, 768, 32, 3
 

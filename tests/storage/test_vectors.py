@@ -20,10 +20,7 @@ from tests.support.encoders import CountingSource, images_of
 from tests.support.helpers import write_coco_root
 from tests.support.reference import linked_data
 
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("FLAMINGO_EVAL_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("empty_cache")
 
 
 def vectors_of(count: int, width: int = 3, start: int = 0) -> NDArray[np.float32]:

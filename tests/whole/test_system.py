@@ -315,7 +315,7 @@ def test_another_precision_or_device_on_resume(root: Path, cli: Cli) -> None:
     Path("run/run.json").write_text(json.dumps({**record, "identity": {**record["identity"], "precision": "bf16"}}))
     result = cli(*FAST, "--data-root", root, "--out", "run")
     assert result.returncode == 2
-    assert "precision is fp32, there bf16" in result.stderr
+    assert "precision is fp32 here, bf16 in that run" in result.stderr
 
 
 def test_settings_that_never_led_to_an_answer_do_not_hold_the_folder(

@@ -36,7 +36,7 @@ SAVE_EVERY = 200
 SHORT_SHARE = 0.4
 
 MODEL_TOML = f"""\
-# The demo's checkpoint, in the released layout; trained by flamingo_eval/demo/train.py.
+# The demo's checkpoint, in the released layout; trained by flamingo_eval/demo/recipe/train.py.
 name = "demo"
 checkpoint = "checkpoint.pt"
 cross_attn_every_n_layers = 1

@@ -46,8 +46,8 @@ def chunks_of(pending: Sequence[Pending], process: Process) -> OrderedDict[str, 
     Of each trial every process begins at another place, so that they rarely want the same.
     """
     chunks: OrderedDict[str, list[Pending]] = OrderedDict()
-    for cell, items in groupby(pending, key=lambda item: item.trial.key):
-        parts = [(f"{cell}/{n}", list(part)) for n, part in groupby(items, key=lambda item: item.position // CHUNK)]
+    for key, items in groupby(pending, key=lambda item: item.trial.key):
+        parts = [(f"{key}/{n}", list(part)) for n, part in groupby(items, key=lambda item: item.position // CHUNK)]
         first = len(parts) * process.rank // process.count
         chunks.update(parts[first:] + parts[:first])
     return chunks
@@ -67,6 +67,9 @@ def divide(
 
     Args:
         pending: what the run lacks, in plan order.
+        process: which of the processes this is.
+        claims: what the processes have claimed, by name of a chunk.
+        answered: which queries have an answer by now.
         batch_size: how many queries like one make a batch.
         others: told how many answers others have brought, whenever there are some.
     """

@@ -216,6 +216,10 @@ class FlamingoFamily:
             **{name: one.about() for name, one in released().items()},
         }
 
+    def aliases(self) -> Mapping[str, str]:
+        """Short names of the released checkpoints -> their names."""
+        return {alias: name for name, one in released().items() for alias in one.aliases}
+
     def renderers(self) -> tuple[FlamingoRenderer, ...]:
         """The released models' only one."""
         return (RENDERER,)
@@ -272,14 +276,16 @@ class ClipFamily:
         if name == DEMO or name.endswith(".toml"):
             if options:
                 raise UserError(
-                    f"{_flag('pretrained' if pretrained else 'quick_gelu')} goes with an open_clip name; {name} names "
-                    "its own weights"
+                    f"{_flag('pretrained' if pretrained else 'quick_gelu')} works only with an open_clip name; {name} "
+                    "names its own weights"
                 )
             return ClipSource(read_spec(DEMO_SPEC if name == DEMO else user_path(name, _flag("model"))).vision)
         weights = DEFAULT_PRETRAINED if pretrained is None else pretrained
         file = user_path(weights, _flag("pretrained"))
         if quick_gelu is not None and not is_file(file):
-            raise UserError(f"{_flag('quick_gelu')} goes with weights from a file; {weights} says itself what it wants")
+            raise UserError(
+                f"{_flag('quick_gelu')} goes with weights from a file; the tag {weights} already fixes the activation"
+            )
         spec = VisionSpec(name, file if is_file(file) else weights, quick_gelu=quick_gelu)
         spec.check()
         return ClipSource(spec)

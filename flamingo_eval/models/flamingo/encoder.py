@@ -1,4 +1,4 @@
-"""A CLIP's image embeddings, for retrieval; always float32, whatever the model's precision (protocol.md, section 3)."""
+"""A CLIP's image embeddings, for retrieval; always float32, whatever the model's precision (docs/demonstrations.md)."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ class Released:
         cross_attn_every_n_layers: n.
         size: of ``checkpoint.pt``.
         block_parameters: of one gated cross-attention block.
-        trained_parameters: of the whole trained part; None where that is not published.
         license: in short.
         published: where its published numbers are.
+        trained_parameters: of the whole trained part; None where that is not published.
     """
 
     name: str

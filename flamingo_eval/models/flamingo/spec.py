@@ -114,6 +114,11 @@ class FlamingoSpec:
     """Everything needed to build a Flamingo.
 
     Attributes:
+        name: what the checkpoint is called.
+        checkpoint: file of the trained part.
+        cross_attn_every_n_layers: n: cross-attention stands before every n-th decoder layer.
+        vision: vision model.
+        language: language model and tokenizer.
         head_width: of resampler and cross-attention, 64 in all released models.
         block_parameters: how many one gated cross-attention block must have, where that is published.
         trained_parameters: how many the trained part must have, where that is published.

@@ -126,8 +126,8 @@ def _load(source: str | Path) -> Any:
         if file.name in _OBJECTS:
             read_object(file)
     with loading(f"the tokenizer {source}", files):
-        whole = cached_file(str(source), "tokenizer.json", _raise_exceptions_for_missing_entries=False)
-        if whole is not None:
+        tokenizer_file = cached_file(str(source), "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+        if tokenizer_file is not None:
             return PreTrainedTokenizerFast.from_pretrained(str(source))
         if cached_file(str(source), "vocab.json", _raise_exceptions_for_missing_entries=False) is None:
             raise CheckpointError(

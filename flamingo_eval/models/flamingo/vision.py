@@ -73,13 +73,13 @@ def _check_weights(file: Path, config_file: Path, config: dict[str, Any]) -> Non
         )
     check_sizes(config_file, config)
     parameters, size = _parameters(config), file.stat().st_size
-    if parameters > _MOST_A_BYTE * size:
+    if parameters > _MOST_PER_BYTE * size:
         raise CheckpointError(
             f"{config_file} describes some {parameters:,} parameters; the weights {file} have {size:,} bytes"
         )
 
 
-_MOST_A_BYTE = 4
+_MOST_PER_BYTE = 4
 """Parameters by bytes of a weights file at which a configuration is refused before hours are spent on building it.
 A real file has at least a byte for each; the estimate may be too high."""
 

@@ -1,4 +1,4 @@
-"""The documentation's table of options, from the settings themselves: ``python -m flamingo_eval.cli.reference``."""
+"""The documentation's table of options, from the settings themselves: ``python -m flamingo_eval.cli.options_page``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COMMANDS = {
     "`reproduce`": specs.REPRODUCE,
     "`score`": specs.SCORE,
     "`report`": specs.REPORT,
-    "`data check`": specs.DATA_OF,
+    "`data check`": specs.DATA_CHECK,
 }
 _HEAD = """# Options
 
@@ -40,7 +40,7 @@ def reference() -> str:
         lines += [f"## {panel}\n", *_table([one for one in SETTINGS.values() if one.panel == panel])]
     for name, selector in registry.selectors().items():
         if selector.settings:
-            lines += [f"## Of `--select {name}`\n", *_table(selector.settings)]
+            lines += [f"## For `--select {name}`\n", *_table(selector.settings)]
     lines += ["## Which commands take which\n", "| command | options |", "| --- | --- |"]
     for command, names in _COMMANDS.items():
         listed = ", ".join(f"`{one.option}`" for one in SETTINGS.values() if one.name in names)

@@ -10,15 +10,8 @@ from flamingo_eval.core.paths import is_file
 from flamingo_eval.core.records import Cell
 from flamingo_eval.report.table import Interval, Shown
 from flamingo_eval.storage.run_folder import RunFolder
-from flamingo_eval.storage.run_records import (
-    FORMAT,
-    BenchmarkSettings,
-    RunRecord,
-    SettingsRecord,
-)
-from flamingo_eval.storage.scores import (
-    read_scores,
-)
+from flamingo_eval.storage.run_records import FORMAT, BenchmarkSettings, RunRecord, SettingsRecord
+from flamingo_eval.storage.scores import read_scores
 
 
 def shown_runs(paths: Sequence[Path], *, intervals: bool = False) -> list[Shown]:

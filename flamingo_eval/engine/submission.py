@@ -19,14 +19,16 @@ def submission(trials: list[TrialPlan], journal: Journal) -> list[dict[str, Any]
     """The rows of a submission file for the one trial of a run.
 
     Raises:
-        UserError: the run has several trials, or a benchmark without a submission format.
+        UserError: not one trial is given, or a benchmark without a submission format.
         DataError: answers are missing.
     """
+    if not trials:
+        raise UserError("this run has no trial with these --shots and --seed")
     if len(trials) != 1:
-        cells = ", ".join(f"{t.shots} shots seed {t.seed}" for t in trials)
-        raise UserError(
-            f"a submission is one trial, this run has {len(trials)} ({cells}): choose with --shots and --seed"
-        )
+        listed = "; ".join("{}, {} shots, seed {}".format(*trial.key) for trial in trials)
+        several = len({trial.source.benchmark.name for trial in trials}) > 1
+        advice = "a submission needs a run of one benchmark" if several else "choose with --shots and --seed"
+        raise UserError(f"a submission is one trial, this run has {len(trials)} ({listed}): {advice}")
     trial = trials[0]
     benchmark = trial.source.benchmark
     if benchmark.submission is None:

@@ -23,8 +23,7 @@ from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.prepare import RootOf, check_capabilities, plan_all, rank_all, read_sources, trial_keys_of
 from flamingo_eval.engine.requests import Pending
 from flamingo_eval.engine.retrieval import Retriever
-from flamingo_eval.engine.samples import text_of
-from flamingo_eval.engine.score import score_trials
+from flamingo_eval.engine.score import score_trials, text_of
 from flamingo_eval.storage.journal import Journal
 
 

@@ -75,7 +75,8 @@ def test_everything_is_on_the_models_device_and_nothing_waits_for_it(
     from flamingo_eval.models.flamingo.prefix import Part, Prefix
     from flamingo_eval.models.flamingo.ranking import score_names
 
-    model = registry.model_source(str(write_flamingo(tmp_path / host, host))).load("cpu", precision)  # type: ignore[attr-defined]
+    source: Any = registry.model_source(str(write_flamingo(tmp_path / host, host)))
+    model = source.load("cpu", precision)
     batches = [(padded, *parts_of(model, padded=padded)) for padded in (True, False)]
     device = request.getfixturevalue("second_gpu")
     move(model.model, device)
@@ -111,7 +112,8 @@ def test_keys_in_the_type_of_autocast_are_the_same_to_the_bit(
     from flamingo_eval.models.flamingo import prefix as module
     from flamingo_eval.models.flamingo.prefix import Part, Prefix
 
-    model = registry.model_source(str(write_flamingo(tmp_path / host, host))).load("cpu", "amp_bf16")  # type: ignore[attr-defined]
+    source: Any = registry.model_source(str(write_flamingo(tmp_path / host, host)))
+    model = source.load("cpu", "amp_bf16")
     ids, mask, spans = parts_of(model, padded=True)
     found = []
     for kept in (module._as_multiplied, lambda states: states):

@@ -81,8 +81,9 @@ def test_everything_is_on_the_models_device_and_nothing_waits_for_it(
     device = request.getfixturevalue("second_gpu")
     move(model.model, device)
     for padded, ids, mask, spans in batches:
-        there = [describe(t, device) for t in (spans.latents, spans.image, spans.tokens, spans.filled, spans.last)]
-        part = Part(describe(ids, device), describe(mask, device), Spans(*there, spans.in_order), padded)
+        names = ("latents", "image", "tokens", "filled", "last")
+        there = {name: describe(getattr(spans, name), device) for name in names}
+        part = Part(describe(ids, device), describe(mask, device), Spans(**there, in_order=spans.in_order), padded)
         with autocast(device, precision):
             prefix = Prefix(model.model, [part], room=64)
             logits = prefix.extend(torch.zeros(len(ids), 3, dtype=torch.long, device=device),

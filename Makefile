@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-fast gate lint docs check wheel clean
+.PHONY: setup demo test test-fast test-gpu gate lint docs check wheel clean
 
 setup: $(READY)
 
@@ -20,6 +20,10 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/pytest -m "not torch and not slow"
+
+# on a machine with a card; prints a table
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu tests/gpu
 
 # the demo against its baseline: fails if a change costs more than a point, and significantly
 gate: $(READY)

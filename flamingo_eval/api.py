@@ -16,6 +16,7 @@ from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.protocols import ModelSource
 from flamingo_eval.core.records import Cell
 from flamingo_eval.core.run_settings import COMMAND_LINE_ONLY, SETTINGS, RunSpec
+from flamingo_eval.core.workers import bound_spinning
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel
@@ -41,6 +42,7 @@ def load_model(
     Raises:
         UserError, CheckpointError: unknown, or not what it must be.
     """
+    bound_spinning()
     source: Any = registry.model_source(checkpoint, {} if weights is None else {"weights": Path(weights)})
     loaded: FlamingoModel = source.load(*source.resolve(device, precision))
     loaded.root = Path(data_root)
@@ -77,6 +79,8 @@ def evaluate(
     """
     from flamingo_eval.demo.root import data_folder
     from flamingo_eval.engine.run import execute
+
+    bound_spinning()
 
     listed = [benchmarks] if isinstance(benchmarks, str) else [*(benchmarks or ())]
     if not listed or not all(isinstance(one, str) for one in listed):

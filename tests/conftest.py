@@ -21,11 +21,12 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The whole of a fuzz runs only where ``-m`` asks for it by name."""
-    if "fuzz" not in str(config.getoption("markexpr")):
-        asked = [item for item in items if item.get_closest_marker("fuzz") is None]
-        config.hook.pytest_deselected(items=[item for item in items if item not in asked])
-        items[:] = asked
+    """The whole of a fuzz, and what needs a card, runs only where ``-m`` asks for it by name."""
+    for marker in ("fuzz", "gpu"):
+        if marker not in str(config.getoption("markexpr")):
+            asked = [item for item in items if item.get_closest_marker(marker) is None]
+            config.hook.pytest_deselected(items=[item for item in items if item not in asked])
+            items[:] = asked
 
 
 @pytest.fixture(scope="session")

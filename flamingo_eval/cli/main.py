@@ -20,6 +20,7 @@ from flamingo_eval.cli.output import finish, notes_shown, prepare_streams
 from flamingo_eval.core.benchmark import benchmark_names, load_benchmark
 from flamingo_eval.core.errors import FlamingoEvalError
 from flamingo_eval.core.text import printable
+from flamingo_eval.core.workers import bound_spinning
 from flamingo_eval.version import __version__
 
 _INTERRUPTED, _OUR_MISTAKE = 130, 70
@@ -92,6 +93,7 @@ def _command() -> Callable[..., object]:
 def main() -> None:
     """Runs the command line and ends the process with the exit code that docs/runs.md lists."""
     prepare_streams()
+    bound_spinning()
     signal.signal(signal.SIGTERM, _terminated)  # what Slurm and torchrun send: ends like Ctrl-C, in good order
     debug = "--debug" in sys.argv[1:]
     with notes_shown():

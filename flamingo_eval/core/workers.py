@@ -1,8 +1,9 @@
-"""Prefetching, in threads."""
+"""Threads: prefetching, and those of the libraries that compute."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -12,6 +13,23 @@ B = TypeVar("B")
 
 WORKERS = min(16, os.cpu_count() or 1)
 """Threads that read images."""
+
+
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Environment variables that say how OpenMP's threads wait for work: for GNU's library, and LLVM's and Intel's."""
+_SPINS, _MILLISECONDS = 3000, 1
+"""How long they go round and round before they sleep: a few microseconds' worth, as long as the gap between two
+operations. By default it is 300,000 times, and 200 milliseconds; what that costs where other programs compute too, and
+how little it gains, is in tests/speed/README.md."""
+
+
+def bound_spinning() -> None:
+    """Keeps OpenMP's threads from holding a processor that another program needs; what the user has set stays.
+
+    Only before torch is loaded: its threads read this once.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
+        os.environ["GOMP_SPINCOUNT"], os.environ["KMP_BLOCKTIME"] = str(_SPINS), str(_MILLISECONDS)
 
 
 def prefetched(function: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:

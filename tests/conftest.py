@@ -13,10 +13,12 @@ import pytest
 
 from flamingo_eval.cli.main import main
 from flamingo_eval.core.paths import cache_folder
+from flamingo_eval.core.workers import bound_spinning
 from flamingo_eval.demo.data import demo_data_root
 from flamingo_eval.models.flamingo import DEMO_SPEC
 from tests.support.helpers import Cli, Kit, write_coco_root
 
+bound_spinning()  # tests start commands that compute too, beside this process
 GOLDEN = Path(__file__).parent / "golden"
 
 

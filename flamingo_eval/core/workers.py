@@ -17,7 +17,7 @@ WORKERS = min(16, os.cpu_count() or 1)
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables that say how OpenMP's threads wait for work: for GNU's library, and LLVM's and Intel's."""
-_SPINS, _MILLISECONDS = 3000, 1
+_SPINS, _MILLISECONDS = 5000, 1
 """How long they go round and round before they sleep: a few microseconds' worth, as long as the gap between two
 operations. By default it is 300,000 times, and 200 milliseconds; what that costs where other programs compute too, and
 how little it gains, is in tests/speed/README.md."""

@@ -19,7 +19,7 @@ LIBRARY = "import flamingo_eval; flamingo_eval.evaluate('demo', 'nosuch')"
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}),
+        ({}, {"GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "1"}),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
         ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
     ],

@@ -145,8 +145,8 @@ class RunSettings:
     precision: str = _declared(
         "auto",
         TEXT,
-        "Number format: fp32, bf16, fp16 or amp_bf16 (float32 weights, bfloat16 arithmetic). auto: fp32 on a CPU, "
-        "amp_bf16 on CUDA.",
+        "Number format: fp32, bf16, fp16 or amp_bf16 (float32 weights, bfloat16 arithmetic). auto: amp_bf16 on a "
+        "CUDA card that has bfloat16, else fp32.",
         metavar="NAME",
         panel=MODEL,
         named=False,

@@ -47,7 +47,7 @@ def test_the_activation_of_weights_from_a_file_is_never_guessed(tmp_path: Path, 
         assert spec().activation == ("QuickGELU" if given else "GELU")
     assert VisionSpec("ViT-L-14-quickgelu", file).activation == "QuickGELU"
     VisionSpec("ViT-L-14-quickgelu", file).check()
-    with pytest.raises(UserError, match="--rices-quick-gelu goes with weights from a file"):
+    with pytest.raises(UserError, match="--rices-quick-gelu works only with weights from a file"):
         registry.image_encoder("ViT-L-14", {"pretrained": "openai", "quick_gelu": True})
 
 

@@ -192,3 +192,46 @@ def test_names_are_scored_within_a_bound_of_logits() -> None:
     assert torch.allclose(score_names(prefix, names, 2000), expected, atol=1e-6)
     assert max(sizes) <= 2000
     assert len(sizes) > 5
+
+
+@pytest.mark.parametrize("stored", ["F32", "F16", "BF16"])
+def test_amp_bf16_never_makes_weights_wider_than_they_are_stored(
+    tmp_path: Path, stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Products' weights go from the file to bfloat16; the logits are those of weights that were float32 in between."""
+    from flamingo_eval.models.flamingo import loading, model
+    from tests.support.bundles import load_over
+
+    kind = model._STORED[stored]
+    toml = write_flamingo(tmp_path / "neox", "gpt_neox")
+    folder = toml.parent / "lm"
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(folder, dtype=kind).save_pretrained(folder)
+    assert model.stored_dtype(folder) == kind
+    asked: list[Any] = []
+    real = model.load_language
+
+    def load_language(source: Any, dtype: Any, layers: Any) -> Any:
+        asked.append(dtype)
+        return real(source, dtype, layers)
+
+    monkeypatch.setattr(loading, "load_language", load_language)
+
+    def logits() -> Any:
+        loaded = load_over(registry.model_source(str(toml)), tmp_path, "amp_bf16")
+        widths = {
+            p.dtype for m in loaded.model.language.modules() if isinstance(m, torch.nn.Linear) for p in m.parameters()
+        }
+        assert widths == {torch.bfloat16}
+        assert loaded.model.language.get_input_embeddings().weight.dtype == torch.float32
+        ids, mask, spans = parts_of(loaded, padded=True)
+        from flamingo_eval.models.flamingo.prefix import Part, Prefix
+
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            return Prefix(loaded.model, [Part(ids, mask, spans)], room=1).logits
+
+    as_stored = logits()
+    monkeypatch.setattr(loading, "stored_dtype", lambda _: None)
+    assert torch.equal(as_stored, logits())
+    assert asked == [kind, torch.float32]

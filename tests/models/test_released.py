@@ -78,7 +78,7 @@ def test_mistakes(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_text("")
     with pytest.raises(CheckpointError, match=r"there is no mpt-7b/config.json \(a copy of anas-awadalla/mpt-7b\)"):
         registry.model_source("9B", {"weights": tmp_path})
-    with pytest.raises(UserError, match="--weights goes with the name of a released checkpoint, not with demo"):
+    with pytest.raises(UserError, match="--weights works only with the name of a released checkpoint, not with demo"):
         registry.model_source("demo", {"weights": tmp_path})
     with pytest.raises(UserError, match=r"unknown checkpoint 'nothing'; known: demo, openflamingo/OpenFlamingo-3B"):
         registry.model_source("nothing")

@@ -237,7 +237,7 @@ class FlamingoFamily:
         if known is not None:
             return known.spec(weights)
         if weights is not None and (checkpoint == DEMO or checkpoint.endswith(".toml")):
-            raise UserError(f"--weights goes with the name of a released checkpoint, not with {checkpoint}")
+            raise UserError(f"--weights works only with the name of a released checkpoint, not with {checkpoint}")
         if checkpoint == DEMO:
             return read_spec(DEMO_SPEC)
         if checkpoint.endswith(".toml"):
@@ -284,7 +284,7 @@ class ClipFamily:
         file = user_path(weights, _flag("pretrained"))
         if quick_gelu is not None and not is_file(file):
             raise UserError(
-                f"{_flag('quick_gelu')} goes with weights from a file; the tag {weights} already fixes the activation"
+                f"{_flag('quick_gelu')} works only with weights from a file; the tag {weights} already fixes the activation"
             )
         spec = VisionSpec(name, file if is_file(file) else weights, quick_gelu=quick_gelu)
         spec.check()

@@ -16,6 +16,7 @@ from flamingo_eval.devices import autocast, free_memory, numerics
 from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
 from flamingo_eval.models.flamingo.cross_attention import Media
+from flamingo_eval.models.flamingo.hosts import Host
 from flamingo_eval.models.flamingo.hub import fetch, snapshot
 from flamingo_eval.models.flamingo.model import Flamingo, assemble, check_counts, load_language, stored_dtype
 from flamingo_eval.models.flamingo.prefix import check_side_by_side
@@ -88,6 +89,8 @@ def _load(
     source = _in_cache(spec.language.model)
     stored = stored_dtype(source) if precision == "amp_bf16" and spec.language.decoder_layers is None else None
     language, host = load_language(source, stored or dtype, spec.language.decoder_layers)
+    if stored is not None:
+        widen_around(language, host)
     tokenizer = FlamingoTokenizer(_in_cache(spec.language.tokenizer), tidies_spaces=host.tidies_spaces)
     path = fetch(spec.checkpoint) if isinstance(spec.checkpoint, HubFile) else spec.checkpoint
     layers = len(language.get_submodule(host.decoder_path))  # type: ignore[arg-type]  # a ModuleList
@@ -116,6 +119,17 @@ def _load(
 def _in_cache(source: str | Path) -> str | Path:
     """A repository's folder in the hub's cache, once all is there; else what it is called."""
     return source if isinstance(source, Path) else snapshot(source) or source
+
+
+def widen_around(language: nn.Module, host: Host) -> None:
+    """Makes all weights float32 but the matrices of the decoder layers: embeddings are about to be replaced by trained
+    ones, which must not be rounded to the type that the old ones were stored in."""
+    layers = language.get_submodule(host.decoder_path)
+    matrices = (module for module in layers.modules() if isinstance(module, nn.Linear))
+    inner = {id(parameter) for module in matrices for parameter in module.parameters(recurse=False)}
+    for parameter in language.parameters():
+        if id(parameter) not in inner:
+            parameter.data = parameter.data.float()
 
 
 def in_precision(model: Flamingo, dtype: torch.dtype, *, copy: bool = True, besides: Collection[int] = ()) -> Flamingo:

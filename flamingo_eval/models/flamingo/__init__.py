@@ -284,7 +284,8 @@ class ClipFamily:
         file = user_path(weights, _flag("pretrained"))
         if quick_gelu is not None and not is_file(file):
             raise UserError(
-                f"{_flag('quick_gelu')} works only with weights from a file; the tag {weights} already fixes the activation"
+                f"{_flag('quick_gelu')} works only with weights from a file; the tag {weights} already fixes the "
+                "activation"
             )
         spec = VisionSpec(name, file if is_file(file) else weights, quick_gelu=quick_gelu)
         spec.check()

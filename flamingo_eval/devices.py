@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -13,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.errors import DeviceMemoryError, UserError
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 PRECISIONS = ("fp32", "bf16", "fp16", "amp_bf16")
-"""Weights and arithmetic in that type; ``amp_bf16`` is float32 weights under autocast, as the published runs."""
+"""Weights and arithmetic in that type; under ``amp_bf16`` products are bfloat16 and all else float32, as autocast has
+it and as the published runs were made."""
+
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -74,18 +78,20 @@ def numerics(device: torch.device | str) -> Iterator[None]:
 
     - Autocast is off; who wants it switches it on within.
     - Float32 is float32: no TensorFloat-32, in no library. (cuDNN's convolutions use it by default.)
-    - Attention never takes cuDNN's kernels: they plan anew for every shape, and ours change at every step.
+    - Attention may take any kernel but cuDNN's, which plan anew for every shape; ours change at every step.
+    - cuBLAS sums as it does by default, and cuDNN does not try kernels out.
     - New tensors are float32 and on the CPU unless said otherwise.
     - The device is the current one.
 
-    Most of these switches are the process's, so one thread at a time computes.
+    Most of these switches are the process's, so one thread at a time computes. Code that reads torch's older switches
+    (``cudnn.flags()``, ``allow_tf32``) can't do so meanwhile: torch refuses to express these by those.
     """
     device = torch.device(device)
     with ExitStack() as stack:
         stack.enter_context(_ONE_AT_A_TIME)
         stack.enter_context(current(device))
         stack.enter_context(_full_float32())
-        stack.enter_context(_without_cudnn_attention())
+        stack.enter_context(_kernels())
         stack.enter_context(_default_type_and_device())
         for kind in sorted({"cpu", device.type}):
             stack.enter_context(torch.autocast(kind, enabled=False))
@@ -117,25 +123,46 @@ def _full_float32() -> Iterator[None]:
 
 
 @contextmanager
-def _without_cudnn_attention() -> Iterator[None]:
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
+def _kernels() -> Iterator[None]:
+    cuda: Any = torch.backends.cuda
+    attention = [(getattr(cuda, f"enable_{kind}_sdp"), getattr(cuda, f"{kind}_sdp_enabled")(), kind != "cudnn")
+                 for kind in ("flash", "mem_efficient", "math", "cudnn")]  # fmt: skip
+    wanted = {
+        (cuda.matmul, "allow_fp16_accumulation"): False,
+        (cuda.matmul, "allow_fp16_reduced_precision_reduction"): True,
+        (cuda.matmul, "allow_bf16_reduced_precision_reduction"): True,
+        (torch.backends.cudnn, "benchmark"): False,
+    }
+    before = {(owner, name): getattr(owner, name) for owner, name in wanted if hasattr(owner, name)}
+    for switch, _, value in attention:
+        switch(value)
+    for owner, name in before:
+        setattr(owner, name, wanted[owner, name])
     try:
         yield
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
+        for switch, was, _ in attention:
+            switch(was)
+        for (owner, name), was in before.items():
+            setattr(owner, name, was)
 
 
 @contextmanager
 def _default_type_and_device() -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
-    elsewhere = torch.get_default_device().type != "cpu"
     try:
-        with torch.device("cpu") if elsewhere else contextlib.nullcontext():
+        with on_the_cpu():
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+def on_the_cpu() -> AbstractContextManager[object]:
+    """Within this context new tensors are on the CPU unless said otherwise, also where the program has chosen another
+    device for this thread."""
+    elsewhere = torch.get_default_device().type != "cpu"
+    return torch.device("cpu") if elsewhere else contextlib.nullcontext()
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
@@ -167,8 +194,34 @@ def free_memory() -> None:
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # a system without glibc has no such call, and no such habit
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
+    for module, available in ((torch.cuda, torch.cuda.is_available()), (torch.xpu, torch.xpu.is_available()),
+                              (torch.mps, torch.backends.mps.is_available())):  # fmt: skip
+        if available:
+            module.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's, or this machine's, memory was too small. (``torch.OutOfMemoryError`` is CUDA's; other devices
+    say it in words.)"""
+    return isinstance(error, torch.OutOfMemoryError) or bool(
+        isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
+    )
+
+
+@contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """Turns a memory that is too small into DeviceMemoryError: ``what`` does not fit."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceMemoryError(f"{what}: {str(error).splitlines()[0]}") from error
+
+
+def exact_type(device: torch.device) -> torch.dtype:
+    """Float64 where every device of the kind has it (MPS has none, nor have some of Intel's), else float32."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
 
 
 def room(device: torch.device) -> int | None:
@@ -177,7 +230,10 @@ def room(device: torch.device) -> int | None:
     if device.type not in ("cuda", "xpu"):
         return None
     module: Any = getattr(torch, device.type)
-    free, _ = module.mem_get_info(device)
+    try:
+        free, _ = module.mem_get_info(device)
+    except RuntimeError:  # integrated Intel cards don't say
+        return None
     return int(free + module.memory_reserved(device) - module.memory_allocated(device))
 
 

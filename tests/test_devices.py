@@ -35,10 +35,12 @@ def switches() -> list[Any]:
     """Everything that numerics() sets."""
     b = torch.backends
     parts = (b.cuda.matmul, b.mkldnn.matmul, b.cudnn.conv, b.cudnn.rnn, b.mkldnn.conv, b.mkldnn.rnn, b)
+    cuda = b.cuda
+    kernels = [cuda.cudnn_sdp_enabled(), cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(),
+               cuda.math_sdp_enabled(), cuda.matmul.allow_fp16_accumulation, b.cudnn.benchmark]  # fmt: skip
     return [
-        [part.fp32_precision for part in parts], b.cuda.cudnn_sdp_enabled(), torch.get_default_dtype(),
-        torch.get_default_device(), torch.is_autocast_enabled("cpu"), torch.get_num_threads(),
-        torch.get_rng_state().tolist(),
+        [part.fp32_precision for part in parts], kernels, torch.get_default_dtype(), torch.get_default_device(),
+        torch.is_autocast_enabled("cpu"), torch.get_num_threads(), torch.get_rng_state().tolist(),
     ]  # fmt: skip
 
 
@@ -46,7 +48,9 @@ def switches() -> list[Any]:
 def a_strange_host() -> Any:
     """A program that has set everything otherwise."""
     b = torch.backends
-    b.cuda.enable_cudnn_sdp(False)
+    b.cuda.enable_flash_sdp(False)
+    b.cuda.enable_mem_efficient_sdp(False)
+    b.cuda.matmul.allow_fp16_accumulation = b.cudnn.benchmark = True
     b.mkldnn.matmul.fp32_precision = b.cuda.matmul.fp32_precision = "tf32"
     torch.set_default_dtype(torch.float64)
     try:
@@ -54,23 +58,41 @@ def a_strange_host() -> Any:
             yield
     finally:
         b.mkldnn.matmul.fp32_precision = b.cuda.matmul.fp32_precision = "none"
-        b.cuda.enable_cudnn_sdp(True)
+        b.cuda.enable_flash_sdp(True)
+        b.cuda.enable_mem_efficient_sdp(True)
+        b.cuda.matmul.allow_fp16_accumulation = b.cudnn.benchmark = False
         torch.set_default_dtype(torch.float32)
 
 
-def test_a_callers_settings_do_not_reach_an_answer(model: Any, kit: Kit) -> None:
-    """Autocast, default type and device, TensorFloat-32: log-likelihoods are the same to the bit."""
+def test_a_callers_settings_do_not_reach_an_answer(kit: Kit, empty_cache: None) -> None:
+    """Autocast, default type and device, TensorFloat-32: log-likelihoods are the same to the bit, of images that are
+    read and encoded there, and so are an encoder's features."""
+    from flamingo_eval import load_model
+    from flamingo_eval.core import registry
+
+    del empty_cache
     images = Images(kit.data)
     prompts = [Rendering("<image>Output:", (path,)) for path in kit.images(3)]
 
     def answers() -> list[Any]:
-        return [model.answer([model.read(p, task, images) for p in prompts], task) for task in (NAMES, Decoding(8))]
+        source: Any = registry.model_source("demo", {"keep": False})
+        fresh = source.load("cpu", "fp32")
+        encoder: Any = registry.image_encoder("demo", None).load("cpu")
+        features = encoder.encode([encoder.prepare(path, False, images) for path in kit.images(3)])
+        assert str(features.dtype) == "float32"
+        found = [fresh.answer([fresh.read(p, task, images) for p in prompts], task) for task in (NAMES, Decoding(8))]
+        return [*found, features.tolist()]
 
     expected = answers()
+    for kind in (torch.float64, torch.bfloat16):
+        with a_strange_host():
+            torch.set_default_dtype(kind)
+            before = switches()
+            assert answers() == expected
+            assert switches() == before
+    model = load_model("demo", device="cpu", data_root=kit.data)
     with a_strange_host():
         before = switches()
-        assert answers() == expected
-        assert switches() == before
         text = model.generate("<image>Output:", [kit.images(1)[0]])
         assert switches() == before
     assert text == model.generate("<image>Output:", [kit.images(1)[0]])
@@ -109,7 +131,8 @@ def test_switches_are_restored_after_an_exception(error: type[BaseException]) ->
             pass
         assert switches() == before
     assert set(within[0][:6]) == {"ieee"}
-    assert within[1:3] == [False, torch.float32]
+    assert within[1:3] == [[False, True, True, True, False, False], torch.float32]
+    assert before[1] == [True, False, False, True, True, True], "so that each is really switched, and back"
     assert within[4] is False
     assert torch.zeros(1).device.type == "cpu"
 
@@ -297,12 +320,12 @@ def test_batches_fit_what_is_free() -> None:
     from flamingo_eval.models.flamingo.batching import Footprint, sizes_for, suggested
 
     sizes = sizes_for(torch.device("cuda"))
-    large = Footprint(token=2 * 32 * 4096 * 2, row=8 * 2 * 64 * 512 * 2, logit=14, vocabulary=32002, reading=3 << 30)
+    large = Footprint(token=2 * 32 * 4096 * 2, row=8 * 2 * 64 * 512 * 2, logit=38, vocabulary=32002, reading=3 << 30)
     captions, few = Decoding(20, 3), Ranking(("yes", "no"))
     gib = 1 << 30
 
     def prompts(task: Any, tokens: int, room: int, free: int | None) -> int:
-        return suggested(sizes, large, task, tokens, room, free)
+        return suggested(sizes, None if free is None else large, task, tokens, room, free or 0)
 
     assert prompts(captions, 1000, 60, None) == 65536 // 1020, "on a card that never fills"
     assert prompts(captions, 1000, 60, 60 * gib) == 65536 // 1020
@@ -312,8 +335,20 @@ def test_batches_fit_what_is_free() -> None:
     assert prompts(captions, 1900, 60, 24 * gib) < tight, "fewer long ones"
     assert prompts(captions, 1000, 60, 4 * gib) == 1, "at least one, whatever there is"
     thousand = Ranking(tuple(str(i) for i in range(1000)))
-    assert prompts(thousand, 500, 512, 24 * gib) <= prompts(few, 500, 2, 24 * gib)
-    assert sizes.logits * large.logit < 8 * gib, "what names' logits take at most, on whatever model"
+    assert prompts(thousand, 500, 512, 24 * gib) <= prompts(few, 500, 0, 24 * gib)
+    assert prompts(few, 500, 0, 8 * gib) > 8, "names of one token need no logits but the prompt's"
+
+
+def test_a_tokens_bytes_are_those_of_the_cache(tmp_path: Path) -> None:
+    """Grouped keys, and keys under autocast, are smaller; measured, not worked out from a configuration."""
+    from flamingo_eval.core import registry
+    from tests.support.small_flamingos import LAYERS, WIDTH, write_flamingo
+
+    for host, share in (("gpt_neox", 1.0), ("llama", 0.5), ("mpt", 1.0), ("mosaic_gpt", 1.0)):
+        source: Any = registry.model_source(str(write_flamingo(tmp_path / host, host)), {"keep": False})
+        for precision, size in (("fp32", 4), ("amp_bf16", 2)):
+            found = source.load("cpu", precision)._measured()
+            assert found.token == 2 * LAYERS * WIDTH * share * size, (host, precision)
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, -0.0, 1.5, -1.5, 2.0, -float("inf"), 3e38, 1e-42]), min_size=9, max_size=9),

@@ -171,8 +171,8 @@ def _stability(model: Model, source: Source, trial: TrialPlan, row: Measured) ->
     moved, off = {}, []
     for size in sizes:
         found = _ask(model, source, trial, row.queries, size).answers
-        moved[size] = sum(text_of(found[i]) != text_of(expected[i]) for i in expected)
-        off += [_difference(found[i], expected[i]) for i in expected]
+        moved[size] = sum(i not in found or text_of(found[i]) != text_of(expected[i]) for i in expected)
+        off += [_difference(found[i], expected[i]) for i in expected if i in found]
     largest = None if isinstance(source.task, Decoding) else max(off, default=0.0)
     return Stability(row.shots, len(expected), row.batch, moved, largest)
 

@@ -145,7 +145,7 @@ class RunSettings:
     precision: str = _declared(
         "auto",
         TEXT,
-        "Number format: fp32, bf16, fp16 or amp_bf16 (float32 weights, bfloat16 arithmetic). auto: amp_bf16 on a "
+        "Number format: fp32, bf16, fp16 or amp_bf16 (products in bfloat16, all else in float32). auto: amp_bf16 on a "
         "CUDA card that has bfloat16, else fp32.",
         metavar="NAME",
         panel=MODEL,
@@ -172,7 +172,7 @@ class RunSettings:
     batch_size: int | None = _declared(
         None,
         BATCH,
-        "Queries per batch. In fp32 it changes no answer; in bf16, fp16 and amp_bf16 a few near-ties may change. A "
+        "Queries per batch. In fp32 it changes nothing beyond rounding; in bf16, fp16 and amp_bf16 a few near-ties may change. A "
         "batch that does not fit into memory is halved.",
         metavar="N",
         panel=HOW,

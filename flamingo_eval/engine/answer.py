@@ -164,28 +164,42 @@ def answer(
 @dataclass
 class _Limit:
     """How much of a device's memory holds, as far as it has been found out: characters of a batch's longest prompt,
-    times its queries. It grows back, since other programs may have given memory free; less and less often."""
+    times its queries. It grows back, since other programs may have given memory free; later, if that was too early.
+
+    Attributes:
+        most: as much as fits.
+        alone: a prompt that long does not fit even alone.
+        fitted: batches of that size that did fit, since it was found out.
+        patience: as many of them make it grow.
+        grown: whether it has grown since something did not fit.
+    """
 
     most: float = math.inf
+    alone: float = math.inf
     fitted: int = 0
     patience: int = 16
+    grown: bool = False
 
     def queries(self, longest: int) -> int:
         """How many fit whose prompts are at most that long."""
+        if longest >= self.alone:
+            return 1
         return 2**31 if self.most == math.inf else max(1, int(self.most // max(1, longest)))
 
     def too_much(self, queries: int, longest: int) -> None:
         """So many did not fit."""
-        if self.fitted < self.patience and self.most != math.inf:
+        if self.grown:
             self.patience *= 2
-        self.most, self.fitted = queries * longest / 2, 0
+        self.most, self.fitted, self.grown = queries * longest / 2, 0, False
 
     def fits(self, queries: int, longest: int) -> None:
         """So many did, which says something only if no more were allowed."""
+        if longest >= self.alone:
+            self.alone = math.inf
         if self.most != math.inf and queries == self.queries(longest):
             self.fitted += 1
             if self.fitted >= self.patience:
-                self.most, self.fitted = 1.5 * self.most, 0
+                self.most, self.fitted, self.grown = 1.5 * self.most, 0, True
 
 
 class _Runner:
@@ -220,17 +234,21 @@ class _Runner:
             task: what is asked.
         """
         limit, done = self._limit(task), 0
+        before = limit.most
         while done < len(prepared):
             longest = max(lengths[done:])
             part = prepared[done : done + limit.queries(longest)]
             try:
                 answers = ensembled(self._model, part, task)
                 limit.fits(len(part), longest)
+                before = limit.most
             except DeviceMemoryError as error:
                 if len(part) > 1:
                     limit.too_much(len(part), longest)
-                    warn(f"{len(part)} queries at once do not fit into memory; continuing with {(len(part) + 1) // 2}")
+                    fewer = limit.queries(longest)
+                    warn(f"{len(part)} queries at once do not fit into memory; continuing with {fewer}")
                     continue
+                limit.alone, limit.most = longest, before  # this one's fault; the others may fit as before
                 answers = [NoAnswer(str(error))]
             except QueryError as error:  # an image was read again, and has gone or changed since it was prepared
                 if len(part) > 1:
@@ -288,7 +306,11 @@ def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> Se
         return _ask(model, [prompts[0] for prompts in prepared], task)
     means: list[Answer | NoAnswer] = []
     for prompts in prepared:
-        result = _in_halves(model, prompts, task)
+        try:
+            result = _in_halves(model, prompts, task)
+        except DeviceMemoryError as error:  # one order of one query alone
+            means.append(NoAnswer(str(error)))
+            continue
         none = next((one for one in result if isinstance(one, NoAnswer)), None)
         ranked = [one for one in result if not isinstance(one, str | NoAnswer)]
         means.append(none or {name: sum(one[name] for one in ranked) / len(ranked) for name in ranked[0]})

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flamingo_eval.devices import numerics
+from flamingo_eval.devices import memory_errors, numerics
 from flamingo_eval.storage.vectors import Vectors
 
 TRAIN_TILE, QUERY_TILE = 1 << 17, 512
@@ -66,7 +66,7 @@ def nearest_rows(
         complete = np.ones(len(todo), bool)
         for some in _tiles(len(todo), max(1, _KEPT // wanted)):
             numbers = todo[some]
-            with numerics(device):
+            with numerics(device), memory_errors(f"the similarities of {len(numbers)} images do not fit on {device}"):
                 values, images = _best(pool.vectors, queries[numbers], wanted, device)
             for part in _parts(len(numbers), wanted * queries.shape[1]):
                 exact = _similarities(pool.vectors, queries[numbers[part]], images[part])

@@ -98,6 +98,69 @@ def test_what_fits_grows_back(tmp_path: Path) -> None:
     assert model.refused < 12
 
 
+def test_a_query_that_fits_nowhere_makes_no_other_batch_smaller(tmp_path: Path) -> None:
+    """It is asked alone, and so is each that is as long, until one fits; all others go on as before."""
+    plan, journal = plan_of(source_of(9, 200), 2), Journal(tmp_path / "journal.jsonl")
+    pending = list(find_pending([plan], journal, "m"))
+    longest = max(pending, key=lambda item: item.query.prompt.length).query
+
+    class Heavy(Small):
+        asked = 0
+
+        def answer(self, prepared: Sequence[str], task: Task) -> list[Answer]:
+            self.asked += 1
+            if longest.prompt.images[-1] in prepared:
+                raise DeviceMemoryError("too long")
+            return super().answer(prepared, task)
+
+    model = Heavy(64)
+    failures = answer(pending, model, journal, batch_size=64, extra={})
+    assert [failure.slot[3] for failure in failures] == [longest.id]
+    assert max(model.sizes) >= 60
+    assert sum(model.sizes) == 199
+    assert model.asked < 40
+
+
+def test_what_fits_grows_back_from_far_down() -> None:
+    """After one descent the first try comes soon."""
+    from flamingo_eval.engine.answer import _Limit
+
+    limit, size = _Limit(), 256
+    while size > 4:
+        limit.too_much(size, 10)
+        size = limit.queries(10)
+    batches = 0
+    while limit.queries(10) < 256:
+        limit.fits(limit.queries(10), 10)
+        batches += 1
+    assert batches <= 16 * 12
+    limit.too_much(limit.queries(10), 10)
+    assert limit.patience == 32, "that one came too early"
+
+
+def test_an_order_that_does_not_fit_costs_its_query_alone() -> None:
+    from flamingo_eval.core.records import Ranking
+    from flamingo_eval.engine.answer import ensembled
+
+    class Heavy(ModelBase):
+        asked = 0
+
+        def prepare(self, prompt: Prompt, task: Task, images: Images) -> str:
+            return prompt.query.text
+
+        def answer(self, prepared: Sequence[str], task: Task) -> list[Answer]:
+            self.asked += len(prepared)
+            if "long" in prepared:
+                raise DeviceMemoryError("a prompt does not fit")
+            return [{"yes": -1.0, "no": -2.0} for _ in prepared]
+
+    model = Heavy()
+    found = ensembled(model, [["a", "b"], ["long", "c"], ["d", "e"]], Ranking(("yes", "no")))
+    assert found[0] == found[2] == {"yes": -1.0, "no": -2.0}
+    assert getattr(found[1], "reason", None) == "a prompt does not fit"
+    assert model.asked <= 8
+
+
 def test_batches_are_as_large_as_their_own_prompts_allow(tmp_path: Path) -> None:
     """Not as the first query's would: a batch of long prompts is smaller than one of short prompts."""
     plan, journal = plan_of(source_of(9, 200), 2), Journal(tmp_path / "journal.jsonl")

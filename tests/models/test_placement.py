@@ -235,3 +235,34 @@ def test_amp_bf16_never_makes_weights_wider_than_they_are_stored(
     monkeypatch.setattr(loading, "stored_dtype", lambda _: None)
     assert torch.equal(as_stored, logits())
     assert asked == [kind, torch.float32]
+
+
+def test_the_stored_type_is_that_of_the_files_that_are_loaded(tmp_path: Path) -> None:
+    """Of transformers' choice, safetensors or not; a stray file beside them says nothing."""
+    from safetensors.torch import load_file, save_file
+
+    from flamingo_eval.models.flamingo.model import stored_dtype
+
+    folder = write_flamingo(tmp_path / "neox", "gpt_neox").parent / "lm"
+    tensors = {name: value.clone() for name, value in load_file(folder / "model.safetensors").items()}
+    save_file({"lora.weight": torch.zeros(2, dtype=torch.bfloat16)}, folder / "adapter_model.safetensors")
+    assert stored_dtype(folder) == torch.float32
+    (folder / "model.safetensors").unlink()
+    torch.save({name: value.half() for name, value in tensors.items()}, folder / "pytorch_model.bin")
+    assert stored_dtype(folder) == torch.float16
+    mixed = {name: value.half() if "norm" in name else value for name, value in tensors.items()}
+    save_file(mixed, folder / "model.safetensors", metadata={"format": "pt"})
+    assert stored_dtype(folder) is None
+    assert stored_dtype("a/name-of-the-hub") is None
+
+
+def test_plain_is_transformers_own_attention(tmp_path: Path) -> None:
+    from transformers.models.mpt.modeling_mpt import MptAttention
+
+    from flamingo_eval.models.flamingo.hosts.mpt import FusedAttention
+
+    toml = str(write_flamingo(tmp_path / "mpt", "mpt"))
+    for plain in (False, True):
+        source: Any = registry.model_source(toml, {"plain": plain, "keep": False})
+        kinds = {type(block.attn) for block in source.load("cpu", "fp32").model.language.transformer.blocks}
+        assert kinds == {MptAttention if plain else FusedAttention}

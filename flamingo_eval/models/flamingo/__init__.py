@@ -184,7 +184,7 @@ def _latents_folder() -> Path | None:
         return None
 
 
-LATENTS_FORMAT = 1
+LATENTS_FORMAT = 2
 """Counted up when a change of this package's code changes latents."""
 
 

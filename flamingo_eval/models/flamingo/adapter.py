@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from flamingo_eval.core.errors import DeviceMemoryError, QueryError, UserError
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.measuring import Work
 from flamingo_eval.core.records import WITHHELD, Answer, Decoding, NoAnswer, Prompt, Ranking, Rendering, Task
-from flamingo_eval.devices import autocast, free_memory, numerics, peak_memory, to_device
+from flamingo_eval.devices import autocast, free_memory, is_out_of_memory, numerics, peak_memory, to_device
 from flamingo_eval.devices import room as free_bytes
 from flamingo_eval.models.flamingo.batching import Footprint, sizes_for, suggested
 from flamingo_eval.models.flamingo.cross_attention import Spans
@@ -41,8 +40,6 @@ from flamingo_eval.storage.vectors import FeatureStore
 MAX_PROMPT_TOKENS = 2000
 """Longer prompts are refused. The reference cuts them on the right (open_flamingo/eval/models/open_flamingo.py,
 ``max_length=2000``), which cuts off the query itself."""
-
-_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ class FlamingoModel:
         self._names: dict[Ranking, list[list[int]]] = {}
         self._clock, self._reading = Clock(self.device), 0.0
         self._sizes = sizes_for(self.device)
-        self._footprint = Footprint.of(model, precision, self._sizes.pass_tokens)
+        self._footprint: Footprint | None = None
         like = model.perceiver.latents
         # generation encodes images within autocast, ranking without, as the reference does (eval/models)
         self.stores = {
@@ -201,15 +198,17 @@ class FlamingoModel:
     @torch.inference_mode()
     def answer(self, prepared: Sequence[PreparedPrompt], task: Task) -> list[Answer | NoAnswer]:
         """Text, or log-likelihoods of class names, for each prompt whose logits are numbers."""
-        try:
-            with numerics(self.device):
+        with numerics(self.device):
+            try:
                 return [*(self._generate(prepared, task) if isinstance(task, Decoding) else self._rank(prepared, task))]
-        except RuntimeError as error:  # torch.OutOfMemoryError is one, other devices say it in words
-            if not isinstance(error, torch.OutOfMemoryError) and not _OUT_OF_MEMORY.search(str(error)):
-                raise
-        finally:
-            self._clock.settle()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            finally:
+                self._clock.settle()
         free_memory()  # here, where nothing holds on to what did not fit
+        if len(prepared) == 1:  # it will not be asked again
+            self._store(task).drop([image for image in prepared[0].images if image is not None])
         longest = max(len(prompt.ids) for prompt in prepared)
         many = "a prompt" if len(prepared) == 1 else f"{len(prepared)} prompts"
         raise DeviceMemoryError(
@@ -255,7 +254,22 @@ class FlamingoModel:
         """As many prompts as keep the device busy, and as its memory holds."""
         tokens = len(self.tokenizer.encode(RENDERER.render(prompt).text))
         behind = decoding_room(task) if isinstance(task, Decoding) else ranking_room(self._name_ids(task))
-        return suggested(self._sizes, self._footprint, task, tokens, behind, free_bytes(self.device))
+        free = free_bytes(self.device)
+        return suggested(self._sizes, self._measured() if free is not None else None, task, tokens, behind, free or 0)
+
+    @torch.inference_mode()
+    def _measured(self) -> Footprint:
+        """What answering takes of memory: of a token it is measured, since models keep keys in many ways."""
+        if self._footprint is None:
+            ids = torch.full((1, 1), self.tokenizer.pad_id)
+            with numerics(self.device):
+                nothing = torch.zeros_like(self.model.perceiver.latents)[None]
+                spans = Spans.of(nothing, [[]], ids, self.tokenizer.image_id)
+                part = Part(to_device(ids, self.device), torch.ones_like(ids, device=self.device), spans, padded=False)
+                with self._autocast():
+                    token = Prefix(self.model, [part], 1).bytes_per_token
+            self._footprint = Footprint.of(self.model, self.precision, token, self._sizes.pass_tokens)
+        return self._footprint
 
     def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str | NoAnswer]:
         """Raw text of each prompt, spaces tidied as transformers 4.28 did."""

@@ -61,22 +61,26 @@ class Footprint:
     reading: int
 
     @staticmethod
-    def of(model: Flamingo, precision: str, pass_tokens: int) -> Footprint:
-        """A model's, from its sizes."""
-        config: Any = model.language.config.get_text_config()
+    def of(model: Flamingo, precision: str, token: int, pass_tokens: int) -> Footprint:
+        """A model's.
+
+        Args:
+            model: the Flamingo.
+            precision: in which it computes.
+            token: bytes of keys and values of a token, as the cache has them.
+            pass_tokens: tokens read in one pass.
+        """
         size = 4 if precision == "fp32" else 2
-        heads = config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        kept = (getattr(config, "num_key_value_heads", None) or heads) * width
+        vocabulary, width = model.language.get_input_embeddings().weight.shape
         latents = model.perceiver.latents.shape[0]
         blocks: Any = model.blocks.values()
         image = sum(2 * latents * block.attn.to_q.weight.shape[0] for block in blocks)
         return Footprint(
-            token=2 * model.decoder_layers * kept * size,
+            token=token,
             row=image * size,
-            logit=size + 3 * 4,
-            vocabulary=model.language.get_input_embeddings().weight.shape[0],
-            reading=pass_tokens * config.hidden_size * _ACTIVATIONS * size,
+            logit=size + 9 * 4,  # in float32, exponentiated, as whole numbers to be sorted
+            vocabulary=vocabulary,
+            reading=pass_tokens * width * _ACTIVATIONS * size,
         )
 
     def prompts(self, tokens: int, behind: int, positions: int, free: int) -> int:
@@ -92,21 +96,21 @@ class Footprint:
         return max(1, int((_USED * free - self.reading) // each))
 
 
-def suggested(sizes: Sizes, footprint: Footprint, task: Task, tokens: int, room: int, free: int | None) -> int:
+def suggested(sizes: Sizes, footprint: Footprint | None, task: Task, tokens: int, room: int, free: int) -> int:
     """Prompts per batch: few long ones, many short ones.
 
     Args:
         sizes: what keeps the device busy.
-        footprint: what answering takes.
+        footprint: what answering takes; None for a device without memory of its own.
         task: what is asked.
         tokens: of a prompt.
         room: tokens laid out behind it.
-        free: bytes that the device has free; None where it has no memory of its own.
+        free: bytes that the device has free.
     """
     alone = task.max_new_tokens if isinstance(task, Decoding) else room  # names are scored in one pass
     busy = max(sizes.least, min(sizes.most, sizes.batch_tokens // (tokens + alone)))
-    if free is None:
+    if footprint is None:
         return busy
-    logits = sizes.logits * footprint.logit if isinstance(task, Ranking) else 0
+    logits = min(sizes.logits, busy * room * footprint.vocabulary) * footprint.logit if isinstance(task, Ranking) else 0
     positions = task.num_beams if isinstance(task, Decoding) else 1
     return min(busy, footprint.prompts(tokens, room, positions, max(0, free - logits)))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from flamingo_eval.core.records import Decoding
+from flamingo_eval.devices import exact_type
 from flamingo_eval.models.flamingo.prefix import Prompts
 
 _OUT = -1e9
@@ -107,7 +108,7 @@ class _Beams:
 def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) -> Decoded:
     logits, beams, steps = prefix.logits[:, None], decoding.num_beams, decoding.max_new_tokens
     rows, device = logits.shape[0], logits.device
-    exact = torch.float32 if device.type == "mps" else torch.float64  # what the device has; 4.28 scores in Python
+    exact = exact_type(device)  # 4.28 scores in Python
     lengths = prefix.lengths[:, None].to(exact)
     blank = torch.full((rows, beams, steps), pad_id, device=device)
     running = _Beams(torch.zeros(rows, 1, device=device), blank[:, :1], torch.zeros_like(blank[:, :1]))
@@ -155,10 +156,14 @@ def _best_first(scores: Tensor) -> Tensor:
 
 
 def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The highest values, float32, of the last dimension, and their places; of equal ones the lower place first.
+    """The highest float32 values of the last dimension, and their places; of equal ones the lower place first.
 
     (``topk`` leaves open which of equal ones it takes. In bfloat16 half of all rows have some among the first few.)
     """
+    count = min(count, values.shape[-1])
+    if values.device.type == "mps":  # whose topk takes no whole numbers of 64 bits
+        found = values.sort(dim=-1, descending=True, stable=True)
+        return found.values[..., :count], found.indices[..., :count]
     if values.device.type != "cpu":  # where one doesn't ask what came out, since asking means waiting
         return _highest_by_key(values, count)
     best = values.topk(min(count + 1, values.shape[-1]))

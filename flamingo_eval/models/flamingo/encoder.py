@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flamingo_eval.core.images import Images
-from flamingo_eval.devices import numerics, pinned
+from flamingo_eval.devices import memory_errors, numerics, pinned
 from flamingo_eval.models.flamingo.loading import host_as_it_was
 from flamingo_eval.models.flamingo.spec import VisionSpec
 from flamingo_eval.models.flamingo.vision import load_clip, read_image
@@ -24,9 +24,13 @@ class ClipEncoder:
     """
 
     def __init__(self, spec: VisionSpec, device: str) -> None:
-        with host_as_it_was():
+        with (
+            host_as_it_was(),
+            numerics(device),
+            memory_errors(f"the image encoder {spec.model} does not fit on {device}"),
+        ):
             clip, self._transform = load_clip(spec)
-        self._clip: Any = clip.requires_grad_(False).to(device)
+            self._clip: Any = clip.requires_grad_(False).to(device)
         self._device = torch.device(device)
 
     def prepare(self, image: str, rgb: bool, images: Images) -> Tensor:
@@ -37,7 +41,7 @@ class ClipEncoder:
     @torch.inference_mode()
     def encode(self, prepared: Sequence[Tensor]) -> NDArray[np.float32]:
         """(images, width), not normalised."""
-        with numerics(self._device):
+        with numerics(self._device), memory_errors(f"{len(prepared)} images do not fit on {self._device}"):
             pixels = torch.stack([p.to(self._device, non_blocking=p.is_pinned()) for p in prepared])
             features: Tensor = self._clip.encode_image(pixels)
             vectors: NDArray[np.float32] = features.float().cpu().numpy()

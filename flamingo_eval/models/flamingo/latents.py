@@ -158,8 +158,22 @@ class LatentStore:
         """(images, n_latents, width), on the CPU, of distinct images; unknown ones are encoded together."""
         with self._lock:
             self._encoding = {p.key for p in images}
-        found = {p.key: self._recall(p.key) for p in images}
-        missing = [p for p in images if found[p.key] is None]
+        try:
+            found = self._found_or_encoded(images)
+        finally:
+            with self._lock:
+                self._encoding = set()
+        with self._lock:
+            for key in found:  # read a second time meanwhile
+                self._pixels.pop(key, None)
+        return torch.stack([found[p.key] for p in images])
+
+    def _found_or_encoded(self, images: Sequence[StoredImage]) -> dict[str, Tensor]:
+        """Latents by key; what is encoded is remembered at once, should the rest not fit."""
+        known = {p.key: self._recall(p.key) for p in images}
+        found = {key: row for key, row in known.items() if row is not None}
+        missing = [p for p in images if known[p.key] is None]
+        self._remember(found)
         for start in range(0, len(missing), ENCODED_AT_ONCE):
             part = missing[start : start + ENCODED_AT_ONCE]
             encoded = self._encode(torch.stack([self._take_pixels(p) for p in part])).to(self._dtype).cpu()
@@ -167,18 +181,12 @@ class LatentStore:
             # copies: a row of a batch would keep the whole batch
             fresh = {p.key: row.clone() for p, row in zip(part, encoded, strict=True)}
             found |= fresh
+            self._remember(fresh)
             if self._disk is not None:
                 self._unsaved |= fresh
                 if len(self._unsaved) >= SAVED_AT_ONCE:
                     self._save_soon()
-        available = {key: row for key, row in found.items() if row is not None}
-        stacked = torch.stack([available[p.key] for p in images])
-        self._remember(available)
-        with self._lock:
-            self._encoding = set()
-            for key in available:  # read a second time meanwhile
-                self._pixels.pop(key, None)
-        return stacked
+        return found
 
     def _recall(self, key: str) -> Tensor | None:
         """From memory, else from the disk; what is damaged there is as good as missing."""

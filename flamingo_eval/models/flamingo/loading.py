@@ -12,7 +12,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from flamingo_eval.core.errors import CheckpointError, DeviceMemoryError
-from flamingo_eval.devices import autocast, free_memory, numerics
+from flamingo_eval.devices import autocast, free_memory, is_out_of_memory, memory_errors, numerics
 from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
 from flamingo_eval.models.flamingo.cross_attention import Media
@@ -109,7 +109,8 @@ def _load(
     model = model.eval().requires_grad_(False)
     cast = cast_ahead(model) if precision == "amp_bf16" else set[int]()  # before anything is copied or made wider
     model = in_precision(model, dtype, copy=torch.device(device).type == "cpu", besides=cast)
-    model = model.to(device)
+    with memory_errors(f"checkpoint {spec.name} does not fit into the memory of {device}"):
+        model = model.to(device)
     with autocast(torch.device(device), precision):
         probe(model, tokenizer.image_id, spec.name)
     free_memory()  # whatever loading left behind
@@ -163,7 +164,7 @@ def probe(model: Flamingo, image_id: int, name: str) -> None:
     try:
         model(ids, torch.ones_like(ids), media)
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError, ArithmeticError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise DeviceMemoryError(f"checkpoint {name} leaves no memory to answer in: {reason_of(error)}") from error
         raise CheckpointError(f"checkpoint {name} can't be run: {reason_of(error)}") from error
 

@@ -13,13 +13,21 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 
 from flamingo_eval.core.errors import CheckpointError
+from flamingo_eval.core.paths import is_file
 from flamingo_eval.models.flamingo.checkpoint import TrainedPart, describe_keys, load_exactly
 from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, MediaAttention
 from flamingo_eval.models.flamingo.hosts import HOSTS, Host, generic_host, host_for
-from flamingo_eval.models.flamingo.part_files import model_files
+from flamingo_eval.models.flamingo.part_files import model_files, read_object, weight_files
 from flamingo_eval.models.flamingo.perceiver import PerceiverResampler
 from flamingo_eval.models.flamingo.spec import FlamingoSpec
-from flamingo_eval.models.flamingo.weights import StateDict, check_language_folder, check_values, loading
+from flamingo_eval.models.flamingo.weights import (
+    StateDict,
+    check_language_folder,
+    check_values,
+    loading,
+    read_torch,
+    unwrapped,
+)
 
 
 class Flamingo(nn.Module):
@@ -104,16 +112,20 @@ _STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def stored_dtype(source: str | Path) -> torch.dtype | None:
-    """The type of all weights of a language model's folder, as they are stored; None if there are several, or if they
-    are not stored as safetensors. Loaded in it they take no more memory than their files, and lose nothing."""
-    if not isinstance(source, Path):
+    """The type of a language model's weights as they are stored, in the files that transformers takes; None if there
+    are several. Loaded in it they take no more memory than their files, and lose nothing."""
+    if not isinstance(source, Path) or not is_file(source / "config.json"):
         return None
-    files = [file for file in model_files(source, weights=True) if file.suffix == ".safetensors"]
-    kinds: set[str] = set()
-    for file in files:
-        with loading(f"weights {file}", [file]), safe_open(file, framework="pt") as weights:
-            kinds |= {str(weights.get_slice(name).get_dtype()) for name in weights.keys()}  # noqa: SIM118  # no mapping
-    return _STORED.get(kinds.pop()) if len(kinds) == 1 else None
+    kinds: set[torch.dtype | None] = set()
+    for file in weight_files(source, read_object(source / "config.json")):
+        if file.suffix == ".safetensors":
+            with loading(f"weights {file}", [file]), safe_open(file, framework="pt") as weights:
+                names = {str(weights.get_slice(name).get_dtype()) for name in weights.keys()}  # noqa: SIM118  # no mapping
+            kinds |= {_STORED.get(name) for name in names if name.startswith(("F", "BF"))}
+        elif file.suffix != ".json":
+            kinds |= {value.dtype for value in unwrapped(read_torch(file), file).values() if value.is_floating_point()}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return kind if kind in _STORED.values() else None
 
 
 def load_language(source: str | Path, dtype: torch.dtype, decoder_layers: str | None = None) -> tuple[nn.Module, Host]:

@@ -6,6 +6,7 @@ It is what the fast paths are compared with, and what ``--plain`` runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,11 @@ class Copies:
 
 class PlainFlamingoModel(FlamingoModel):
     """The same answers, slowly."""
+
+    def __init__(self, model: Flamingo, *arguments: Any, **settings: Any) -> None:
+        if model.host.make_plain is not None:
+            model.host.make_plain(model.language)
+        super().__init__(model, *arguments, **settings)
 
     def _read(self, store: LatentStore, images: Sequence[StoredImage]) -> None:
         """Nothing is kept; an image that can't be read is found out all the same."""

@@ -150,6 +150,12 @@ class Prefix:
         self._after = LastImages.after([part.spans for part in parts])
         self.forget()
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Of keys and values in all layers."""
+        kept = (part for layer in self._layers for part in (layer.keys, layer.values))
+        return sum(part.nbytes // (part.shape[0] * part.shape[2]) for part in kept)
+
     def forget(self) -> None:
         """Back to the prompts alone."""
         for layer in self._layers:

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms import Compose, ToTensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from flamingo_eval.core.errors import CheckpointError, QueryError
 from flamingo_eval.core.images import Images
+from flamingo_eval.devices import on_the_cpu
 from flamingo_eval.models.flamingo.part_files import read_object
 from flamingo_eval.models.flamingo.spec import VisionSpec
 from flamingo_eval.models.flamingo.weights import WRAPPED_MODULES, check_file, check_sizes, check_values, loading
@@ -60,7 +64,21 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
                 spec.model, pretrained=pretrained, precision="fp32", force_quick_gelu=quick_gelu
             )
     check_values(model.named_parameters(), f"vision weights {pretrained}")
-    return model.eval(), transform
+    return model.eval(), _in_float32(transform)
+
+
+def _in_float32(transform: Any) -> Transform:
+    """The transform with pixels in float32, whatever the program's default type is, which torchvision goes by."""
+    steps = transform.transforms
+    if not any(isinstance(step, ToTensor) for step in steps):
+        raise CheckpointError(f"open_clip's transform has no step that makes a tensor: {transform}")
+    in_float32: Transform = Compose([_as_float32 if isinstance(step, ToTensor) else step for step in steps])
+    return in_float32
+
+
+def _as_float32(opened: Image.Image) -> Tensor:
+    pixels: Tensor = pil_to_tensor(opened)
+    return pixels.to(torch.float32).div(255)
 
 
 def _check_weights(file: Path, config_file: Path, config: dict[str, Any]) -> None:
@@ -141,7 +159,8 @@ def read_image(images: Images, image: str, transform: Transform, *, rgb: bool) -
         if max(opened.size) > MOST_ELONGATED * min(opened.size):
             size = f"{opened.width} x {opened.height} pixels"
             raise QueryError(f"{images.root / image} is too long and narrow to be resized: {size}")
-        return transform(opened.convert("RGB") if rgb else opened)
+        with on_the_cpu():
+            return transform(opened.convert("RGB") if rgb else opened)
 
     return images.decode(image, pixels)
 

@@ -25,6 +25,7 @@ class Host:
         check: raises CheckpointError for a configuration that the class would silently ignore.
         place_keys: for models whose attention goes by the index of a key in the cache (ALiBi): tells the model how deep
             in its sequence each key of the cache stands, (keys,), or None for their order.
+        make_plain: for models with attention of our own: gives a model that of transformers back.
     """
 
     model_type: str
@@ -35,6 +36,7 @@ class Host:
     model_class: Any = None
     check: Callable[[Any], None] | None = None
     place_keys: Callable[[Any, Tensor | None], None] | None = None
+    make_plain: Callable[[Any], None] | None = None
 
 
 def max_positions(config: Any) -> int:

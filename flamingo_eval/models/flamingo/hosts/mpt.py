@@ -98,6 +98,11 @@ def _place_keys(model: Any, depths: Tensor | None) -> None:
     decoder.__dict__["build_mpt_alibi_tensor"] = build
 
 
+def _make_plain(model: Any) -> None:
+    for block in model.transformer.blocks:
+        block.attn.__class__ = MptAttention
+
+
 HOST = Host(
     model_type="mpt",
     decoder_path="transformer.blocks",
@@ -106,4 +111,5 @@ HOST = Host(
     model_class=FusedMpt,
     check=_check,
     place_keys=_place_keys,
+    make_plain=_make_plain,
 )

@@ -172,8 +172,8 @@ class RunSettings:
     batch_size: int | None = _declared(
         None,
         BATCH,
-        "Queries per batch. In fp32 it changes nothing beyond rounding; in bf16, fp16 and amp_bf16 a few near-ties may change. A "
-        "batch that does not fit into memory is halved.",
+        "Queries per batch. In fp32 it changes nothing beyond rounding; in bf16, fp16 and amp_bf16 a few near-ties may "
+        "change. A batch that does not fit into memory is halved.",
         metavar="N",
         panel=HOW,
         changes_answers=False,

@@ -69,7 +69,8 @@ def test_everything_is_on_the_models_device_and_nothing_waits_for_it(
     tmp_path: Path, host: str, precision: str, request: pytest.FixtureRequest
 ) -> None:
     """Reading prompts, padded or not, continuing them and scoring names: a tensor on another device would be refused,
-    and so would asking what a tensor holds, for which the processor has to wait."""
+    and so would asking what a tensor holds, for which the processor has to wait. (transformers asks that of a padded
+    pass's mask, once; not of tensors without content.)"""
     from flamingo_eval.devices import autocast
     from flamingo_eval.models.flamingo.cross_attention import Spans
     from flamingo_eval.models.flamingo.prefix import Part, Prefix

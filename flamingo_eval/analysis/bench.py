@@ -49,7 +49,7 @@ class Measured:
 
     @property
     def language(self) -> float:
-        """seconds per query without its images, which the whole run encodes once."""
+        """Seconds per query without its images, which the whole run encodes once."""
         return (self.wall - self.parts.get("vision", 0.0)) / self.queries
 
     @property
@@ -90,7 +90,7 @@ class Bench:
         image: seconds to encode one image; None if the model has none.
         read: seconds to read and transform one image, in all threads together.
         images: distinct images of the whole run.
-        whole: queries of the whole run, by number of shots.
+        all_queries: queries of the whole run, by number of shots.
         work: of the last batch: what it needs and what the machine could do; None if the model can't say.
         device: where it ran.
         precision: how.
@@ -132,9 +132,9 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int, *, stability: bool =
     model_source = registry.model_source(spec.checkpoint, spec.model_options, {"keep": False})
     sources = read_sources(spec, images)
     check_capabilities(model_source.capabilities, spec, sources)
-    cells = trial_keys_of(spec, sources)
-    nearest = rank_all(spec, sources, cells, Retriever.of(spec))
-    trials = plan_all(spec, sources, cells, model_source.renderer, nearest)
+    keys = trial_keys_of(spec, sources)
+    nearest = rank_all(spec, sources, keys, Retriever.of(spec))
+    trials = plan_all(spec, sources, keys, model_source.renderer, nearest)
     source = next(iter(sources.values()))
     wanted = spec.of(source.benchmark.name).shots
     device, precision = model_source.resolve(spec.device, spec.precision)

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import zlib
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -169,12 +170,13 @@ class ByName(Mapping[str, float]):
     __slots__ = ()
 
     @property
+    @abstractmethod
     def _places(self) -> Mapping[str, int]:
         """Name -> its number."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _values(self) -> Sequence[float]:
-        raise NotImplementedError
+        """By these numbers."""
 
     def __getitem__(self, name: str) -> float:
         return self._values()[self._places[name]]

@@ -186,7 +186,7 @@ def test_the_models_card_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> 
 def test_events_are_taken_on_the_models_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """An event belongs to the card that is current when it is recorded; on another one it would measure nothing."""
     from flamingo_eval.devices import numerics
-    from flamingo_eval.models.flamingo.measure import Clock
+    from flamingo_eval.measure import Clock
 
     current, recorded = [0], []
 
@@ -223,7 +223,7 @@ def test_other_devices_are_waited_for_and_copied_to_safely(monkeypatch: pytest.M
     """Where there are no events that measure: a clock that does not wait would measure nothing. A copy that nobody
     waits for must not be taken from memory that is used for something else next."""
     from flamingo_eval import devices
-    from flamingo_eval.models.flamingo.measure import Clock
+    from flamingo_eval.measure import Clock
 
     waited: list[Any] = []
     monkeypatch.setattr("torch.accelerator.synchronize", waited.append)

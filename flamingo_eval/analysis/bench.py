@@ -130,7 +130,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int, *, stability: bool =
     """
     images = Images(root_of(spec.data_root), spec.formats)
     model_source = registry.model_source(spec.checkpoint, spec.model_options, {"keep": False})
-    sources = read_sources(spec, images)
+    sources = read_sources(spec, images, model_source.renderer)
     check_capabilities(model_source.capabilities, spec, sources)
     keys = trial_keys_of(spec, sources)
     nearest = rank_all(spec, sources, keys, Retriever.of(spec))

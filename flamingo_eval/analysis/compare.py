@@ -19,7 +19,7 @@ _MUST_AGREE = {
 
 _MAY_DIFFER = {
     "precision": "precision", "selector": "way of picking demonstrations", "query_set_size": "pool of demonstrations",
-    "ensemble": "number of orders",
+    "ensemble": "number of orders", "rendering": "rendering of prompts",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from flamingo_eval.core import registry
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.prompting import answer_field, build_prompt
 from flamingo_eval.core.records import WITHHELD, Answer, Cell, Example, Id, Prompt, Query, Ranking
-from flamingo_eval.core.run_settings import RunSettings
+from flamingo_eval.core.run_settings import SHOWN_TO_MODEL, RunSettings
 from flamingo_eval.engine.answer import answer, describe_failures
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.prepare import RootOf, model_digest
@@ -190,7 +190,10 @@ def _answer(
         journals[name].withdraw(item.slot for item in items)
     checkpoint, weights = record.settings.checkpoint, record.settings.weights
     recorded = {} if weights is None else {"weights": Path(weights)}
-    source = registry.model_source(checkpoint, {**recorded, **settings.model_options})
+    recorded |= {name: identity.named[name] for name in SHOWN_TO_MODEL if name in identity.named}
+    source = registry.model_source(
+        checkpoint, {**recorded, **settings.model_options}, {"rendering": identity.rendering}
+    )
     if source.info().digest != identity.checkpoint:
         raise UserError(f"checkpoint {checkpoint} is not the one {folder.path} was made with")
     if source.renderer.name != identity.rendering:

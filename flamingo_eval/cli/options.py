@@ -94,7 +94,7 @@ def _panel(setting: Setting) -> str:
 def _parameters(setting: Setting) -> list[inspect.Parameter]:
     """The option; also those that say no to it, or have a name that it had, which are not shown."""
     switch, shown = setting.values.switch, _option(setting, setting.option)
-    kind: Any = bool | None if switch else str | None
+    kind: Any = bool | None if switch else list[str] | None if setting.values.repeated else str | None
     parameters = [(setting.name, Annotated[kind, shown])]
     if switch:
         parameters.append(
@@ -160,7 +160,7 @@ def _collected(settings: Iterable[Setting], sources: Mapping[str, tuple[Any, Any
         found: dict[str, tuple[Any, int]] = {}
         for name in (*setting.was, f"no_{setting.name}", setting.name):
             value, source = sources.get(name, (None, None))
-            if value is None or (name.startswith("no_") and not value):
+            if value is None or value == [] or (name.startswith("no_") and not value):
                 continue
             here = source is not None and source.name == "COMMANDLINE"
             spelt = "--" + name.replace("_", "-") if here else f"FLAMINGO_EVAL_{name.upper()}"

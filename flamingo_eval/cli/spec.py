@@ -18,10 +18,10 @@ from flamingo_eval.core.settings import Setting
 ALL = frozenset(SETTINGS)
 RUN = ALL
 BENCH = ALL - {"on_error", "process", "executor", "out"}
-PLAN = BENCH - {"precision", "batch_size", "feature_cache", "plain", "format"}
+PLAN = BENCH - {"precision", "batch_size", "feature_cache", "plain", "format", "device_map"}
 FEATURES = frozenset({"data_root", "protocol", "split", "select", "device", "image_formats", "offline"})
 REPRODUCE = RUN - {"seeds", "trials", "protocol", "split", "ensemble", "checkpoint", "out"}
-CONTROLS = frozenset({"weights", "offline", "device", "batch_size", "feature_cache", "plain", "format"})
+CONTROLS = frozenset({"weights", "offline", "device", "device_map", "batch_size", "feature_cache", "plain", "format"})
 DATA_CHECK = frozenset({"data_root", "protocol", "split", "image_formats"})
 SCORE = frozenset({"data_root", "protocol", "split", "on_error", "format"})
 REPORT = frozenset({"format"})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from flamingo_eval.core.benchmark_table import in_form, merge, override, with_turns
 from flamingo_eval.core.errors import DataError, UserError
 from flamingo_eval.core.paths import is_folder, resource_folder, user_path
 from flamingo_eval.core.reading import inside_root, read_text, read_toml
@@ -71,11 +71,16 @@ class AnswerRules:
     """How an answer is cut out of the raw text.
 
     Attributes:
+        blocks: (beginning, end) of what a model writes for itself before it answers: the answer follows the last such
+            block, and there is none where one is not ended.
+        first_line: only the first line that is not blank.
         cut: one after the other, the text is cut before the first occurrence of any string of the group.
         remove: strings removed after that.
         stem: stem the words as OK-VQA's answers are stemmed.
     """
 
+    blocks: tuple[tuple[str, str], ...] = ()
+    first_line: bool = False
     cut: tuple[tuple[str, ...], ...] = ()
     remove: tuple[str, ...] = ()
     stem: bool = False
@@ -128,6 +133,7 @@ class Benchmark:
         submission: how an evaluation server wants answers; None where there is none.
         sources: papers and code that these rules come from.
         file: the TOML file that says all this.
+        chat: whether prompt, decoding and answer are those of a conversation.
     """
 
     name: str
@@ -146,6 +152,7 @@ class Benchmark:
     submission: Submission | None
     sources: tuple[str, ...]
     file: Path
+    chat: bool = False
 
 
 MORE_BENCHMARKS = "FLAMINGO_EVAL_BENCHMARKS"
@@ -197,6 +204,7 @@ def load_benchmark(
     *,
     protocol: str = DEFAULT_PROTOCOL,
     split: str | None = None,
+    chat: bool = False,
 ) -> Benchmark:
     """A benchmark by name, with the user's own file names where they differ.
 
@@ -205,6 +213,7 @@ def load_benchmark(
         data_overrides: ``[data]`` settings that differ.
         protocol: whose rules; a protocol's section overrides the file's other sections.
         split: which split to query; None for the protocol's own.
+        chat: as a conversation: ``[prompt.chat]`` in place of ``[prompt]``, and so on.
 
     Raises:
         UserError: unknown benchmark, protocol, split or override; the message lists the known ones.
@@ -214,7 +223,7 @@ def load_benchmark(
         table = read_toml(path)
     except DataError as error:
         raise UserError(f"not a benchmark: {error}") from error
-    return parse_benchmark(table, path, data_overrides or {}, protocol=protocol, split=split)
+    return parse_benchmark(table, path, data_overrides or {}, protocol=protocol, split=split, chat=chat)
 
 
 class _Names(Record, frozen=True, kw_only=True):
@@ -273,6 +282,7 @@ def parse_benchmark(
     *,
     protocol: str = DEFAULT_PROTOCOL,
     split: str | None = None,
+    chat: bool = False,
 ) -> Benchmark:
     """Checks a benchmark's table and turns it into records.
 
@@ -287,18 +297,18 @@ def parse_benchmark(
     chosen = protocols[protocol]
     if "refused" in chosen:
         raise UserError(f"{path.stem} is not run under {protocol}: {chosen['refused']}")
-    merged = dict(_with_turns(path, _merge(base, chosen)))
+    merged = in_form(path, with_turns(path, merge(base, chosen)), chat=chat)
     where = str(path) if protocol == DEFAULT_PROTOCOL else f"{path} under {protocol}"
     file = typed(merged, _File, where)
     task = _task(file, where)
-    overridden = _override(path, file.data, data_overrides or {})
+    overridden = override(path, file.data, data_overrides or {})
     data = typed(overridden, _Data, f"{where}: [data]")
     if file.name != path.stem:
         raise UserError(f"{path}: the name {file.name!r} must be the file's, {path.stem!r}")
     if (split or file.split) not in file.splits:
         raise UserError(f"{path.stem} has no split {split or file.split!r}; it has: {', '.join(file.splits)}")
     alternatives = {
-        other: _merge(base, rules)["scoring"]
+        other: merge(base, rules)["scoring"]
         for other, rules in protocols.items()
         if other != protocol and "refused" not in rules and "scoring" in rules and rules.keys() <= {"scoring"}
     }
@@ -323,63 +333,8 @@ def parse_benchmark(
         submission=file.submission,
         sources=file.sources,
         file=path,
+        chat=chat,
     )
-
-
-_FIRST_QUERY = re.compile(r"<\w+>(?P<text>.*)", re.DOTALL)
-_FIRST_REST = re.compile(r"(?P<answer>.*)<\|\w+\|>(?P<separator>\s*)", re.DOTALL)
-
-
-def _with_turns(path: Path, table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A table whose ``[prompt]`` says ``text``, ``answer`` and ``separator``.
-
-    In the first versions it had whole templates in it, ``demonstration`` and ``query``, with a model's marks.
-    """
-    prompt = table.get("prompt")
-    if not isinstance(prompt, dict) or not {"demonstration", "query"} & prompt.keys():
-        return table
-    both = sorted({"text", "answer", "separator"} & prompt.keys())
-    if both:
-        raise UserError(f"{path}: in [prompt] {both[0]!r} stands beside 'demonstration' or 'query', which it replaces")
-    shown, asked = str(prompt.get("demonstration", "")), str(prompt.get("query", ""))
-    query, rest = _FIRST_QUERY.fullmatch(asked), _FIRST_REST.fullmatch(shown.removeprefix(asked))
-    if query is None or rest is None or not shown.startswith(asked):
-        raise UserError(
-            f"{path}: in [prompt] write 'text' (what follows the image), 'answer' and 'separator' (what stands behind "
-            "a demonstration) in place of 'demonstration' and 'query'"
-        )
-    others = {key: value for key, value in prompt.items() if key not in ("demonstration", "query")}
-    return {**table, "prompt": {**others, **query.groupdict(), **rest.groupdict()}}
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid over ``base``, table by table."""
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
-    return merged
-
-
-def _override(path: Path, data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """``[data]`` with a user's own settings; tables (a split's files) are merged key by key."""
-    for key, value in overrides.items():
-        known: Mapping[str, Any] = data
-        if isinstance(value, dict) and isinstance(data.get(key), dict):
-            known, value = data[key], value
-            unknown = sorted(value.keys() - known.keys())
-        else:
-            unknown = [] if key in data else [key]
-        if unknown:
-            raise UserError(
-                f"unknown data setting {unknown[0]!r} for {path.stem}; known settings: {', '.join(sorted(known))}"
-            )
-        for inner, new in value.items() if isinstance(value, dict) else ((key, value),):
-            if type(new) is not type(known[inner]):
-                raise UserError(
-                    f"data setting {inner!r} for {path.stem} must be of type {type(known[inner]).__name__}, not {new!r}"
-                )
-    return _merge(data, overrides)
 
 
 def _task(file: _File, where: str) -> Task:

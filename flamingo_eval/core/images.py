@@ -33,6 +33,9 @@ NEVER = frozenset({"EPS", "IPTC"})
 
 _PROGRAM = "such a file is, or may hold, a program that would have to be run"
 
+_ORIENTATION = 0x0112
+"""EXIF's tag for which way up an image is; 5 to 8 stand on their side."""
+
 MOST_BYTES = 1 << 30
 """Larger files are refused unread. (An uncompressed image as large as Pillow opens has 0.7 GB.)"""
 
@@ -120,6 +123,23 @@ class Images:
                 return use(opened)
             except _UNUSABLE as error:
                 raise _cant_be_decoded(path, error) from error
+
+    def size(self, image: str) -> tuple[int, int]:
+        """Width and height of an image in pixels, the right way up, by what the beginning of its file says.
+
+        Raises:
+            QueryError: as :meth:`decode`, but for a content that turns out to be damaged further on.
+        """
+        from PIL import Image
+
+        path = self.root / image
+        content = self.read(image)
+        try:
+            with Image.open(io.BytesIO(content), formats=self.formats) as opened:
+                turned = opened.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+                return (opened.height, opened.width) if turned else opened.size
+        except Exception:  # noqa: BLE001  # decoders raise whatever they like
+            return self.decode(image, lambda opened: opened.size)  # says what is wrong with it
 
     def _first_seen(self, image: str, digest: str) -> str:
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from flamingo_eval.core.benchmark import AnswerRules, PromptRules
 from flamingo_eval.core.digests import changed_fields
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.core.records import Example, Prompt, Rendering, Turn
+from flamingo_eval.core.records import WITHHELD, Example, Message, Prompt, Rendering, Turn
 from flamingo_eval.core.stemming import stem
 
 _SLOT = re.compile(r"\{(\w+)(\|strip)?\}")
@@ -94,15 +95,17 @@ class Interleaved:
     Attributes:
         name: what a run's record calls it.
         image: the mark.
+        special: what else has a meaning of its own to the model.
     """
 
     name: str = "interleaved"
     image: str = "<image>"
+    special: tuple[str, ...] = ()
 
     @property
     def marks(self) -> tuple[str, ...]:
         """What a text of the data must not hold."""
-        return (self.image,)
+        return (self.image, *self.special)
 
     def render(self, prompt: Prompt) -> Rendering:
         """The prompt as text."""
@@ -116,6 +119,65 @@ class Interleaved:
 INTERLEAVED = Interleaved()
 
 
+@dataclass(frozen=True)
+class Chat:
+    """A conversation: each demonstration is a message of the user's, images first, and the assistant's answer.
+
+    Attributes:
+        system: the system's message, which comes first; None for none.
+        special: what has a meaning of its own to the model.
+        name: what a run's record calls it.
+    """
+
+    system: str | None = None
+    special: tuple[str, ...] = ()
+    name: str = "chat"
+    chat = True
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What a text of the data must not hold."""
+        return self.special
+
+    def render(self, prompt: Prompt) -> Rendering:
+        """The prompt as messages; an image that is withheld is not there."""
+        messages = [] if self.system is None else [Message("system", self.system)]
+        for turn in (*prompt.demonstrations, prompt.query):
+            messages.append(Message("user", turn.text, tuple(image for image in turn.images if image != WITHHELD)))
+            if turn.answer is not None:
+                messages.append(Message("assistant", turn.answer))
+        shown = tuple(image for message in messages for image in message.images)
+        text = json.dumps(openai_form(messages), ensure_ascii=False)
+        return Rendering(text, shown, prompt.rgb, tuple(messages))
+
+    def describe(self, rules: PromptRules) -> Mapping[str, Any]:
+        """The rules, as far as they differ from the defaults."""
+        return {"chat": True, **changed_fields(rules)}
+
+
+def is_chat(renderer: object) -> bool:
+    """Whether a renderer's prompts are conversations: benchmarks have instructions for these."""
+    return getattr(renderer, "chat", False) is True
+
+
+def openai_form(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as OpenAI's chat completions have them, with paths in place of addresses.
+
+    >>> openai_form([Message("user", "What is it?", ("1.jpg",))])[0]["content"][0]
+    {'type': 'image_url', 'image_url': {'url': '1.jpg'}}
+    """
+    return [
+        {
+            "role": message.role,
+            "content": [
+                *({"type": "image_url", "image_url": {"url": image}} for image in message.images),
+                {"type": "text", "text": message.text},
+            ],
+        }
+        for message in messages
+    ]
+
+
 def mark_in(templates: Sequence[str], example: Example, marks: Sequence[str]) -> str | None:
     """The mark that a text of an example holds, among those texts that the templates show.
 
@@ -124,10 +186,22 @@ def mark_in(templates: Sequence[str], example: Example, marks: Sequence[str]) ->
     >>> mark_in(["Q:{question}"], Example(1, "1.jpg", {"question": "is <image> red?", "answer": "no"}), ["<image>"])
     '<image>'
     """
-    shown = [
-        example.fields.get(name, "") for template in templates for _, name, _ in _parts(template) if name is not None
-    ]
-    return next((mark for text in shown for mark in marks if mark in text), None)
+    found = _any_of(tuple(marks))
+    for template in templates:
+        for _, name, _ in _parts(template):
+            match = found.search(example.fields.get(name, "")) if name is not None else None
+            if match:
+                return match[0]
+    return None
+
+
+@cache
+def _any_of(marks: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds any of some marks; the longest where several begin at one place. (Some tokenizers have thousands.)"""
+    alike: dict[str, list[str]] = {}
+    for mark in sorted(filter(None, marks), key=len, reverse=True):
+        alike.setdefault(mark[0], []).append(re.escape(mark[1:]))
+    return re.compile("|".join(f"{re.escape(first)}(?:{'|'.join(rest)})" for first, rest in alike.items()) or r"(?!)")
 
 
 def answer_field(rules: PromptRules) -> str:
@@ -150,7 +224,14 @@ def extract_answer(rules: AnswerRules, raw: str) -> str:
 
     >>> extract_answer(AnswerRules(cut=(("Output",),), remove=('"',)), 'a "red" ball Output:a dog')
     'a red ball '
+    >>> extract_answer(AnswerRules(blocks=(("<a>", "</a>"),), first_line=True), "<a>hm</a>\\n\\nA cat.\\nIt")
+    'A cat.'
     """
+    for begin, end in rules.blocks:
+        if begin in raw or end in raw:  # a template may have opened it already
+            raw = raw.rpartition(end)[2] if raw.rfind(end) > raw.rfind(begin) else ""
+    if rules.first_line:
+        raw = next((line.strip() for line in raw.splitlines() if line.strip()), "")
     for group in rules.cut:
         found = [position for position in (raw.find(word) for word in group) if position >= 0]
         raw = raw[: min(found)] if found else raw

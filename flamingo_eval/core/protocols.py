@@ -238,12 +238,33 @@ class Capabilities:
         ranking: whether it gives log-likelihoods of class names.
         images: images that a prompt may have, at most; None for any number.
         reproducible: whether the same prompt has the same answer every time.
+        images_reason: why a prompt may not have more images.
     """
 
     beams: bool = True
     ranking: bool = True
     images: int | None = None
     reproducible: bool = True
+    images_reason: str = ""
+
+
+class TokenCounter(Protocol):
+    """Counts the tokens of prompts without a model's weights: what a source's ``token_counter()`` gives, if it has one."""
+
+    def count(self, prompt: Prompt, images: Images) -> int:
+        """Tokens of a prompt, its images' among them. Raises QueryError if an image can't be read."""
+
+    def limit(self, task: Task) -> int | None:
+        """How many a prompt may have, so that its answer fits behind it; None for any number."""
+
+
+@runtime_checkable
+class MeasuresPrompts(Protocol):
+    """A model that knows how long a prompt is, in whatever makes batches of like length."""
+
+    def length(self, prompt: Prompt, images: Images) -> int:
+        """Its length; raises nothing."""
+
 
 
 @runtime_checkable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -78,19 +78,36 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation: images first, then a text.
+
+    Attributes:
+        role: ``system``, ``user`` or ``assistant``.
+        text: what is said.
+        images: paths of its images, relative to the data root.
+    """
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+    images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Rendering:
     """A prompt as a model reads it.
 
     Attributes:
-        text: the whole text, with a mark where each image is.
+        text: the whole text, with a mark where each image is; of a conversation its messages as JSON.
         images: paths of the images, relative to the data root; the i-th mark stands for the i-th of them.
-            ``WITHHELD`` for one that is withheld.
+            ``WITHHELD`` for one that is withheld (a conversation has no such place).
         rgb: convert images to RGB before the transform.
+        messages: of a conversation.
     """
 
     text: str
     images: tuple[str, ...]
     rgb: bool = False
+    messages: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from flamingo_eval.core.adopted import AdoptedSource
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.plugins import found
 from flamingo_eval.core.progress import warn
-from flamingo_eval.core.prompting import INTERLEAVED
+from flamingo_eval.core.prompting import INTERLEAVED, Chat
 from flamingo_eval.core.protocols import (
     IMAGE_EMBEDDINGS,
     NOTHING,
@@ -164,9 +164,18 @@ def _model_families() -> list[ModelFamily]:
     return [*_usable("models").values()]
 
 
-def renderer(name: str) -> Renderer:
-    """A way to write prompts, by the name that a run's record has. Raises UserError listing the known ones."""
-    known: dict[str, Renderer] = {INTERLEAVED.name: INTERLEAVED}
+def renderer(name: str, settings: Mapping[str, Any] | None = None) -> Renderer:
+    """A way to write prompts, as a run's record has it.
+
+    Args:
+        name: its name.
+        settings: the run's settings that its identity names.
+
+    Raises:
+        UserError: unknown; the message lists the known ones.
+    """
+    chat = Chat((settings or {}).get("system"))
+    known: dict[str, Renderer] = {INTERLEAVED.name: INTERLEAVED, chat.name: chat}
     known |= {one.name: one for family in _model_families() for one in family.renderers()}
     if name not in known:
         raise UserError(f"unknown rendering {name!r}; known: {', '.join(sorted(known))}")

@@ -15,6 +15,7 @@ from flamingo_eval.core.settings import (
     MODEL,
     NAMES,
     OUT,
+    PAIRS,
     PATH,
     PATH_TEXT,
     SIZE,
@@ -29,6 +30,9 @@ from flamingo_eval.core.settings import (
 
 DEMO = "demo"
 """Name of the embedded checkpoint and of the embedded data, wherever either can be named."""
+
+SHOWN_TO_MODEL = ("system", "template_arg", "image_tokens", "max_pixels")
+"""Settings that decide, besides the rendering, what of a prompt a model is shown."""
 
 FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
 """How tables are printed."""
@@ -119,9 +123,9 @@ class RunSettings:
     checkpoint: str = _declared(
         DEMO,
         PATH_TEXT,
-        "A known name ('flamingo-eval list checkpoints'), 'demo', or a TOML file naming vision model, language model "
-        "and checkpoint file.",
-        metavar="NAME|TOML",
+        "A known name ('flamingo-eval list checkpoints'), 'demo', hf:NAME_OR_FOLDER[@REVISION] for a model of "
+        "transformers, or a TOML file naming vision model, language model and checkpoint file.",
+        metavar="NAME|hf:NAME|TOML",
         panel=MODEL,
         default_text="the demo's, if no data root is named",
         named=False,
@@ -150,6 +154,52 @@ class RunSettings:
         metavar="NAME",
         panel=MODEL,
         named=False,
+    )
+    rendering: str = _declared(
+        "auto",
+        choice("auto", "chat", "interleaved"),
+        "How an hf: model is shown prompts: chat (a conversation, by its own template) or interleaved (the benchmark's "
+        "text with images in it, for base models).",
+        metavar="NAME",
+        panel=MODEL,
+        default_text="chat if the model has a template",
+        named=False,
+    )
+    system: str | None = _declared(
+        None, TEXT, "A system message before the conversation.", metavar="TEXT", panel=MODEL, default_text="none"
+    )
+    template_arg: Mapping[str, Any] | None = _declared(
+        None,
+        PAIRS,
+        "A switch of the chat template, such as enable_thinking=true; may be repeated.",
+        metavar="KEY=VALUE",
+        panel=MODEL,
+        default_text="thinking is off",
+    )
+    image_tokens: int | None = _declared(
+        None,
+        whole_number(1),
+        "At most so many tokens per image, as far as the model's processor can be told.",
+        metavar="N",
+        panel=MODEL,
+        default_text="the processor's own",
+    )
+    max_pixels: int | None = _declared(
+        None,
+        whole_number(1),
+        "Images are made smaller than so many pixels, and not tiled, as far as the model's processor can be told.",
+        metavar="N",
+        panel=MODEL,
+        default_text="the processor's own",
+    )
+    device_map: str | None = _declared(
+        None,
+        choice("auto", "balanced", "balanced_low_0", "sequential"),
+        "Spread an hf: model over all cards (needs accelerate).",
+        metavar="auto",
+        panel=HOW,
+        changes_answers=False,
+        default_text="one device",
     )
     device: str = _declared(
         "auto",
@@ -246,6 +296,8 @@ class RunSettings:
         """Settings for the model alone, as far as they are not the defaults."""
         weights = None if self.weights is None else user_path(self.weights, "--weights")
         given = {"weights": weights, "plain": self.plain or None, "feature_cache": self.feature_cache}
+        given |= {name: getattr(self, name) for name in SHOWN_TO_MODEL} | {"device_map": self.device_map}
+        given["rendering"] = None if self.rendering == "auto" else self.rendering
         return {name: value for name, value in given.items() if value is not None}
 
     @property

@@ -6,6 +6,7 @@ Those of a run stand in :mod:`flamingo_eval.core.run_settings`, those of a selec
 
 from __future__ import annotations
 
+import json
 import operator
 import os
 import re
@@ -31,11 +32,13 @@ class Kind:
         read: the value from a text (command line, environment), from what a TOML file holds, or from Python.
             Raises ValueError for anything else.
         switch: whether it is on or off.
+        repeated: whether its option can be given several times.
     """
 
     expected: str
     read: Callable[[Any], Any]
     switch: bool = False
+    repeated: bool = False
 
 
 def _text(value: Any) -> str:
@@ -135,7 +138,28 @@ def _size(value: Any) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def _pairs(value: Any) -> dict[str, Any]:
+    """``key=value``, or several of them; a value is JSON (``false``, ``3``) where it can be, else a text.
+
+    >>> _pairs("enable_thinking=false")
+    {'enable_thinking': False}
+    """
+    if isinstance(value, Mapping):
+        return {_text(key): one for key, one in value.items()}
+    pairs = {}
+    for part in [value] if isinstance(value, str) else value:
+        key, equals, text = _text(part).partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise ValueError
+        try:
+            pairs[key.strip()] = json.loads(text)
+        except json.JSONDecodeError:
+            pairs[key.strip()] = text
+    return pairs
+
+
 TEXT = Kind("a text", _text)
+PAIRS = Kind("key=value", _pairs, repeated=True)
 SWITCH = Kind("true or false", _switch, switch=True)
 NAMES = Kind("names, separated by commas", _names)
 PATH = Kind("a path", _path)

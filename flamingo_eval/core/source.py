@@ -123,6 +123,7 @@ def read_source(
     *,
     protocol: str = DEFAULT_PROTOCOL,
     split: str | None = None,
+    chat: bool = False,
 ) -> Source:
     """Reads a benchmark's definition and its data.
 
@@ -132,12 +133,13 @@ def read_source(
         overrides: ``[data]`` settings that differ.
         protocol: whose rules.
         split: which split to query; None for the protocol's own.
+        chat: whether it is asked as a conversation.
 
     Raises:
         UserError: unknown benchmark, protocol or split; data folder missing.
         DataError: a file is missing or malformed.
     """
-    benchmark = load_benchmark(name, overrides, protocol=protocol, split=split)
+    benchmark = load_benchmark(name, overrides, protocol=protocol, split=split, chat=chat)
     check_scoring(benchmark)
     images = root if isinstance(root, Images) else Images(root)
     root = images.root

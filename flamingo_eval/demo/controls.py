@@ -28,11 +28,11 @@ import typer
 
 from flamingo_eval.analysis.controls import run_controls
 from flamingo_eval.core import registry
-from flamingo_eval.core.images import Images
 from flamingo_eval.core.paths import cache_folder
 from flamingo_eval.core.progress import note
 from flamingo_eval.core.records import Answer, Cell, Id, Trial
 from flamingo_eval.core.run_settings import DEMO, RunSettings, RunSpec
+from flamingo_eval.core.source import read_source
 from flamingo_eval.demo import words
 from flamingo_eval.demo.data import DIALECT, demo_data_root, world_digest, write_coco, write_once
 from flamingo_eval.demo.held_out import RULES, SEED
@@ -40,7 +40,6 @@ from flamingo_eval.demo.observer import Observer
 from flamingo_eval.demo.others import write_hateful_memes
 from flamingo_eval.demo.root import data_folder
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.engine.prepare import read_sources
 from flamingo_eval.engine.reopen import reopen
 from flamingo_eval.engine.run import execute
 from flamingo_eval.report.grid import markdown_grid
@@ -204,7 +203,7 @@ def _controls(folder: RunFolder, names: Sequence[str]) -> dict[str, dict[str, Ro
 def caption_table(out: Path, demo: Row) -> str:
     """What the captioning curve is made of."""
     shots = SHOTS[:4]
-    references = read_sources(RunSpec(benchmarks=("coco",)), Images(demo_data_root()))["coco"].references.by_id
+    references = read_source("coco", demo_data_root()).references.by_id
     caption, value = best_single_caption(references)
     other = _run(out, "other dialect", ["coco"], shots, other_dialect_root())["coco"]
     wrong = _run(out, "wrong images", ["coco"], shots, wrong_images_root())["coco"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from flamingo_eval.core import registry
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.core.prompting import prompt_of
+from flamingo_eval.core.prompting import openai_form, prompt_of
 from flamingo_eval.core.protocols import NOTHING, Nearest, Renderer, Selection
 from flamingo_eval.core.records import Example, Id, Query, Ranking, Rendering
 from flamingo_eval.core.run_settings import RunSpec
@@ -236,6 +236,11 @@ def demonstrations_needed(source: Source, shots: int) -> int:
     return shots or source.benchmark.prompt.zero_shot_demonstrations
 
 
+def shown(prompt: Rendering) -> str | list[dict[str, Any]]:
+    """A prompt as people see it: a text, or messages."""
+    return openai_form(prompt.messages) if prompt.messages else prompt.text
+
+
 def query_row(trial: TrialPlan, query: Query) -> dict[str, Any]:
     """A query of a trial as ``plan --json`` prints it."""
     prompt, *more = trial.render(query)
@@ -246,5 +251,5 @@ def query_row(trial: TrialPlan, query: Query) -> dict[str, Any]:
         "query_id": query.id,
         "demonstration_ids": list(query.demonstration_ids),
         "images": list(prompt.images),
-        "prompt": prompt.text,
-    } | ({"more_orders": [other.text for other in more]} if more else {})
+        "prompt": shown(prompt),
+    } | ({"more_orders": [shown(other) for other in more]} if more else {})

@@ -11,6 +11,7 @@ from flamingo_eval.core.digests import digest
 from flamingo_eval.core.errors import DataError, UserError
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.paths import is_file
+from flamingo_eval.core.prompting import is_chat
 from flamingo_eval.core.protocols import NOTHING, Capabilities, ModelInfo, ModelSource, Nearest, Renderer
 from flamingo_eval.core.records import Decoding, Example, Ranking
 from flamingo_eval.core.run_settings import RunSettings, RunSpec
@@ -131,10 +132,17 @@ def _no_effect(settings: RunSettings) -> str:
     return f"; {' and '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no effect" if ignored else ""
 
 
-def read_sources(spec: RunSpec, images: Images) -> dict[str, Source]:
-    """Every benchmark of a run with its data; they share their images."""
+def read_sources(spec: RunSpec, images: Images, renderer: Renderer) -> dict[str, Source]:
+    """Every benchmark of a run with its data, in the form that the renderer writes; they share their images."""
     return {
-        name: read_source(name, images, spec.data_overrides.get(name), protocol=spec.protocol, split=spec.split)
+        name: read_source(
+            name,
+            images,
+            spec.data_overrides.get(name),
+            protocol=spec.protocol,
+            split=spec.split,
+            chat=is_chat(renderer),
+        )
         for name in spec.benchmarks
     }
 
@@ -147,7 +155,7 @@ def check_capabilities(capabilities: Capabilities, spec: RunSpec, sources: Mappi
     if capabilities.images is not None and most > capabilities.images:
         raise UserError(
             f"{spec.checkpoint} takes at most {capabilities.images} images per prompt, and {most - 1} shots need "
-            f"{most}: --shots up to {capabilities.images - 1}"
+            f"{most}: --shots up to {capabilities.images - 1}{_because(capabilities)}"
         )
     for name, source in sources.items():
         if isinstance(source.task, Ranking) and not capabilities.ranking:
@@ -157,6 +165,10 @@ def check_capabilities(capabilities: Capabilities, spec: RunSpec, sources: Mappi
                 f"{name} under protocol {spec.protocol} is answered by beam search ({source.task.num_beams} beams), "
                 f"and {spec.checkpoint} generates greedily only: choose a benchmark file or protocol with num_beams = 1"
             )
+
+
+def _because(capabilities: Capabilities) -> str:
+    return f". {capabilities.images_reason}" if capabilities.images_reason else ""
 
 
 @dataclass(frozen=True)
@@ -194,7 +206,7 @@ def prepare(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: Mode
     """Reads what a run needs, and checks that it can be carried out. Parameters and errors as :func:`execute`."""
     images = Images(root_of(spec.data_root), spec.formats)
     model_source = model_source or registry.model_source(spec.checkpoint, spec.model_options)
-    sources = read_sources(spec, images)
+    sources = read_sources(spec, images, model_source.renderer)
     check_capabilities(model_source.capabilities, spec, sources)
     info, retriever = model_source.info(), Retriever.of(spec)
     device, precision = model_source.resolve(spec.device, spec.precision)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flamingo_eval.core import registry
 from flamingo_eval.core.images import FORMATS, Images, formats_with
+from flamingo_eval.core.prompting import is_chat
 from flamingo_eval.core.records import Cell
 from flamingo_eval.core.run_settings import SETTINGS, RunSpec
 from flamingo_eval.core.source import read_source
@@ -41,6 +42,7 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
         known = formats_with(name for name in formats if name not in FORMATS)
         return shared.setdefault((root, known), Images(root, known))
 
+    renderer = registry.renderer(identity.rendering, identity.named)
     sources = {
         name: read_source(
             name,
@@ -48,6 +50,7 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
             parts[name].data_overrides,
             protocol=part.protocol,
             split=part.split,
+            chat=is_chat(renderer),
         )
         for name, part in identity.benchmarks.items()
     }
@@ -61,7 +64,6 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
         ensemble=identity.ensemble,
         **{name: SETTINGS[name].read(value, f"{folder.run_file}: {name} is") for name, value in identity.named.items()},
     )
-    renderer = registry.renderer(identity.rendering)
     folder.check_identity(
         run_identity(spec, sources, identity.checkpoint, identity.precision, renderer, identity.retrieval)
     )

@@ -25,7 +25,7 @@ def write_jsonl(rows: Iterable[Row], file: BinaryIO) -> None:
 
 
 def write_csv(rows: Iterable[Row], file: BinaryIO, *, escape_formulas: bool = False) -> None:
-    """A header and a line per query; lists and log-likelihoods are JSON texts.
+    """A header and a line per query; lists, log-likelihoods and conversations are JSON texts.
 
     Args:
         rows: as :func:`flamingo_eval.engine.samples.samples` gives them.
@@ -66,6 +66,7 @@ def _flat(row: Row) -> dict[str, Any]:
         **{column: row.get(column) for column in COLUMNS},
         "query_id": str(row["query_id"]),
         "demonstration_ids": [str(id) for id in ids],
+        "prompt": row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"], ensure_ascii=False),
         "class_logprobs": None if logprobs is None else json.dumps(logprobs, ensure_ascii=False),
     }
 

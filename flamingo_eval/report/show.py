@@ -82,7 +82,7 @@ def _query_lines(row: Mapping[str, Any]) -> Iterator[str]:
         line = "; ".join(f"{field} {text!r}" for field, text in shown.items() if field not in ("id", "image"))
         yield f"    {shown['id']}  {shown['image']}  {line}"
     yield "  prompt"
-    yield from (f"    {line}" for line in row["prompt"].splitlines())
+    yield from (f"    {line}" for line in _prompt_lines(row["prompt"]))
     if row["failed"]:
         yield f"  NOT ANSWERED  {row['failed']}"
         return
@@ -95,6 +95,18 @@ def _query_lines(row: Mapping[str, Any]) -> Iterator[str]:
     yield f"  answer        {_short(row['answer'])}"
     yield f"  score         {_short(row['score'])}"
     yield f"  references    {_references(row['references'])}"
+
+
+def _prompt_lines(prompt: str | Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A text's lines, or a conversation's messages."""
+    if isinstance(prompt, str):
+        yield from prompt.splitlines()
+        return
+    for message in prompt:
+        parts = [part["text"] if "text" in part else f"[{part['image_url']['url']}]" for part in message["content"]]
+        first, *more = " ".join(parts).splitlines() or [""]
+        yield f"{message['role']}: {first}"
+        yield from (f"    {line}" for line in more)
 
 
 def _references(value: Any) -> str:

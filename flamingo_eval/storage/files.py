@@ -58,8 +58,12 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def open_atomic(path: Path) -> Iterator[BinaryIO]:
+def open_atomic(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """A file to be written, which takes the place of what is there once it is whole and on the disk.
+
+    Args:
+        path: the file.
+        durable: wait for the disk; not needed for what has a check sum of its own, and can be made again.
 
     Raises:
         StorageError: disk full, read-only, not allowed.
@@ -71,7 +75,8 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
             with os.fdopen(handle, "wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             Path(partial).chmod(0o666 & ~_umask())
             os.replace(partial, path)
         except BaseException:

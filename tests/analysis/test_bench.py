@@ -91,7 +91,7 @@ def test_operations_are_counted_right() -> None:
     """Two for each multiplication with addition, of a matrix product."""
     import torch
 
-    from flamingo_eval.models.flamingo.measure import Clock, counted, matrix_peak
+    from flamingo_eval.measure import Clock, counted, matrix_peak
 
     flops: dict[str, float] = {}
     with counted(flops, "a"):

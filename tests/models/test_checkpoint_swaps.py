@@ -12,7 +12,7 @@ import pytest
 
 from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.engine.identity import run_identity
-from flamingo_eval.models.flamingo.part_files import DigestedFiles, model_files
+from flamingo_eval.storage.part_files import DigestedFiles, model_files
 from tests.support.bundles import digest_of, load, multiply, rewrite, swapped_around, texts_of
 from tests.support.helpers import FAST, Cli, LazyModule, write_coco_root
 

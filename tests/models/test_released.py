@@ -13,7 +13,7 @@ import pytest
 from flamingo_eval.core import registry
 from flamingo_eval.core.errors import CheckpointError, UserError
 from flamingo_eval.models.flamingo.released import find_released, released
-from flamingo_eval.models.flamingo.spec import HubFile
+from flamingo_eval.storage.part_files import HubFile
 from tests.support.helpers import Cli, run_cli
 from tests.support.small_flamingos import write_flamingo
 
@@ -171,9 +171,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 _FETCH = """
 import sys
 from flamingo_eval.core.errors import CheckpointError
-from flamingo_eval.models.flamingo import hub
-from flamingo_eval.models.flamingo.hub import fetch
-from flamingo_eval.models.flamingo.spec import HubFile
+from flamingo_eval.storage import hub
+from flamingo_eval.storage.hub import fetch
+from flamingo_eval.storage.part_files import HubFile
 hub.WAITS = (0.1, 0.1, 0.1)
 try:
     path = fetch(HubFile(sys.argv[1], "checkpoint.pt"))
@@ -225,7 +225,7 @@ def test_a_hub_that_stays_away(
 ) -> None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from flamingo_eval.models.flamingo import hub
+    from flamingo_eval.storage import hub
 
     tries: list[str] = []
     waits: list[float] = []
@@ -271,7 +271,7 @@ def test_weights_are_remembered_by_the_run() -> None:
 
 _SNAPSHOT = """
 import time
-from flamingo_eval.models.flamingo.hub import snapshot
+from flamingo_eval.storage.hub import snapshot
 waits = []
 time.sleep = waits.append
 folder = snapshot("me/tiny")

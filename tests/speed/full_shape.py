@@ -35,7 +35,7 @@ from flamingo_eval.models.flamingo.hosts import HOSTS
 from flamingo_eval.models.flamingo.hosts.mosaic_gpt import MosaicGPT, MosaicGPTConfig
 from flamingo_eval.models.flamingo.perceiver import PerceiverResampler
 from flamingo_eval.models.flamingo.released import FILE, VISION, Released, find_released
-from flamingo_eval.models.flamingo.weights import StateDict
+from flamingo_eval.weights import StateDict
 
 TOKENS, ADDED, MEDIA, GATE, NEW_TOKENS, BEAMS = 50_277, 3, 1024, 0.5, 20, 3
 SYLLABLES = ["".join(pair) for pair in product("bcdfghjklmnprstvwz", "aeiou")]

@@ -16,10 +16,10 @@ from flamingo_eval.core.errors import CheckpointError, UserError
 from flamingo_eval.core.paths import cache_folder, exists, is_file, user_path
 from flamingo_eval.core.progress import warn
 from flamingo_eval.core.protocols import Capabilities, Model, ModelInfo, ModelSource
-from flamingo_eval.models.flamingo.part_files import DigestedFiles, read_object
 from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.models.flamingo.rendering import RENDERER, FlamingoRenderer
-from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, VisionSpec, read_spec
+from flamingo_eval.models.flamingo.spec import FlamingoSpec, VisionSpec, read_spec
+from flamingo_eval.storage.part_files import DigestedFiles, HubFile, read_object
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel
@@ -196,7 +196,7 @@ def _latents_digest(model: str, precision: str, device: str) -> str:
 
 def _hub_commit(name: str) -> str:
     """Repository and commit of a hub part; downloads the file (or the model's configuration) if need be."""
-    from flamingo_eval.models.flamingo.hub import fetch
+    from flamingo_eval.storage.hub import fetch
 
     repo_and_file = name.removeprefix("hub:").split("/", 2)
     repo = "/".join(repo_and_file[:2])

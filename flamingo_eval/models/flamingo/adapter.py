@@ -21,13 +21,13 @@ from flamingo_eval.core.measuring import Work
 from flamingo_eval.core.records import WITHHELD, Answer, Decoding, NoAnswer, Prompt, Ranking, Rendering, Task
 from flamingo_eval.devices import autocast, free_memory, is_out_of_memory, numerics, peak_memory, to_device
 from flamingo_eval.devices import room as free_bytes
+from flamingo_eval.measure import Clock, counted, matrix_peak
 from flamingo_eval.models.flamingo.batching import Footprint, sizes_for, suggested
 from flamingo_eval.models.flamingo.cross_attention import Spans
 from flamingo_eval.models.flamingo.decoding import Decoded, decode
 from flamingo_eval.models.flamingo.decoding import room_needed as decoding_room
 from flamingo_eval.models.flamingo.hosts import max_positions
 from flamingo_eval.models.flamingo.latents import LatentStore, StoredImage
-from flamingo_eval.models.flamingo.measure import Clock, counted, matrix_peak
 from flamingo_eval.models.flamingo.model import Flamingo
 from flamingo_eval.models.flamingo.prefix import Part, Prefix, Prompts
 from flamingo_eval.models.flamingo.ranking import room_needed as ranking_room

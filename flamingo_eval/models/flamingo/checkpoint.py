@@ -19,7 +19,7 @@ from torch import Tensor
 from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.core.paths import is_file
 from flamingo_eval.models.flamingo.hosts import Host
-from flamingo_eval.models.flamingo.weights import StateDict, check_kind, check_values, read_torch, unwrapped
+from flamingo_eval.weights import StateDict, check_kind, check_values, read_torch, unwrapped
 
 # buffers that transformers 4.28 kept in its decoder layers and that carry no weights
 _OLD_BUFFER = re.compile(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flamingo_eval.core.images import Images
 from flamingo_eval.devices import memory_errors, numerics, pinned
-from flamingo_eval.models.flamingo.loading import host_as_it_was
+from flamingo_eval.libraries import host_as_it_was
 from flamingo_eval.models.flamingo.spec import VisionSpec
 from flamingo_eval.models.flamingo.vision import load_clip, read_image
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
 from flamingo_eval.core.errors import CheckpointError, DeviceMemoryError
 from flamingo_eval.devices import autocast, free_memory, is_out_of_memory, memory_errors, numerics
+from flamingo_eval.libraries import host_as_it_was, reason_of
 from flamingo_eval.models.flamingo.adapter import Caching, FlamingoModel
 from flamingo_eval.models.flamingo.checkpoint import read_state_dict, sort_keys
 from flamingo_eval.models.flamingo.cross_attention import Media
 from flamingo_eval.models.flamingo.hosts import Host
-from flamingo_eval.models.flamingo.hub import fetch, snapshot
 from flamingo_eval.models.flamingo.model import Flamingo, assemble, check_counts, load_language, stored_dtype
 from flamingo_eval.models.flamingo.prefix import check_side_by_side
-from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile
+from flamingo_eval.models.flamingo.spec import FlamingoSpec
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import PatchTokens, load_clip
-from flamingo_eval.models.flamingo.weights import reason_of
+from flamingo_eval.storage.hub import fetch, snapshot
+from flamingo_eval.storage.part_files import HubFile
 
 _WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp_bf16": torch.float32}
 
@@ -43,34 +41,6 @@ def load_model(
     """
     with host_as_it_was(), numerics(device):
         return _load(spec, device=device, precision=precision, kind=kind, caching=caching)
-
-
-@contextmanager
-def host_as_it_was() -> Iterator[None]:
-    """Within this context transformers says nothing but errors; afterwards the program around us is as it was before.
-
-    That is: what transformers says, torch's random numbers (modules draw their first weights), and the handlers of the
-    root logger (open_clip logs by it, which gives it one).
-    """
-    handlers = [*logging.getLogger().handlers]
-    try:
-        with torch.random.fork_rng(devices=[]), _quiet_transformers():
-            yield
-    finally:
-        logging.getLogger().handlers[:] = handlers
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _load(

@@ -14,17 +14,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.core.paths import is_file
+from flamingo_eval.libraries import loading
 from flamingo_eval.models.flamingo.checkpoint import TrainedPart, describe_keys, load_exactly
 from flamingo_eval.models.flamingo.cross_attention import GatedCrossAttentionBlock, MediaAttention
 from flamingo_eval.models.flamingo.hosts import HOSTS, Host, generic_host, host_for
-from flamingo_eval.models.flamingo.part_files import model_files, read_object, weight_files
 from flamingo_eval.models.flamingo.perceiver import PerceiverResampler
 from flamingo_eval.models.flamingo.spec import FlamingoSpec
-from flamingo_eval.models.flamingo.weights import (
+from flamingo_eval.storage.part_files import model_files, read_object, weight_files
+from flamingo_eval.weights import (
     StateDict,
     check_language_folder,
     check_values,
-    loading,
     read_torch,
     unwrapped,
 )

@@ -11,7 +11,8 @@ from typing import Any
 
 from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.core.paths import is_file
-from flamingo_eval.models.flamingo.spec import FlamingoSpec, HubFile, LanguageSpec, VisionSpec
+from flamingo_eval.models.flamingo.spec import FlamingoSpec, LanguageSpec, VisionSpec
+from flamingo_eval.storage.part_files import HubFile
 
 FILE = "checkpoint.pt"
 VISION = VisionSpec(model="ViT-L-14", pretrained="openai")

@@ -32,15 +32,7 @@ from flamingo_eval.core.errors import CheckpointError, DataError, UserError
 from flamingo_eval.core.paths import exists, is_file, is_folder, user_path
 from flamingo_eval.core.reading import read_toml
 from flamingo_eval.core.schema import Record, typed
-from flamingo_eval.models.flamingo.part_files import model_files, read_object
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file in a Hugging Face repository, downloaded when it is first needed."""
-
-    repo: str
-    filename: str
+from flamingo_eval.storage.part_files import HubFile, model_files, read_object
 
 
 @dataclass(frozen=True)

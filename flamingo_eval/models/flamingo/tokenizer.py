@@ -11,9 +11,9 @@ from transformers.utils import cached_file
 
 from flamingo_eval.core.errors import CheckpointError, QueryError
 from flamingo_eval.core.paths import exists
-from flamingo_eval.models.flamingo.part_files import model_files, read_object
+from flamingo_eval.libraries import loading, reason_of
 from flamingo_eval.models.flamingo.rendering import END_OF_CHUNK, IMAGE
-from flamingo_eval.models.flamingo.weights import loading, reason_of
+from flamingo_eval.storage.part_files import model_files, read_object
 
 PAD = "<PAD>"
 

@@ -18,9 +18,10 @@ from torchvision.transforms.functional import pil_to_tensor
 from flamingo_eval.core.errors import CheckpointError, QueryError
 from flamingo_eval.core.images import Images
 from flamingo_eval.devices import on_the_cpu
-from flamingo_eval.models.flamingo.part_files import read_object
+from flamingo_eval.libraries import loading
 from flamingo_eval.models.flamingo.spec import VisionSpec
-from flamingo_eval.models.flamingo.weights import WRAPPED_MODULES, check_file, check_sizes, check_values, loading
+from flamingo_eval.storage.part_files import read_object
+from flamingo_eval.weights import WRAPPED_MODULES, check_file, check_sizes, check_values
 
 Transform = Callable[[Any], Tensor]
 """open_clip's inference transform: a Pillow image, *as opened*, to a (3, height, width) float tensor."""

@@ -14,6 +14,16 @@ from flamingo_eval.core.reading import inside_root, odd_content, read_json
 
 
 @dataclass(frozen=True)
+class HubFile:
+    """A file in a Hugging Face repository, downloaded when it is first needed."""
+
+    repo: str
+    filename: str
+    revision: str | None = None
+    """Branch, tag or commit; None for the main branch."""
+
+
+@dataclass(frozen=True)
 class DigestedFiles:
     """Files as they were when they were digested.
 
@@ -138,11 +148,11 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
     for name in names:
         file = folder / name
         if is_file(file):
-            return _shards(file) if name.endswith(".index.json") else [file]
+            return shards_of(file) if name.endswith(".index.json") else [file]
     raise CheckpointError(f"{folder} holds no weights ({', '.join(names)})")
 
 
-def _shards(index: Path) -> list[Path]:
+def shards_of(index: Path) -> list[Path]:
     """The files that an index names, itself among them. Raises CheckpointError."""
     table = read_object(index).get("weight_map")
     if not isinstance(table, dict) or not table:

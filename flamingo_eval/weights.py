@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from flamingo_eval.core.errors import CheckpointError, DeviceMemoryError, FlamingoEvalError, QueryError
+from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.core.paths import exists, open_regular
-from flamingo_eval.core.reading import odd_content
-from flamingo_eval.models.flamingo.part_files import read_object, weight_files
+from flamingo_eval.libraries import loading
+from flamingo_eval.storage.part_files import read_object, weight_files
 
 StateDict = dict[str, Tensor]
 
@@ -26,53 +25,6 @@ WRAPPED_MODULES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_mod
 
 _MOST_LAYERS, _MOST_WIDE, _MOST_LABELS = 4096, 2**24, 100_000
 _LAYERS = re.compile(r"(num_.*layers|n_layers?|layers|depth|.*_heads|heads|n_head)")
-
-
-@contextmanager
-def loading(what: str, files: Iterable[Path] = ()) -> Iterator[None]:
-    """The boundary around other libraries' loaders: whatever they raise says that a file is not what it should be.
-
-    Args:
-        what: what is being loaded, for the message.
-        files: the files it is loaded from; one that is obviously something else is named.
-
-    Raises:
-        CheckpointError: in place of whatever was raised.
-    """
-    try:
-        yield
-    except FlamingoEvalError as error:
-        if isinstance(error, QueryError):  # a loaded part that can't do what it is for
-            raise CheckpointError(f"{what}: {error}") from error
-        raise
-    except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(f"{what} does not fit into memory: {reason_of(error)}") from error
-    except Exception as error:
-        raise CheckpointError(_message(what, error, files)) from error
-    except BaseException as error:
-        if type(error).__name__ != "PanicException":  # how a library written in Rust fails an assertion
-            raise
-        raise CheckpointError(_message(what, error, files)) from error
-
-
-def _message(what: str, error: BaseException, files: Iterable[Path]) -> str:
-    odd = [f"{file} {content}" for file in files if (content := odd_content(file))]
-    return f"{what} can't be loaded: {'; '.join(odd) or reason_of(error)}"
-
-
-def reason_of(error: BaseException) -> str:
-    """What an error says, in a line; torch's advice to load the file unsafely is not passed on."""
-    text = str(error).strip()
-    if "weights_only" in text or "Weights only" in text:
-        if "TorchScript" in text:
-            return "it is a TorchScript archive, which holds code; save its state dict instead"
-        if found := re.search(r"Unsupported (?:global|class)[^\n]*?(?:GLOBAL )?([\w.]+) was not", text):
-            return f"it holds more than tensors ({found[1]}), and is not read: that could run code"
-        return "it is not a file that torch.save wrote, but a pickle of another kind, or it is damaged"
-    if isinstance(error, EOFError):
-        return "it is cut off"
-    line = " ".join(text.partition("\n")[0].split())
-    return line[:300] or type(error).__name__
 
 
 def read_torch(path: Path) -> Any:

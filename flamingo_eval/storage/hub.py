@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from huggingface_hub import (
+    HfApi,
     constants,
     get_hf_file_metadata,
     hf_hub_download,
     hf_hub_url,
+    snapshot_download,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
@@ -19,13 +24,13 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
-from flamingo_eval.core.errors import CheckpointError
+from flamingo_eval.core.errors import CheckpointError, StorageError
 from flamingo_eval.core.paths import exists
-from flamingo_eval.core.progress import warn
-from flamingo_eval.models.flamingo.part_files import read_object, weight_files
-from flamingo_eval.models.flamingo.spec import HubFile
+from flamingo_eval.core.progress import note, warn
+from flamingo_eval.storage.part_files import HubFile, read_object, weight_files
 
 WAITS = (1.0, 4.0, 15.0)
 """Seconds before a lost connection is tried again. (huggingface_hub itself goes on where a download stopped.)"""
@@ -97,21 +102,32 @@ def _of_the_client(error: Exception) -> bool:
 
 
 def _fetch_once(file: HubFile, revision: str | None = None) -> Path:
-    where = f"{file.filename} of {file.repo}"
+    with _translated(f"{file.filename} of {file.repo}", file.repo):
+        return Path(hf_hub_download(file.repo, file.filename, revision=revision or file.revision))
+
+
+@contextmanager
+def _translated(where: str, repo: str) -> Iterator[None]:
+    """Turns what the hub's client raises into CheckpointError: what was asked for, and what to do."""
     try:
-        return Path(hf_hub_download(file.repo, file.filename, revision=revision))
+        yield
     except GatedRepoError as error:
         raise CheckpointError(
-            f"{where}: the repository is gated; accept its terms, then log in with `hf auth login`"
+            f"{where}: the repository is gated; accept its terms at {constants.ENDPOINT}/{repo}, then log in with "
+            "`hf auth login` (or set HF_TOKEN)"
         ) from error
     except RepositoryNotFoundError as error:
         raise CheckpointError(f"{where}: no such repository, or it is private and needs `hf auth login`") from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{where}: the repository has no such revision") from error
     except LocalEntryNotFoundError as error:
         raise _LostError(
             f"{where} is not in the local cache and the hub can't be reached. Download it where there is a network "
             "(--offline then uses what is there), take copies with --weights DIR, or name local files in a TOML file "
             "(docs/checkpoints.md)"
         ) from error
+    except EntryNotFoundError as error:
+        raise CheckpointError(f"{where}: the repository has no such file") from error
     except HfHubHTTPError as error:
         kind = _LostError if error.response is not None and error.response.status_code >= 500 else CheckpointError
         raise kind(f"{where} can't be downloaded: {error}") from error
@@ -121,3 +137,69 @@ def _fetch_once(file: HubFile, revision: str | None = None) -> Path:
         if not _of_the_client(error):
             raise
         raise _LostError(f"{where} can't be downloaded: {error}; given again, it goes on where it stopped") from error
+
+
+@cache
+def small_files(repo: str, revision: str | None, endings: tuple[str, ...]) -> Path:
+    """The folder in the cache that holds a repository's configuration and all its files with these endings.
+
+    Without a network what is in the cache must do.
+
+    Raises:
+        CheckpointError: see :func:`fetch`.
+    """
+    folder = fetch(HubFile(repo, "config.json", revision)).parent
+    try:
+        listed = listing(repo, folder.name)
+    except _LostError:
+        return folder
+    wanted = [name for name in listed if name.endswith(endings) and (name.count("/") == 0 or name.endswith(".jinja"))]
+    for name in wanted:
+        if not exists(folder / name):
+            fetch(HubFile(repo, name, folder.name))
+    return folder
+
+
+@cache
+def listing(repo: str, commit: str) -> Mapping[str, int]:
+    """Names of a repository's files -> their sizes in bytes. Raises CheckpointError."""
+    if constants.HF_HUB_OFFLINE:
+        raise _LostError(f"{repo}: the hub is not asked what files there are (--offline)")
+    with _translated(f"the list of files of {repo}", repo):
+        info = HfApi().model_info(repo, revision=commit, files_metadata=True)
+        return {one.rfilename: int(one.size or 0) for one in info.siblings or ()}
+
+
+def download(repo: str, commit: str, names: Sequence[str]) -> Path:
+    """Files of a repository at a commit, downloaded in parallel, those that are there left out; the folder of them.
+
+    Says how much there is to download, and whether there is room for it, before it begins.
+
+    Raises:
+        CheckpointError: see :func:`fetch`.
+        StorageError: the disk of the cache has too little room.
+    """
+    folder = fetch(HubFile(repo, "config.json", commit)).parent
+    missing = [name for name in names if not exists(folder / name)]
+    if missing:
+        sizes = listing(repo, commit)
+        wanted, cache = sum(sizes.get(name, 0) for name in missing), Path(constants.HF_HUB_CACHE)
+        free = shutil.disk_usage(next(one for one in (cache, *cache.parents) if exists(one))).free
+        said = f"{wanted / 1e9:.2f} GB of {repo}"
+        if wanted > free:
+            raise StorageError(
+                f"{said} are to be downloaded into {cache}, which has {free / 1e9:.2f} GB free: make room, or name a "
+                "folder on another disk with HF_HUB_CACHE"
+            )
+        note(f"downloading {said} into {cache} ({free / 1e9:.0f} GB free)")
+        for wait in (*WAITS, None):
+            try:
+                with _translated(f"{missing[0]} of {repo}", repo):
+                    snapshot_download(repo, revision=commit, allow_patterns=missing)
+                break
+            except _LostError:
+                if wait is None or constants.HF_HUB_OFFLINE:
+                    raise
+                warn(f"{repo}: the hub can't be reached; again in {wait:.0f} s")
+                time.sleep(wait)
+    return folder

@@ -1,0 +1,95 @@
+"""A benchmark's table as its file has it: a protocol laid over it, old spellings, a user's own settings, its form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flamingo_eval.core.errors import UserError
+
+_FIRST_QUERY = re.compile(r"<\w+>(?P<text>.*)", re.DOTALL)
+_FIRST_REST = re.compile(r"(?P<answer>.*)<\|\w+\|>(?P<separator>\s*)", re.DOTALL)
+
+
+def with_turns(path: Path, table: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A table whose ``[prompt]`` says ``text``, ``answer`` and ``separator``.
+
+    In the first versions it had whole templates in it, ``demonstration`` and ``query``, with a model's marks.
+    """
+    prompt = table.get("prompt")
+    if not isinstance(prompt, dict) or not {"demonstration", "query"} & prompt.keys():
+        return table
+    both = sorted({"text", "answer", "separator"} & prompt.keys())
+    if both:
+        raise UserError(f"{path}: in [prompt] {both[0]!r} stands beside 'demonstration' or 'query', which it replaces")
+    shown, asked = str(prompt.get("demonstration", "")), str(prompt.get("query", ""))
+    query, rest = _FIRST_QUERY.fullmatch(asked), _FIRST_REST.fullmatch(shown.removeprefix(asked))
+    if query is None or rest is None or not shown.startswith(asked):
+        raise UserError(
+            f"{path}: in [prompt] write 'text' (what follows the image), 'answer' and 'separator' (what stands behind "
+            "a demonstration) in place of 'demonstration' and 'query'"
+        )
+    others = {key: value for key, value in prompt.items() if key not in ("demonstration", "query")}
+    return {**table, "prompt": {**others, **query.groupdict(), **rest.groupdict()}}
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` laid over ``base``, table by table."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(value, dict) and isinstance(old, dict) else value
+    return merged
+
+
+def override(path: Path, data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``[data]`` with a user's own settings; tables (a split's files) are merged key by key."""
+    for key, value in overrides.items():
+        known: Mapping[str, Any] = data
+        if isinstance(value, dict) and isinstance(data.get(key), dict):
+            known, value = data[key], value
+            unknown = sorted(value.keys() - known.keys())
+        else:
+            unknown = [] if key in data else [key]
+        if unknown:
+            raise UserError(
+                f"unknown data setting {unknown[0]!r} for {path.stem}; known settings: {', '.join(sorted(known))}"
+            )
+        for inner, new in value.items() if isinstance(value, dict) else ((key, value),):
+            if type(new) is not type(known[inner]):
+                raise UserError(
+                    f"data setting {inner!r} for {path.stem} must be of type {type(known[inner]).__name__}, not {new!r}"
+                )
+    return merge(data, overrides)
+
+
+def in_form(path: Path, table: Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
+    """A table whose ``chat`` sections have taken the place of those that they are in, or are left out.
+
+    A conversation shows no text-only demonstrations at zero shots, and is answered greedily, unless they say otherwise.
+
+    Raises:
+        UserError: the file does not say what is asked in a conversation.
+    """
+    parts = {name: dict(table[name]) for name in ("prompt", "decoding", "answer") if isinstance(table.get(name), dict)}
+    said = {name: part.pop("chat") for name, part in parts.items() if "chat" in part}
+    if not chat:
+        return {**table, **parts}
+    if "prompt" not in said:
+        raise UserError(
+            f"{path} does not say what is asked in a conversation: add [prompt.chat] with text and answer, or ask with "
+            "--rendering interleaved"
+        )
+    wrong = [name for name, part in said.items() if not isinstance(part, dict)]
+    if wrong:
+        raise UserError(f"{path}: [{wrong[0]}.chat] is {said[wrong[0]]!r:.60}: expected a section")
+    kept = {key: value for key, value in parts["prompt"].items() if key == "rgb"}
+    length = {key: value for key, value in parts.get("decoding", {}).items() if key == "max_new_tokens"}
+    own = {
+        "prompt": {"zero_shot_demonstrations": 0, **kept, **said["prompt"]},
+        "decoding": {**length, "num_beams": 1, **said.get("decoding", {})},
+        "answer": said.get("answer", parts.get("answer")),
+    }
+    return {**table, **{name: part for name, part in own.items() if name in parts}}

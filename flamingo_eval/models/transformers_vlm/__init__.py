@@ -1,0 +1,245 @@
+"""Any image-text-to-text model of transformers; nothing heavy is imported before a model is loaded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from flamingo_eval.core.digests import digest
+from flamingo_eval.core.errors import CheckpointError, UserError
+from flamingo_eval.core.paths import cache_folder
+from flamingo_eval.core.progress import warn
+from flamingo_eval.core.prompting import Chat, Interleaved
+from flamingo_eval.core.protocols import Capabilities, ModelInfo, ModelSource, Renderer
+from flamingo_eval.models.transformers_vlm.checkpoint import PREFIX, Files, Place, template_text, weights_of
+from flamingo_eval.models.transformers_vlm.families import family_of
+from flamingo_eval.storage.part_files import DigestedFiles
+
+if TYPE_CHECKING:
+    from flamingo_eval.models.transformers_vlm.adapter import VlmModel
+    from flamingo_eval.models.transformers_vlm.counting import PromptCounter
+    from flamingo_eval.models.transformers_vlm.loading import Shown
+
+FEATURES_FORMAT = 1
+"""Counted up when a change of this package's code changes what is kept of images."""
+
+_MEMORY = 8 << 30
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a model is shown prompts, and how it is run.
+
+    Attributes:
+        rendering: ``chat``, ``interleaved``, or ``auto``: chat where there is a template.
+        system: a system message.
+        template_arg: switches of the template.
+        image_tokens: at most so many for an image.
+        max_pixels: at most so many of an image.
+        device_map: how it is spread over several cards.
+        plain: answer without any shortcut.
+        feature_cache: bytes of memory for what is computed once per image.
+        keep: whether that is kept on the disk too.
+    """
+
+    rendering: str = "auto"
+    system: str | None = None
+    template_arg: Mapping[str, Any] = field(default_factory=dict)
+    image_tokens: int | None = None
+    max_pixels: int | None = None
+    device_map: str | None = None
+    plain: bool = False
+    feature_cache: int | None = None
+    keep: bool = True
+
+    def renderer(self, template: str | None, special: tuple[str, ...], name: str) -> Renderer:
+        """How prompts are written. Raises UserError for a conversation without a template, and the like."""
+        kind = self.rendering if self.rendering != "auto" else "interleaved" if template is None else "chat"
+        if kind == "chat":
+            if template is None:
+                raise UserError(
+                    f"--rendering chat: {name} has no chat template; a base model is shown --rendering interleaved"
+                )
+            return Chat(self.system, special)
+        for option, value in (("--system", self.system), ("--template-arg", self.template_arg)):
+            if value:
+                raise UserError(f"{option} is for conversations, and {name} is shown prompts as one text ({kind})")
+        return Interleaved(special=special)
+
+    def shown(self, renderer: Renderer, template: str | None) -> Shown:
+        """For the processor."""
+        from flamingo_eval.models.transformers_vlm.loading import Shown
+
+        own = template if isinstance(renderer, Chat) else None
+        return Shown(renderer, own, self.template_arg, self.image_tokens, self.max_pixels)
+
+    def parts(self) -> dict[str, Any]:
+        """What of this decides answers and is not in a run's identity by itself, for the record."""
+        return {"template": template_text(self.template_arg)} if self.template_arg else {}
+
+
+@dataclass(frozen=True)
+class VlmSource:
+    """A model that can be loaded.
+
+    Attributes:
+        place: where its files are.
+        options: how it is shown prompts, and run.
+    """
+
+    place: Place
+    options: Options = Options()
+
+    @cached_property
+    def files(self) -> Files:
+        """Without its weights, for a repository. Raises CheckpointError."""
+        files = Files.of(self.place)
+        files.check()
+        return files
+
+    @cached_property
+    def _digested(self) -> DigestedFiles:
+        return self.files.digests()
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """How it reads prompts. Raises UserError, CheckpointError."""
+        return self.options.renderer(self.files.template, self.files.special, self._name)
+
+    @property
+    def _name(self) -> str:
+        return f"{PREFIX}{self.place.name}"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """By its architecture."""
+        family = family_of(self.files.architecture)
+        return Capabilities(images=family.images, images_reason=family.reason)
+
+    def info(self) -> ModelInfo:
+        """Name and digest: the files of a folder by content, a repository by its commit. Raises CheckpointError."""
+        if self.files.commit is not None:
+            commit = f"{self.place.repo}@{self.files.commit}"
+            return ModelInfo(self._name, digest(["hf", commit]), {"repository": commit, **self.options.parts()})
+        found = self._digested.digests
+        named = {str(path.relative_to(self.files.folder)): one for path, one in found.items()}
+        return ModelInfo(
+            self._name, digest(["hf", named]), {str(p): d for p, d in found.items()} | self.options.parts()
+        )
+
+    def resolve(self, device: str, precision: str) -> tuple[str, str]:
+        """``auto``: CUDA if there is one; there the type that the weights are stored in, on a CPU float32.
+
+        Raises:
+            UserError: unknown precision, or a device this machine doesn't have.
+            CheckpointError: transformers does not know the architecture.
+        """
+        from flamingo_eval.devices import pick_device, pick_precision
+        from flamingo_eval.models.transformers_vlm.loading import check_architecture
+
+        check_architecture(self.files.config, self.place.name)
+        device = pick_device(device)
+        own = "fp32" if device == "cpu" else self.files.precision
+        return device, own if precision == "auto" else pick_precision(device, precision)
+
+    def load(self, device: str, precision: str) -> VlmModel:
+        """Builds the model and loads its weights, which are downloaded if need be. Raises CheckpointError."""
+        from flamingo_eval.models.transformers_vlm import loading
+
+        folder, info = self._with_weights(), self.info()
+        processor = loading.load_processor(folder, self.place.name)
+        shown = self.options.shown(self.renderer, self.files.template)
+        reader = loading.make_reader(processor, self.files.config, shown, self.place.name)
+        if self.place.folder is not None:
+            self._digested.check()
+        network = loading.load_network(
+            folder, self.place.name, device=device, precision=precision, device_map=self.options.device_map
+        )
+        if self.place.folder is not None:
+            self._digested.check()
+        cache = feature_cache(self.options, info.digest, device, precision)
+        model = loading.build(
+            network, reader, processor, precision=precision, cache=cache, plain=self.options.plain, name=self.place.name
+        )
+        if model.why_plain and not self.options.plain:
+            warn(f"{self._name} is answered without shortcuts, which takes longer: {model.why_plain}")
+        return model
+
+    def _with_weights(self) -> Any:
+        if self.files.commit is None:
+            return self.files.folder
+        from flamingo_eval.storage.hub import download, listing
+
+        wanted = weights_of(listing(self.place.repo, self.files.commit), self.place)
+        return download(self.place.repo, self.files.commit, wanted)
+
+    def token_counter(self) -> PromptCounter:
+        """Counts prompts' tokens without weights. Raises CheckpointError."""
+        from flamingo_eval.models.transformers_vlm import loading
+        from flamingo_eval.models.transformers_vlm.counting import PromptCounter
+
+        loading.check_architecture(self.files.config, self.place.name)
+        processor = loading.load_processor(self.files.folder, self.place.name)
+        shown = self.options.shown(self.renderer, self.files.template)
+        return PromptCounter(
+            loading.make_reader(processor, self.files.config, shown, self.place.name), self.files.config
+        )
+
+
+def feature_cache(options: Options, model: str, device: str, precision: str) -> Any:
+    """Where features of images are kept: by everything that determines them, but for the image."""
+    from flamingo_eval.models.transformers_vlm.features import FeatureCache
+    from flamingo_eval.storage.blobs import BlobStore
+
+    packages = ("torch", "transformers", "torchvision", "pillow")
+    key = digest([
+        FEATURES_FORMAT, model, precision, device.partition(":")[0], options.image_tokens, options.max_pixels,
+        [metadata.version(package) for package in packages],
+    ])  # fmt: skip
+    disk = None
+    if options.keep and not options.plain:
+        try:
+            disk = BlobStore(cache_folder() / "features-vlm" / key)
+        except UserError as error:
+            warn(f"encoded images are not kept on the disk: {error}")
+    return FeatureCache(_MEMORY if options.feature_cache is None else options.feature_cache, disk)
+
+
+class VlmFamily:
+    """Folders and repositories, by ``hf:``; and models of transformers that are in memory."""
+
+    options = frozenset((*Options.__dataclass_fields__, "processor"))
+
+    def known(self) -> Mapping[str, str]:
+        """None by name."""
+        return {}
+
+    def renderers(self) -> Sequence[Renderer]:
+        """None of its own: those that all models share."""
+        return ()
+
+    def find(self, checkpoint: str, options: Mapping[str, Any]) -> VlmSource | None:
+        """For what begins with ``hf:``. Raises CheckpointError."""
+        if not checkpoint.startswith(PREFIX):
+            return None
+        chosen = {name: value for name, value in options.items() if name != "processor"}
+        return VlmSource(Place.of(checkpoint.removeprefix(PREFIX)), Options(**chosen))
+
+    def adopt(self, model: Any, name: str, options: Mapping[str, Any]) -> ModelSource | None:
+        """A model of transformers with its processor, or one that was loaded from a source above."""
+        if "transformers" not in sys.modules:  # then it can be neither
+            return None
+        from flamingo_eval.models.transformers_vlm.live import adopted
+
+        processor = options.get("processor")
+        chosen = {key: value for key, value in options.items() if key in Options.__dataclass_fields__}
+        return adopted(model, processor, name, Options(**chosen))
+
+
+MODEL = VlmFamily()
+
+__all__ = ["MODEL", "CheckpointError", "Options", "VlmFamily", "VlmSource"]

@@ -1,0 +1,205 @@
+"""``hf:NAME_OR_FOLDER[@REVISION]``: a checkpoint's files, in a folder or on the hub; torch is not imported here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flamingo_eval.core.errors import CheckpointError
+from flamingo_eval.core.paths import is_file, is_folder, user_path
+from flamingo_eval.core.reading import read_text
+from flamingo_eval.storage.part_files import DigestedFiles, read_object, shards_of
+
+PREFIX = "hf:"
+LIST = "https://huggingface.co/docs/transformers/model_doc/auto#transformers.AutoModelForImageTextToText"
+"""Where transformers lists the architectures that it knows."""
+
+_READ = (".json", ".jinja", ".model", ".txt", ".spm", ".tiktoken", ".vocab", ".bpe")
+"""Endings of what is read besides weights."""
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint is.
+
+    Attributes:
+        name: what the user named, without ``hf:``.
+        folder: a folder on this disk; None for a repository of the hub.
+        repo: the repository.
+        revision: its branch, tag or commit; None for its main branch.
+    """
+
+    name: str
+    folder: Path | None = None
+    repo: str = ""
+    revision: str | None = None
+
+    @staticmethod
+    def of(text: str) -> Place:
+        """What follows ``hf:``. Raises CheckpointError for what can be neither a folder nor a repository's name."""
+        folder = user_path(text, "--checkpoint")
+        if is_folder(folder):
+            return Place(text, folder)
+        repo, _, revision = text.partition("@")
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) or repo.startswith((".", "-")) or text.endswith("@"):
+            raise CheckpointError(
+                f"--checkpoint {PREFIX}{text}: there is no such folder, and it is no repository's name either "
+                "(owner/name, owner/name@revision)"
+            )
+        return Place(text, None, repo, revision or None)
+
+
+@dataclass(frozen=True)
+class Files:
+    """A checkpoint's files, as far as they are needed without its weights.
+
+    Attributes:
+        place: where they come from.
+        folder: where they are on this disk.
+    """
+
+    place: Place
+    folder: Path
+
+    @staticmethod
+    def of(place: Place) -> Files:
+        """Fetches them if need be. Raises CheckpointError."""
+        if place.folder is None:
+            from flamingo_eval.storage.hub import small_files
+
+            return Files(place, small_files(place.repo, place.revision, _READ))
+        if not is_file(place.folder / "config.json"):
+            raise CheckpointError(f"{place.folder} holds no config.json: it is no model that transformers has saved")
+        return Files(place, place.folder)
+
+    @property
+    def commit(self) -> str | None:
+        """Of a repository."""
+        return None if self.place.folder else self.folder.name
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """``config.json``. Raises CheckpointError."""
+        return read_object(self.folder / "config.json")
+
+    @property
+    def architecture(self) -> str:
+        """What ``config.json`` calls its kind of model. Raises CheckpointError."""
+        kind = self.config.get("model_type")
+        if not isinstance(kind, str):
+            raise CheckpointError(f"{self.folder / 'config.json'} names no model_type")
+        return kind
+
+    @property
+    def precision(self) -> str:
+        """What its weights are stored in, by its configuration."""
+        texts = [self.config, self.config.get("text_config")]
+        named = [str(part.get(key)) for part in texts if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
+        known = {"bfloat16": "bf16", "float16": "fp16"}
+        return next(
+            (known[name.removeprefix("torch.")] for name in named if name.removeprefix("torch.") in known), "fp32"
+        )
+
+    @cached_property
+    def template(self) -> str | None:
+        """The chat template, wherever it is kept: a file of its own, the processor's, the tokenizer's."""
+        own = self.folder / "chat_template.jinja"
+        if is_file(own):
+            return read_text(own)
+        for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+            if is_file(self.folder / name) and (
+                found := _default(read_object(self.folder / name).get("chat_template"))
+            ):
+                return found
+        return None
+
+    @cached_property
+    def special(self) -> tuple[str, ...]:
+        """The tokenizer's special tokens: a text of the data that holds one would be read as something else."""
+        found: list[str] = []
+        for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("tokenizer.json", "added_tokens")):
+            if is_file(self.folder / name):
+                listed = read_object(self.folder / name).get(key) or ()
+                entries = listed.values() if isinstance(listed, dict) else listed
+                found += [str(one["content"]) for one in entries if isinstance(one, dict) and one.get("special")]
+        return tuple(dict.fromkeys(text for text in found if text.strip()))
+
+    def check(self) -> None:
+        """Raises CheckpointError if there is code to be run, or no processor, or only pickles for weights."""
+        if not any(is_file(self.folder / name) for name in ("processor_config.json", "preprocessor_config.json")):
+            raise CheckpointError(
+                f"{self.place.name} has no processor (processor_config.json or preprocessor_config.json): image and text "
+                "can't be prepared for it"
+            )
+        if self.place.folder is not None:
+            weights(self.place.folder)
+
+    def digests(self) -> DigestedFiles:
+        """The files of a folder, weights included, digested. Raises CheckpointError."""
+        files = [*_read_files(self.folder), *weights(self.folder)]
+        return DigestedFiles.of(dict.fromkeys(files), [self.folder])
+
+
+def _default(template: Any) -> str | None:
+    """A template, or the one called default of several."""
+    if isinstance(template, list):
+        template = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template if isinstance(template, str) and template.strip() else None
+
+
+def _read_files(folder: Path) -> Iterator[Path]:
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _READ and not file.name.startswith(".") and not is_folder(file):
+            yield file
+    more = folder / "additional_chat_templates"
+    if is_folder(more):
+        yield from sorted(more.glob("*.jinja"))
+
+
+def weights(folder: Path) -> list[Path]:
+    """The files of weights in a folder. Raises CheckpointError where there are none, or pickles alone."""
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        file = folder / name
+        if is_file(file):
+            return shards_of(file) if name.endswith(".json") else [file]
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds its weights as pickles only ({pickles[0]}), which are never read, since that can run code: "
+            "save them anew with safe_serialization=True where you trust them"
+        )
+    raise CheckpointError(f"{folder} holds no weights (model.safetensors, or model.safetensors.index.json)")
+
+
+def weights_of(listed: Mapping[str, int], place: Place) -> list[str]:
+    """Names of the files of weights in a repository, of all its files. Raises CheckpointError, as :func:`weights`."""
+    if "model.safetensors" in listed:
+        return ["model.safetensors"]
+    named = [name for name in listed if re.fullmatch(r"model.*\.safetensors", name)]
+    if "model.safetensors.index.json" in listed and named:
+        return named
+    if any(name.endswith(_PICKLES) for name in listed):
+        raise CheckpointError(
+            f"{place.name} has its weights as pickles only, which are never read, since that can run code; look for a "
+            "revision with safetensors"
+        )
+    raise CheckpointError(f"{place.name} has no weights (model.safetensors)")
+
+
+def template_text(value: Mapping[str, Any] | None) -> str:
+    """Switches of a template, for people."""
+    return ", ".join(f"{name}={json.dumps(one)}" for name, one in (value or {}).items())
+
+
+def needs_code(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration names code in its repository."""
+    return bool(config.get("auto_map"))

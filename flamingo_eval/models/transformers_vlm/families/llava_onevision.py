@@ -1,0 +1,21 @@
+"""LLaVA-OneVision: an image is cut into tiles only where it is its prompt's only one (image_processing_llava_onevision.py,
+``batch_num_images``)."""
+
+from __future__ import annotations
+
+from flamingo_eval.models.transformers_vlm.families.base import Family
+
+
+class LlavaOnevision(Family):
+    """Alone or among several."""
+
+    def variant(self, images: int) -> str:
+        """``alone`` or ``among several``."""
+        return "alone" if images == 1 else "among several"
+
+    def companions(self, variant: str) -> int:
+        """One, where there are several."""
+        return 0 if variant == "alone" else 1
+
+
+FAMILY = LlavaOnevision()

@@ -1,0 +1,247 @@
+"""A batch's answers, by transformers' own ``generate``: greedily, by beam search, or class names in order of likelihood.
+
+``generate`` knows each architecture's positions, masks and caches; here it is only given images' features in place of
+pixels, and, for names and beams, what it has read of a prompt already.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor
+
+from flamingo_eval.core.records import Decoding
+
+ROW_TOKENS = {"cpu": 1 << 15, "gpu": 1 << 18}
+"""Tokens in memory at once, by kind of device, when names are scored behind copies of their prompts."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts on their device.
+
+    Attributes:
+        ids: (rows, longest prompt), padded on the left.
+        mask: (rows, longest prompt), 1 where there is a token.
+        types: further values for each token, (rows, longest prompt), by name.
+        along: what goes along with images, by name.
+        features: in place of pixels, as ``mm_encoder_outputs``; None without images.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    types: Mapping[str, Tensor]
+    along: Mapping[str, Tensor]
+    features: Any = None
+
+    def inputs(self) -> dict[str, Any]:
+        """What ``generate`` is called with. (It changes what it is given.)"""
+        images = {} if self.features is None else {"mm_encoder_outputs": {"image": copy.copy(self.features)}}
+        return {"input_ids": self.ids, "attention_mask": self.mask, **self.types, **self.along, **images}
+
+
+class Watch(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
+    """Looks on while text is generated: when the prompts are read, and whether all logits are numbers.
+
+    Args:
+        start: tokens of a prompt.
+        rows: prompts.
+        ends: ids of tokens that end a text.
+        first: called when the prompts are read.
+    """
+
+    def __init__(self, start: int, rows: int, ends: Tensor, first: Callable[[], None]) -> None:
+        self._start, self._rows, self._ends, self._first = start, rows, ends, first
+        self._sound: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        finite = scores.float().logsumexp(-1).isfinite() | torch.isin(input_ids[:, self._start :], self._ends).any(-1)
+        finite = finite.view(self._rows, -1).all(-1)
+        if self._sound is None:
+            self._first()
+            self._sound = finite
+        else:
+            self._sound = self._sound & finite
+        return scores
+
+    @property
+    def sound(self) -> Tensor:
+        """(rows,), whether all logits that decided a row were numbers."""
+        assert self._sound is not None
+        return self._sound
+
+
+class _Forced(LogitsProcessor):  # type: ignore[misc]
+    """Makes each row go on as it is told, and keeps the log-likelihoods of that."""
+
+    def __init__(self, rows: Sequence[Sequence[int]], device: torch.device) -> None:
+        longest = max(map(len, rows))
+        self._tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+        self.logprobs: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        wanted = self._tokens[:, len(self.logprobs), None]
+        logits = scores.float()
+        self.logprobs.append((logits.gather(-1, wanted) - logits.logsumexp(-1, keepdim=True))[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter(-1, wanted, 0.0)
+
+
+class Generator:
+    """A model that generates.
+
+    Args:
+        model: of transformers, on its device.
+        tokens: which tokens end a text, pad it, and so on; a checkpoint's sampling settings don't apply.
+    """
+
+    def __init__(self, model: Any, tokens: Mapping[str, Any]) -> None:
+        self.model, self._tokens = model, dict(tokens)
+        self.pad_id = int(self._tokens["pad_token_id"])
+
+    def config(self, **how: Any) -> GenerationConfig:
+        """Settings of ``generate``."""
+        return GenerationConfig(**self._tokens, **how)
+
+    @property
+    def ends(self) -> Tensor:
+        """Ids of the tokens that end a text."""
+        ends = self._tokens.get("eos_token_id")
+        ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        return torch.tensor(ids, dtype=torch.long, device=self.model.device)
+
+    def text(self, batch: Batch, decoding: Decoding, read: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        """Generated ids, (rows, tokens), and whether each row's logits were numbers, (rows,)."""
+        if decoding.num_beams == 1:
+            return self._run(batch.inputs(), batch, decoding, read)
+        # the prompts are read once, but for their last token, which every beam reads for itself
+        before = Batch(
+            batch.ids[:, :-1], batch.mask[:, :-1], {name: row[:, :-1] for name, row in batch.types.items()}, batch.along,
+            batch.features,
+        )  # fmt: skip
+        cache = self.read(before).past_key_values
+        cache.batch_repeat_interleave(decoding.num_beams)
+        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, **batch.types, "past_key_values": cache}
+        return self._run(inputs, batch, decoding, read)
+
+    def _run(
+        self, inputs: dict[str, Any], batch: Batch, decoding: Decoding, read: Callable[[], None]
+    ) -> tuple[Tensor, Tensor]:
+        rows, start = batch.ids.shape
+        watch = Watch(start, rows, self.ends, read)
+        config = self.config(
+            max_new_tokens=decoding.max_new_tokens,
+            min_new_tokens=decoding.min_new_tokens or None,
+            num_beams=decoding.num_beams,
+            length_penalty=decoding.length_penalty,
+            do_sample=False,
+        )
+        with self._own_settings():
+            ids = self.model.generate(**inputs, generation_config=config, logits_processor=[watch])
+        return ids[:, start:], watch.sound
+
+    def read(self, batch: Batch) -> Any:
+        """What is found when prompts are read: ``logits`` of the next token, in a tuple, and ``past_key_values``."""
+        config = self.config(
+            max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True, use_cache=True
+        )
+        with self._own_settings():
+            return self.model.generate(**batch.inputs(), generation_config=config)
+
+    def read_whole(self, inputs: Mapping[str, Any]) -> Any:
+        """The same for inputs with pixels."""
+        config = self.config(max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True)
+        with self._own_settings():
+            return self.model.generate(**inputs, generation_config=config)
+
+    def text_whole(self, inputs: Mapping[str, Any], decoding: Decoding) -> tuple[Tensor, Tensor]:
+        """As :meth:`text`, for a prompt with pixels."""
+        batch = Batch(inputs["input_ids"], inputs["attention_mask"], {}, {})
+        return self._run(dict(inputs), batch, decoding, lambda: None)
+
+    def mean_logprob(self, inputs: Mapping[str, Any], name: Sequence[int]) -> float:
+        """Mean log-likelihood of a name's tokens behind a prompt with pixels, both read as one sequence."""
+        length = inputs["input_ids"].shape[1]
+        own = torch.tensor([[*name]], device=inputs["input_ids"].device)
+        longer = {
+            key: torch.cat((value, own if key == "input_ids" else torch.full_like(own, key == "attention_mask")), dim=1)
+            if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == length and "pixel" not in key
+            else value
+            for key, value in inputs.items()
+        }
+        logits = self.model(**longer).logits[0, length - 1 : -1].float()
+        return float(logits.log_softmax(-1).gather(-1, own.T).mean())
+
+    def rank(self, batch: Batch, names: Sequence[Sequence[int]], read: Callable[[], None]) -> Tensor:
+        """Mean log-likelihood of each name's tokens after each prompt, (rows, names), in float32."""
+        found = self.read(batch)
+        read()
+        first = found.logits[0].float()
+        totals = first[:, [name[0] for name in names]] - first.logsumexp(-1, keepdim=True)
+        longer = sorted((i for i, name in enumerate(names) if len(name) > 1), key=lambda i: len(names[i]))
+        rows, length = batch.ids.shape
+        kind = "cpu" if batch.ids.device.type == "cpu" else "gpu"
+        at_once = max(1, ROW_TOKENS[kind] // (rows * length))
+        deltas = _rope_deltas(self.model)
+        for start in range(0, len(longer), at_once):
+            chosen = longer[start : start + at_once]
+            totals[:, chosen] += self._rest(batch, found.past_key_values, deltas, [names[i] for i in chosen])
+        return totals / torch.tensor([len(name) for name in names], device=totals.device)
+
+    def _rest(self, batch: Batch, cache: Any, deltas: Tensor | None, names: Sequence[Sequence[int]]) -> Tensor:
+        """Summed log-likelihood of every token but the first of each name, (rows, names)."""
+        rows, count, device = len(batch.ids), len(names), batch.ids.device
+        own = copy.deepcopy(cache)
+        own.batch_repeat_interleave(count)
+        if deltas is not None:
+            _model_with_deltas(self.model).rope_deltas = deltas.repeat_interleave(count, dim=0)
+
+        def wide(tensor: Tensor, new: Tensor) -> Tensor:
+            return torch.cat((tensor.repeat_interleave(count, dim=0), new.repeat(rows, 1)), dim=1)
+
+        head = torch.tensor([[name[0]] for name in names], device=device)
+        forced = _Forced([name[1:] for name in names] * rows, device)
+        config = self.config(max_new_tokens=max(map(len, names)) - 1, do_sample=False)
+        config.eos_token_id = None  # a name may hold such a token, and its row must go on
+        with self._own_settings():
+            self.model.generate(
+                input_ids=wide(batch.ids, head), attention_mask=wide(batch.mask, torch.ones_like(head)),
+                **{name: wide(row, torch.zeros_like(head)) for name, row in batch.types.items()},
+                past_key_values=own, generation_config=config, logits_processor=[forced],
+            )  # fmt: skip
+        steps = torch.stack(forced.logprobs, dim=-1).view(rows, count, -1)
+        counts = [len(name) - 1 for name in names]
+        return torch.stack([steps[:, i, :n].sum(-1) for i, n in enumerate(counts)], dim=1)
+
+    def _own_settings(self) -> Any:
+        """Within this context the checkpoint's own sampling settings don't fill in what ours leave open."""
+        return _Replaced(self.model, "generation_config", GenerationConfig())
+
+
+class _Replaced:
+    """Within this context an object's attribute is another."""
+
+    def __init__(self, owner: Any, name: str, value: Any) -> None:
+        self._owner, self._name, self._value = owner, name, value
+
+    def __enter__(self) -> None:
+        self._before = getattr(self._owner, self._name)
+        setattr(self._owner, self._name, self._value)
+
+    def __exit__(self, *_: object) -> None:
+        setattr(self._owner, self._name, self._before)
+
+
+def _model_with_deltas(model: Any) -> Any:
+    """The module that keeps how far positions are from places (transformers, ``rope_deltas`` of Qwen2-VL and others)."""
+    return model if hasattr(model, "rope_deltas") else getattr(model, "model", model)
+
+
+def _rope_deltas(model: Any) -> Tensor | None:
+    """These, after the prompts are read: (rows, 1); None for a model without them."""
+    found: Tensor | None = getattr(_model_with_deltas(model), "rope_deltas", None)
+    return found

@@ -1,0 +1,79 @@
+"""The vision tower: processed images in, features out; images of one shape together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flamingo_eval.core.errors import CheckpointError
+from flamingo_eval.devices import to_device
+from flamingo_eval.models.transformers_vlm.features import Features, Layout, same_shape
+from flamingo_eval.models.transformers_vlm.reading import ImageText, ProcessedImage
+
+_PIXELS_AT_ONCE = {"cpu": 4 << 20, "gpu": 64 << 20}
+"""Numbers of pixels (three for each) that go through the tower together, by kind of device."""
+
+
+class Tower:
+    """A model's vision tower with what leads from it to the language model.
+
+    Args:
+        model: of transformers, on its device.
+
+    Attributes:
+        encoded: how many images were encoded.
+
+    Raises:
+        CheckpointError: it gives no features by themselves, or does not take them back.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._features = getattr(model.base_model, "get_image_features", None)
+        if self._features is None or "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+            raise CheckpointError(f"{type(model).__name__} does not take image features in place of pixels")
+        self._model = model
+        self._takes = frozenset(inspect.signature(self._features).parameters)
+        self._layout: Layout | None = None
+        self.encoded = 0
+
+    @property
+    def layout(self) -> Layout:
+        """How its results are made up; known once it has encoded something."""
+        assert self._layout is not None
+        return self._layout
+
+    def run(self, images: Sequence[ProcessedImage]) -> Any:
+        """The tower's result for images of one shape."""
+        names = {**images[0].pixels, **images[0].about}.keys() & self._takes
+        joined = {name: torch.cat([{**one.pixels, **one.about}[name] for one in images]) for name in names}
+        return self._features(**{name: self._placed(tensor) for name, tensor in joined.items()}, return_dict=True)
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        placed = to_device(tensor, self._model.device)
+        return placed.to(self._model.dtype) if placed.is_floating_point() else placed
+
+    def encode(self, images: Sequence[ProcessedImage]) -> list[Features]:
+        """The features of images, in order."""
+        found: list[Features | None] = [None] * len(images)
+        kind = "cpu" if self._model.device.type == "cpu" else "gpu"
+        for group in same_shape(images):
+            pixels = sum(t.numel() for t in images[group[0]].pixels.values())
+            at_once = max(1, _PIXELS_AT_ONCE[kind] // max(1, pixels))
+            for start in range(0, len(group), at_once):
+                some = group[start : start + at_once]
+                result = self.run([images[i] for i in some])
+                layout = self._layout = self._layout or Layout.of(result)
+                for i, tensors in zip(some, layout.split(result, len(some)), strict=True):
+                    one = images[i]
+                    found[i] = Features(ImageText(one.replacement, one.about, one.rows), tensors)
+                self.encoded += len(some)
+        return [one for one in found if one is not None]
+
+    def join(self, images: Sequence[Features]) -> Any:
+        """What the model is given for the images of a batch, in order."""
+        device, dtype = self._model.device, self._model.dtype
+        return self.layout.join(images, lambda tensor: to_device(tensor.to(dtype), device))

@@ -8,18 +8,15 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flamingo_eval.core import registry
 from flamingo_eval.core.benchmark import canonical_name
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.protocols import ModelSource
 from flamingo_eval.core.records import Cell
-from flamingo_eval.core.run_settings import COMMAND_LINE_ONLY, SETTINGS, RunSpec
+from flamingo_eval.core.run_settings import COMMAND_LINE_ONLY, SETTINGS, SHOWN_TO_MODEL, RunSpec
 from flamingo_eval.core.workers import bound_spinning
-
-if TYPE_CHECKING:
-    from flamingo_eval.models.flamingo.adapter import FlamingoModel
 
 
 def load_model(
@@ -29,22 +26,30 @@ def load_model(
     data_root: str | Path = ".",
     device: str = "auto",
     precision: str = "auto",
-) -> FlamingoModel:
-    """Loads a checkpoint.
+    **options: Any,
+) -> Any:
+    """Loads a checkpoint: a ``FlamingoModel``, or, of ``hf:``, a ``VlmModel``; both have ``generate``.
 
     Args:
-        checkpoint: a known name, ``demo``, or the path of a TOML file.
+        checkpoint: a known name, ``demo``, the path of a TOML file, or ``hf:NAME_OR_FOLDER[@REVISION]``.
         weights: a folder of copies to take a known checkpoint's files from.
         data_root: what paths of images given to ``generate`` are relative to.
         device: ``auto``, ``cpu``, ``cuda``, ...
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16``, ``amp_bf16``.
+        options: of an ``hf:`` model: ``rendering``, ``system``, ``template_arg``, ``image_tokens``, ``max_pixels``,
+            ``device_map``, as on the command line.
 
     Raises:
         UserError, CheckpointError: unknown, or not what it must be.
     """
     bound_spinning()
-    source: Any = registry.model_source(checkpoint, {} if weights is None else {"weights": Path(weights)})
-    loaded: FlamingoModel = source.load(*source.resolve(device, precision))
+    strange = sorted(options.keys() - _OF_MODELS)
+    if strange:
+        raise UserError(f"there is no option {strange[0]!r}; there are {', '.join(sorted(_OF_MODELS))}")
+    chosen = {name: SETTINGS[name].read(value, name) for name, value in options.items()}
+    copies = {} if weights is None else {"weights": Path(weights)}
+    source: Any = registry.model_source(checkpoint, {**chosen, **copies})
+    loaded = source.load(*source.resolve(device, precision))
     loaded.root = Path(data_root)
     return loaded
 
@@ -53,6 +58,7 @@ def evaluate(
     model: Any,
     benchmarks: str | Sequence[str],
     *,
+    processor: Any = None,
     tokenizer: Any = None,
     transform: Callable[[Any], Any] | None = None,
     name: str = "live model",
@@ -63,9 +69,11 @@ def evaluate(
     Args:
         model: what :func:`load_model` returns; or any object that fulfils
             :class:`flamingo_eval.core.protocols.Model`; or a live module in the released layout (``perceiver``,
-            ``vision_encoder``, ``lang_encoder`` with its ``gated_cross_attn_layer``), as it stands, in training or
-            not: its tensors are shared, and it is left as it was; or the name of a checkpoint.
+            ``vision_encoder``, ``lang_encoder`` with its ``gated_cross_attn_layer``), or an image-text-to-text model of
+            transformers, as it stands, in training or not: its tensors are shared, and it is left as it was; or the
+            name of a checkpoint.
         benchmarks: one or several.
+        processor: of a live model of transformers.
         tokenizer: of a live module, with its special tokens.
         transform: of a live module: from a Pillow image to a tensor.
         name: what to call a live module.
@@ -90,8 +98,13 @@ def evaluate(
     with tempfile.TemporaryDirectory(prefix="flamingo-eval-") as scratch:
         folder = Path(scratch) / "run" if spec.out is None else spec.out
         with _left_as_it_was(model):
-            source = _source(model, tokenizer, transform, name, spec.model_options)
+            parts = {"processor": processor, "tokenizer": tokenizer, "transform": transform}
+            source = _source(model, parts, name, spec.model_options)
             return execute(spec, data_folder, folder, model_source=source).cells
+
+
+_OF_MODELS = frozenset(("rendering", "device_map", *SHOWN_TO_MODEL))
+"""Settings that :func:`load_model` takes, too."""
 
 
 def _spec(benchmarks: tuple[str, ...], checkpoint: str, given: Mapping[str, Any]) -> RunSpec:
@@ -145,9 +158,10 @@ def _left_as_it_was(model: Any) -> Iterator[None]:
             part.training = training
 
 
-def _source(model: Any, tokenizer: Any, transform: Any, name: str, options: Mapping[str, Any]) -> ModelSource:
+def _source(model: Any, parts: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> ModelSource:
     if isinstance(model, str):
         return registry.model_source(model, options)
-    if options:
-        raise UserError(f"{next(iter(options))} is for a checkpoint that is named; this model is loaded already")
-    return registry.adopted(model, name, {"tokenizer": tokenizer, "transform": transform})
+    for option in options.keys() - _OF_MODELS:
+        raise UserError(f"{option} is for a checkpoint that is named; this model is loaded already")
+    given = {part: value for part, value in parts.items() if value is not None}
+    return registry.adopted(model, name, {**given, **options})

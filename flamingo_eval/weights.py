@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.core.paths import exists, open_regular
@@ -173,3 +174,12 @@ def check_sizes(path: Path, table: Mapping[str, Any]) -> None:
             raise CheckpointError(f"{path}: {key} is {str(value)[:20]}, expected at most {_MOST_LABELS}")
         elif type(value) is int and key.endswith(("_size", "width", "d_model", "_dim")) and abs(value) > _MOST_WIDE:
             raise CheckpointError(f"{path}: {key} is {str(value)[:20]}, expected at most {_MOST_WIDE}")
+
+
+def module_digest(module: nn.Module) -> str:
+    """Digest of all tensors, names included."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

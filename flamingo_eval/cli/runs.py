@@ -98,22 +98,30 @@ def plan(
     *,
     given: opt.Given,
     as_json: Annotated[bool, typer.Option("--json", help="Print every query as a line of JSON.")] = False,
+    tokens: Annotated[
+        bool,
+        typer.Option("--tokens", help="Show how many tokens the checkpoint's prompts have, and its limit; no weights."),
+    ] = False,
 ) -> None:
     """Show which queries and demonstrations a run would have, without loading a model."""
     from flamingo_eval.engine.plan import query_row
     from flamingo_eval.engine.prepare import notices, plan_all, rank_all, read_sources, trial_keys_of
     from flamingo_eval.engine.retrieval import Retriever
+    from flamingo_eval.engine.token_counts import tokens_line
 
     spec = specs.make_spec(context.obj, [benchmark], given, specs.PLAN, model=False)
-    sources = read_sources(spec, Images(data_folder(spec.data_root), spec.formats))
+    source = registry.model_source(spec.checkpoint, spec.model_options)
+    sources = read_sources(spec, Images(data_folder(spec.data_root), spec.formats), source.renderer)
     for line in [*(["demo data: generated images"] if spec.data_root == DEMO else []), *notices(spec, sources)]:
         note(line)
     keys = trial_keys_of(spec, sources)
     nearest = rank_all(spec, sources, keys, Retriever.of(spec))
-    renderer = registry.model_source(spec.checkpoint, spec.model_options).renderer
-    planned = plan_all(spec, sources, keys, renderer, nearest)
+    planned = plan_all(spec, sources, keys, source.renderer, nearest)
+    counter = registry.token_counter(source) if tokens else None
     for trial in planned:
-        if as_json:
+        if counter is not None:
+            emit(tokens_line(trial, counter))
+        elif as_json:
             for query in trial:
                 if not wanted():  # `plan ... | head`
                     return

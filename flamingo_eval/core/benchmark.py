@@ -76,6 +76,7 @@ class AnswerRules:
         first_line: only the first line that is not blank.
         cut: one after the other, the text is cut before the first occurrence of any string of the group.
         remove: strings removed after that.
+        trim_end: characters dropped from the end, with the blanks there.
         stem: stem the words as OK-VQA's answers are stemmed.
     """
 
@@ -83,6 +84,7 @@ class AnswerRules:
     first_line: bool = False
     cut: tuple[tuple[str, ...], ...] = ()
     remove: tuple[str, ...] = ()
+    trim_end: str = ""
     stem: bool = False
 
 

@@ -132,7 +132,6 @@ class Images:
         """
         from PIL import Image
 
-        path = self.root / image
         content = self.read(image)
         try:
             with Image.open(io.BytesIO(content), formats=self.formats) as opened:

@@ -237,6 +237,8 @@ def extract_answer(rules: AnswerRules, raw: str) -> str:
         raw = raw[: min(found)] if found else raw
     for piece in rules.remove:
         raw = raw.replace(piece, "")
+    if rules.trim_end:
+        raw = raw.rstrip(rules.trim_end + " ")
     return finish_answer(rules, raw)
 
 

@@ -249,7 +249,7 @@ class Capabilities:
 
 
 class TokenCounter(Protocol):
-    """Counts the tokens of prompts without a model's weights: what a source's ``token_counter()`` gives, if it has one."""
+    """Counts the tokens of prompts without a model's weights: what a source's ``token_counter()`` gives."""
 
     def count(self, prompt: Prompt, images: Images) -> int:
         """Tokens of a prompt, its images' among them. Raises QueryError if an image can't be read."""
@@ -264,7 +264,6 @@ class MeasuresPrompts(Protocol):
 
     def length(self, prompt: Prompt, images: Images) -> int:
         """Its length; raises nothing."""
-
 
 
 @runtime_checkable
@@ -321,7 +320,7 @@ class ModelBase:
 
 
 class ModelSource(Protocol):
-    """A model that can be loaded."""
+    """A model that can be loaded. It may have ``token_counter()``, too, which gives a :class:`TokenCounter`."""
 
     def info(self) -> ModelInfo:
         """Name and digest, without importing torch. Raises CheckpointError."""

@@ -25,6 +25,7 @@ from flamingo_eval.core.protocols import (
     Retrieval,
     RetrievingSelector,
     Selector,
+    TokenCounter,
 )
 from flamingo_eval.core.run_settings import SETTINGS
 from flamingo_eval.core.settings import Setting, settings_problem, with_defaults
@@ -234,6 +235,14 @@ def model_source(
     )
 
 
+def token_counter(source: ModelSource) -> TokenCounter:
+    """What counts the tokens of a model's prompts. Raises UserError for a model that has no such thing."""
+    found = getattr(source, "token_counter", None)
+    if found is None:
+        raise UserError(f"--tokens: {source.info().name} does not say how many tokens a prompt has")
+    return cast(TokenCounter, found())
+
+
 def _settings(
     family: ModelFamily, options: Mapping[str, Any] | None, wishes: Mapping[str, Any] | None
 ) -> dict[str, Any]:
@@ -245,6 +254,13 @@ def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _check_options(family: ModelFamily, options: Mapping[str, Any], name: str) -> None:
+    """Raises UserError for what a live model of the family can't be told."""
+    strange = sorted(options.keys() - family.options)
+    if strange:
+        raise UserError(f"{strange[0]} is not for {name}")
+
+
 def adopted(model: Any, name: str, options: Mapping[str, Any]) -> ModelSource:
     """A model that is in memory already: of a known family, or any object that fulfils the protocol.
 
@@ -254,6 +270,7 @@ def adopted(model: Any, name: str, options: Mapping[str, Any]) -> ModelSource:
     for family in _model_families():
         source = family.adopt(model, name, _settings(family, options, None))
         if source is not None:
+            _check_options(family, options, type(model).__name__)
             return source
     if isinstance(model, Model) and not isinstance(model, type):
         return AdoptedSource(model, name)

@@ -295,7 +295,7 @@ class RunSettings:
     def model_options(self) -> dict[str, Any]:
         """Settings for the model alone, as far as they are not the defaults."""
         weights = None if self.weights is None else user_path(self.weights, "--weights")
-        given = {"weights": weights, "plain": self.plain or None, "feature_cache": self.feature_cache}
+        given: dict[str, Any] = {"weights": weights, "plain": self.plain or None, "feature_cache": self.feature_cache}
         given |= {name: getattr(self, name) for name in SHOWN_TO_MODEL} | {"device_map": self.device_map}
         given["rendering"] = None if self.rendering == "auto" else self.rendering
         return {name: value for name, value in given.items() if value is not None}

@@ -11,8 +11,9 @@ from itertools import groupby
 from typing import Any
 
 from flamingo_eval.core.errors import DataError, DeviceMemoryError, QueryError, UserError, first_few
+from flamingo_eval.core.images import Images
 from flamingo_eval.core.progress import progress_bar, warn
-from flamingo_eval.core.protocols import Model
+from flamingo_eval.core.protocols import MeasuresPrompts, Model
 from flamingo_eval.core.records import Answer, Decoding, NoAnswer, Prediction, Prompt, Task
 from flamingo_eval.core.workers import prefetched
 from flamingo_eval.engine.requests import Pending, Request, images_digest
@@ -43,14 +44,15 @@ class Answering:
         extra: Mapping[str, str],
     ) -> None:
         self._model, self._journal, self._extra = model, journal, extra
-        self._runner = _Runner(model, batch_size)
+        self._runner, self._length = _Runner(model, batch_size), _length_of(model)
         self._failed: set[Slot] = set()
         self.failures: list[Failure] = []
         self.batches: dict[str, dict[str, int]] = {}
 
     def batch_size(self, item: Pending) -> int:
         """Queries per batch of those like this one."""
-        return self._runner.size(item.query.prompt, item.trial.source.task)
+        prompt, source = item.query.prompt, item.trial.source
+        return self._runner.size(prompt, self._length(prompt, source.images), source.task)
 
     def refresh(self) -> int:
         """Learns what other processes have answered; how many answers that were."""
@@ -66,8 +68,8 @@ class Answering:
     def answer(self, pending: Sequence[Pending]) -> Iterator[int]:
         """Answers queries, and says after every batch how many these were; those that can't be answered count too."""
         for task, kind in _kinds(pending):
-            size_of = partial(self._runner.size, task=task)
-            for batch, ready in prefetched(partial(self._prepare, task), _batches(kind, size_of)):
+            batches = _batches(kind, partial(self._runner.size, task=task), self._length)
+            for batch, ready in prefetched(partial(self._prepare, task), batches):
                 for failure in ready.failures:
                     self._fail(failure)
                 done = 0
@@ -108,7 +110,7 @@ class Answering:
                 # the model has read them through the same object: these are the bytes that it has decoded
                 ready.items.append((item, images_digest(images, request.shown) or ""))
                 ready.prepared.append(prepared)
-                ready.lengths.append(max(prompt.length for prompt in request.prompts))
+                ready.lengths.append(max(self._length(prompt, request.images) for prompt in request.prompts))
         return ready
 
 
@@ -215,10 +217,10 @@ class _Runner:
         self._model, self._wanted = model, batch_size
         self._limits: dict[Task, _Limit] = {}
 
-    def size(self, prompt: Prompt, task: Task) -> int:
-        """Queries per batch, whose prompts are like this one."""
+    def size(self, prompt: Prompt, length: int, task: Task) -> int:
+        """Queries per batch, whose prompts are like this one, and as long."""
         wanted = self._wanted or max(1, self._model.suggested_batch(prompt, task))
-        return min(wanted, self._limit(task).queries(prompt.length))
+        return min(wanted, self._limit(task).queries(length))
 
     def _limit(self, task: Task) -> _Limit:
         return self._limits.setdefault(task, _Limit())
@@ -339,21 +341,36 @@ WINDOW = 32
 """Batches whose queries are put in order of length, so that there is little padding."""
 
 
-def _batches(pending: Sequence[Pending], size_of: Callable[[Prompt], int]) -> Iterator[list[tuple[Pending, Request]]]:
+Length = Callable[[Prompt, Images], int]
+"""How long a prompt is, in whatever makes batches of like length."""
+
+
+def _length_of(model: Model) -> Length:
+    """The model's own measure, such as tokens, if it has one; else characters."""
+    return model.length if isinstance(model, MeasuresPrompts) else lambda prompt, _: prompt.length
+
+
+def _batches(
+    pending: Sequence[Pending], size_of: Callable[[Prompt, int], int], length_of: Length
+) -> Iterator[list[tuple[Pending, Request]]]:
     """Batches of queries of like length, longest first, with their prompts.
 
     Args:
         pending: the queries.
-        size_of: how many make a batch whose longest prompt is this one.
+        size_of: how many make a batch whose longest prompt is this one, and so long.
+        length_of: how long a prompt is.
     """
     start = 0
     while start < len(pending):
-        window = WINDOW * size_of(pending[start].query.prompt)
+        first, images = pending[start].query.prompt, pending[start].trial.source.images
+        window = WINDOW * size_of(first, length_of(first, images))
         some = [(item, item.request) for item in pending[start : start + window]]
         start += window
-        some.sort(key=lambda pair: -pair[1].prompts[0].length)
+        lengths = {id(request): length_of(request.prompts[0], request.images) for _, request in some}
+        some.sort(key=lambda pair: -lengths[id(pair[1])])
         while some:
-            size = size_of(some[0][1].prompts[0])
+            longest = some[0][1]
+            size = size_of(longest.prompts[0], lengths[id(longest)])
             yield some[:size]
             some = some[size:]
 
@@ -380,7 +397,8 @@ def _answer_alike(model: Model, requests: Sequence[Request]) -> dict[Slot, Predi
             found[request.slot] = ready
         else:
             prepared.append((request, ready))
-    lengths = [max(prompt.length for prompt in request.prompts) for request, _ in prepared]
+    length_of = _length_of(model)
+    lengths = [max(length_of(prompt, request.images) for prompt in request.prompts) for request, _ in prepared]
     parts = runner.answer([ready for _, ready in prepared], lengths, requests[0].task)
     answers = [result for part in parts for result in part]
     for (request, _), result in zip(prepared, answers, strict=True):

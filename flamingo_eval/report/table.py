@@ -9,11 +9,13 @@ from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.prompting import Chat
 from flamingo_eval.core.records import Cell
+from flamingo_eval.core.run_settings import SHOWN_TO_MODEL
 from flamingo_eval.core.text import neutralised, one_line
 from flamingo_eval.engine.score import NO_ANSWERS
 from flamingo_eval.report.grid import markdown_grid, text_grid
-from flamingo_eval.storage.run_records import RunRecord
+from flamingo_eval.storage.run_records import FIRST_RENDERING, RunRecord
 from flamingo_eval.storage.scores import cell_row
 
 if TYPE_CHECKING:
@@ -120,6 +122,7 @@ def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str]) -
         f"{'; '.join(words)}; {' or '.join(map(str, queries))} queries per trial",
         f"protocol {_join(cell.protocol for cell in cells)}; {_join(cell.selector for cell in cells)} demonstrations"
         f"{_pools(run)}{_orders(run)}; checkpoint {run.checkpoint.name} ({run.checkpoint.digest[:10]})",
+        *_rendering(cells, run),
         *_retrieval(cells, run),
         *(run.checkpoint.notes or ()),
         *notes,
@@ -150,6 +153,22 @@ def _join(words: Any) -> str:
 def _pools(run: RunRecord) -> str:
     sizes = sorted({part.pool for part in run.settings.benchmarks.values()})
     return f" from a pool of {' or '.join(map(str, sizes))}" if run.identity.retrieval is None else ""
+
+
+def _rendering(cells: Sequence[Cell], run: RunRecord) -> list[str]:
+    """How the model was shown prompts, for one that can be shown them in several ways."""
+    identity = run.identity
+    if identity.rendering == FIRST_RENDERING:
+        return []
+    words = [f"rendering {identity.rendering}"]
+    if any(cell.shots == 0 for cell in cells):
+        zero = "no demonstrations" if identity.rendering == Chat.name else "text-only demonstrations"
+        words.append(f"{zero} at 0 shots")
+    for name in SHOWN_TO_MODEL:
+        if name in identity.named:
+            value = identity.named[name]
+            words.append(f"{name.replace('_', ' ')} {value if isinstance(value, str | int) else json.dumps(value)}")
+    return ["; ".join(words)]
 
 
 def _retrieval(cells: Sequence[Cell], run: RunRecord) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -66,6 +65,5 @@ def _free(folder: Path) -> int:
     """Bytes free on the disk that a folder is, or would be, on."""
     for place in (folder, *folder.absolute().parents):
         with suppress(OSError):
-            os.stat(place)
             return shutil.disk_usage(place).free
     return 0

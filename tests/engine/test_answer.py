@@ -201,7 +201,11 @@ def test_batches_are_of_like_length(tmp_path: Path) -> None:
     for i, example in enumerate(source.data.train):
         example.fields["caption"] = "word " * (i % 13)  # type: ignore[index]
     plan = plan_of(source, 2)
-    batches = list(_batches(list(find_pending([plan], Journal(tmp_path / "j"), "m")), lambda _: 8))
+    batches = list(
+        _batches(
+            list(find_pending([plan], Journal(tmp_path / "j"), "m")), lambda *_: 8, lambda prompt, _: prompt.length
+        )
+    )
     spread = [max(sizes) - min(sizes) for batch in batches if (sizes := [r.prompts[0].length for _, r in batch])]
     assert sum(spread) / len(spread) < 25, "sorted; as they come a batch's lengths differ by about 100"
 

@@ -65,7 +65,11 @@ def test_a_plan_depends_on_neither_batches_nor_repetition(
     assert queries == list(plan_of(source, shots, seed)), "made again it is the same"
     assert sorted(plan.queries) == list(range(test)), "every query once"
     assert all(len(set(q.demonstration_ids)) == (shots or 2) for q in queries), "no demonstration twice in a prompt"
-    batches = list(_batches([Pending(plan, i, "", "") for i in range(len(plan))], lambda _: batch_size))
+    batches = list(
+        _batches(
+            [Pending(plan, i, "", "") for i in range(len(plan))], lambda *_: batch_size, lambda prompt, _: prompt.length
+        )
+    )
     asked = [(item.position, request.prompts) for batch in batches for item, request in batch]
     assert sorted(position for position, _ in asked) == list(range(len(plan))), "batches only cut it into pieces"
     assert all(prompts == queries[position].prompts for position, prompts in asked)

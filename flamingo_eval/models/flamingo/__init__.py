@@ -23,6 +23,7 @@ from flamingo_eval.storage.part_files import DigestedFiles, HubFile, read_object
 
 if TYPE_CHECKING:
     from flamingo_eval.models.flamingo.adapter import FlamingoModel
+    from flamingo_eval.models.flamingo.counting import PromptCounter
     from flamingo_eval.models.flamingo.encoder import ClipEncoder
 
 DEMO_SPEC = Path(__file__).parents[2] / "demo" / "bundle" / "model.toml"
@@ -126,6 +127,12 @@ class FlamingoSource:
             model = load_model(self.spec, device=device, precision=precision, kind=kind, caching=caching)
         self.files.check()
         return model
+
+    def token_counter(self) -> PromptCounter:
+        """Counts prompts' tokens without weights. Raises CheckpointError."""
+        from flamingo_eval.models.flamingo.counting import PromptCounter
+
+        return PromptCounter(self.spec)
 
 
 @dataclass(frozen=True)
@@ -261,6 +268,8 @@ class FlamingoFamily:
         if not isinstance(model, (nn.Module, FlamingoModel)) or (
             isinstance(model, nn.Module) and isinstance(model, Model)
         ):
+            return None
+        if hasattr(model, "generation_config") and not hasattr(model, "lang_encoder"):  # one of transformers' own
             return None
         return LiveSource(model, options.get("tokenizer"), options.get("transform"), name)
 

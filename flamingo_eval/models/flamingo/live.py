@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from flamingo_eval.models.flamingo.model import Flamingo, assemble_parts, padded
 from flamingo_eval.models.flamingo.rendering import RENDERER
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import PatchTokens, Transform
+from flamingo_eval.weights import module_digest
 
 _WRAPPER = ".decoder_layer."
 
@@ -48,7 +48,7 @@ class LiveSource:
     def info(self) -> ModelInfo:
         """Name, and a digest of all weights as they are now."""
         module = self.model.model if isinstance(self.model, FlamingoModel) else self.model
-        return ModelInfo(self.name, _weights_digest(module), {})
+        return ModelInfo(self.name, module_digest(module), {})
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
         """The device that the model is on, and its own precision, or ``amp_bf16`` for float32 weights.
@@ -184,12 +184,3 @@ def _head_width(theirs: Any) -> int:
     attention = theirs.perceiver.layers[0][0]
     heads = getattr(attention, "heads", None)
     return attention.to_q.weight.shape[0] // heads if isinstance(heads, int) else getattr(attention, "head_width", 64)
-
-
-def _weights_digest(module: nn.Module) -> str:
-    """Digest of all tensors, names included."""
-    digest = hashlib.blake2b(digest_size=16)
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -56,12 +56,12 @@ def _load(
     clip, transform = load_clip(spec.vision)
     vision = PatchTokens(clip.get_submodule("visual"))
     del clip  # its text half is not needed
-    source = _in_cache(spec.language.model)
+    source = in_cache(spec.language.model)
     stored = stored_dtype(source) if precision == "amp_bf16" and spec.language.decoder_layers is None else None
     language, host = load_language(source, stored or dtype, spec.language.decoder_layers)
     if stored is not None:
         widen_around(language, host)
-    tokenizer = FlamingoTokenizer(_in_cache(spec.language.tokenizer), tidies_spaces=host.tidies_spaces)
+    tokenizer = FlamingoTokenizer(in_cache(spec.language.tokenizer), tidies_spaces=host.tidies_spaces)
     path = fetch(spec.checkpoint) if isinstance(spec.checkpoint, HubFile) else spec.checkpoint
     layers = len(language.get_submodule(host.decoder_path))  # type: ignore[arg-type]  # a ModuleList
     trained = sort_keys(read_state_dict(path), host, layers, spec.cross_attn_every_n_layers, str(path))
@@ -87,7 +87,7 @@ def _load(
     return kind(model, tokenizer, transform, precision=precision, caching=caching)
 
 
-def _in_cache(source: str | Path) -> str | Path:
+def in_cache(source: str | Path) -> str | Path:
     """A repository's folder in the hub's cache, once all is there; else what it is called."""
     return source if isinstance(source, Path) else snapshot(source) or source
 

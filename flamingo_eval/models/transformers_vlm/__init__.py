@@ -149,6 +149,7 @@ class VlmSource:
     def load(self, device: str, precision: str) -> VlmModel:
         """Builds the model and loads its weights, which are downloaded if need be. Raises CheckpointError."""
         from flamingo_eval.models.transformers_vlm import loading
+        from flamingo_eval.models.transformers_vlm.live import LiveVlm
 
         folder, info = self._with_weights(), self.info()
         processor = loading.load_processor(folder, self.place.name)
@@ -165,6 +166,7 @@ class VlmSource:
         model = loading.build(
             network, reader, processor, precision=precision, cache=cache, plain=self.options.plain, name=self.place.name
         )
+        model.source = LiveVlm(network, processor, self._name, self.options)
         if model.why_plain and not self.options.plain:
             warn(f"{self._name} is answered without shortcuts, which takes longer: {model.why_plain}")
         return model
@@ -231,7 +233,7 @@ class VlmFamily:
 
     def adopt(self, model: Any, name: str, options: Mapping[str, Any]) -> ModelSource | None:
         """A model of transformers with its processor, or one that was loaded from a source above."""
-        if "transformers" not in sys.modules:  # then it can be neither
+        if "torch" not in sys.modules or "transformers" not in sys.modules:  # then it can be neither
             return None
         from flamingo_eval.models.transformers_vlm.live import adopted
 

@@ -9,13 +9,16 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flamingo_eval.core.errors import DeviceMemoryError, QueryError
 from flamingo_eval.core.images import Images
-from flamingo_eval.core.records import WITHHELD, Answer, Decoding, NoAnswer, Prompt, Ranking, Task
+from flamingo_eval.core.records import WITHHELD, Answer, Decoding, NoAnswer, Prompt, Ranking, Task, Turn
 from flamingo_eval.core.workers import WORKERS
 from flamingo_eval.devices import autocast, free_memory, is_out_of_memory, numerics, room, to_device
 from flamingo_eval.measure import Clock
@@ -91,12 +94,16 @@ class VlmModel:
         self.generator, self.reader, self.tower, self._family = generator, reader, tower, family
         self.precision, self._positions, self._cache, self._footprint = precision, positions, cache, footprint
         self._processed: dict[str, ProcessedImage] = {}
-        self._texts: dict[str, ImageText] = {}
+        self._image_texts: dict[str, ImageText] = {}
         self._names: dict[Ranking, list[list[int]]] = {}
         self._lock, self._pool = threading.Lock(), ThreadPoolExecutor(WORKERS)
         self._clock, self._reading = Clock(self.device), 0.0
         self.why_plain = ""
         """Why the fast paths are not taken, if they are not."""
+        self.source: Any = None
+        """What loads it again from what is in memory."""
+        self.root = Path()
+        """What paths given to :meth:`generate` are relative to."""
 
     @property
     def device(self) -> torch.device:
@@ -106,8 +113,8 @@ class VlmModel:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
-        """Reads and processes the images of several prompts, in threads; what can't be is found out by :meth:`prepare`."""
+    def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:  # noqa: ARG002
+        """Reads and processes images in threads; what can't be read is found out by :meth:`prepare`."""
         shown = {one.key: one for prompt in prompts for one in self._found(prompt, images)}
         began = time.perf_counter()
         missing = [one for one in shown.values() if not self._known(one)]
@@ -133,8 +140,8 @@ class VlmModel:
         limit = limit_of(self._positions, self._room(task))
         if limit is not None and tokens > limit:
             raise QueryError(
-                f"a prompt has {tokens} tokens, the limit is {limit}: use fewer shots, or smaller images (--image-tokens, "
-                "--max-pixels)"
+                f"a prompt has {tokens} tokens, the limit is {limit}: use fewer shots, or smaller images "
+                "(--image-tokens, --max-pixels)"
             )
 
     def _room(self, task: Task) -> int:
@@ -178,27 +185,27 @@ class VlmModel:
         )
         with self._lock:
             self._processed[image.key] = made
-            self._texts[image.key] = ImageText(made.replacement, made.about, made.rows)
+            self._image_texts[image.key] = made.text
         return made
 
     def _text(self, image: ShownImage) -> ImageText:
         """An image as texts know it. Raises QueryError."""
         with self._lock:
-            if image.key in self._texts:
-                return self._texts[image.key]
+            if image.key in self._image_texts:
+                return self._image_texts[image.key]
         kept = self._cache.get(image.key)
         if kept is None:
-            self._process(image)
-            return self._texts[image.key]
+            return self._process(image).text
         with self._lock:
-            return self._texts.setdefault(image.key, kept.text)
+            return self._image_texts.setdefault(image.key, kept.text)
 
     def length(self, prompt: Prompt, images: Images) -> int:
-        """Tokens of a prompt, by what the files say of its images' sizes; its characters where one can't be read."""
+        """Tokens of a prompt, roughly: those of its images, by their sizes, and a third of its characters."""
         try:
-            return len(self.reader.tokens(prompt, text_of_sizes(self.reader, prompt, images)).ids)
-        except QueryError:
-            return prompt.length
+            of_images = sum(map(self.reader.tokens_of_image, text_of_sizes(self.reader, prompt, images)))
+        except QueryError:  # found out by whoever prepares it
+            of_images = 0
+        return of_images + prompt.length // 3
 
     def _name_ids(self, task: Ranking) -> list[list[int]]:
         if task not in self._names:
@@ -236,14 +243,13 @@ class VlmModel:
                 stack.enter_context(self._clock.section("decode"))
 
             if isinstance(task, Decoding):
-                ids, sound = self.generator.text(batch, task, read)
-                rows, good = ids.tolist(), sound.tolist()
-                return [self._decoded(row) if fine else self._no_answer() for row, fine in zip(rows, good, strict=True)]
+                return self._texts(*self.generator.text(batch, task, read))
             scores = self.generator.rank(batch, self._name_ids(task), read)
         return [ranked(task, row, self._no_answer()) for row in scores.tolist()]
 
-    def _decoded(self, ids: Sequence[int]) -> str:
-        return self.reader.decode(ids)
+    def _texts(self, ids: Tensor, sound: Tensor) -> list[Answer | NoAnswer]:
+        rows = zip(ids.tolist(), sound.tolist(), strict=True)
+        return [self.reader.decode(row) if fine else self._no_answer() for row, fine in rows]
 
     def _no_answer(self) -> NoAnswer:
         return NoAnswer(f"the logits are not numbers (NaN or infinite) in {self.precision}; another --precision may do")
@@ -252,11 +258,14 @@ class VlmModel:
         return autocast(self.device, self.precision)
 
     def batch(self, prepared: Sequence[PreparedPrompt]) -> Batch:
-        """Prompts on the device, padded on the left, with their images' features."""
-        longest = max(len(one.tokens.ids) for one in prepared)
-        shown = [image for one in prepared for image in one.images]
-        features = self._features_of(shown)
-        names = sorted({name for one in prepared for name in one.tokens.types})
+        """Prompts on the device, with their images' features. Raises QueryError."""
+        features = self._features_of([image for one in prepared for image in one.images])
+        return self._joined([one.tokens for one in prepared], features)
+
+    def _joined(self, prompts: Sequence[Tokens], features: Sequence[Features]) -> Batch:
+        """Prompts padded on the left, with the features of all their images in order."""
+        longest = max(len(one.ids) for one in prompts)
+        names = sorted({name for one in prompts for name in one.types})
 
         def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
             return to_device(torch.tensor([[fill] * (longest - len(row)) + [*row] for row in rows]), self.device)
@@ -266,9 +275,9 @@ class VlmModel:
 
         assert self.tower is not None
         return Batch(
-            ids=padded([one.tokens.ids for one in prepared], self.generator.pad_id),
-            mask=padded([[1] * len(one.tokens.ids) for one in prepared], 0),
-            types={name: padded([_row_of(one.tokens, name) for one in prepared], 0) for name in names},
+            ids=padded([one.ids for one in prompts], self.generator.pad_id),
+            mask=padded([[1] * len(one.ids) for one in prompts], 0),
+            types={name: padded([_row_of(one, name) for one in prompts], 0) for name in names},
             along={name: placed([one.text.about[name] for one in features]) for name in self.reader.along if features},
             features=self.tower.join(features) if features else None,
         )
@@ -297,6 +306,54 @@ class VlmModel:
         if found is None:
             found = self._process(image)
         return found
+
+    def generate(
+        self,
+        text: str,
+        images: Sequence[Image.Image | str | Path] = (),
+        *,
+        demonstrations: Sequence[tuple[Sequence[Image.Image | str | Path], str, str]] = (),
+        max_new_tokens: int = 30,
+        num_beams: int = 1,
+    ) -> str:
+        """What the model says of some images.
+
+        Args:
+            text: what is asked; images come before it.
+            images: Pillow images or paths.
+            demonstrations: images, what is asked of them, and the answer, for each.
+            max_new_tokens: at most.
+            num_beams: 1 is greedy.
+
+        Raises:
+            UserError: an image can't be read; the prompt is too long.
+        """
+        listed = [*(image for shown, _, _ in demonstrations for image in shown), *images]
+        numbers = iter(map(str, range(len(listed))))
+        turns = [Turn(tuple(next(numbers) for _ in shown), asked, said) for shown, asked, said in demonstrations]
+        prompt = Prompt(tuple(turns), Turn(tuple(next(numbers) for _ in images), text))
+        opened = [opened_as_transformers_does(self._opened(image)) for image in listed]
+        result = self._say(prompt, opened, Decoding(max_new_tokens, num_beams))
+        if isinstance(result, NoAnswer):
+            raise QueryError(result.reason)
+        return str(result)
+
+    def _opened(self, image: Image.Image | str | Path) -> Image.Image:
+        if isinstance(image, Image.Image):
+            return image
+        return Images(Path()).decode(str(self.root / image), Image.Image.copy)
+
+    @torch.inference_mode()
+    def _say(self, prompt: Prompt, images: Sequence[Image.Image], task: Decoding) -> Answer | NoAnswer:
+        """The answer to one prompt, whose images are at hand."""
+        assert self.tower is not None
+        variant = self.reader.variant(len(images))
+        processed = [self.reader.process(image, variant) for image in images]
+        tokens = self.reader.tokens(prompt, [one.text for one in processed])
+        self._check_length(len(tokens.ids), task)
+        with numerics(self.device), self._autocast():
+            batch = self._joined([tokens], self.tower.encode(processed) if processed else [])
+            return self._texts(*self.generator.text(batch, task, lambda: None))[0]
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
         """As many prompts as keep the device busy, and as its memory holds."""

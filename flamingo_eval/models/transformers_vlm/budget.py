@@ -47,7 +47,7 @@ def image_settings(processor: Any, image_tokens: int | None, max_pixels: int | N
             settings["size"] = {"longest_edge": min(edge, max(1, rows) * side)}
     if not settings:
         raise UserError(
-            f"{'--image-tokens' if image_tokens else '--max-pixels'}: {type(images).__name__} has no setting for the size "
-            "of an image, and does not cut it into tiles that could be left out"
+            f"{'--image-tokens' if image_tokens else '--max-pixels'}: {type(images).__name__} has no setting for the "
+            "size of an image, and does not cut it into tiles that could be left out"
         )
     return settings

@@ -135,8 +135,8 @@ class Files:
         """Raises CheckpointError if there is code to be run, or no processor, or only pickles for weights."""
         if not any(is_file(self.folder / name) for name in ("processor_config.json", "preprocessor_config.json")):
             raise CheckpointError(
-                f"{self.place.name} has no processor (processor_config.json or preprocessor_config.json): image and text "
-                "can't be prepared for it"
+                f"{self.place.name} has no processor (processor_config.json or preprocessor_config.json): images and "
+                "texts can't be prepared for it"
             )
         if self.place.folder is not None:
             weights(self.place.folder)
@@ -174,8 +174,8 @@ def weights(folder: Path) -> list[Path]:
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
     if pickles:
         raise CheckpointError(
-            f"{folder} holds its weights as pickles only ({pickles[0]}), which are never read, since that can run code: "
-            "save them anew with safe_serialization=True where you trust them"
+            f"{folder} holds its weights as pickles only ({pickles[0]}), which are never read, since that can run "
+            "code: save them anew with safe_serialization=True where you trust them"
         )
     raise CheckpointError(f"{folder} holds no weights (model.safetensors, or model.safetensors.index.json)")
 

@@ -212,6 +212,6 @@ def same_shape(images: Sequence[ProcessedImage]) -> list[list[int]]:
     groups: dict[object, list[int]] = {}
     for number, image in enumerate(images):
         shapes = tuple((name, tuple(t.shape)) for name, t in sorted(image.pixels.items()))
-        about = tuple((name, tuple(t.flatten().tolist())) for name, t in sorted(image.about.items()))
+        about = tuple((name, tuple(t.flatten().tolist())) for name, t in sorted(image.text.about.items()))
         groups.setdefault((shapes, about), []).append(number)
     return [*groups.values()]

@@ -1,4 +1,4 @@
-"""A batch's answers, by transformers' own ``generate``: greedily, by beam search, or class names in order of likelihood.
+"""A batch's answers, by transformers' own ``generate``: greedy text, beam search, or how likely class names are.
 
 ``generate`` knows each architecture's positions, masks and caches; here it is only given images' features in place of
 pixels, and, for names and beams, what it has read of a prompt already.
@@ -84,7 +84,7 @@ class _Forced(LogitsProcessor):  # type: ignore[misc]
         self._tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
         self.logprobs: list[Tensor] = []
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
         wanted = self._tokens[:, len(self.logprobs), None]
         logits = scores.float()
         self.logprobs.append((logits.gather(-1, wanted) - logits.logsumexp(-1, keepdim=True))[:, 0])
@@ -120,8 +120,8 @@ class Generator:
             return self._run(batch.inputs(), batch, decoding, read)
         # the prompts are read once, but for their last token, which every beam reads for itself
         before = Batch(
-            batch.ids[:, :-1], batch.mask[:, :-1], {name: row[:, :-1] for name, row in batch.types.items()}, batch.along,
-            batch.features,
+            batch.ids[:, :-1], batch.mask[:, :-1], {name: row[:, :-1] for name, row in batch.types.items()},
+            batch.along, batch.features,
         )  # fmt: skip
         cache = self.read(before).past_key_values
         cache.batch_repeat_interleave(decoding.num_beams)
@@ -133,12 +133,13 @@ class Generator:
     ) -> tuple[Tensor, Tensor]:
         rows, start = batch.ids.shape
         watch = Watch(start, rows, self.ends, read)
+        beams = {"length_penalty": decoding.length_penalty} if decoding.num_beams > 1 else {}
         config = self.config(
             max_new_tokens=decoding.max_new_tokens,
             min_new_tokens=decoding.min_new_tokens or None,
             num_beams=decoding.num_beams,
-            length_penalty=decoding.length_penalty,
             do_sample=False,
+            **beams,
         )
         with self._own_settings():
             ids = self.model.generate(**inputs, generation_config=config, logits_processor=[watch])
@@ -190,7 +191,8 @@ class Generator:
         for start in range(0, len(longer), at_once):
             chosen = longer[start : start + at_once]
             totals[:, chosen] += self._rest(batch, found.past_key_values, deltas, [names[i] for i in chosen])
-        return totals / torch.tensor([len(name) for name in names], device=totals.device)
+        means: Tensor = totals / torch.tensor([len(name) for name in names], device=totals.device)
+        return means
 
     def _rest(self, batch: Batch, cache: Any, deltas: Tensor | None, names: Sequence[Sequence[int]]) -> Tensor:
         """Summed log-likelihood of every token but the first of each name, (rows, names)."""
@@ -237,7 +239,7 @@ class _Replaced:
 
 
 def _model_with_deltas(model: Any) -> Any:
-    """The module that keeps how far positions are from places (transformers, ``rope_deltas`` of Qwen2-VL and others)."""
+    """The module that keeps how far positions are from places (``rope_deltas`` of Qwen2-VL and others)."""
     return model if hasattr(model, "rope_deltas") else getattr(model, "model", model)
 
 

@@ -2,10 +2,116 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from flamingo_eval.core.protocols import ModelSource
+import torch
+from transformers import PreTrainedModel
+
+from flamingo_eval.core.digests import digest
+from flamingo_eval.core.errors import CheckpointError, UserError
+from flamingo_eval.core.protocols import Capabilities, ModelInfo, ModelSource, Renderer
+from flamingo_eval.models.transformers_vlm import Options, feature_cache, loading
+from flamingo_eval.models.transformers_vlm.adapter import VlmModel
+from flamingo_eval.models.transformers_vlm.families import family_of
+from flamingo_eval.weights import module_digest
+
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
-def adopted(model: Any, processor: Any, name: str, options: Any) -> ModelSource | None:
+@dataclass(frozen=True)
+class LiveVlm:
+    """A live model as the engine sees it; its tensors are shared, and only memory keeps what is made of images.
+
+    Attributes:
+        model: of transformers.
+        processor: its processor.
+        name: what to call it.
+        options: how it is shown prompts.
+    """
+
+    model: Any
+    processor: Any
+    name: str
+    options: Options
+
+    @cached_property
+    def _template(self) -> str | None:
+        return template_of(self.processor)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """How it reads prompts. Raises UserError."""
+        special = [str(token) for token in self.processor.tokenizer.all_special_tokens]
+        return self.options.renderer(self._template, tuple(dict.fromkeys(special)), self.name)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """By its architecture."""
+        family = family_of(self.model.config.model_type)
+        return Capabilities(images=family.images, images_reason=family.reason)
+
+    def info(self) -> ModelInfo:
+        """Name, and a digest of all weights as they are now, and of the processor."""
+        tokens = self.processor.tokenizer
+        words = tokens.backend_tokenizer.to_str() if hasattr(tokens, "backend_tokenizer") else repr(tokens)
+        about = [json.dumps(self.processor.to_dict(), sort_keys=True, default=str), words, self._template]
+        config = self.model.config.to_json_string()
+        found = digest(["live hf", module_digest(self.model), about, config])
+        return ModelInfo(self.name, found, self.options.parts())
+
+    def resolve(self, device: str, precision: str) -> tuple[str, str]:  # noqa: ARG002
+        """Where the model is, and its own precision, or ``amp_bf16`` for float32 weights. Raises UserError."""
+        kinds = {one.dtype for one in self.model.parameters() if one.is_floating_point()}
+        if len(kinds) != 1 or not kinds <= _PRECISIONS.keys():
+            raise CheckpointError(f"a live model's weights must be of one type; these are {sorted(map(str, kinds))}")
+        own = _PRECISIONS[kinds.pop()]
+        possible = [own, *(["amp_bf16"] if own == "fp32" else [])]
+        if precision not in ("auto", *possible):
+            raise UserError(
+                f"precision {precision}: the live model's weights are {own}, and they are not copied; it can be "
+                f"evaluated in {' or '.join(possible)}"
+            )
+        return str(self.model.device), own if precision == "auto" else precision
+
+    def load(self, device: str, precision: str) -> VlmModel:
+        """The model, switched to evaluation. Raises CheckpointError."""
+        shown = self.options.shown(self.renderer, self._template)
+        reader = loading.make_reader(self.processor, self.model.config.to_dict(), shown, self.name)
+        cache = feature_cache(replace(self.options, keep=False), "", device, precision)
+        model = loading.build(
+            self.model.eval(), reader, self.processor, precision=precision, cache=cache, plain=self.options.plain,
+            name=self.name,
+        )  # fmt: skip
+        model.source = self
+        return model
+
+
+def template_of(processor: Any) -> str | None:
+    """A processor's chat template, or its tokenizer's; of several the one called default."""
+    for owner in (processor, processor.tokenizer):
+        found = getattr(owner, "chat_template", None)
+        found = found.get("default") if isinstance(found, dict) else found
+        if isinstance(found, str) and found.strip():
+            return found
     return None
+
+
+def adopted(model: Any, processor: Any, name: str, options: Options) -> ModelSource | None:
+    """The source of a live model; None if it is none of transformers.
+
+    Raises:
+        UserError: it comes without its processor.
+    """
+    if isinstance(model, VlmModel):
+        loaded: LiveVlm | None = model.source
+        return loaded and replace(loaded, name=name, options=loaded.options if options == Options() else options)
+    if not isinstance(model, PreTrainedModel):
+        return None
+    if processor is None:
+        raise UserError(
+            f"{type(model).__name__} needs its processor beside it: evaluate(model, ..., processor=processor)"
+        )
+    return LiveVlm(model, processor, name, options)

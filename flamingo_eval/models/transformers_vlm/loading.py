@@ -64,8 +64,8 @@ def check_architecture(config: Mapping[str, Any], name: str) -> None:
             f"{PREFIX}{name}: its architecture {kind!r} needs code from its repository (auto_map), which is never run"
         )
     raise CheckpointError(
-        f"{PREFIX}{name}: transformers has no image-text-to-text model for the architecture {kind!r}; those that it has: "
-        f"{LIST}"
+        f"{PREFIX}{name}: transformers has no image-text-to-text model for the architecture {kind!r}; those that it "
+        f"has: {LIST}"
     )
 
 
@@ -98,8 +98,8 @@ def load_network(folder: Path, name: str, *, device: str, precision: str, device
         missing = sorted(said.get("missing_keys") or ())
         if missing:
             raise CheckpointError(
-                f"{PREFIX}{name}: its weights lack {', '.join(missing[:6])}{' ...' * (len(missing) > 6)}; these would be "
-                "random numbers"
+                f"{PREFIX}{name}: its weights lack {', '.join(missing[:6])}{' ...' * (len(missing) > 6)}; these would "
+                "be random numbers"
             )
         model = model.eval().requires_grad_(False)
         return model if device_map else model.to(device)

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 
 from flamingo_eval.core.errors import QueryError
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.records import WITHHELD, Answer, Decoding, NoAnswer, Prompt, Ranking, Task
-from flamingo_eval.devices import to_device
+from flamingo_eval.devices import numerics, to_device
 from flamingo_eval.models.transformers_vlm.adapter import VlmModel, ranked
 from flamingo_eval.models.transformers_vlm.reading import opened_as_transformers_does
 
@@ -56,6 +57,13 @@ class PlainVlmModel(VlmModel):
             raise QueryError(f"the prompt can't be prepared: {error}") from error
         self._check_length(len(made.ids), task)
         return made
+
+    @torch.inference_mode()
+    def _say(self, prompt: Prompt, images: Sequence[Image.Image], task: Decoding) -> Answer | NoAnswer:
+        made = self.reader.whole(prompt, images)
+        self._check_length(made["input_ids"].shape[1], task)
+        with numerics(self.device):
+            return self._alone(made, task)
 
     def _answer(self, prepared: Sequence[Any], task: Task) -> list[Answer | NoAnswer]:
         return [self._alone(one.inputs, task) for one in prepared]

@@ -14,7 +14,7 @@ from flamingo_eval.core.records import Prompt, Turn
 from flamingo_eval.devices import autocast, is_out_of_memory
 from flamingo_eval.libraries import reason_of
 from flamingo_eval.models.transformers_vlm.generation import Batch, Generator
-from flamingo_eval.models.transformers_vlm.reading import ImageText, Reader
+from flamingo_eval.models.transformers_vlm.reading import Reader
 from flamingo_eval.models.transformers_vlm.tower import Tower
 
 _SIZES = ((97, 61), (55, 88))
@@ -35,7 +35,7 @@ def check_taken_apart(generator: Generator, reader: Reader, precision: str) -> t
         whole = reader.whole(_PROMPT, images)
         variant = reader.variant(len(images))
         processed = [reader.process(image, variant) for image in images]
-        tokens = reader.tokens(_PROMPT, [ImageText(one.replacement, one.about, one.rows) for one in processed])
+        tokens = reader.tokens(_PROMPT, [one.text for one in processed])
         if tokens.ids != whole["input_ids"][0].tolist():
             return None, "its processor writes other tokens for several images than for each"
         device = generator.model.device
@@ -45,7 +45,7 @@ def check_taken_apart(generator: Generator, reader: Reader, precision: str) -> t
             batch = Batch(
                 inputs["input_ids"], inputs["attention_mask"],
                 {name: torch.tensor([row], device=device) for name, row in tokens.types.items()},
-                {name: torch.cat([one.about[name] for one in processed]).to(device) for name in reader.along},
+                {name: torch.cat([one.text.about[name] for one in processed]).to(device) for name in reader.along},
                 tower.join(features),
             )  # fmt: skip
             found, expected = generator.read(batch).logits[0], generator.read_whole(inputs).logits[0]

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from flamingo_eval.core.errors import QueryError, UserError
+from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.prompting import INTERLEAVED, is_chat
 from flamingo_eval.core.protocols import Renderer
 from flamingo_eval.core.records import WITHHELD, Message, Prompt
@@ -34,29 +34,36 @@ _DUMMY = Image.new("RGB", (1, 1))
 
 
 @dataclass(frozen=True)
-class ProcessedImage:
-    """What a processor makes of an image.
+class ImageText:
+    """An image as texts know it.
 
     Attributes:
         replacement: what a text has in its place.
-        pixels: what the vision tower gets.
         about: small tensors that go along with it, such as its grid.
         rows: name of a tensor of pixels -> its first dimension.
     """
 
     replacement: str
-    pixels: Mapping[str, Tensor]
     about: Mapping[str, Tensor]
     rows: Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class ImageText:
-    """An image as texts know it: :class:`ProcessedImage` without its pixels."""
+class ProcessedImage:
+    """What a processor makes of an image.
 
-    replacement: str
-    about: Mapping[str, Tensor]
-    rows: Mapping[str, int]
+    Attributes:
+        text: as texts know it.
+        pixels: what the vision tower gets, besides what ``text.about`` holds.
+    """
+
+    text: ImageText
+    pixels: Mapping[str, Tensor]
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All that the vision tower may want."""
+        return {**self.pixels, **self.text.about}
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,7 @@ class Reader:
         self._template, self._switches, self._settings = template, dict(switches or {}), dict(settings or {})
         self._lock = threading.RLock()
         self._by_size: dict[tuple[int, int, str], ImageText] = {}
+        self._counts: dict[str, int] = {}
         self.image_text = self._find_image_text()
         self._process = self._find_process()
         self.along, self._given = self._find_keys()
@@ -145,10 +153,10 @@ class Reader:
     def _find_keys(self) -> tuple[tuple[str, ...], frozenset[str]]:
         """Which small tensors of an image the model gets along, and everything that it gets of one."""
         whole = self._call(self.image_text, [_DUMMY_LARGE], tensors=True)
-        text = self.process(_DUMMY_LARGE, "")
-        of_text = {*self._tokens_of(self.image_text, [ImageText(text.replacement, text.about, text.rows)])}
-        given = frozenset(name for name in whole if name not in of_text or name in text.pixels)
-        return tuple(name for name in text.about if name in given), given
+        made = self.process(_DUMMY_LARGE, "")
+        of_text = {*self._tokens_of(self.image_text, [made.text])}
+        given = frozenset(name for name in whole if name not in of_text)
+        return tuple(name for name in made.text.about if name in given), given
 
     @property
     def most_images(self) -> int | None:
@@ -161,14 +169,14 @@ class Reader:
             return
         for size in _BUDGET_SIZES:
             made = self.process(Image.new("RGB", size), self.variant(2))
-            tokens = len(self.encode_plain(made.replacement)) if made.replacement else 0
+            tokens = self.tokens_of_image(made.text)
             pixels = sum(t.numel() // 3 for name, t in made.pixels.items() if name == "pixel_values")
             for option, limit, count, what in (("--image-tokens", image_tokens, tokens, "tokens"),
                                                ("--max-pixels", max_pixels, pixels, "pixels")):  # fmt: skip
                 if limit is not None and count > limit:
                     raise UserError(
-                        f"{option} {limit}: with all that {type(self.processor.image_processor).__name__} lets one set, an "
-                        f"image of {size[0]} x {size[1]} pixels still has {count} {what}"
+                        f"{option} {limit}: with all that {type(self.processor.image_processor).__name__} lets one "
+                        f"set, an image of {size[0]} x {size[1]} pixels still has {count} {what}"
                     )
 
     # -- images -------------------------------------------------------------------------------------------------------
@@ -190,16 +198,22 @@ class Reader:
         pixels = {n: t for n, t in tensors.items() if t.numel() > _SMALL and (known is None or n in known)}
         about = {name: one for name, one in tensors.items() if one.numel() <= _SMALL}
         rows = {name: len(one) for name, one in pixels.items()}
-        return ProcessedImage(str(texts[0]), pixels, about, rows)
+        return ProcessedImage(ImageText(str(texts[0]), about, rows), pixels)
 
     def text_of_size(self, size: tuple[int, int], variant: str) -> ImageText:
         """The same for the text alone, which goes by an image's size: (width, height) in pixels."""
         key = (*size, variant)
         with self._lock:
             if key not in self._by_size:
-                made = self.process(Image.new("RGB", size), variant)
-                self._by_size[key] = ImageText(made.replacement, made.about, made.rows)
+                self._by_size[key] = self.process(Image.new("RGB", size), variant).text
             return self._by_size[key]
+
+    def tokens_of_image(self, image: ImageText) -> int:
+        """How many tokens an image has in a text."""
+        with self._lock:
+            if image.replacement not in self._counts:
+                self._counts[image.replacement] = len(self.encode_plain(image.replacement))
+            return self._counts[image.replacement]
 
     # -- texts --------------------------------------------------------------------------------------------------------
 
@@ -239,8 +253,10 @@ class Reader:
         rendering = self._renderer.render(prompt)
         with self._lock:
             if is_chat(self._renderer):
-                return self._call(_conversation(rendering.messages, images), images, tensors=True)
-            return self._call(self.written(rendering.text, rendering.images), images, tensors=True)
+                made = self._call(_conversation(rendering.messages, images), images, tensors=True)
+            else:
+                made = self._call(self.written(rendering.text, rendering.images), images, tensors=True)
+        return dict(made)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated tokens, special ones left out."""
@@ -331,9 +347,3 @@ def _row(value: Any) -> list[Any]:
     first = value[0]
     row = first.tolist() if isinstance(first, Tensor) else first
     return row if isinstance(row, list) else [row]
-
-
-def check_images(count: int, family: Family) -> None:
-    """Raises QueryError for more images than an architecture takes."""
-    if family.images is not None and count > family.images:
-        raise QueryError(f"the prompt has {count} images; the model takes {family.images}: {family.reason}")

@@ -12,10 +12,11 @@ from torch import Tensor
 from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.devices import to_device
 from flamingo_eval.models.transformers_vlm.features import Features, Layout, same_shape
-from flamingo_eval.models.transformers_vlm.reading import ImageText, ProcessedImage
+from flamingo_eval.models.transformers_vlm.reading import ProcessedImage
 
-_PIXELS_AT_ONCE = {"cpu": 4 << 20, "gpu": 64 << 20}
-"""Numbers of pixels (three for each) that go through the tower together, by kind of device."""
+_PIXELS_AT_ONCE = {"cpu": 1 << 20, "gpu": 64 << 20}
+"""Numbers of images (three a pixel) that go through the tower together, by kind of device: on a CPU few, so that what
+one layer writes is still in the cache when the next one reads it."""
 
 
 class Tower:
@@ -32,11 +33,11 @@ class Tower:
     """
 
     def __init__(self, model: Any) -> None:
-        self._features = getattr(model.base_model, "get_image_features", None)
-        if self._features is None or "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        features = getattr(model.base_model, "get_image_features", None)
+        if features is None or "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
             raise CheckpointError(f"{type(model).__name__} does not take image features in place of pixels")
-        self._model = model
-        self._takes = frozenset(inspect.signature(self._features).parameters)
+        self._model, self._features = model, features
+        self._takes = frozenset(inspect.signature(features).parameters)
         self._layout: Layout | None = None
         self.encoded = 0
 
@@ -48,8 +49,8 @@ class Tower:
 
     def run(self, images: Sequence[ProcessedImage]) -> Any:
         """The tower's result for images of one shape."""
-        names = {**images[0].pixels, **images[0].about}.keys() & self._takes
-        joined = {name: torch.cat([{**one.pixels, **one.about}[name] for one in images]) for name in names}
+        names = images[0].tensors.keys() & self._takes
+        joined = {name: torch.cat([one.tensors[name] for one in images]) for name in names}
         return self._features(**{name: self._placed(tensor) for name, tensor in joined.items()}, return_dict=True)
 
     def _placed(self, tensor: Tensor) -> Tensor:
@@ -68,8 +69,7 @@ class Tower:
                 result = self.run([images[i] for i in some])
                 layout = self._layout = self._layout or Layout.of(result)
                 for i, tensors in zip(some, layout.split(result, len(some)), strict=True):
-                    one = images[i]
-                    found[i] = Features(ImageText(one.replacement, one.about, one.rows), tensors)
+                    found[i] = Features(images[i].text, tensors)
                 self.encoded += len(some)
         return [one for one in found if one is not None]
 

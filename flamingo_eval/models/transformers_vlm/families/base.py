@@ -25,7 +25,7 @@ class Family:
     image_text: str | None = None
     processes_images: bool = True
 
-    def variant(self, images: int) -> str:
+    def variant(self, images: int) -> str:  # noqa: ARG002
         """What of a prompt decides how each of its images is processed, such as how many there are.
 
         Args:
@@ -33,7 +33,7 @@ class Family:
         """
         return ""
 
-    def companions(self, variant: str) -> int:
+    def companions(self, variant: str) -> int:  # noqa: ARG002
         """How many further images must be processed along with one, so that it is processed as in such a prompt."""
         return 0
 

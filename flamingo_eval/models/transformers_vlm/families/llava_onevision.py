@@ -1,5 +1,7 @@
-"""LLaVA-OneVision: an image is cut into tiles only where it is its prompt's only one (image_processing_llava_onevision.py,
-``batch_num_images``)."""
+"""LLaVA-OneVision: an image is cut into tiles only where it is the only one of its prompt.
+
+Source: image_processing_llava_onevision.py, ``batch_num_images``.
+"""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ class Mllama(Family):
 
     images = 1
     reason = (
-        "transformers' attention over several images is wrong for this architecture: tokens before the first image attend "
-        "to all images, and padding does too (huggingface/transformers issue 39379, pull request 47845)"
+        "transformers' attention over several images is wrong for this architecture: tokens before the first image "
+        "attend to all images, and padding does too (huggingface/transformers issue 39379, pull request 47845)"
     )
 
 

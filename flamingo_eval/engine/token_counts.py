@@ -1,0 +1,33 @@
+"""How many tokens a trial's prompts have."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from flamingo_eval.core.errors import QueryError
+from flamingo_eval.core.progress import progress_bar
+from flamingo_eval.core.protocols import TokenCounter
+from flamingo_eval.engine.plan import TrialPlan
+
+
+def tokens_line(trial: TrialPlan, counter: TokenCounter) -> str:
+    """Least, median and most tokens of a trial's prompts, the limit, and how many are over it."""
+    counts, unread = list[int](), 0
+    source = trial.source
+    with progress_bar(len(trial), "query", "tokens") as bar:
+        for query in trial:
+            try:
+                counts.append(max(counter.count(prompt, source.images) for prompt in query.prompts))
+            except QueryError:
+                unread += 1
+            bar.update(1)
+    name, shots, seed = trial.key
+    line = f"{name}  {shots} shots  seed {seed}: "
+    if not counts:
+        return f"{line}no image of its {len(trial)} queries can be read"
+    limit = counter.limit(source.task)
+    line += f"tokens per prompt: least {min(counts)}, median {median(counts):.0f}, most {max(counts)}"
+    over = sum(count > limit for count in counts) if limit is not None else 0
+    line += "; no limit" if limit is None else f"; limit {limit}"
+    line += f", {over} of {len(counts)} prompts are too long" if over else ""
+    return line + (f"; {unread} queries have images that can't be read" if unread else "")

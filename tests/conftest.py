@@ -6,7 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from flamingo_eval.core.workers import bound_spinning
 from flamingo_eval.demo.data import demo_data_root
 from flamingo_eval.models.flamingo import DEMO_SPEC
 from tests.support.helpers import Cli, Kit, write_coco_root
+from tests.support.hubs import Hub
 
 bound_spinning()  # tests start commands that compute too, beside this process
 GOLDEN = Path(__file__).parent / "golden"
@@ -61,7 +64,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The user's cache without what models computed: that of an older version of the code must not serve here."""
     folder = tmp_path_factory.mktemp("cache")
     for entry in cache_folder().glob("*"):
-        if entry.name not in ("latents", "features"):
+        if entry.name not in ("latents", "features", "features-vlm"):
             (folder / entry.name).symlink_to(entry.absolute())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLAMINGO_EVAL_CACHE", str(folder))
@@ -120,3 +123,18 @@ def call(cli: Cli) -> Callable[..., tuple[int, str, str]]:
         return result.returncode, result.stdout, result.stderr
 
     return called
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    """A hub on this machine, and an empty cache."""
+    handler = type("OwnHub", (Hub,), {"folder": tmp_path / "hub", "asked": [], "broken": 0})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield handler
+    server.shutdown()
+    server.server_close()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from flamingo_eval.analysis.evidence import Evidence
 from flamingo_eval.analysis.published import Published, knowledge
+from flamingo_eval.storage.run_records import FIRST_RENDERING
 
 _PUBLISHED_TRIALS = 3
 """The paper and the cards of June 2023 give mean and (population) standard deviation over three (arXiv 2308.01390)."""
@@ -28,6 +29,7 @@ class Reproduced:
     ours: float | None
     error: float | None
     why_not: str | None = None
+    rendering: str | None = None
 
     @property
     def combined(self) -> float | None:
@@ -76,7 +78,7 @@ def beside(
             rows.append(Reproduced(one, None, None, problems.get(key, "no such trial")))
             continue
         uncertainty = found[key].uncertainty(cell)
-        rows.append(Reproduced(one, cell.mean, uncertainty.error))
+        rows.append(Reproduced(one, cell.mean, uncertainty.error, rendering=found[key].about.identity.rendering))
     return rows
 
 
@@ -93,6 +95,8 @@ def known_differences(rows: Sequence[Reproduced]) -> list[str]:
             else (known["protocol"], known["benchmark"]) in shown
         )
     ]
+    for name in sorted({row.rendering for row in rows if row.rendering} - {FIRST_RENDERING}):
+        lines.append(f"ours: rendering {name}; theirs: OpenFlamingo's prompts, where the source names no other")
     sources: dict[tuple[str, int, str], set[str]] = {}
     for row in rows:
         sources.setdefault((row.number.benchmark, row.number.shots, row.number.selector), set()).add(row.number.source)

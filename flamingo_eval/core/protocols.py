@@ -221,12 +221,14 @@ class ModelInfo:
         digest: digest of everything in it that determines its answers.
         parts: where its parts come from, for the record.
         notes: what a reader of the numbers should know.
+        found_as: what ``--checkpoint`` calls it, from any folder; empty where that is what it was called.
     """
 
     name: str
     digest: str
     parts: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    found_as: str = ""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def new_record(
         checkpoint=CheckpointRecord(name=info.name, digest=info.digest, parts=dict(info.parts), notes=list(info.notes)),
         encoder=UNSET if encoder is None else _encoder(encoder.info()),
         settings=SettingsRecord(
-            checkpoint=_findable(spec.checkpoint),
+            checkpoint=info.found_as or _findable(spec.checkpoint),
             weights=None if spec.weights is None else str(user_path(spec.weights, "--weights").absolute()),
             benchmarks={**(old.settings.benchmarks if old else {}), **own},
         ),

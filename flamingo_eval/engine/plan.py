@@ -22,6 +22,7 @@ from flamingo_eval.core.seeds import numpy_generator
 from flamingo_eval.core.settings import with_defaults
 from flamingo_eval.core.source import Source
 from flamingo_eval.engine.draws import draw_from_one_set, draw_queries
+from flamingo_eval.storage.run_records import FIRST_RENDERING
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,7 @@ def shown(prompt: Rendering) -> str | list[dict[str, Any]]:
 def query_row(trial: TrialPlan, query: Query) -> dict[str, Any]:
     """A query of a trial as ``plan --json`` prints it."""
     prompt, *more = trial.render(query)
+    rendering = trial.renderer.name
     return {
         "benchmark": query.benchmark,
         "shots": query.shots,
@@ -252,4 +254,6 @@ def query_row(trial: TrialPlan, query: Query) -> dict[str, Any]:
         "demonstration_ids": list(query.demonstration_ids),
         "images": list(prompt.images),
         "prompt": shown(prompt),
-    } | ({"more_orders": [shown(other) for other in more]} if more else {})
+        **({} if rendering == FIRST_RENDERING else {"rendering": rendering}),
+        **({"more_orders": [shown(other) for other in more]} if more else {}),
+    }

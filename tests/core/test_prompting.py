@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import tomllib
@@ -11,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flamingo_eval.core import benchmark as benchmark_module
 from flamingo_eval.core.benchmark import AnswerRules, load_benchmark, parse_benchmark
 from flamingo_eval.core.digests import changed_fields, digest
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.core.prompting import INTERLEAVED, build_prompt, extract_answer, fill, mark_in
-from flamingo_eval.core.records import Example
+from flamingo_eval.core.prompting import INTERLEAVED, Chat, build_prompt, extract_answer, fill, mark_in, openai_form
+from flamingo_eval.core.records import WITHHELD, Decoding, Example, Prompt, Turn
 from flamingo_eval.models.flamingo.rendering import RENDERER
 
 COCO = load_benchmark("coco")
@@ -114,3 +116,89 @@ def test_only_a_renderer_that_follows_the_reference_keeps_hidden_images() -> Non
     assert RENDERER.render(prompt).images == ("0.jpg", "1.jpg", "c.jpg")
     assert RENDERER.render(prompt).text.count("<image>") == 1
     assert INTERLEAVED.render(prompt).images == prompt.images == ("c.jpg",)
+
+
+def test_a_conversation() -> None:
+    """User and assistant in turn, images before the text; what is withheld is not there."""
+    dog, cat = Turn(("1.jpg",), "What is it?", "a dog"), Turn((WITHHELD,), "And this?")
+    rendering = Chat("Be brief.").render(Prompt((dog,), cat))
+    image = {"type": "image_url", "image_url": {"url": "1.jpg"}}
+    assert json.loads(rendering.text) == openai_form(rendering.messages) == [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "a dog"}]},
+        {"role": "user", "content": [{"type": "text", "text": "And this?"}]},
+    ]  # fmt: skip
+    assert rendering.images == ("1.jpg",)
+    assert [message.role for message in Chat().render(Prompt((), cat)).messages] == ["user"]
+
+
+VQA = "Who is it?\nAnswer the question using a single word or phrase."
+ASKED = {
+    "coco": ("Provide a one-sentence caption for the provided image.", "a dog", 30),
+    "flickr30k": ("Provide a one-sentence caption for the provided image.", "a dog", 30),
+    "vqav2": (VQA, "Ann", 16),
+    "okvqa": (VQA, "Ann", 16),
+    "textvqa": (VQA, "Ann", 16),
+    "vizwiz": (VQA.replace("\n", "\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"), "Ann", 16),
+    "hateful_memes": (
+        "This image has the text 'hello' written on it. Is it hateful? Answer with yes or no.", "no", None,
+    ),
+    "imagenet": ("What is the main object in this image? Answer with its name only.", "no", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_a_conversation_asks(name: str) -> None:
+    benchmark = load_benchmark(name, chat=True)
+    example = Example(
+        1, "1.jpg", {"caption": " a dog ", "question": "Who is it? ", "answer": "Ann", "text": "hello", "label": "no"}
+    )
+    asked, answered, tokens = ASKED[name]
+    one, two = build_prompt(benchmark.prompt, [example], example, 1), build_prompt(benchmark.prompt, [], example, 0)
+    assert (one.demonstrations[0].text, one.demonstrations[0].answer, one.query.text) == (asked, answered, asked)
+    assert (two.demonstrations, benchmark.prompt.zero_shot_demonstrations) == ((), 0), "none at zero shots"
+    if tokens is None:
+        assert benchmark.task == load_benchmark(name).task, "the same names are ranked"
+    else:
+        assert benchmark.task == Decoding(tokens, num_beams=1)
+    for protocol in ("official", "openflamingo-2023-06"):
+        with contextlib.suppress(UserError):  # not each has both
+            assert load_benchmark(name, protocol=protocol, chat=True).prompt == benchmark.prompt, (
+                "scoring and drawing alone"
+            )
+
+
+@pytest.mark.parametrize(
+    ("raw", "answer"),
+    [
+        ("A dog.", "A dog"),
+        ("\n\n A dog\nIt is brown.", "A dog"),
+        ("<think>A cat?\nNo.</think>\n\nA dog.", "A dog"),
+        ("A cat?</think> A dog", "A dog"),
+        ("<think>A cat?", ""),
+        ("", ""),
+        ("3.5", "3.5"),
+    ],
+)
+def test_the_answer_in_a_conversation(raw: str, answer: str) -> None:
+    assert extract_answer(load_benchmark("vqav2", chat=True).answer, raw) == answer
+
+
+def test_a_benchmark_without_a_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark_module, "_files", lambda: {"own": tmp_path / "own.toml"})
+    text = (
+        (Path(__file__).parents[2] / "benchmarks/coco.toml")
+        .read_text(encoding="utf-8")
+        .replace('"coco"\ntitle', '"own"\ntitle')
+    )
+    begin = text.index("[prompt.chat]")
+    (tmp_path / "own.toml").write_text(text[:begin] + text[text.index("[decoding]") :], encoding="utf-8")
+    assert load_benchmark("own").prompt.text == "Output:"
+    with pytest.raises(
+        UserError, match=r"own\.toml does not say what is asked in a conversation: add \[prompt\.chat\]"
+    ):
+        load_benchmark("own", chat=True)
+    (tmp_path / "own.toml").write_text(text[:begin] + "chat = 3\n" + text[text.index("[decoding]") :], encoding="utf-8")
+    with pytest.raises(UserError, match=r"\[prompt\.chat\] is 3: expected a section"):
+        load_benchmark("own", chat=True)

@@ -231,7 +231,8 @@ def test_every_setting_can_stand_in_the_file() -> None:
                 "protocol": "openflamingo", "num_samples": 3, "pool_size": 4, "ensemble": 1, "select": "random",
                 "weights": "copies", "offline": True, "precision": "fp32", "device": "cpu", "image_formats": ["AVIF"],
                 "batch_size": 8, "feature_cache": "1GB", "plain": True, "on_error": "skip", "process": "0/1",
-                "executor": "local", "out": "run", "format": "json"}  # fmt: skip
+                "executor": "local", "out": "run", "format": "json", "rendering": "chat", "system": "Be brief.",
+                    "template_arg": {"enable_thinking": False}, "image_tokens": 64, "max_pixels": 4096, "device_map": "auto"}  # fmt: skip
     assert examples.keys() == SETTINGS.keys()
     text = "".join(f"{name.replace('_', '-')} = {json.dumps(value)}\n" for name, value in examples.items())
     os.environ.pop("HF_HUB_OFFLINE", None)

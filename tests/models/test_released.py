@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from flamingo_eval.core.errors import CheckpointError, UserError
 from flamingo_eval.models.flamingo.released import find_released, released
 from flamingo_eval.storage.part_files import HubFile
 from tests.support.helpers import Cli, run_cli
+from tests.support.hubs import Hub
 from tests.support.small_flamingos import write_flamingo
 
 NAMES = {
@@ -103,69 +101,6 @@ def test_a_file_that_is_not_the_released_one_is_found_out(tmp_path: Path) -> Non
     spec = replace(known.spec(weights), vision=read_spec(toml).vision, head_width=32)
     with pytest.raises(CheckpointError, match=r"block 3 has [\d,]+ parameters, published are 139,476,994"):
         FlamingoSource(spec).load("cpu", "fp32")
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of a hub as a download needs: files of a folder, and repositories that are gated or not there."""
-
-    folder: Path
-    asked: list[str]
-    broken: int
-    """How many requests are still to fail: out of order, or cut off in the middle of the content."""
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
-        type(self).asked.append(f"{self.command} {self.path}")
-        owner, repo, *rest = self.path.strip("/").split("/")
-        file = self.folder / repo / "/".join(rest[2:])
-        if repo == "gated" or not file.is_file():
-            self.send_response(403 if repo == "gated" else 404)
-            missing = "EntryNotFound" if (self.folder / repo).is_dir() else "RepoNotFound"
-            self.send_header("X-Error-Code", "GatedRepo" if repo == "gated" else missing)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        content = file.read_bytes()
-        if type(self).broken and not body:
-            type(self).broken -= 1
-            self.send_response(503)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(200)
-        for key, value in (("X-Repo-Commit", "a" * 40), ("ETag", f'"{owner}-{len(content)}"'),
-                           ("Content-Length", str(len(content)))):  # fmt: skip
-            self.send_header(key, value)
-        self.end_headers()
-        if body and type(self).broken:
-            type(self).broken -= 1
-            self.wfile.write(content[:300])
-            self.close_connection = True
-        elif body:
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
-    """A hub on this machine, and an empty cache."""
-    handler = type("OwnHub", (Hub,), {"folder": tmp_path / "hub", "asked": [], "broken": 0})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    yield handler
-    server.shutdown()
-    server.server_close()
 
 
 _FETCH = """

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>"
     "{% for part in message.content %}{% if part.type == 'image' %}IMAGE{% else %}{{ part.text }}{% endif %}{% endfor %}"
@@ -14,7 +16,7 @@ TEMPLATE = (
 """A chat template; IMAGE stands for how the family writes an image."""
 
 _MARKS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
-_TEXT = {
+_TEXT: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 8192, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
@@ -269,11 +271,19 @@ FAMILIES: Mapping[str, Callable[[], tuple[Any, Any]]] = {
 """Name of a family -> a tiny model and its processor."""
 
 
-def small_vlm(family: str, seed: int = 0) -> tuple[Any, Any]:
-    """A tiny random model of a family, and its processor; large weights, so that what it reads shows in its answers."""
+def small_vlm(family: str, seed: int = 0, text_config: Mapping[str, Any] | None = None) -> tuple[Any, Any]:
+    """A tiny random model of a family, and its processor; large weights, so that what it reads shows in its answers.
+
+    Args:
+        family: its name.
+        seed: of the weights.
+        text_config: what its language model's configuration has otherwise.
+    """
     import torch
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
+        for key, value in (text_config or {}).items():
+            patch.setitem(_TEXT, key, value)
         torch.manual_seed(seed)
         model, processor = FAMILIES[family]()
         for name, parameter in model.named_parameters():
@@ -283,9 +293,9 @@ def small_vlm(family: str, seed: int = 0) -> tuple[Any, Any]:
     return model.eval(), processor
 
 
-def save_vlm(family: str, folder: Path, seed: int = 0) -> Path:
+def save_vlm(family: str, folder: Path, seed: int = 0, text_config: Mapping[str, Any] | None = None) -> Path:
     """The same as a folder, as checkpoints are saved."""
-    model, processor = small_vlm(family, seed)
+    model, processor = small_vlm(family, seed, text_config)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

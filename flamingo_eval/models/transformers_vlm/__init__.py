@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flamingo_eval.core.digests import digest
@@ -15,7 +16,7 @@ from flamingo_eval.core.paths import cache_folder
 from flamingo_eval.core.progress import warn
 from flamingo_eval.core.prompting import Chat, Interleaved
 from flamingo_eval.core.protocols import Capabilities, ModelInfo, ModelSource, Renderer
-from flamingo_eval.models.transformers_vlm.checkpoint import PREFIX, Files, Place, template_text, weights_of
+from flamingo_eval.models.transformers_vlm.checkpoint import PREFIX, Files, Place, weights, weights_of
 from flamingo_eval.models.transformers_vlm.families import family_of
 from flamingo_eval.storage.part_files import DigestedFiles
 
@@ -74,12 +75,14 @@ class Options:
         """For the processor."""
         from flamingo_eval.models.transformers_vlm.loading import Shown
 
-        own = template if isinstance(renderer, Chat) else None
-        return Shown(renderer, own, self.template_arg, self.image_tokens, self.max_pixels)
+        return Shown(renderer, template, self.template_arg, self.image_tokens, self.max_pixels)
 
-    def parts(self) -> dict[str, Any]:
-        """What of this decides answers and is not in a run's identity by itself, for the record."""
-        return {"template": template_text(self.template_arg)} if self.template_arg else {}
+    def notes(self, renderer: Renderer, template: str | None, name: str) -> tuple[str, ...]:
+        """What a reader of the numbers should know. Raises CheckpointError."""
+        from flamingo_eval.models.transformers_vlm.template import thinking_off
+
+        off = thinking_off(template, self.template_arg, name) if isinstance(renderer, Chat) and template else []
+        return tuple(f"the template's {switch} is off; --template-arg {switch}=true puts it on" for switch in off)
 
 
 @dataclass(frozen=True)
@@ -122,14 +125,14 @@ class VlmSource:
 
     def info(self) -> ModelInfo:
         """Name and digest: the files of a folder by content, a repository by its commit. Raises CheckpointError."""
+        notes = self.options.notes(self.renderer, self.files.template, self.place.name)
         if self.files.commit is not None:
             commit = f"{self.place.repo}@{self.files.commit}"
-            return ModelInfo(self._name, digest(["hf", commit]), {"repository": commit, **self.options.parts()})
+            return ModelInfo(self._name, digest(["hf", commit]), {"repository": commit}, notes, f"{PREFIX}{commit}")
         found = self._digested.digests
         named = {str(path.relative_to(self.files.folder)): one for path, one in found.items()}
-        return ModelInfo(
-            self._name, digest(["hf", named]), {str(p): d for p, d in found.items()} | self.options.parts()
-        )
+        parts = {str(path): one for path, one in found.items()}
+        return ModelInfo(self._name, digest(["hf", named]), parts, notes, f"{PREFIX}{self.files.folder.absolute()}")
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
         """``auto``: CUDA if there is one; there the type that the weights are stored in, on a CPU float32.
@@ -143,8 +146,11 @@ class VlmSource:
 
         check_architecture(self.files.config, self.place.name)
         device = pick_device(device)
-        own = "fp32" if device == "cpu" else self.files.precision
-        return device, own if precision == "auto" else pick_precision(device, precision)
+        chosen, own = pick_precision(device, precision), self.files.precision
+        lacking = own == "bf16" and chosen == "fp32"  # not all cards have bfloat16
+        if precision == "auto" and device != "cpu" and not lacking:
+            chosen = own
+        return device, chosen
 
     def load(self, device: str, precision: str) -> VlmModel:
         """Builds the model and loads its weights, which are downloaded if need be. Raises CheckpointError."""
@@ -171,13 +177,18 @@ class VlmSource:
             warn(f"{self._name} is answered without shortcuts, which takes longer: {model.why_plain}")
         return model
 
-    def _with_weights(self) -> Any:
+    def _with_weights(self) -> Path:
+        """The folder with the weights in it, which are downloaded if need be. Raises CheckpointError."""
         if self.files.commit is None:
             return self.files.folder
         from flamingo_eval.storage.hub import download, listing
 
-        wanted = weights_of(listing(self.place.repo, self.files.commit), self.place)
-        return download(self.place.repo, self.files.commit, wanted)
+        try:
+            weights(self.files.folder)
+        except CheckpointError:  # not all of them are in the cache
+            wanted = weights_of(listing(self.place.repo, self.files.commit), self.place)
+            return download(self.place.repo, self.files.commit, wanted)
+        return self.files.folder
 
     def token_counter(self) -> PromptCounter:
         """Counts prompts' tokens without weights. Raises CheckpointError."""
@@ -243,5 +254,3 @@ class VlmFamily:
 
 
 MODEL = VlmFamily()
-
-__all__ = ["MODEL", "CheckpointError", "Options", "VlmFamily", "VlmSource"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -193,11 +192,6 @@ def weights_of(listed: Mapping[str, int], place: Place) -> list[str]:
             "revision with safetensors"
         )
     raise CheckpointError(f"{place.name} has no weights (model.safetensors)")
-
-
-def template_text(value: Mapping[str, Any] | None) -> str:
-    """Switches of a template, for people."""
-    return ", ".join(f"{name}={json.dumps(one)}" for name, one in (value or {}).items())
 
 
 def needs_code(config: Mapping[str, Any]) -> bool:

@@ -60,7 +60,7 @@ class LiveVlm:
         about = [json.dumps(self.processor.to_dict(), sort_keys=True, default=str), words, self._template]
         config = self.model.config.to_json_string()
         found = digest(["live hf", module_digest(self.model), about, config])
-        return ModelInfo(self.name, found, self.options.parts())
+        return ModelInfo(self.name, found, {}, self.options.notes(self.renderer, self._template, self.name))
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:  # noqa: ARG002
         """Where the model is, and its own precision, or ``amp_bf16`` for float32 weights. Raises UserError."""

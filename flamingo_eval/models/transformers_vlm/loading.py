@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError, meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
-from flamingo_eval.core.errors import CheckpointError, UserError
+from flamingo_eval.core.errors import CheckpointError
+from flamingo_eval.core.prompting import is_chat
 from flamingo_eval.core.protocols import Renderer
 from flamingo_eval.devices import memory_errors, numerics
 from flamingo_eval.libraries import host_as_it_was, loading, reason_of
@@ -27,12 +26,11 @@ from flamingo_eval.models.transformers_vlm.generation import Generator
 from flamingo_eval.models.transformers_vlm.plain import PlainVlmModel
 from flamingo_eval.models.transformers_vlm.probing import check_taken_apart
 from flamingo_eval.models.transformers_vlm.reading import Reader
+from flamingo_eval.models.transformers_vlm.template import switches_of
 from flamingo_eval.models.transformers_vlm.tower import Tower
+from flamingo_eval.weights import check_values
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp_bf16": torch.float32}
-
-_THINKING = ("enable_thinking", "thinking")
-"""What templates call the switch for reasoning before an answer (Qwen3, SmolLM3, GLM; Granite)."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,7 @@ def load_network(folder: Path, name: str, *, device: str, precision: str, device
             str(folder), dtype=DTYPES[precision], use_safetensors=True, trust_remote_code=False, local_files_only=True,
             output_loading_info=True, **placing,
         )  # fmt: skip
+        check_values(model.named_parameters(), f"{PREFIX}{name}")
         missing = sorted(said.get("missing_keys") or ())
         if missing:
             raise CheckpointError(
@@ -107,55 +106,16 @@ def load_network(folder: Path, name: str, *, device: str, precision: str, device
 
 def make_reader(processor: Any, config: Mapping[str, Any], shown: Shown, name: str) -> Reader:
     """A processor taken apart, for the way that prompts are shown. Raises CheckpointError, UserError."""
-    switches = switches_of(shown.template, shown.switches, name)
+    switches = switches_of(shown.template, shown.switches, name) if is_chat(shown.renderer) else {}
     settings = image_settings(processor, shown.image_tokens, shown.max_pixels)
     with host_as_it_was(), loading(f"the processor of {PREFIX}{name}"):
         family = family_of(str(config["model_type"]))
         reader = Reader(
             processor, family, shown.renderer, template=shown.template, switches=switches, settings=settings
         )
+    reader.check_template(name)
     reader.check_budget(shown.image_tokens, shown.max_pixels)
     return reader
-
-
-def switches_of(template: str | None, given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The switches of a template: as given, and thinking off where there is such a switch.
-
-    Raises:
-        UserError: the template has no such switch.
-        CheckpointError: it is no template.
-    """
-    if template is None:
-        if given:
-            raise UserError(f"{PREFIX}{name} has no chat template, so --template-arg {next(iter(given))} has no effect")
-        return {}
-    known = variables_of(template, name)
-    for key in given:
-        if key not in known:
-            raise UserError(
-                f"--template-arg {key}: the chat template of {PREFIX}{name} has no such switch; it has "
-                f"{', '.join(sorted(known)) or 'none'}"
-            )
-    return {**{key: False for key in _THINKING if key in known}, **given}
-
-
-_GIVEN_ANYWAY = {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token", "pad_token",
-                 "raise_exception", "strftime_now", "unk_token"}  # fmt: skip
-
-
-def variables_of(template: str, name: str) -> set[str]:
-    """What a template asks for besides messages and tokens. Raises CheckpointError if it is none."""
-    try:
-        environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
-        environment.parse(template)
-    except TemplateError:
-        # transformers' own extension, {% generation %}, is no variable
-        bare = template.replace("generation %}", "set _ = 1 %}")
-        try:
-            return meta.find_undeclared_variables(environment.parse(bare)) - _GIVEN_ANYWAY
-        except TemplateError as error:
-            raise CheckpointError(f"the chat template of {PREFIX}{name} can't be read: {error}") from error
-    return meta.find_undeclared_variables(environment.parse(template)) - _GIVEN_ANYWAY
 
 
 def tokens_of(model: Any, tokenizer: Any) -> dict[str, Any]:

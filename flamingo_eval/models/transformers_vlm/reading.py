@@ -7,6 +7,7 @@ tokens, token types. (transformers, processing_utils.py: ``ProcessorMixin.__call
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.prompting import INTERLEAVED, is_chat
 from flamingo_eval.core.protocols import Renderer
-from flamingo_eval.core.records import WITHHELD, Message, Prompt
+from flamingo_eval.core.records import WITHHELD, Message, Prompt, Turn
 from flamingo_eval.devices import on_the_cpu
 from flamingo_eval.models.transformers_vlm.families.base import Family
 
@@ -29,6 +31,8 @@ _SMALL = 64
 """Numbers of a tensor that says something about an image, and is not the image itself, at most."""
 
 _BUDGET_SIZES = ((640, 480), (480, 640), (1200, 300), (300, 300))
+
+_CONVERSATION = Prompt((Turn((), "What is one and one?", "Two, surely."),), Turn(("image",), "What is it?"))
 
 _DUMMY = Image.new("RGB", (1, 1))
 
@@ -115,6 +119,7 @@ class Reader:
         self._lock = threading.RLock()
         self._by_size: dict[tuple[int, int, str], ImageText] = {}
         self._counts: dict[str, int] = {}
+        self._plain_contents = False
         self.image_text = self._find_image_text()
         self._process = self._find_process()
         self.along, self._given = self._find_keys()
@@ -125,7 +130,9 @@ class Reader:
         """How a text has an image in it: as the template writes it between two words, else the processor's token."""
         if self._template is not None:
             words = ({"type": "text", "text": "LEFTMOST"}, {"type": "image"}, {"type": "text", "text": "RIGHTMOST"})
-            text = self._apply([{"role": "user", "content": [*words]}], tokenize=False)
+            text = ""
+            with contextlib.suppress(TemplateError, TypeError, ValueError):
+                text = self._apply([{"role": "user", "content": [*words]}], tokenize=False)
             between = text.partition("LEFTMOST")[2].partition("RIGHTMOST")[0].strip()
             if between:
                 return str(between)
@@ -178,6 +185,26 @@ class Reader:
                         f"{option} {limit}: with all that {type(self.processor.image_processor).__name__} lets one "
                         f"set, an image of {size[0]} x {size[1]} pixels still has {count} {what}"
                     )
+
+    def check_template(self, name: str) -> None:
+        """Finds out how the template wants messages without images: as parts, like the others, or as plain texts.
+
+        Raises:
+            UserError: it writes a conversation in neither form, such as one with a system message.
+        """
+        if not is_chat(self._renderer):
+            return
+        rendering, why = self._renderer.render(_CONVERSATION), "it leaves out what the assistant said"
+        for self._plain_contents in (False, True):
+            try:
+                written = self._apply(_conversation(rendering.messages, [_DUMMY]), tokenize=False)
+            except (TemplateError, TypeError, ValueError) as error:
+                why = str(error) or type(error).__name__
+                continue
+            said = [message.text for message in rendering.messages]
+            if all(text in written for text in said) and "'type':" not in written:
+                return
+        raise UserError(f"the chat template of hf:{name} can't write this conversation: {why}")
 
     # -- images -------------------------------------------------------------------------------------------------------
 
@@ -278,9 +305,15 @@ class Reader:
 
     def _apply(self, conversation: list[dict[str, Any]], **how: Any) -> Any:
         settings = {"processor_kwargs": dict(self._settings)} if how.get("tokenize") and self._settings else {}
-        return self.processor.apply_chat_template(
-            conversation, chat_template=self._template, add_generation_prompt=True, **self._switches, **settings, **how
-        )
+        how = {"chat_template": self._template, "add_generation_prompt": True, **self._switches, **settings, **how}
+        return self.processor.apply_chat_template(self._contents(conversation), **how)
+
+    def _contents(self, conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Messages, those without images as plain texts where the template wants them so."""
+        if not self._plain_contents:
+            return conversation
+        bare = [one["content"][0]["text"] if one["role"] != "user" else one["content"] for one in conversation]
+        return [{"role": one["role"], "content": text} for one, text in zip(conversation, bare, strict=True)]
 
     def _image_half_of_call(self, images: Sequence[Image.Image]) -> Mapping[str, Any]:
         with self._lock:

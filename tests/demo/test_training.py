@@ -112,7 +112,7 @@ def test_training_items_read_as_the_benchmarks_demonstrations(name: str, fields:
 
 @pytest.mark.torch
 def test_episodes_do_not_begin_before_the_latents_tell() -> None:
-    from flamingo_eval.demo.recipe.train import check_probe
+    from flamingo_eval.demo.recipe.loop import check_probe
 
     check_probe({"colour": 0.99, "shape": 0.96}, 0.95)
     with pytest.raises(SystemExit, match="shape"):
@@ -126,15 +126,15 @@ def test_a_stage_stopped_in_the_middle_ends_as_one_that_was_not(
     """Weights, optimiser, schedule and drawn numbers, stopped after a step that was not saved."""
     import torch
 
-    from flamingo_eval.demo.recipe import train
+    from flamingo_eval.demo.recipe import loop as loops
 
-    monkeypatch.setattr(train, "SAVE_EVERY", 2)
+    monkeypatch.setattr(loops, "SAVE_EVERY", 2)
 
     def run(name: str, stop: int) -> tuple[Any, list[float]]:
         torch.manual_seed(0)
         layer, drawn = torch.nn.Linear(3, 1), []
         (tmp_path / name).mkdir(exist_ok=True)
-        loop = train.Loop(layer, name="stage", steps=9, rate=0.1, seed=5, work=tmp_path / name, log=lambda _: None)
+        loop = loops.Loop(layer, name="stage", steps=9, rate=0.1, seed=5, work=tmp_path / name, log=lambda _: None)
         for step, generator in loop.generators():
             drawn.append(generator.rand())
             loop.update(layer(torch.full((1, 3), drawn[-1])).square().sum())
@@ -151,12 +151,12 @@ def test_a_stage_stopped_in_the_middle_ends_as_one_that_was_not(
 
 @pytest.mark.torch
 def test_states_of_other_settings_are_not_gone_on_with(tmp_path: Path) -> None:
-    from flamingo_eval.demo.recipe.train import claim
+    from flamingo_eval.demo.recipe.loop import claim
 
-    claim(tmp_path / "w", [4500])
-    claim(tmp_path / "w", [4500])
+    claim(tmp_path / "w", {"weights": 1}, [4500])
+    claim(tmp_path / "w", {"weights": 1}, [4500])
     with pytest.raises(SystemExit, match="--work"):
-        claim(tmp_path / "w", [6000])
+        claim(tmp_path / "w", {"weights": 1}, [6000])
 
 
 @pytest.mark.torch

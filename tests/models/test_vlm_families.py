@@ -200,7 +200,7 @@ def test_images_matter_and_nothing_is_left_behind(model: Any, root: Path) -> Non
 
     def logits(prompt: Prompt) -> Any:
         with torch.inference_mode():
-            return model.generator.read(model.batch([model.prepare(prompt, TEXT, images)])).logits[0]
+            return model.generator.read(model.batches([model.prepare(prompt, TEXT, images)])[0]).logits
 
     before = logits(first)
     assert not torch.equal(logits(swapped), before)

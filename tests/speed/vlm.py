@@ -42,6 +42,8 @@ from tests.support.small_vlms import TEMPLATE, tokenizer  # noqa: E402
 
 QUERIES, POOL, NEW_TOKENS = 125, 51, 20
 BATCHES = (1, 2, 4, 8, 16)
+WORDS = ["a", "red", "dog", "on", "the", "table", "near", "two", "men"]
+INSTRUCTION = "Provide a one-sentence caption for the provided image."
 
 
 def make_model(folder: Path) -> None:
@@ -49,7 +51,8 @@ def make_model(folder: Path) -> None:
     import transformers as t
 
     own = {f"<row_{i + 1}_col_{j + 1}>" for i in range(6) for j in range(6)}
-    words = tokenizer(("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *sorted(own)))
+    marks = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *sorted(own))
+    words = tokenizer(marks, texts=(INSTRUCTION, " ".join(WORDS)))
     sizes = {"size": {"longest_edge": 512}, "max_image_size": {"longest_edge": 512}}
     processor = t.SmolVLMProcessor(
         t.SmolVLMImageProcessor(**sizes, do_image_splitting=False), words, t.SmolVLMVideoProcessor(**sizes),
@@ -82,7 +85,7 @@ def make_data(root: Path) -> None:
         )
         name = f"COCO_val2014_{i:012d}.jpg"
         Image.fromarray((noise / 3).astype(np.uint8)).save(root / "coco/val2014" / name, quality=90)
-        words = " ".join(rng.choice(["a", "red", "dog", "on", "the", "table", "near", "two", "men"], 10))
+        words = " ".join(rng.choice(WORDS, 10))
         rows.append({"filepath": "val2014", "filename": name, "cocoid": i, "split": "train" if i < POOL else "test",
                      "sentences": [{"raw": words}]})  # fmt: skip
     (root / "coco/dataset_coco.json").write_text(json.dumps({"images": rows}))

@@ -23,22 +23,26 @@ _TEXT: dict[str, Any] = {
 _VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def tokenizer(special: tuple[str, ...] = (), **named: str) -> Any:
+def tokenizer(special: tuple[str, ...] = (), texts: tuple[str, ...] = (), **named: str) -> Any:
     """A tokenizer of bytes: every text is tokenised, and comes back.
 
     Args:
         special: further special tokens.
+        texts: whose words become tokens, too.
         named: those that the tokenizer knows by a name, such as ``image_token``.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     first = ("<pad>", "<bos>", "<eos>")
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*first, *bytes_])}
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=bool(texts))
     inner.decoder = decoders.ByteLevel()
+    if texts:
+        trainer = trainers.BpeTrainer(special_tokens=[*first], initial_alphabet=bytes_, show_progress=False)
+        inner.train_from_iterator(texts, trainer)
     more = [*_MARKS, *(token for token in special if token not in named.values())]
     words = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left",

@@ -22,7 +22,7 @@ from flamingo_eval.core.records import WITHHELD, Answer, Decoding, NoAnswer, Pro
 from flamingo_eval.core.workers import WORKERS
 from flamingo_eval.devices import autocast, free_memory, is_out_of_memory, numerics, room, to_device
 from flamingo_eval.measure import Clock
-from flamingo_eval.models.transformers_vlm.batching import Footprint, suggested
+from flamingo_eval.models.transformers_vlm.batching import Footprint, pass_tokens, suggested
 from flamingo_eval.models.transformers_vlm.families.base import Family
 from flamingo_eval.models.transformers_vlm.features import FeatureCache, Features
 from flamingo_eval.models.transformers_vlm.generation import Batch, Generator
@@ -234,7 +234,7 @@ class VlmModel:
         )
 
     def _answer(self, prepared: Sequence[PreparedPrompt], task: Task) -> list[Answer | NoAnswer]:
-        batch = self.batch(prepared)
+        parts = self.batches(prepared)
         with contextlib.ExitStack() as stack, self._autocast():
             stack.enter_context(self._clock.section("prefill"))
 
@@ -243,8 +243,8 @@ class VlmModel:
                 stack.enter_context(self._clock.section("decode"))
 
             if isinstance(task, Decoding):
-                return self._texts(*self.generator.text(batch, task, read))
-            scores = self.generator.rank(batch, self._name_ids(task), read)
+                return self._texts(*self.generator.text(parts, task, read))
+            scores = self.generator.rank(parts, self._name_ids(task), read)
         return [ranked(task, row, self._no_answer()) for row in scores.tolist()]
 
     def _texts(self, ids: Tensor, sound: Tensor) -> list[Answer | NoAnswer]:
@@ -257,10 +257,22 @@ class VlmModel:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return autocast(self.device, self.precision)
 
-    def batch(self, prepared: Sequence[PreparedPrompt]) -> Batch:
-        """Prompts on the device, with their images' features. Raises QueryError."""
+    def batches(self, prepared: Sequence[PreparedPrompt]) -> list[Batch]:
+        """Prompts on the device, as many together as are read in one pass, with their images' features.
+
+        Raises:
+            QueryError: an image has gone since it was prepared.
+        """
         features = self._features_of([image for one in prepared for image in one.images])
-        return self._joined([one.tokens for one in prepared], features)
+        longest, rows = max(len(one.tokens.ids) for one in prepared), len(prepared)
+        if self.generator.joinable:
+            rows = max(1, pass_tokens(self.device) // longest)
+        parts, left = [], iter(features)
+        for start in range(0, len(prepared), rows):
+            some = prepared[start : start + rows]
+            own = [next(left) for one in some for _ in one.images]
+            parts.append(self._joined([one.tokens for one in some], own))
+        return parts
 
     def _joined(self, prompts: Sequence[Tokens], features: Sequence[Features]) -> Batch:
         """Prompts padded on the left, with the features of all their images in order."""
@@ -353,7 +365,7 @@ class VlmModel:
         self._check_length(len(tokens.ids), task)
         with numerics(self.device), self._autocast():
             batch = self._joined([tokens], self.tower.encode(processed) if processed else [])
-            return self._texts(*self.generator.text(batch, task, lambda: None))[0]
+            return self._texts(*self.generator.text([batch], task, lambda: None))[0]
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
         """As many prompts as keep the device busy, and as its memory holds."""

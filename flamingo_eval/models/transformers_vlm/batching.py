@@ -7,8 +7,12 @@ from typing import Any
 
 import torch
 
-_BATCH_TOKENS, _MOST = {"cpu": 4096, "gpu": 65536}, {"cpu": 32, "gpu": 256}
+_BATCH_TOKENS, _MOST = {"cpu": 8192, "gpu": 65536}, {"cpu": 32, "gpu": 256}
 """Tokens of prompts per batch, and prompts per batch, that keep a kind of device busy."""
+
+_PASS_TOKENS = {"cpu": 1024, "gpu": 16384}
+"""Tokens read in one pass. On a CPU a long prompt is read alone: without padding attention skips what comes later, and
+what one layer writes is still in the cache when the next one reads it."""
 
 _USED = 0.8
 """Share of the free memory that is planned with; the rest is for what nobody counts."""
@@ -40,6 +44,11 @@ class Footprint:
         shared = getattr(text, "num_key_value_heads", None) or heads
         cache = 2 * getattr(text, "num_hidden_layers", 1) * shared * head
         return Footprint((cache + _ACTIVATIONS * width) * size, getattr(text, "vocab_size", 1 << 17) * (size + 8))
+
+
+def pass_tokens(device: torch.device) -> int:
+    """Tokens that are read in one pass."""
+    return _PASS_TOKENS["cpu" if device.type == "cpu" else "gpu"]
 
 
 def suggested(device: torch.device, footprint: Footprint, tokens: int, beams: int, free: int | None) -> int:

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import GenerationConfig, LogitsProcessor
+from transformers.cache_utils import DynamicLayer
 
 from flamingo_eval.core.records import Decoding
 
@@ -43,6 +45,44 @@ class Batch:
         """What ``generate`` is called with. (It changes what it is given.)"""
         images = {} if self.features is None else {"mm_encoder_outputs": {"image": copy.copy(self.features)}}
         return {"input_ids": self.ids, "attention_mask": self.mask, **self.types, **self.along, **images}
+
+    def without_last(self) -> Batch:
+        """The same prompts without their last token."""
+        types = {name: row[:, :-1] for name, row in self.types.items()}
+        return Batch(self.ids[:, :-1], self.mask[:, :-1], types, self.along, self.features)
+
+
+def stacked(parts: Sequence[Batch], pad_id: int) -> Batch:
+    """The prompts of all parts, padded on the left, without their images: these are read already."""
+    longest = max(part.ids.shape[1] for part in parts)
+
+    def rows(tensors: Sequence[Tensor], fill: int) -> Tensor:
+        return torch.cat([pad(one, (longest - one.shape[1], 0), value=fill) for one in tensors])
+
+    names = sorted({name for part in parts for name in part.types})
+    types = {name: rows([part.types.get(name, torch.zeros_like(part.ids)) for part in parts], 0) for name in names}
+    return Batch(rows([part.ids for part in parts], pad_id), rows([part.mask for part in parts], 0), types, {})
+
+
+@dataclass(frozen=True)
+class Read:
+    """What is found when prompts are read.
+
+    Attributes:
+        logits: of the next token, (rows, vocabulary).
+        cache: keys and values.
+        deltas: how far positions are from places, (rows, 1), for an architecture that has such a thing.
+    """
+
+    logits: Tensor
+    cache: Any
+    deltas: Tensor | None
+
+    @property
+    def joinable(self) -> bool:
+        """Whether caches like this one can be put side by side: none of its layers drops what is far away."""
+        layers = getattr(self.cache, "layers", None) or ()
+        return len(layers) > 0 and all(type(layer) is DynamicLayer for layer in layers)
 
 
 class Watch(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
@@ -102,6 +142,8 @@ class Generator:
     def __init__(self, model: Any, tokens: Mapping[str, Any]) -> None:
         self.model, self._tokens = model, dict(tokens)
         self.pad_id = int(self._tokens["pad_token_id"])
+        self.joinable = False
+        """Whether prompts can be read one by one and go on together."""
 
     def config(self, **how: Any) -> GenerationConfig:
         """Settings of ``generate``."""
@@ -114,19 +156,38 @@ class Generator:
         ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
         return torch.tensor(ids, dtype=torch.long, device=self.model.device)
 
-    def text(self, batch: Batch, decoding: Decoding, read: Callable[[], None]) -> tuple[Tensor, Tensor]:
-        """Generated ids, (rows, tokens), and whether each row's logits were numbers, (rows,)."""
-        if decoding.num_beams == 1:
-            return self._run(batch.inputs(), batch, decoding, read)
+    def text(self, parts: Sequence[Batch], decoding: Decoding, read: Callable[[], None]) -> tuple[Tensor, Tensor]:
+        """Generated ids, (rows, tokens), and whether each row's logits were numbers, (rows,).
+
+        Args:
+            parts: the prompts; each part is read in one pass.
+            decoding: how text is generated.
+            read: called when all are read.
+        """
+        if decoding.num_beams == 1 and len(parts) == 1:
+            return self._run(parts[0].inputs(), parts[0], decoding, read)
         # the prompts are read once, but for their last token, which every beam reads for itself
-        before = Batch(
-            batch.ids[:, :-1], batch.mask[:, :-1], {name: row[:, :-1] for name, row in batch.types.items()},
-            batch.along, batch.features,
-        )  # fmt: skip
-        cache = self.read(before).past_key_values
-        cache.batch_repeat_interleave(decoding.num_beams)
-        inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, **batch.types, "past_key_values": cache}
-        return self._run(inputs, batch, decoding, read)
+        whole = stacked(parts, self.pad_id)
+        cache = self._joined([self.read(part.without_last()) for part in parts], parts)
+        if decoding.num_beams > 1:
+            cache.batch_repeat_interleave(decoding.num_beams)
+        return self._run(whole.inputs() | {"past_key_values": cache}, whole, decoding, read)
+
+    def _joined(self, found: Sequence[Read], parts: Sequence[Batch]) -> Any:
+        """One cache for all parts, each padded on the left; positions go by the whole's mask."""
+        if len(found) == 1:
+            return found[0].cache
+        lengths = [one.cache.get_seq_length() for one in found]
+        cache, longest = found[0].cache, max(lengths)
+        for number, layer in enumerate(cache.layers):
+            others = [one.cache.layers[number] for one in found]
+            pads = [(0, 0, longest - length, 0) for length in lengths]
+            layer.keys = torch.cat([pad(one.keys, by, value=0.0) for one, by in zip(others, pads, strict=True)])
+            layer.values = torch.cat([pad(one.values, by, value=0.0) for one, by in zip(others, pads, strict=True)])
+        deltas = [one.deltas for one in found if one.deltas is not None]
+        if len(deltas) == len(parts):
+            _model_with_deltas(self.model).rope_deltas = torch.cat(deltas)
+        return cache
 
     def _run(
         self, inputs: dict[str, Any], batch: Batch, decoding: Decoding, read: Callable[[], None]
@@ -145,19 +206,18 @@ class Generator:
             ids = self.model.generate(**inputs, generation_config=config, logits_processor=[watch])
         return ids[:, start:], watch.sound
 
-    def read(self, batch: Batch) -> Any:
-        """What is found when prompts are read: ``logits`` of the next token, in a tuple, and ``past_key_values``."""
+    def read(self, batch: Batch) -> Read:
+        """Reads prompts."""
+        return self.read_whole(batch.inputs())
+
+    def read_whole(self, inputs: Mapping[str, Any]) -> Read:
+        """The same for whatever ``generate`` takes, pixels among it."""
         config = self.config(
             max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True, use_cache=True
         )
         with self._own_settings():
-            return self.model.generate(**batch.inputs(), generation_config=config)
-
-    def read_whole(self, inputs: Mapping[str, Any]) -> Any:
-        """The same for inputs with pixels."""
-        config = self.config(max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True)
-        with self._own_settings():
-            return self.model.generate(**inputs, generation_config=config)
+            found = self.model.generate(**inputs, generation_config=config)
+        return Read(found.logits[0], found.past_key_values, _rope_deltas(self.model))
 
     def text_whole(self, inputs: Mapping[str, Any], decoding: Decoding) -> tuple[Tensor, Tensor]:
         """As :meth:`text`, for a prompt with pixels."""
@@ -177,20 +237,27 @@ class Generator:
         logits = self.model(**longer).logits[0, length - 1 : -1].float()
         return float(logits.log_softmax(-1).gather(-1, own.T).mean())
 
-    def rank(self, batch: Batch, names: Sequence[Sequence[int]], read: Callable[[], None]) -> Tensor:
-        """Mean log-likelihood of each name's tokens after each prompt, (rows, names), in float32."""
-        found = self.read(batch)
+    def rank(self, parts: Sequence[Batch], names: Sequence[Sequence[int]], read: Callable[[], None]) -> Tensor:
+        """Mean log-likelihood of each name's tokens after each prompt, (rows, names), in float32.
+
+        Args:
+            parts: the prompts; each part is read in one pass.
+            names: token ids of each name.
+            read: called when all are read.
+        """
+        found = [self.read(part) for part in parts]
         read()
-        first = found.logits[0].float()
+        first = torch.cat([one.logits for one in found]).float()
         totals = first[:, [name[0] for name in names]] - first.logsumexp(-1, keepdim=True)
         longer = sorted((i for i, name in enumerate(names) if len(name) > 1), key=lambda i: len(names[i]))
-        rows, length = batch.ids.shape
-        kind = "cpu" if batch.ids.device.type == "cpu" else "gpu"
-        at_once = max(1, ROW_TOKENS[kind] // (rows * length))
-        deltas = _rope_deltas(self.model)
-        for start in range(0, len(longer), at_once):
-            chosen = longer[start : start + at_once]
-            totals[:, chosen] += self._rest(batch, found.past_key_values, deltas, [names[i] for i in chosen])
+        if longer:
+            whole, cache = stacked(parts, self.pad_id), self._joined(found, parts)
+            deltas, (rows, length) = _rope_deltas(self.model), whole.ids.shape
+            kind = "cpu" if whole.ids.device.type == "cpu" else "gpu"
+            at_once = max(1, ROW_TOKENS[kind] // (rows * length))
+            for start in range(0, len(longer), at_once):
+                chosen = longer[start : start + at_once]
+                totals[:, chosen] += self._rest(whole, cache, deltas, [names[i] for i in chosen])
         means: Tensor = totals / torch.tensor([len(name) for name in names], device=totals.device)
         return means
 

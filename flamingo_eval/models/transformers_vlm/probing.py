@@ -48,7 +48,7 @@ def check_taken_apart(generator: Generator, reader: Reader, precision: str) -> t
                 {name: torch.cat([one.text.about[name] for one in processed]).to(device) for name in reader.along},
                 tower.join(features),
             )  # fmt: skip
-            found, expected = generator.read(batch).logits[0], generator.read_whole(inputs).logits[0]
+            read, expected = generator.read(batch), generator.read_whole(inputs).logits
     except FlamingoEvalError as error:
         return None, str(error)
     except Exception as error:  # whatever an unknown architecture's code raises
@@ -56,7 +56,7 @@ def check_taken_apart(generator: Generator, reader: Reader, precision: str) -> t
             raise
         return None, reason_of(error)
     spread = float(expected.float().std()) or 1.0
-    if float((found.float() - expected.float()).abs().max()) > _TOLERANCE[precision] * max(1.0, spread):
+    if float((read.logits.float() - expected.float()).abs().max()) > _TOLERANCE[precision] * max(1.0, spread):
         return None, "features of its images in place of pixels give other logits"
-    tower.encoded = 0
+    tower.encoded, generator.joinable = 0, read.joinable
     return tower, ""

@@ -1,0 +1,117 @@
+"""Episodes as conversations, laid out exactly as ``--rendering chat`` lays few-shot prompts out.
+
+The same items as in the first demo's episodes (:mod:`flamingo_eval.demo.recipe.episodes`): an image, what is asked, the
+answer. The loss is on every answer, so one conversation of 33 images trains 0 to 32 shots at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flamingo_eval.core.benchmark import load_benchmark
+from flamingo_eval.core.prompting import fill
+from flamingo_eval.demo import world
+from flamingo_eval.demo.recipe.chat.processor import ASSISTANT, END, FAKE, GLOBAL, IMAGE, IMAGE_TOKENS, USER
+from flamingo_eval.demo.recipe.episodes import MOST, NEED_IMAGES, SHARES, TASKS, EpisodeMaker, Item
+from flamingo_eval.demo.recipe.vision import IGNORED
+
+SIZES = ((32, 256), (16, 512), (8, 1024), (6, 1300))
+"""(episodes, tokens) of a step: about as many tokens each; 33 images have about 1,200."""
+TEXT_ONLY = 0.1
+"""Share of episodes that begin with one or two items without their images."""
+UNSURE = 0.3
+"""Share of episodes of questions that are asked in VizWiz's words."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """One step's episodes.
+
+    Attributes:
+        images: (episodes, most images), numbers of training images, -1 where there are fewer.
+        input_ids: (episodes, length), padded on the right.
+        labels: (episodes, length), the id itself where it counts for the loss, else -100.
+        telling: as in the first demo's episodes.
+    """
+
+    images: Tensor
+    input_ids: Tensor
+    labels: Tensor
+    telling: Tensor
+
+
+def asked(task: str, item: Item, *, unsure: bool) -> str:
+    """What a conversation asks of an item, in the words of the benchmark that has this role."""
+    question = item.head.removeprefix("Question:").removesuffix(" Short answer:")
+    printed = item.head.split("'")[1] if task == "marks" else ""
+    name = {"captions": "coco", "owners": "okvqa", "marks": "hateful_memes", "classes": "imagenet"}.get(task, "vqav2")
+    rules = load_benchmark("vizwiz" if task == "questions" and unsure else name, chat=True).prompt
+    return fill(rules.text, {"question": question, "text": printed, "caption": "", "label": ""})
+
+
+class ConversationMaker(EpisodeMaker):
+    """Draws conversations over fixed images, never with what is held out.
+
+    Args:
+        scenes: what the images show.
+        tokenizer: of the processor.
+    """
+
+    def __init__(self, scenes: tuple[world.Scene, ...], tokenizer: Any) -> None:
+        super().__init__(scenes, tokenizer)
+        self._words = tokenizer
+        shown = FAKE + GLOBAL + IMAGE * IMAGE_TOKENS + FAKE
+        self._image, self._user, self._assistant, self._end = map(self._encode, (shown, USER, ASSISTANT, END))
+
+    def _encode(self, text: str) -> list[int]:
+        if text not in self._known:
+            self._known[text] = [int(id) for id in self._words(text, add_special_tokens=False)["input_ids"]]
+        return self._known[text]
+
+    def draw_conversations(
+        self, generator: np.random.RandomState, episodes: int, tokens: int, burst: float = 0.0, task: str = ""
+    ) -> Episodes:
+        """Conversations of about ``tokens`` tokens each; parameters as in :meth:`EpisodeMaker.draw`."""
+        tasks = [task or str(generator.choice(TASKS, p=SHARES)) for _ in range(episodes)]
+        rows = [self._conversation(generator, each, tokens, burst) for each in tasks]
+        fills = (-1, int(self._words.pad_token_id), IGNORED, -1)
+        lengths = [max(len(row[k]) for row in rows) for k in range(len(fills))]
+        padded = ([row[k] + [fills[k]] * (lengths[k] - len(row[k])) for row in rows] for k in range(len(fills)))
+        return Episodes(*map(torch.tensor, padded))
+
+    def _conversation(
+        self, generator: np.random.RandomState, task: str, tokens: int, burst: float
+    ) -> tuple[list[int], list[int], list[int], list[int]]:
+        write, pick = self._writer(generator, task), self._picker(generator, task, burst)
+        unsure = generator.rand() < UNSURE
+        images, ids, labels, telling = list[int](), list[int](), list[int](), list[int]()
+        shown: set[str] = set()
+        text_only = int(generator.randint(1, 3)) if generator.rand() < TEXT_ONLY else 0
+        while len(images) < MOST and len(ids) < tokens:
+            number = pick()
+            item = write(self._scenes[number], generator)
+            with_image = text_only == 0
+            text_only = max(0, text_only - 1)
+            answer = self._encode(item.answer)
+            question = self._encode(asked(task, item, unsure=unsure))
+            before = [*self._user, *(self._image if with_image else ()), *question, *self._end, *self._assistant]
+            codes = {
+                id: 2 * TASKS.index(task) + (concept in shown)
+                for word, concept in item.telling.items()
+                for id in self._encode(word) + self._encode(" " + word)
+            }
+            ids += [*before, *answer, *self._end]
+            counted = [*answer, *self._end] if with_image else [IGNORED] * (len(answer) + 1)
+            labels += [IGNORED] * len(before) + counted
+            told = [codes.get(id, -1) for id in answer] if with_image else [-1] * len(answer)
+            telling += [-1] * len(before) + told + [-1]
+            if with_image:
+                images.append(number)
+            if with_image or task not in NEED_IMAGES:
+                shown |= item.concepts
+        return images, ids, labels, telling

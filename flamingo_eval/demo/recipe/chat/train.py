@@ -1,0 +1,113 @@
+"""Trains the second demo's checkpoint from nothing: ``python -m flamingo_eval.demo.recipe.chat.train``.
+
+Stages: processor, vision, episodes, export. Each stage saves its state every few hundred steps into the work folder and
+goes on from there when the command is given again; losses and seeds are logged to ``log.jsonl`` beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from flamingo_eval.demo.recipe.chat import episodes, model
+from flamingo_eval.demo.recipe.chat.processor import IMAGE, save_processor
+from flamingo_eval.demo.recipe.episodes import FEW, SHARES, TASKS
+from flamingo_eval.demo.recipe.loop import Log, Loop, burst, check_probe, claim, logger, step_size
+from flamingo_eval.demo.recipe.vision import Images, make_images
+
+SEEDS = {"weights": 1, "images": 111, "held-out images": 112, "vision steps": 211, "episode steps": 311}
+IMAGES, HELD_OUT = 24_000, 1_000
+BUNDLE = Path(__file__).parents[2] / "bundle_chat"
+"""Where the package has it."""
+
+
+def train_vision(network: Any, work: Path, images: Images, held_out: Images, steps: int, log: Log) -> model.VisionTask:
+    """Stage 2; returns the vision model with its probe."""
+    task = model.VisionTask(network)
+    loop = Loop(task, name="vision", steps=steps, rate=1e-3, seed=SEEDS["vision steps"], work=work, log=log)
+    for step, generator in loop.generators():
+        rows = torch.from_numpy(generator.randint(len(images.scenes), size=64))
+        loss = task(
+            model.normalise(images.pixels[rows]), {name: column[rows] for name, column in images.labels.items()}
+        )
+        loop.update(loss)
+        if (step + 1) % 250 == 0:
+            told = model.probe_accuracy(task, held_out)
+            log({"stage": "vision", "step": step + 1, "loss": round(loss.item(), 4), "told right": told})
+    return task
+
+
+def train_episodes(
+    network: Any, words: Any, work: Path, images: Images, held_out: Images, steps: int, log: Log
+) -> None:
+    """Stage 3; vision model and connector stay as stage 2 left them."""
+    tokens, held_out_tokens = model.tokens_of(network, images), model.tokens_of(network, held_out)
+    maker = episodes.ConversationMaker(images.scenes, words)
+    held_out_maker = episodes.ConversationMaker(held_out.scenes, words)
+    image_id = int(words.convert_tokens_to_ids(IMAGE))
+    network.model.vision_model.requires_grad_(False)
+    network.model.connector.requires_grad_(False)
+    log({"stage": "episodes", "trained parameters": sum(p.numel() for p in network.parameters() if p.requires_grad)})
+    loop = Loop(network, name="episodes", steps=steps, rate=1e-3, seed=SEEDS["episode steps"], work=work, log=log)
+    for step, generator in loop.generators():
+        size = step_size(step, steps, episodes.SIZES)
+        batch = maker.draw_conversations(generator, *size, burst=burst(step, steps))
+        loss = model.answer_loss(model.forward(network, tokens, batch, image_id), batch)
+        loop.update(loss)
+        if (step + 1) % 100 == 0:
+            accuracy: dict[str, Any] = {}
+            with torch.inference_mode():
+                for number, name in enumerate(TASKS):
+                    test = held_out_maker.draw_conversations(np.random.RandomState([step, number]), 16, 512, task=name)
+                    accuracy |= model.telling_accuracy(model.forward(network, held_out_tokens, test, image_id), test)
+            log({"stage": "episodes", "step": step + 1, "loss": round(loss.item(), 4), "right (new, shown)": accuracy})
+
+
+def export(network: Any, bundle: Path, work: Path) -> None:
+    """Stage 4: writes the bundle as transformers does, weights rounded to float16."""
+    network.half().save_pretrained(bundle)
+    shutil.copy(work / "log.jsonl", bundle / "training.jsonl")
+
+
+def main(
+    work: Annotated[Path, typer.Option(help="Folder for states, log and the finished bundle.")] = Path(
+        "results/demo-chat-training"
+    ),
+    vision_steps: Annotated[int, typer.Option(help="Steps of 64 images for vision model and connector.")] = 2500,
+    images: Annotated[int, typer.Option(help="Training images.")] = IMAGES,
+    probe: Annotated[float, typer.Option(help="Share that image tokens must tell right before episodes begin.")] = 0.95,
+    episode_steps: Annotated[int, typer.Option(help="Steps of episodes for the language model.")] = 4000,
+    install: Annotated[bool, typer.Option(help="Copy the finished bundle into the package.")] = False,
+) -> None:
+    """Train the second demo's checkpoint from nothing; the same command again resumes."""
+    sizes = [model.WIDTH, model.LAYERS, model.VISION_WIDTH, model.VISION_LAYERS, episodes.SIZES, SHARES, FEW]
+    claim(work, SEEDS, [images, vision_steps, episode_steps, sizes])
+    log = logger(work)
+    log({"stage": "start", "seeds": SEEDS, "torch": torch.__version__, "threads": torch.get_num_threads()})
+    processor = save_processor(work / "bundle")
+    words = processor.tokenizer
+    torch.manual_seed(SEEDS["weights"])
+    ids = {"image": words.convert_tokens_to_ids(IMAGE), "end": words.eos_token_id, "pad": words.pad_token_id}
+    network = model.build(len(words), ids)
+    seen, held_out = make_images(images, SEEDS["images"]), make_images(HELD_OUT, SEEDS["held-out images"])
+    task = train_vision(network, work, seen, held_out, vision_steps, log)
+    accuracy = model.probe_accuracy(task, held_out)
+    log({"stage": "probe", "told right": accuracy})
+    check_probe(accuracy, probe)
+    model.scale_connector(network, held_out)
+    train_episodes(network, words, work, seen, held_out, episode_steps, log)
+    export(network, work / "bundle", work)
+    size = sum(file.stat().st_size for file in (work / "bundle").rglob("*") if file.is_file())
+    log({"stage": "done", "bytes": size})
+    if install:
+        shutil.copytree(work / "bundle", BUNDLE, dirs_exist_ok=True)
+    print(work / "bundle")
+
+
+if __name__ == "__main__":
+    typer.run(main)

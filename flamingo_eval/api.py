@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,7 @@ def evaluate(
         with _left_as_it_was(model):
             parts = {"processor": processor, "tokenizer": tokenizer, "transform": transform}
             source = _source(model, parts, name, spec.model_options)
+            spec = replace(spec, **getattr(source, "settings", {}))
             return execute(spec, data_folder, folder, model_source=source).cells
 
 
@@ -159,9 +161,11 @@ def _left_as_it_was(model: Any) -> Iterator[None]:
 
 
 def _source(model: Any, parts: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> ModelSource:
+    given = {part: value for part, value in parts.items() if value is not None}
     if isinstance(model, str):
+        for part in given:
+            raise UserError(f"{part} is for a model in memory; {model} comes with its own")
         return registry.model_source(model, options)
     for option in options.keys() - _OF_MODELS:
         raise UserError(f"{option} is for a checkpoint that is named; this model is loaded already")
-    given = {part: value for part, value in parts.items() if value is not None}
     return registry.adopted(model, name, {**given, **options})

@@ -136,7 +136,7 @@ def check_values(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
         CheckpointError: names the tensor.
     """
     for name, tensor in tensors:
-        if tensor.is_floating_point() and tensor.numel():
+        if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
             low, high = (tensor if tensor.element_size() > 1 else tensor.float()).aminmax()  # eight bits have none
             if not (low.isfinite() and high.isfinite()):
                 raise CheckpointError(f"{where}: tensor {name} holds values that are no numbers in {tensor.dtype}")

@@ -57,6 +57,7 @@ class Images:
                 raise UserError(f"images in {name} are never read: {_PROGRAM}")
         self.root, self.formats = root, tuple(formats)
         self._digests: dict[str, str] = {}
+        self._sizes: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
     def anew(self) -> Images:
@@ -75,6 +76,7 @@ class Images:
 
     def __setstate__(self, state: tuple[Path, tuple[str, ...], dict[str, str]]) -> None:
         self.root, self.formats, self._digests = state
+        self._sizes = {}
         self._lock = threading.Lock()
 
     def digest(self, image: str) -> str:
@@ -130,6 +132,12 @@ class Images:
         Raises:
             QueryError: as :meth:`decode`, but for a content that turns out to be damaged further on.
         """
+        known = self._sizes.get(image)
+        if known is None:
+            known = self._sizes[image] = self._size(image)
+        return known
+
+    def _size(self, image: str) -> tuple[int, int]:
         from PIL import Image
 
         content = self.read(image)

@@ -231,7 +231,7 @@ def extract_answer(rules: AnswerRules, raw: str) -> str:
         if begin in raw or end in raw:  # a template may have opened it already
             raw = raw.rpartition(end)[2] if raw.rfind(end) > raw.rfind(begin) else ""
     if rules.first_line:
-        raw = next((line.strip() for line in raw.splitlines() if line.strip()), "")
+        raw = next((line.strip() for line in raw.split("\n") if line.strip()), "")
     for group in rules.cut:
         found = [position for position in (raw.find(word) for word in group) if position >= 0]
         raw = raw[: min(found)] if found else raw

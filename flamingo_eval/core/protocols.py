@@ -322,7 +322,11 @@ class ModelBase:
 
 
 class ModelSource(Protocol):
-    """A model that can be loaded. It may have ``token_counter()``, too, which gives a :class:`TokenCounter`."""
+    """A model that can be loaded.
+
+    It may have ``token_counter()``, too, which gives a :class:`TokenCounter`, and ``settings``: settings of a run that
+    a model has since it was loaded, by name; they are part of what its runs are.
+    """
 
     def info(self) -> ModelInfo:
         """Name and digest, without importing torch. Raises CheckpointError."""

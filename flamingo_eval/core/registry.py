@@ -273,6 +273,8 @@ def adopted(model: Any, name: str, options: Mapping[str, Any]) -> ModelSource:
             _check_options(family, options, type(model).__name__)
             return source
     if isinstance(model, Model) and not isinstance(model, type):
+        for option in options:
+            raise UserError(f"{option} is not for {type(model).__name__}")
         return AdoptedSource(model, name)
     methods = ("prepare", "answer", "prefetch", "suggested_batch", "timings", "close")
     lacking = [method for method in methods if not callable(getattr(model, method, None))]

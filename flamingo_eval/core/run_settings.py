@@ -150,7 +150,7 @@ class RunSettings:
         "auto",
         TEXT,
         "Number format: fp32, bf16, fp16 or amp_bf16 (products in bfloat16, all else in float32). auto: amp_bf16 on a "
-        "CUDA card that has bfloat16, else fp32.",
+        "CUDA card that has bfloat16, else fp32; of an hf: model the type of its weights, on a CPU fp32.",
         metavar="NAME",
         panel=MODEL,
         named=False,

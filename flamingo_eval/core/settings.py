@@ -138,6 +138,11 @@ def _size(value: Any) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def _no_number(name: str) -> Any:
+    """NaN and the like are no JSON, and no record could hold them."""
+    raise ValueError(name)
+
+
 def _pairs(value: Any) -> dict[str, Any]:
     """``key=value``, or several of them; a value is JSON (``false``, ``3``) where it can be, else a text.
 
@@ -152,7 +157,7 @@ def _pairs(value: Any) -> dict[str, Any]:
         if not equals or not key.strip().isidentifier():
             raise ValueError
         try:
-            pairs[key.strip()] = json.loads(text)
+            pairs[key.strip()] = json.loads(text, parse_constant=_no_number)
         except json.JSONDecodeError:
             pairs[key.strip()] = text
     return pairs

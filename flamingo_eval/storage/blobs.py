@@ -32,9 +32,6 @@ class BlobStore:
     def _file(self, key: str) -> Path:
         return self.folder / key[:2] / key
 
-    def __contains__(self, key: str) -> bool:
-        return self._file(key).is_file()
-
     def read(self, key: str) -> bytes | None:
         """The content; None if it is missing or damaged."""
         try:

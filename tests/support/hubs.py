@@ -24,8 +24,8 @@ class Hub(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         type(self).asked.append(f"{self.command} {self.path}")
         owner, repo, *rest = self.path.partition("?")[0].strip("/").split("/")
-        if owner == "api":  # /api/models/OWNER/NAME/revision/COMMIT
-            self._list(rest[1])
+        if owner == "api":  # /api/models/OWNER/NAME/revision/COMMIT, and .../tree/COMMIT
+            self._list(rest[1], tree="tree" in rest)
             return
         file = self.folder / repo / "/".join(rest[2:])
         if repo == "gated" or not file.is_file():
@@ -57,13 +57,15 @@ class Hub(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Quiet."""
 
-    def _list(self, repo: str) -> None:
+    def _list(self, repo: str, *, tree: bool) -> None:
         """What the hub says of a repository: its files and their sizes."""
         files = [path for path in sorted((self.folder / repo).rglob("*")) if path.is_file()]
         siblings = [
             {"rfilename": str(path.relative_to(self.folder / repo)), "size": path.stat().st_size} for path in files
         ]
-        content = json.dumps({"id": f"owner/{repo}", "sha": "a" * 40, "siblings": siblings}).encode()
+        listed = [{"type": "file", "path": one["rfilename"], "size": one["size"], "oid": "b" * 40} for one in siblings]
+        about = {"id": f"owner/{repo}", "sha": "a" * 40, "siblings": siblings}
+        content = json.dumps(listed if tree else about).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))

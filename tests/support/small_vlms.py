@@ -63,6 +63,7 @@ def _idefics3(kind: str) -> tuple[Any, Any]:
     vision = {**_VISION, "image_size": 32, "patch_size": 8}
     template = TEMPLATE.replace("IMAGE", "<image>")
     text = {**_TEXT, "model_type": "llama", "vocab_size": len(words)}
+    tied = {"tie_word_embeddings": _TEXT.get("tie_word_embeddings", False)}
     if kind == "idefics3":
         processor = t.Idefics3Processor(images, words, image_seq_len=4, chat_template=template)
         config = t.Idefics3Config(text_config=text, vision_config=vision, scale_factor=2, pad_token_id=0,
@@ -71,7 +72,7 @@ def _idefics3(kind: str) -> tuple[Any, Any]:
     videos = t.SmolVLMVideoProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
     processor = t.SmolVLMProcessor(images, words, videos, image_seq_len=4, chat_template=template)
     config = t.SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=2, pad_token_id=0,
-                             image_token_id=words.convert_tokens_to_ids("<image>"))  # fmt: skip
+                             image_token_id=words.convert_tokens_to_ids("<image>"), **tied)  # fmt: skip
     return t.SmolVLMForConditionalGeneration(config), processor
 
 

@@ -23,7 +23,8 @@ from flamingo_eval.storage.part_files import DigestedFiles
 if TYPE_CHECKING:
     from flamingo_eval.models.transformers_vlm.adapter import VlmModel
     from flamingo_eval.models.transformers_vlm.counting import PromptCounter
-    from flamingo_eval.models.transformers_vlm.loading import Shown
+    from flamingo_eval.models.transformers_vlm.loading import Presentation
+    from flamingo_eval.models.transformers_vlm.plain import PlainVlmModel
 
 FEATURES_FORMAT = 1
 """Counted up when a change of this package's code changes what is kept of images."""
@@ -71,18 +72,17 @@ class Options:
                 raise UserError(f"{option} is for conversations, and {name} is shown prompts as one text ({kind})")
         return Interleaved(special=special)
 
-    def shown(self, renderer: Renderer, template: str | None) -> Shown:
+    def presentation(self, renderer: Renderer, template: str | None) -> Presentation:
         """For the processor."""
-        from flamingo_eval.models.transformers_vlm.loading import Shown
+        from flamingo_eval.models.transformers_vlm.loading import Presentation
 
-        return Shown(renderer, template, self.template_arg, self.image_tokens, self.max_pixels)
+        return Presentation(renderer, template, self.template_arg, self.image_tokens, self.max_pixels)
 
     def notes(self, renderer: Renderer, template: str | None, name: str) -> tuple[str, ...]:
         """What a reader of the numbers should know. Raises CheckpointError."""
-        from flamingo_eval.models.transformers_vlm.template import thinking_off
+        from flamingo_eval.models.transformers_vlm.template import notes_on
 
-        off = thinking_off(template, self.template_arg, name) if isinstance(renderer, Chat) and template else []
-        return tuple(f"the template's {switch} is off; --template-arg {switch}=true puts it on" for switch in off)
+        return notes_on(template, self.template_arg, name) if isinstance(renderer, Chat) and template else ()
 
 
 @dataclass(frozen=True)
@@ -152,15 +152,14 @@ class VlmSource:
             chosen = own
         return device, chosen
 
-    def load(self, device: str, precision: str) -> VlmModel:
+    def load(self, device: str, precision: str) -> VlmModel | PlainVlmModel:
         """Builds the model and loads its weights, which are downloaded if need be. Raises CheckpointError."""
         from flamingo_eval.models.transformers_vlm import loading
         from flamingo_eval.models.transformers_vlm.live import LiveVlm
 
         folder, info = self._with_weights(), self.info()
         processor = loading.load_processor(folder, self.place.name)
-        shown = self.options.shown(self.renderer, self.files.template)
-        reader = loading.make_reader(processor, self.files.config, shown, self.place.name)
+        readers = self._readers(processor)
         if self.place.folder is not None:
             self._digested.check()
         network = loading.load_network(
@@ -170,12 +169,19 @@ class VlmSource:
             self._digested.check()
         cache = feature_cache(self.options, info.digest, device, precision)
         model = loading.build(
-            network, reader, processor, precision=precision, cache=cache, plain=self.options.plain, name=self.place.name
-        )
-        model.source = LiveVlm(network, processor, self._name, self.options)
+            network, readers, processor.tokenizer, precision=precision, cache=cache, plain=self.options.plain,
+            name=self.place.name,
+        )  # fmt: skip
+        model.source = LiveVlm(network, processor, self._name, self.options, precision)
         if model.why_plain and not self.options.plain:
             warn(f"{self._name} is answered without shortcuts, which takes longer: {model.why_plain}")
         return model
+
+    def _readers(self, processor: Any) -> Any:
+        from flamingo_eval.models.transformers_vlm.loading import make_readers
+
+        how = self.options.presentation(self.renderer, self.files.template)
+        return make_readers(processor, self.files.architecture, how, self.place.name)
 
     def _with_weights(self) -> Path:
         """The folder with the weights in it, which are downloaded if need be. Raises CheckpointError."""
@@ -184,9 +190,12 @@ class VlmSource:
         from flamingo_eval.storage.hub import download, listing
 
         try:
-            weights(self.files.folder)
+            weights(self.files.folder, self.files.config)
         except CheckpointError:  # not all of them are in the cache
-            wanted = weights_of(listing(self.place.repo, self.files.commit), self.place)
+            try:
+                wanted = weights_of(listing(self.place.repo, self.files.commit), self.files)
+            except CheckpointError as error:
+                raise CheckpointError(f"the weights of {self._name} are not all in the cache: {error}") from error
             return download(self.place.repo, self.files.commit, wanted)
         return self.files.folder
 
@@ -196,11 +205,10 @@ class VlmSource:
         from flamingo_eval.models.transformers_vlm.counting import PromptCounter
 
         loading.check_architecture(self.files.config, self.place.name)
-        processor = loading.load_processor(self.files.folder, self.place.name)
-        shown = self.options.shown(self.renderer, self.files.template)
-        return PromptCounter(
-            loading.make_reader(processor, self.files.config, shown, self.place.name), self.files.config
-        )
+        readers = self._readers(loading.load_processor(self.files.folder, self.place.name))
+        if readers.apart is None:
+            raise CheckpointError(f"tokens can't be counted for {self._name}: {readers.why_not}")
+        return PromptCounter(readers.apart, loading.positions_of(self.files.folder, self.place.name))
 
 
 def feature_cache(options: Options, model: str, device: str, precision: str) -> Any:
@@ -250,7 +258,7 @@ class VlmFamily:
 
         processor = options.get("processor")
         chosen = {key: value for key, value in options.items() if key in Options.__dataclass_fields__}
-        return adopted(model, processor, name, Options(**chosen))
+        return adopted(model, processor, name, chosen)
 
 
 MODEL = VlmFamily()

@@ -27,10 +27,12 @@ class Footprint:
 
     Attributes:
         token: keys and values of a token, in all layers, and what one layer computes of it.
+        cache: the former of these alone.
         prompt: logits of a prompt's next token.
     """
 
     token: int
+    cache: int
     prompt: int
 
     @staticmethod
@@ -43,7 +45,9 @@ class Footprint:
         head = getattr(text, "head_dim", None) or width // heads
         shared = getattr(text, "num_key_value_heads", None) or heads
         cache = 2 * getattr(text, "num_hidden_layers", 1) * shared * head
-        return Footprint((cache + _ACTIVATIONS * width) * size, getattr(text, "vocab_size", 1 << 17) * (size + 8))
+        return Footprint(
+            (cache + _ACTIVATIONS * width) * size, cache * size, getattr(text, "vocab_size", 1 << 17) * (size + 8)
+        )
 
 
 def pass_tokens(device: torch.device) -> int:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from flamingo_eval.core.errors import CheckpointError
-from flamingo_eval.core.paths import is_file, is_folder, user_path
+from flamingo_eval.core.paths import exists, is_file, is_folder, user_path
 from flamingo_eval.core.reading import read_text
-from flamingo_eval.storage.part_files import DigestedFiles, read_object, shards_of
+from flamingo_eval.storage.part_files import DigestedFiles, read_object, weight_files
 
 PREFIX = "hf:"
 LIST = "https://huggingface.co/docs/transformers/model_doc/auto#transformers.AutoModelForImageTextToText"
@@ -98,13 +98,22 @@ class Files:
 
     @property
     def precision(self) -> str:
-        """What its weights are stored in, by its configuration."""
-        texts = [self.config, self.config.get("text_config")]
-        named = [str(part.get(key)) for part in texts if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
-        known = {"bfloat16": "bf16", "float16": "fp16"}
-        return next(
-            (known[name.removeprefix("torch.")] for name in named if name.removeprefix("torch.") in known), "fp32"
+        """What its weights are stored in: by its configuration, else by what lies in the file of weights."""
+        parts = [self.config, self.config.get("text_config")]
+        named = [part.get(key) for part in parts if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
+        stored = next((str(one) for one in named if isinstance(one, str)), None) or self._stored()
+        return {"bfloat16": "bf16", "BF16": "bf16", "float16": "fp16", "F16": "fp16"}.get(
+            stored.removeprefix("torch."), "fp32"
         )
+
+    def _stored(self) -> str:
+        """The type of a tensor in its weights, as safetensors calls it; empty where they are not there."""
+        from safetensors import safe_open
+
+        for file in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(file, framework="numpy") as tensors:
+                return next((str(tensors.get_slice(key).get_dtype()) for key in tensors.keys()), "")  # noqa: SIM118
+        return ""
 
     @cached_property
     def template(self) -> str | None:
@@ -131,18 +140,20 @@ class Files:
         return tuple(dict.fromkeys(text for text in found if text.strip()))
 
     def check(self) -> None:
-        """Raises CheckpointError if there is code to be run, or no processor, or only pickles for weights."""
+        """Raises CheckpointError if there is no processor, or the folder is an adapter of another model."""
         if not any(is_file(self.folder / name) for name in ("processor_config.json", "preprocessor_config.json")):
             raise CheckpointError(
                 f"{self.place.name} has no processor (processor_config.json or preprocessor_config.json): images and "
                 "texts can't be prepared for it"
             )
-        if self.place.folder is not None:
-            weights(self.place.folder)
+        if exists(self.folder / "adapter_config.json"):
+            raise CheckpointError(
+                f"{self.place.name} holds an adapter (adapter_config.json) of another model: merge the two and save it"
+            )
 
     def digests(self) -> DigestedFiles:
         """The files of a folder, weights included, digested. Raises CheckpointError."""
-        files = [*_read_files(self.folder), *weights(self.folder)]
+        files = [*_read_files(self.folder), *weights(self.folder, self.config)]
         return DigestedFiles.of(dict.fromkeys(files), [self.folder])
 
 
@@ -164,34 +175,41 @@ def _read_files(folder: Path) -> Iterator[Path]:
         yield from sorted(more.glob("*.jinja"))
 
 
-def weights(folder: Path) -> list[Path]:
-    """The files of weights in a folder. Raises CheckpointError where there are none, or pickles alone."""
-    for name in ("model.safetensors", "model.safetensors.index.json"):
-        file = folder / name
-        if is_file(file):
-            return shards_of(file) if name.endswith(".json") else [file]
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+def weights(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """The files of weights that transformers takes from a folder.
+
+    Raises:
+        CheckpointError: there are none, or pickles alone, or an index names one that is not there.
+    """
+    try:
+        found = weight_files(folder, config)
+    except CheckpointError:
+        if not any(file.suffix in _PICKLES for file in folder.iterdir()):
+            raise
+        found = [file for file in sorted(folder.iterdir()) if file.suffix in _PICKLES]
+    pickles = [file.name for file in found if file.suffix in _PICKLES or file.name == "pytorch_model.bin.index.json"]
     if pickles:
         raise CheckpointError(
             f"{folder} holds its weights as pickles only ({pickles[0]}), which are never read, since that can run "
             "code: save them anew with safe_serialization=True where you trust them"
         )
-    raise CheckpointError(f"{folder} holds no weights (model.safetensors, or model.safetensors.index.json)")
+    return found
 
 
-def weights_of(listed: Mapping[str, int], place: Place) -> list[str]:
+def weights_of(listed: Mapping[str, int], files: Files) -> list[str]:
     """Names of the files of weights in a repository, of all its files. Raises CheckpointError, as :func:`weights`."""
+    name, index = files.place.name, "model.safetensors.index.json"
     if "model.safetensors" in listed:
         return ["model.safetensors"]
-    named = [name for name in listed if re.fullmatch(r"model.*\.safetensors", name)]
-    if "model.safetensors.index.json" in listed and named:
-        return named
-    if any(name.endswith(_PICKLES) for name in listed):
+    if index in listed and is_file(files.folder / index):
+        table = read_object(files.folder / index).get("weight_map")
+        return sorted({str(one) for one in table.values()}) if isinstance(table, dict) else []
+    if any(one.endswith(_PICKLES) for one in listed):
         raise CheckpointError(
-            f"{place.name} has its weights as pickles only, which are never read, since that can run code; look for a "
+            f"{name} has its weights as pickles only, which are never read, since that can run code; look for a "
             "revision with safetensors"
         )
-    raise CheckpointError(f"{place.name} has no weights (model.safetensors)")
+    raise CheckpointError(f"{name} has no weights (model.safetensors)")
 
 
 def needs_code(config: Mapping[str, Any]) -> bool:

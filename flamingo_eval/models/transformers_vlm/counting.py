@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.records import Decoding, Prompt, Task
-from flamingo_eval.models.transformers_vlm.adapter import limit_of, text_of_sizes
+from flamingo_eval.models.transformers_vlm.answering import limit_of
+from flamingo_eval.models.transformers_vlm.pixels import texts_of
 from flamingo_eval.models.transformers_vlm.reading import Reader
 
 
@@ -16,20 +14,15 @@ class PromptCounter:
 
     Args:
         reader: the processor.
-        config: the model's configuration.
+        positions: tokens that prompt and answer may have together; None for any number.
     """
 
-    def __init__(self, reader: Reader, config: Mapping[str, Any]) -> None:
-        self._reader = reader
-        text = config.get("text_config")
-        places = (text if isinstance(text, dict) else {}, config)
-        self._positions = next(
-            (n for part in places if isinstance(n := part.get("max_position_embeddings"), int)), None
-        )
+    def __init__(self, reader: Reader, positions: int | None) -> None:
+        self._reader, self._positions = reader, positions
 
     def count(self, prompt: Prompt, images: Images) -> int:
         """Raises QueryError if an image can't be read."""
-        return len(self._reader.tokens(prompt, text_of_sizes(self._reader, prompt, images)).ids)
+        return len(self._reader.tokens(prompt, texts_of(self._reader, prompt, images)).ids)
 
     def limit(self, task: Task) -> int | None:
         """Tokens that a prompt may have; None for any number."""

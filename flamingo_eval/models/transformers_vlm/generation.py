@@ -7,6 +7,7 @@ pixels, and, for names and beams, what it has read of a prompt already.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,6 @@ from transformers import GenerationConfig, LogitsProcessor
 from transformers.cache_utils import DynamicLayer
 
 from flamingo_eval.core.records import Decoding
-
-ROW_TOKENS = {"cpu": 1 << 15, "gpu": 1 << 18}
-"""Tokens in memory at once, by kind of device, when names are scored behind copies of their prompts."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +140,7 @@ class Generator:
     def __init__(self, model: Any, tokens: Mapping[str, Any]) -> None:
         self.model, self._tokens = model, dict(tokens)
         self.pad_id = int(self._tokens["pad_token_id"])
+        self._keeps_last = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.joinable = False
         """Whether prompts can be read one by one and go on together."""
 
@@ -150,11 +149,10 @@ class Generator:
         return GenerationConfig(**self._tokens, **how)
 
     @property
-    def ends(self) -> Tensor:
+    def end_ids(self) -> frozenset[int]:
         """Ids of the tokens that end a text."""
         ends = self._tokens.get("eos_token_id")
-        ids = [] if ends is None else ends if isinstance(ends, list) else [ends]
-        return torch.tensor(ids, dtype=torch.long, device=self.model.device)
+        return frozenset(() if ends is None else ends if isinstance(ends, list) else [ends])
 
     def text(self, parts: Sequence[Batch], decoding: Decoding, read: Callable[[], None]) -> tuple[Tensor, Tensor]:
         """Generated ids, (rows, tokens), and whether each row's logits were numbers, (rows,).
@@ -193,7 +191,7 @@ class Generator:
         self, inputs: dict[str, Any], batch: Batch, decoding: Decoding, read: Callable[[], None]
     ) -> tuple[Tensor, Tensor]:
         rows, start = batch.ids.shape
-        watch = Watch(start, rows, self.ends, read)
+        watch = Watch(start, rows, torch.tensor(sorted(self.end_ids), device=self.model.device), read)
         beams = {"length_penalty": decoding.length_penalty} if decoding.num_beams > 1 else {}
         config = self.config(
             max_new_tokens=decoding.max_new_tokens,
@@ -208,9 +206,9 @@ class Generator:
 
     def read(self, batch: Batch) -> Read:
         """Reads prompts."""
-        return self.read_whole(batch.inputs())
+        return self.read_inputs(batch.inputs())
 
-    def read_whole(self, inputs: Mapping[str, Any]) -> Read:
+    def read_inputs(self, inputs: Mapping[str, Any]) -> Read:
         """The same for whatever ``generate`` takes, pixels among it."""
         config = self.config(
             max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True, use_cache=True
@@ -219,7 +217,7 @@ class Generator:
             found = self.model.generate(**inputs, generation_config=config)
         return Read(found.logits[0], found.past_key_values, _rope_deltas(self.model))
 
-    def text_whole(self, inputs: Mapping[str, Any], decoding: Decoding) -> tuple[Tensor, Tensor]:
+    def text_of_inputs(self, inputs: Mapping[str, Any], decoding: Decoding) -> tuple[Tensor, Tensor]:
         """As :meth:`text`, for a prompt with pixels."""
         batch = Batch(inputs["input_ids"], inputs["attention_mask"], {}, {})
         return self._run(dict(inputs), batch, decoding, lambda: None)
@@ -234,16 +232,20 @@ class Generator:
             else value
             for key, value in inputs.items()
         }
-        logits = self.model(**longer).logits[0, length - 1 : -1].float()
+        last = {"logits_to_keep": len(name) + 1} if self._keeps_last else {}
+        logits = self.model(**longer, **last).logits[0, -len(name) - 1 : -1].float()
         return float(logits.log_softmax(-1).gather(-1, own.T).mean())
 
-    def rank(self, parts: Sequence[Batch], names: Sequence[Sequence[int]], read: Callable[[], None]) -> Tensor:
+    def rank(
+        self, parts: Sequence[Batch], names: Sequence[Sequence[int]], read: Callable[[], None], copies: int
+    ) -> Tensor:
         """Mean log-likelihood of each name's tokens after each prompt, (rows, names), in float32.
 
         Args:
             parts: the prompts; each part is read in one pass.
             names: token ids of each name.
             read: called when all are read.
+            copies: how many names may be scored at once, each behind a copy of every prompt.
         """
         found = [self.read(part) for part in parts]
         read()
@@ -252,11 +254,10 @@ class Generator:
         longer = sorted((i for i, name in enumerate(names) if len(name) > 1), key=lambda i: len(names[i]))
         if longer:
             whole, cache = stacked(parts, self.pad_id), self._joined(found, parts)
-            deltas, (rows, length) = _rope_deltas(self.model), whole.ids.shape
-            kind = "cpu" if whole.ids.device.type == "cpu" else "gpu"
-            at_once = max(1, ROW_TOKENS[kind] // (rows * length))
-            for start in range(0, len(longer), at_once):
-                chosen = longer[start : start + at_once]
+            found.clear()  # what was joined is not kept twice
+            deltas = _rope_deltas(self.model)
+            for start in range(0, len(longer), copies):
+                chosen = longer[start : start + copies]
                 totals[:, chosen] += self._rest(whole, cache, deltas, [names[i] for i in chosen])
         means: Tensor = totals / torch.tensor([len(name) for name in names], device=totals.device)
         return means

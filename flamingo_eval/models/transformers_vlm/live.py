@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,9 +14,12 @@ from transformers import PreTrainedModel
 from flamingo_eval.core.digests import digest
 from flamingo_eval.core.errors import CheckpointError, UserError
 from flamingo_eval.core.protocols import Capabilities, ModelInfo, ModelSource, Renderer
+from flamingo_eval.core.run_settings import SHOWN_TO_MODEL
 from flamingo_eval.models.transformers_vlm import Options, feature_cache, loading
 from flamingo_eval.models.transformers_vlm.adapter import VlmModel
+from flamingo_eval.models.transformers_vlm.answering import AnsweringVlm
 from flamingo_eval.models.transformers_vlm.families import family_of
+from flamingo_eval.models.transformers_vlm.plain import PlainVlmModel
 from flamingo_eval.weights import module_digest
 
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -30,12 +34,14 @@ class LiveVlm:
         processor: its processor.
         name: what to call it.
         options: how it is shown prompts.
+        precision: in which it was loaded; None where its weights alone say so.
     """
 
     model: Any
     processor: Any
     name: str
     options: Options
+    precision: str | None = None
 
     @cached_property
     def _template(self) -> str | None:
@@ -57,7 +63,8 @@ class LiveVlm:
         """Name, and a digest of all weights as they are now, and of the processor."""
         tokens = self.processor.tokenizer
         words = tokens.backend_tokenizer.to_str() if hasattr(tokens, "backend_tokenizer") else repr(tokens)
-        about = [json.dumps(self.processor.to_dict(), sort_keys=True, default=str), words, self._template]
+        ends = loading.tokens_of(self.model, tokens)
+        about = [json.dumps(self.processor.to_dict(), sort_keys=True, default=str), words, self._template, ends]
         config = self.model.config.to_json_string()
         found = digest(["live hf", module_digest(self.model), about, config])
         return ModelInfo(self.name, found, {}, self.options.notes(self.renderer, self._template, self.name))
@@ -74,16 +81,21 @@ class LiveVlm:
                 f"precision {precision}: the live model's weights are {own}, and they are not copied; it can be "
                 f"evaluated in {' or '.join(possible)}"
             )
-        return str(self.model.device), own if precision == "auto" else precision
+        return str(self.model.device), (self.precision or own) if precision == "auto" else precision
 
-    def load(self, device: str, precision: str) -> VlmModel:
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings of a run that it has already; see :class:`flamingo_eval.core.protocols.ModelSource`."""
+        return {name: value for name in SHOWN_TO_MODEL if (value := getattr(self.options, name))}
+
+    def load(self, device: str, precision: str) -> VlmModel | PlainVlmModel:
         """The model, switched to evaluation. Raises CheckpointError."""
-        shown = self.options.shown(self.renderer, self._template)
-        reader = loading.make_reader(self.processor, self.model.config.to_dict(), shown, self.name)
+        how = self.options.presentation(self.renderer, self._template)
+        readers = loading.make_readers(self.processor, self.model.config.model_type, how, self.name)
         cache = feature_cache(replace(self.options, keep=False), "", device, precision)
         model = loading.build(
-            self.model.eval(), reader, self.processor, precision=precision, cache=cache, plain=self.options.plain,
-            name=self.name,
+            self.model.eval(), readers, self.processor.tokenizer, precision=precision, cache=cache,
+            plain=self.options.plain, name=self.name,
         )  # fmt: skip
         model.source = self
         return model
@@ -99,19 +111,23 @@ def template_of(processor: Any) -> str | None:
     return None
 
 
-def adopted(model: Any, processor: Any, name: str, options: Options) -> ModelSource | None:
+def adopted(model: Any, processor: Any, name: str, given: Mapping[str, Any]) -> ModelSource | None:
     """The source of a live model; None if it is none of transformers.
+
+    Args:
+        model: the model, or one that was loaded by this package.
+        processor: of the former.
+        name: what to call it.
+        given: options; of a model that was loaded with others they take the place of these, one by one.
 
     Raises:
         UserError: it comes without its processor.
     """
-    if isinstance(model, VlmModel):
+    if isinstance(model, AnsweringVlm):
         loaded: LiveVlm | None = model.source
-        return loaded and replace(loaded, name=name, options=loaded.options if options == Options() else options)
+        return loaded and replace(loaded, name=name, options=replace(loaded.options, **given))
     if not isinstance(model, PreTrainedModel):
         return None
     if processor is None:
-        raise UserError(
-            f"{type(model).__name__} needs its processor beside it: evaluate(model, ..., processor=processor)"
-        )
-    return LiveVlm(model, processor, name, options)
+        raise UserError(f"{type(model).__name__} needs its processor beside it: evaluate(..., processor=processor)")
+    return LiveVlm(model, processor, name, Options(**given))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KNOWN
 
-from flamingo_eval.core.errors import CheckpointError
+from flamingo_eval.core.errors import CheckpointError, UserError
 from flamingo_eval.core.prompting import is_chat
 from flamingo_eval.core.protocols import Renderer
 from flamingo_eval.devices import memory_errors, numerics
@@ -25,16 +25,17 @@ from flamingo_eval.models.transformers_vlm.features import FeatureCache
 from flamingo_eval.models.transformers_vlm.generation import Generator
 from flamingo_eval.models.transformers_vlm.plain import PlainVlmModel
 from flamingo_eval.models.transformers_vlm.probing import check_taken_apart
+from flamingo_eval.models.transformers_vlm.processor import PromptReader
 from flamingo_eval.models.transformers_vlm.reading import Reader
-from flamingo_eval.models.transformers_vlm.template import switches_of
-from flamingo_eval.models.transformers_vlm.tower import Tower
-from flamingo_eval.weights import check_values
+from flamingo_eval.models.transformers_vlm.template import switches_of, with_fixed_date
+from flamingo_eval.storage.part_files import read_object
+from flamingo_eval.weights import check_sizes, check_values
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "amp_bf16": torch.float32}
 
 
 @dataclass(frozen=True)
-class Shown:
+class Presentation:
     """How a model is shown prompts.
 
     Attributes:
@@ -89,12 +90,13 @@ def load_network(folder: Path, name: str, *, device: str, precision: str, device
         memory_errors(f"{PREFIX}{name} does not fit into the memory of {device_map or device}"),
         loading(f"{PREFIX}{name}"),
     ):
-        model, said = AutoModelForImageTextToText.from_pretrained(
+        check_sizes(folder / "config.json", read_object(folder / "config.json"))
+        model, report = AutoModelForImageTextToText.from_pretrained(
             str(folder), dtype=DTYPES[precision], use_safetensors=True, trust_remote_code=False, local_files_only=True,
             output_loading_info=True, **placing,
         )  # fmt: skip
         check_values(model.named_parameters(), f"{PREFIX}{name}")
-        missing = sorted(said.get("missing_keys") or ())
+        missing = sorted(report.get("missing_keys") or ())
         if missing:
             raise CheckpointError(
                 f"{PREFIX}{name}: its weights lack {', '.join(missing[:6])}{' ...' * (len(missing) > 6)}; these would "
@@ -104,69 +106,103 @@ def load_network(folder: Path, name: str, *, device: str, precision: str, device
         return model if device_map else model.to(device)
 
 
-def make_reader(processor: Any, config: Mapping[str, Any], shown: Shown, name: str) -> Reader:
-    """A processor taken apart, for the way that prompts are shown. Raises CheckpointError, UserError."""
-    switches = switches_of(shown.template, shown.switches, name) if is_chat(shown.renderer) else {}
-    settings = image_settings(processor, shown.image_tokens, shown.max_pixels)
+@dataclass(frozen=True)
+class Readers:
+    """A processor, as it stands and, if it can be, taken apart.
+
+    Attributes:
+        together: as it stands; the same as ``apart``, if there is one.
+        apart: its halves apart; None if it can't be taken apart.
+        why_not: why it can't be.
+    """
+
+    together: PromptReader
+    apart: Reader | None
+    why_not: str = ""
+
+
+def make_readers(processor: Any, architecture: str, how: Presentation, name: str) -> Readers:
+    """A processor, for the way that prompts are shown. Raises CheckpointError, UserError."""
+    switches = switches_of(how.template, how.switches, name) if is_chat(how.renderer) else {}
+    template = None if how.template is None else with_fixed_date(how.template, name)
+    settings = image_settings(processor, how.image_tokens, how.max_pixels)
+    given: dict[str, Any] = {"template": template, "switches": switches, "settings": settings}
+    family = family_of(architecture)
     with host_as_it_was(), loading(f"the processor of {PREFIX}{name}"):
-        family = family_of(str(config["model_type"]))
-        reader = Reader(
-            processor, family, shown.renderer, template=shown.template, switches=switches, settings=settings
-        )
-    reader.check_template(name)
-    reader.check_budget(shown.image_tokens, shown.max_pixels)
-    return reader
+        together = PromptReader(processor, family, how.renderer, **given)
+        together.check_template(name)
+        try:
+            apart = Reader(processor, family, how.renderer, **given)
+            apart.check_template(name)
+        except Exception as error:  # whatever an unknown processor raises
+            together.check_images(name)
+            if settings:
+                raise UserError(f"--image-tokens and --max-pixels: {reason_of(error)}") from error
+            return Readers(together, None, reason_of(error))
+        apart.check_budget(how.image_tokens, how.max_pixels)
+    return Readers(apart, apart)
 
 
 def tokens_of(model: Any, tokenizer: Any) -> dict[str, Any]:
     """Which tokens begin, end and pad a text; of what else a checkpoint says of generating nothing applies."""
     own, text = model.generation_config, model.config.get_text_config()
-    found = {
-        name: next(
-            (value for one in (own, model.config, text, tokenizer) if (value := getattr(one, name, None)) is not None),
-            None,
-        )
-        for name in ("eos_token_id", "bos_token_id", "pad_token_id")
+    places = {
+        "eos_token_id": (own, model.config, text, tokenizer),
+        "bos_token_id": (own, model.config, text, tokenizer),
+        "pad_token_id": (own, tokenizer, model.config, text),
     }
-    ends = found["eos_token_id"]
-    first = ends[0] if isinstance(ends, list) and ends else ends
-    if found["pad_token_id"] is None or found["pad_token_id"] < 0:
-        found["pad_token_id"] = first if isinstance(first, int) else 0
+    rows = model.get_input_embeddings().weight.shape[0]
+    found = {
+        name: next((value for one in owners if _are_tokens(value := getattr(one, name, None), rows)), None)
+        for name, owners in places.items()
+    }
+    if found["pad_token_id"] is None:
+        ends = found["eos_token_id"]
+        found["pad_token_id"] = ends[0] if isinstance(ends, list) else ends if ends is not None else 0
     return found
 
 
+def _are_tokens(value: Any, rows: int) -> bool:
+    """Whether a value is a token's id, or a list of such, out of so many."""
+    ids = value if isinstance(value, list) else [value]
+    return bool(ids) and all(type(id) is int and 0 <= id < rows for id in ids)
+
+
 def build(
-    model: Any,
-    reader: Reader,
-    processor: Any,
-    *,
-    precision: str,
-    cache: FeatureCache,
-    plain: bool,
-    name: str,
-) -> VlmModel:
-    """A model that answers: by the fast paths, or, where these do not hold for it, by the plain one.
+    model: Any, readers: Readers, tokenizer: Any, *, precision: str, cache: FeatureCache, plain: bool, name: str
+) -> VlmModel | PlainVlmModel:
+    """A model that answers: by the fast path, or, where this does not hold for it, by the plain one.
 
     Raises:
         CheckpointError: it can't be run at all.
+        DeviceMemoryError: no memory is left to answer in.
     """
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
         raise CheckpointError(
             f"{PREFIX}{name} is an encoder-decoder ({config.model_type}): it has no place for images between texts"
         )
-    generator = Generator(model, tokens_of(model, processor.tokenizer))
+    generator = Generator(model, tokens_of(model, tokenizer))
     family = family_of(config.model_type)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    tower: Tower | None = None
-    why = "--plain"
-    if not plain:
-        with numerics(str(model.device)):
-            tower, why = check_taken_apart(generator, reader, precision)
-    kind = PlainVlmModel if tower is None else VlmModel
-    made = kind(
-        generator, reader, tower, family, precision=precision, positions=positions, cache=cache,
-        footprint=Footprint.of(config, precision),
+    tower, why = None, "--plain" if plain else readers.why_not
+    if readers.apart is not None and not plain:
+        with numerics(str(model.device)), memory_errors(f"{PREFIX}{name} leaves no memory to answer in"):
+            tower, why = check_taken_apart(generator, readers.apart, precision)
+    made: VlmModel | PlainVlmModel
+    if tower is None or readers.apart is None:
+        made = PlainVlmModel(generator, readers.together, family, precision=precision, positions=positions)
+        made.why_plain = why
+        return made
+    return VlmModel(
+        generator, readers.apart, family, tower=tower, cache=cache, footprint=Footprint.of(config, precision),
+        precision=precision, positions=positions,
     )  # fmt: skip
-    made.why_plain = why if tower is None else ""
-    return made
+
+
+def positions_of(folder: Path, name: str) -> int | None:
+    """Tokens that prompt and answer may have together, by a checkpoint's configuration. Raises CheckpointError."""
+    with host_as_it_was(), loading(f"the configuration of {PREFIX}{name}"):
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None

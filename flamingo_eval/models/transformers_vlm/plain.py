@@ -18,8 +18,9 @@ from flamingo_eval.core.errors import QueryError
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.records import WITHHELD, Answer, Decoding, NoAnswer, Prompt, Ranking, Task
 from flamingo_eval.devices import numerics, to_device
-from flamingo_eval.models.transformers_vlm.adapter import VlmModel, ranked
-from flamingo_eval.models.transformers_vlm.reading import opened_as_transformers_does
+from flamingo_eval.libraries import reason_of
+from flamingo_eval.models.transformers_vlm.answering import AnsweringVlm, ranked
+from flamingo_eval.models.transformers_vlm.processor import opened_as_transformers_does
 
 
 @dataclass(frozen=True)
@@ -28,52 +29,48 @@ class PlainPrompt:
 
     inputs: Mapping[str, Any]
 
-    @property
-    def tokens(self) -> PlainPrompt:
-        """Itself, for what asks after its tokens."""
-        return self
 
-    @property
-    def ids(self) -> list[int]:
-        """Of its tokens."""
-        ids: list[int] = self.inputs["input_ids"][0].tolist()
-        return ids
-
-
-class PlainVlmModel(VlmModel):
+class PlainVlmModel(AnsweringVlm):
     """The same answers, slowly."""
 
     def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
         """Prefetches nothing."""
 
-    def prepare(self, prompt: Prompt, task: Task, images: Images) -> Any:
+    def prepare(self, prompt: Prompt, task: Task, images: Images) -> PlainPrompt:
         """The whole prompt. Raises QueryError as the fast path does."""
         began = time.perf_counter()
         shown = [images.decode(path, opened_as_transformers_does) for path in prompt.images if path != WITHHELD]
         self._reading += time.perf_counter() - began
         try:
-            made = PlainPrompt({name: one for name, one in self.reader.whole(prompt, shown).items() if len(one)})
-        except ValueError as error:  # an image too small or too elongated for the processor
-            raise QueryError(f"the prompt can't be prepared: {error}") from error
-        self._check_length(len(made.ids), task)
-        return made
+            made = self._words.together(prompt, shown)
+        except (ValueError, TypeError, IndexError) as error:  # an image too small or too elongated for the processor
+            raise QueryError(f"a prompt can't be prepared: {reason_of(error)}") from error
+        self._check_length(made["input_ids"].shape[1], task)
+        return PlainPrompt({name: one for name, one in made.items() if len(one)})
+
+    def suggested_batch(self, prompt: Prompt, task: Task) -> int:  # noqa: ARG002
+        """One: nothing is gained by more."""
+        return 1
+
+    @staticmethod
+    def _tokens_in(prepared: PlainPrompt) -> int:
+        return int(prepared.inputs["input_ids"].shape[1])
 
     @torch.inference_mode()
-    def _say(self, prompt: Prompt, images: Sequence[Image.Image], task: Decoding) -> Answer | NoAnswer:
-        made = self.reader.whole(prompt, images)
+    def _answer_to(self, prompt: Prompt, images: Sequence[Image.Image], task: Decoding) -> Answer | NoAnswer:
+        made = self._words.together(prompt, images)
         self._check_length(made["input_ids"].shape[1], task)
         with numerics(self.device):
             return self._alone(made, task)
 
-    def _answer(self, prepared: Sequence[Any], task: Task) -> list[Answer | NoAnswer]:
+    def _answer(self, prepared: Sequence[PlainPrompt], task: Task) -> list[Answer | NoAnswer]:
         return [self._alone(one.inputs, task) for one in prepared]
 
     def _alone(self, inputs: Mapping[str, Any], task: Task) -> Answer | NoAnswer:
         placed = {name: self._placed(value) for name, value in inputs.items()}
         with self._clock.section("decode"), self._autocast():
             if isinstance(task, Decoding):
-                ids, sound = self.generator.text_whole(placed, task)
-                return self.reader.decode(ids[0].tolist()) if bool(sound.all()) else self._no_answer()
+                return self._texts(*self.generator.text_of_inputs(placed, task))[0]
             scores = [self.generator.mean_logprob(placed, name) for name in self._name_ids(task)]
         assert isinstance(task, Ranking)
         return ranked(task, scores, self._no_answer())
@@ -83,3 +80,6 @@ class PlainVlmModel(VlmModel):
             return value
         placed = to_device(value, self.device)
         return placed.to(self.generator.model.dtype) if placed.is_floating_point() else placed
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 from jinja2 import TemplateError, meta
+from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from flamingo_eval.core.errors import CheckpointError, UserError
@@ -40,21 +43,47 @@ _GIVEN_ANYWAY = {"messages", "tools", "documents", "add_generation_prompt", "bos
                  "raise_exception", "strftime_now", "unk_token"}  # fmt: skip
 
 
+class _Generation(Extension):
+    """transformers' own tag, by which templates mark what the assistant says (``chat_template_utils.py``); it only has
+    to be read past here."""
+
+    tags = {"generation"}  # noqa: RUF012  # as the base class has it
+
+    def parse(self, parser: Any) -> Any:
+        """What stands inside."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 def variables_of(template: str, name: str) -> set[str]:
     """What a template asks for besides messages and tokens. Raises CheckpointError if it is none."""
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation])
     try:
-        environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
-        environment.parse(template)
-    except TemplateError:
-        # transformers' own extension, {% generation %}, is no variable
-        bare = template.replace("generation %}", "set _ = 1 %}")
-        try:
-            return meta.find_undeclared_variables(environment.parse(bare)) - _GIVEN_ANYWAY
-        except TemplateError as error:
-            raise CheckpointError(f"the chat template of {PREFIX}{name} can't be read: {error}") from error
-    return meta.find_undeclared_variables(environment.parse(template)) - _GIVEN_ANYWAY
+        return meta.find_undeclared_variables(environment.parse(template)) - _GIVEN_ANYWAY
+    except TemplateError as error:
+        raise CheckpointError(f"the chat template of {PREFIX}{name} can't be read: {error}") from error
 
 
-def thinking_off(template: str, given: Mapping[str, Any], name: str) -> list[str]:
-    """Switches for reasoning that are off because nobody said otherwise. Raises CheckpointError."""
-    return [key for key in _THINKING if key not in given and key in variables_of(template, name)]
+TODAY = date(2024, 7, 26)
+"""What day it is in a conversation: prompts must not change overnight. (Llama 3.2 has this one, too.)"""
+
+_ASKS_FOR_TODAY = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
+
+
+def with_fixed_date(template: str, name: str) -> str:
+    """The template with :data:`TODAY` in place of today. Raises CheckpointError where it asks in another way."""
+    fixed = _ASKS_FOR_TODAY.sub(lambda found: repr(TODAY.strftime(found[1] or found[2] or "")), template)
+    if "strftime_now(" in fixed.replace(" ", ""):
+        raise CheckpointError(f"the chat template of {PREFIX}{name} asks for today's date in a way that can't be fixed")
+    return fixed
+
+
+def notes_on(template: str, given: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """What a reader of the numbers should know of conversations by this template. Raises CheckpointError."""
+    known = variables_of(template, name)
+    off = [f"the template's {key} is off; --template-arg {key}=true puts it on"
+           for key in _THINKING if key in known and key not in given]  # fmt: skip
+    on = [f"the template's {key} is on: answers are cut off after a few tokens, reasoning among them"
+          for key in _THINKING if given.get(key)]  # fmt: skip
+    dated = _ASKS_FOR_TODAY.search(template) is not None
+    return (*off, *on, *([f"the template asks for the date: it is always {TODAY}"] if dated else []))

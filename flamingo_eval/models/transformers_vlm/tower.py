@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flamingo_eval.core.errors import CheckpointError
-from flamingo_eval.devices import to_device
+from flamingo_eval.devices import is_out_of_memory, to_device
 from flamingo_eval.models.transformers_vlm.features import Features, Layout, same_shape
 from flamingo_eval.models.transformers_vlm.reading import ProcessedImage
 
@@ -64,13 +64,21 @@ class Tower:
         for group in same_shape(images):
             pixels = sum(t.numel() for t in images[group[0]].pixels.values())
             at_once = max(1, _PIXELS_AT_ONCE[kind] // max(1, pixels))
-            for start in range(0, len(group), at_once):
+            start = 0
+            while start < len(group):
                 some = group[start : start + at_once]
-                result = self.run([images[i] for i in some])
+                try:
+                    result = self.run([images[i] for i in some])
+                except RuntimeError as error:
+                    if not is_out_of_memory(error) or len(some) == 1:
+                        raise
+                    at_once = len(some) // 2
+                    continue
                 layout = self._layout = self._layout or Layout.of(result)
                 for i, tensors in zip(some, layout.split(result, len(some)), strict=True):
                     found[i] = Features(images[i].text, tensors)
                 self.encoded += len(some)
+                start += len(some)
         return [one for one in found if one is not None]
 
     def join(self, images: Sequence[Features]) -> Any:

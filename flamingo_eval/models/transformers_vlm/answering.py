@@ -1,0 +1,178 @@
+"""What fast and plain path have in common: limits, texts from tokens, a prompt by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flamingo_eval.core.errors import DeviceMemoryError, QueryError, UserError
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.records import Answer, Decoding, NoAnswer, Prompt, Ranking, Task, Turn
+from flamingo_eval.devices import autocast, free_memory, is_out_of_memory, memory_errors, numerics
+from flamingo_eval.measure import Clock
+from flamingo_eval.models.transformers_vlm.families.base import Family
+from flamingo_eval.models.transformers_vlm.generation import Generator
+from flamingo_eval.models.transformers_vlm.processor import PromptReader, opened_as_transformers_does
+
+
+class AnsweringVlm(ABC):
+    """A loaded model with its processor.
+
+    Args:
+        generator: the model.
+        reader: the processor.
+        family: what its architecture needs besides.
+        precision: ``fp32``, ``bf16``, ``fp16`` or ``amp_bf16``.
+        positions: tokens that prompt and answer may have together; None for any number.
+    """
+
+    def __init__(
+        self, generator: Generator, reader: PromptReader, family: Family, *, precision: str, positions: int | None
+    ) -> None:
+        self.generator, self._words, self._family = generator, reader, family
+        self.precision, self._positions = precision, positions
+        self._names: dict[Ranking, list[list[int]]] = {}
+        self._clock, self._reading = Clock(self.device), 0.0
+        self.why_plain = ""
+        """Why the fast paths are not taken, if they are not."""
+        self.source: Any = None
+        """What loads it again from what is in memory."""
+        self.root = Path()
+        """What paths given to :meth:`generate` are relative to."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, or the first of them."""
+        found: torch.device = self.generator.model.device
+        return found
+
+    def _check_length(self, tokens: int, task: Task) -> None:
+        limit = limit_of(self._positions, self._room(task))
+        if limit is not None and tokens > limit:
+            raise QueryError(
+                f"a prompt has {tokens} tokens, the limit is {limit}: use fewer shots, or smaller images "
+                "(--image-tokens, --max-pixels)"
+            )
+
+    def _room(self, task: Task) -> int:
+        """Tokens that must fit behind the prompt."""
+        if isinstance(task, Decoding):
+            return task.max_new_tokens
+        return max(len(name) for name in self._name_ids(task))
+
+    def _name_ids(self, task: Ranking) -> list[list[int]]:
+        if task not in self._names:
+            ids = [self._words.encode_plain(name) for name in task.names]
+            if not all(ids):
+                raise UserError(f"the class name {task.names[ids.index([])]!r} has no token")
+            self._names[task] = ids
+        return self._names[task]
+
+    @torch.inference_mode()
+    def answer(self, prepared: Sequence[Any], task: Task) -> list[Answer | NoAnswer]:
+        """Text, or log-likelihoods of class names, for each prompt whose logits are numbers."""
+        with numerics(self.device):
+            try:
+                return self._answer(prepared, task)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            finally:
+                self._clock.settle()
+        free_memory()  # here, where nothing holds on to what did not fit
+        longest = max(map(self._tokens_in, prepared))
+        many = "a prompt" if len(prepared) == 1 else f"{len(prepared)} prompts"
+        raise DeviceMemoryError(
+            f"{many} of {longest} tokens do{'es' * (len(prepared) == 1)} not fit into the memory of {self.device}: use "
+            "fewer shots, smaller images (--image-tokens, --max-pixels), a narrower --precision, or a larger device"
+        )
+
+    @abstractmethod
+    def _answer(self, prepared: Sequence[Any], task: Task) -> list[Answer | NoAnswer]:
+        """Answers prepared prompts."""
+
+    @abstractmethod
+    def _answer_to(self, prompt: Prompt, images: Sequence[Image.Image], task: Decoding) -> Answer | NoAnswer:
+        """Answers one prompt, whose images are at hand."""
+
+    @staticmethod
+    def _tokens_in(prepared: Any) -> int:
+        """How many tokens a prepared prompt has."""
+        return len(prepared.tokens.ids)
+
+    def _texts(self, ids: Tensor, sound: Tensor) -> list[Answer | NoAnswer]:
+        rows = zip(ids.tolist(), sound.tolist(), strict=True)
+        return [self._words.decode(self._ended(row)) if fine else self._no_answer() for row, fine in rows]
+
+    def _ended(self, ids: Sequence[int]) -> Sequence[int]:
+        """Generated tokens up to the first that ends a text; behind it there is what fills the batch up."""
+        end = next((i for i, id in enumerate(ids) if id in self.generator.end_ids), len(ids))
+        return ids[:end]
+
+    def _no_answer(self) -> NoAnswer:
+        return NoAnswer(f"the logits are not numbers (NaN or infinite) in {self.precision}; another --precision may do")
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        return autocast(self.device, self.precision)
+
+    def generate(
+        self,
+        text: str,
+        images: Sequence[Image.Image | str | Path] = (),
+        *,
+        demonstrations: Sequence[tuple[Sequence[Image.Image | str | Path], str, str]] = (),
+        max_new_tokens: int = 30,
+        num_beams: int = 1,
+    ) -> str:
+        """What the model says of some images.
+
+        Args:
+            text: what is asked; images come before it.
+            images: Pillow images or paths.
+            demonstrations: images, what is asked of them, and the answer, for each.
+            max_new_tokens: at most.
+            num_beams: 1 is greedy.
+
+        Raises:
+            UserError: an image can't be read; the prompt is too long.
+        """
+        listed = [*(image for shown, _, _ in demonstrations for image in shown), *images]
+        numbers = iter(map(str, range(len(listed))))
+        turns = [Turn(tuple(next(numbers) for _ in shown), asked, said) for shown, asked, said in demonstrations]
+        prompt = Prompt(tuple(turns), Turn(tuple(next(numbers) for _ in images), text))
+        most = self._family.images
+        if most is not None and len(listed) > most:
+            raise UserError(f"the prompt has {len(listed)} images, and the model takes {most}: {self._family.reason}")
+        opened = [opened_as_transformers_does(self._opened(image)) for image in listed]
+        with memory_errors("the prompt does not fit into memory"):
+            result = self._answer_to(prompt, opened, Decoding(max_new_tokens, num_beams))
+        if isinstance(result, NoAnswer):
+            raise QueryError(result.reason)
+        return str(result)
+
+    def _opened(self, image: Image.Image | str | Path) -> Image.Image:
+        if isinstance(image, Image.Image):
+            return image
+        return Images(Path()).decode(str(self.root / image), Image.Image.copy)
+
+    def timings(self) -> Mapping[str, float]:
+        """Where time has gone: ``vision``, ``prefill``, ``decode`` (or ranking), and ``images``, read meanwhile."""
+        return {**self._clock.seconds(), "images": self._reading}
+
+
+def ranked(task: Ranking, scores: Sequence[float], otherwise: NoAnswer) -> dict[str, float] | NoAnswer:
+    """Log-likelihoods by name, if they are numbers."""
+    return dict(zip(task.names, scores, strict=True)) if all(map(math.isfinite, scores)) else otherwise
+
+
+def limit_of(positions: int | None, room: int) -> int | None:
+    """Tokens that a prompt may have, so that its answer fits behind it; None for any number."""
+    return None if positions is None else positions - room

@@ -118,7 +118,7 @@ def plan(
     nearest = rank_all(spec, sources, keys, Retriever.of(spec))
     planned = plan_all(spec, sources, keys, source.renderer, nearest)
     counter = registry.token_counter(source) if tokens else None
-    told = {name: value for name in SHOWN_TO_MODEL if (value := getattr(spec, name)) is not None}
+    presentation = {name: value for name in SHOWN_TO_MODEL if (value := getattr(spec, name)) is not None}
     for trial in planned:
         if counter is not None:
             emit(tokens_line(trial, counter))
@@ -126,7 +126,7 @@ def plan(
             for query in trial:
                 if not wanted():  # `plan ... | head`
                     return
-                emit(json.dumps(query_row(trial, query) | told, ensure_ascii=False))
+                emit(json.dumps(query_row(trial, query) | presentation, ensure_ascii=False))
         else:
             images = len({image for query in trial for image in trial.render(query)[0].images})
             emit(f"{trial.key[0]}  {trial.shots} shots  seed {trial.seed}: {len(trial)} queries, {images} images")

@@ -74,22 +74,22 @@ def in_form(path: Path, table: Mapping[str, Any], *, chat: bool) -> dict[str, An
         UserError: the file does not say what is asked in a conversation.
     """
     parts = {name: dict(table[name]) for name in ("prompt", "decoding", "answer") if isinstance(table.get(name), dict)}
-    said = {name: part.pop("chat") for name, part in parts.items() if "chat" in part}
+    of_chat = {name: part.pop("chat") for name, part in parts.items() if "chat" in part}
     if not chat:
         return {**table, **parts}
-    if "prompt" not in said:
+    if "prompt" not in of_chat:
         raise UserError(
             f"{path} does not say what is asked in a conversation: add [prompt.chat] with text and answer, or ask with "
             "--rendering interleaved"
         )
-    wrong = [name for name, part in said.items() if not isinstance(part, dict)]
+    wrong = [name for name, part in of_chat.items() if not isinstance(part, dict)]
     if wrong:
-        raise UserError(f"{path}: [{wrong[0]}.chat] is {said[wrong[0]]!r:.60}: expected a section")
+        raise UserError(f"{path}: [{wrong[0]}.chat] is {of_chat[wrong[0]]!r:.60}: expected a section")
     kept = {key: value for key, value in parts["prompt"].items() if key == "rgb"}
     length = {key: value for key, value in parts.get("decoding", {}).items() if key == "max_new_tokens"}
     own = {
-        "prompt": {"zero_shot_demonstrations": 0, **kept, **said["prompt"]},
-        "decoding": {**length, "num_beams": 1, **said.get("decoding", {})},
-        "answer": said.get("answer", parts.get("answer")),
+        "prompt": {"zero_shot_demonstrations": 0, **kept, **of_chat["prompt"]},
+        "decoding": {**length, "num_beams": 1, **of_chat.get("decoding", {})},
+        "answer": of_chat.get("answer", parts.get("answer")),
     }
     return {**table, **{name: part for name, part in own.items() if name in parts}}

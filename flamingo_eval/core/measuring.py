@@ -1,4 +1,4 @@
-"""What ``bench`` asks of a model that can say what its arithmetic amounts to; optional for models."""
+"""What models and their sources may tell of themselves besides: arithmetic, lengths and tokens of prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from flamingo_eval.core.records import Task
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.records import Prompt, Task
 
 
 @dataclass(frozen=True)
@@ -34,3 +35,21 @@ class Measurable(Protocol):
 
     def work(self, prepared: Sequence[Any], task: Task) -> Work:
         """Counted by carrying a batch out."""
+
+
+class TokenCounter(Protocol):
+    """Counts the tokens of prompts without a model's weights: what a source's ``token_counter()`` gives."""
+
+    def count(self, prompt: Prompt, images: Images) -> int:
+        """Tokens of a prompt, its images' among them. Raises QueryError if an image can't be read."""
+
+    def limit(self, task: Task) -> int | None:
+        """How many a prompt may have, so that its answer fits behind it; None for any number."""
+
+
+@runtime_checkable
+class MeasuresPrompts(Protocol):
+    """A model that knows how long a prompt is, in whatever makes batches of like length."""
+
+    def length(self, prompt: Prompt, images: Images) -> int:
+        """Its length; raises nothing."""

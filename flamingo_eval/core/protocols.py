@@ -250,24 +250,6 @@ class Capabilities:
     images_reason: str = ""
 
 
-class TokenCounter(Protocol):
-    """Counts the tokens of prompts without a model's weights: what a source's ``token_counter()`` gives."""
-
-    def count(self, prompt: Prompt, images: Images) -> int:
-        """Tokens of a prompt, its images' among them. Raises QueryError if an image can't be read."""
-
-    def limit(self, task: Task) -> int | None:
-        """How many a prompt may have, so that its answer fits behind it; None for any number."""
-
-
-@runtime_checkable
-class MeasuresPrompts(Protocol):
-    """A model that knows how long a prompt is, in whatever makes batches of like length."""
-
-    def length(self, prompt: Prompt, images: Images) -> int:
-        """Its length; raises nothing."""
-
-
 @runtime_checkable
 class Model(Protocol):
     """A loaded model. :class:`ModelBase` has what most need not write themselves."""
@@ -324,8 +306,8 @@ class ModelBase:
 class ModelSource(Protocol):
     """A model that can be loaded.
 
-    It may have ``token_counter()``, too, which gives a :class:`TokenCounter`, and ``settings``: settings of a run that
-    a model has since it was loaded, by name; they are part of what its runs are.
+    It may have more: ``token_counter()``, which gives a :class:`flamingo_eval.core.measuring.TokenCounter`, and
+    ``settings``, those of a run that a model has since it was loaded, by name; they are part of what its runs are.
     """
 
     def info(self) -> ModelInfo:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from flamingo_eval.core.adopted import AdoptedSource
 from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.measuring import TokenCounter
 from flamingo_eval.core.plugins import found
 from flamingo_eval.core.progress import warn
 from flamingo_eval.core.prompting import INTERLEAVED, Chat
@@ -25,7 +26,6 @@ from flamingo_eval.core.protocols import (
     Retrieval,
     RetrievingSelector,
     Selector,
-    TokenCounter,
 )
 from flamingo_eval.core.run_settings import SETTINGS
 from flamingo_eval.core.settings import Setting, settings_problem, with_defaults

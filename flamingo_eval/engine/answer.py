@@ -12,8 +12,9 @@ from typing import Any
 
 from flamingo_eval.core.errors import DataError, DeviceMemoryError, QueryError, UserError, first_few
 from flamingo_eval.core.images import Images
+from flamingo_eval.core.measuring import MeasuresPrompts
 from flamingo_eval.core.progress import progress_bar, warn
-from flamingo_eval.core.protocols import MeasuresPrompts, Model
+from flamingo_eval.core.protocols import Model
 from flamingo_eval.core.records import Answer, Decoding, NoAnswer, Prediction, Prompt, Task
 from flamingo_eval.core.workers import prefetched
 from flamingo_eval.engine.requests import Pending, Request, images_digest

@@ -237,7 +237,7 @@ def demonstrations_needed(source: Source, shots: int) -> int:
     return shots or source.benchmark.prompt.zero_shot_demonstrations
 
 
-def shown(prompt: Rendering) -> str | list[dict[str, Any]]:
+def displayed(prompt: Rendering) -> str | list[dict[str, Any]]:
     """A prompt as people see it: a text, or messages."""
     return openai_form(prompt.messages) if prompt.messages else prompt.text
 
@@ -253,7 +253,7 @@ def query_row(trial: TrialPlan, query: Query) -> dict[str, Any]:
         "query_id": query.id,
         "demonstration_ids": list(query.demonstration_ids),
         "images": list(prompt.images),
-        "prompt": shown(prompt),
+        "prompt": displayed(prompt),
         **({} if rendering == FIRST_RENDERING else {"rendering": rendering}),
-        **({"more_orders": [shown(other) for other in more]} if more else {}),
+        **({"more_orders": [displayed(other) for other in more]} if more else {}),
     }

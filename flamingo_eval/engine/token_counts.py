@@ -5,8 +5,8 @@ from __future__ import annotations
 from statistics import median
 
 from flamingo_eval.core.errors import QueryError
+from flamingo_eval.core.measuring import TokenCounter
 from flamingo_eval.core.progress import progress_bar
-from flamingo_eval.core.protocols import TokenCounter
 from flamingo_eval.engine.plan import TrialPlan
 
 

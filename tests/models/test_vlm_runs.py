@@ -81,6 +81,24 @@ def test_all_benchmarks_killed_and_resumed(saved: Path, tmp_path: Path, cli: Cli
     assert len(rows) == asked
     assert_alike(rows, rows_of(cli, tmp_path / "whole"))
     assert done.stdout.split("\n\n")[0] == whole.stdout.split("\n\n")[0], "the same table"
+    baseline = tmp_path / "baseline.json"
+    assert cli("check", tmp_path / "whole", "--baseline", baseline, "--update").returncode == 0
+    gate = cli("check", run, "--baseline", baseline)
+    assert gate.returncode == 0, gate.stderr
+    compared = cli("compare", run, tmp_path / "whole", "--format", "json")
+    assert {row["benchmark"] for row in json.loads(compared.stdout)["cells"]} == set(BENCHMARKS)
+
+
+@pytest.mark.slow
+def test_all_benchmarks_by_rices_and_their_controls(saved: Path, tmp_path: Path, cli: Cli) -> None:
+    run = tmp_path / "rices"
+    few = tuple("2" if part == "5" else part for part in ALL)
+    result = cli(*few, "--checkpoint", f"hf:{saved}", "--select", "rices", "--out", run)
+    assert result.returncode == 0, result.stderr
+    assert all(name in result.stdout for name in BENCHMARKS)
+    controls = cli("controls", run, "--device", "cpu", "--shots", "2", "--format", "json")
+    assert controls.returncode == 0, controls.stderr
+    assert all(f'"{name}"' in controls.stdout for name in BENCHMARKS)
 
 
 def assert_alike(some: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 
 
 class PromptCounter:
-    """See :class:`flamingo_eval.core.protocols.TokenCounter`. An image is one token.
+    """See :class:`flamingo_eval.core.measuring.TokenCounter`. An image is one token.
 
     Args:
         spec: the checkpoint's parts.

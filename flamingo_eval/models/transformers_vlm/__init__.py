@@ -18,6 +18,7 @@ from flamingo_eval.core.prompting import Chat, Interleaved
 from flamingo_eval.core.protocols import Capabilities, ModelInfo, ModelSource, Renderer
 from flamingo_eval.models.transformers_vlm.checkpoint import PREFIX, Files, Place, weights, weights_of
 from flamingo_eval.models.transformers_vlm.families import family_of
+from flamingo_eval.models.transformers_vlm.foreign import Switches
 from flamingo_eval.storage.part_files import DigestedFiles
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Options:
 
     rendering: str = "auto"
     system: str | None = None
-    template_arg: Mapping[str, Any] = field(default_factory=dict)
+    template_arg: Switches = field(default_factory=dict)
     image_tokens: int | None = None
     max_pixels: int | None = None
     device_map: str | None = None

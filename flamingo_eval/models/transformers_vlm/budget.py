@@ -6,12 +6,13 @@ import math
 from typing import Any
 
 from flamingo_eval.core.errors import UserError
+from flamingo_eval.models.transformers_vlm.foreign import Inputs
 
 _TILING = {"do_image_splitting": False, "crop_to_patches": False, "do_pan_and_scan": False}
 """Switches that make one image into several."""
 
 
-def image_settings(processor: Any, image_tokens: int | None, max_pixels: int | None) -> dict[str, Any]:
+def image_settings(processor: Any, image_tokens: int | None, max_pixels: int | None) -> Inputs:
     """Settings for a processor's image half.
 
     Tiling is off wherever it can be; a processor that keeps an image's proportions is told how large it may be.

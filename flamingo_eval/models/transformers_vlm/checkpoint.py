@@ -12,6 +12,7 @@ from typing import Any
 from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.core.paths import exists, is_file, is_folder, user_path
 from flamingo_eval.core.reading import read_text
+from flamingo_eval.models.transformers_vlm.foreign import Table
 from flamingo_eval.storage.part_files import DigestedFiles, read_object, weight_files
 
 PREFIX = "hf:"
@@ -84,7 +85,7 @@ class Files:
         return None if self.place.folder else self.folder.name
 
     @cached_property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Table:
         """``config.json``. Raises CheckpointError."""
         return read_object(self.folder / "config.json")
 
@@ -175,7 +176,7 @@ def _read_files(folder: Path) -> Iterator[Path]:
         yield from sorted(more.glob("*.jinja"))
 
 
-def weights(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+def weights(folder: Path, config: Table) -> list[Path]:
     """The files of weights that transformers takes from a folder.
 
     Raises:
@@ -212,6 +213,6 @@ def weights_of(listed: Mapping[str, int], files: Files) -> list[str]:
     raise CheckpointError(f"{name} has no weights (model.safetensors)")
 
 
-def needs_code(config: Mapping[str, Any]) -> bool:
+def needs_code(config: Table) -> bool:
     """Whether a configuration names code in its repository."""
     return bool(config.get("auto_map"))

@@ -10,7 +10,7 @@ from flamingo_eval.models.transformers_vlm.reading import Reader
 
 
 class PromptCounter:
-    """See :class:`flamingo_eval.core.protocols.TokenCounter`.
+    """See :class:`flamingo_eval.core.measuring.TokenCounter`.
 
     Args:
         reader: the processor.

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from transformers.cache_utils import DynamicLayer
 
 from flamingo_eval.core.records import Decoding
+from flamingo_eval.models.transformers_vlm.foreign import Arguments, Inputs
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Batch:
     along: Mapping[str, Tensor]
     features: Any = None
 
-    def inputs(self) -> dict[str, Any]:
+    def inputs(self) -> Arguments:
         """What ``generate`` is called with. (It changes what it is given.)"""
         images = {} if self.features is None else {"mm_encoder_outputs": {"image": copy.copy(self.features)}}
         return {"input_ids": self.ids, "attention_mask": self.mask, **self.types, **self.along, **images}
@@ -137,7 +138,7 @@ class Generator:
         tokens: which tokens end a text, pad it, and so on; a checkpoint's sampling settings don't apply.
     """
 
-    def __init__(self, model: Any, tokens: Mapping[str, Any]) -> None:
+    def __init__(self, model: Any, tokens: Inputs) -> None:
         self.model, self._tokens = model, dict(tokens)
         self.pad_id = int(self._tokens["pad_token_id"])
         self._keeps_last = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -188,7 +189,7 @@ class Generator:
         return cache
 
     def _run(
-        self, inputs: dict[str, Any], batch: Batch, decoding: Decoding, read: Callable[[], None]
+        self, inputs: Arguments, batch: Batch, decoding: Decoding, read: Callable[[], None]
     ) -> tuple[Tensor, Tensor]:
         rows, start = batch.ids.shape
         watch = Watch(start, rows, torch.tensor(sorted(self.end_ids), device=self.model.device), read)
@@ -208,7 +209,7 @@ class Generator:
         """Reads prompts."""
         return self.read_inputs(batch.inputs())
 
-    def read_inputs(self, inputs: Mapping[str, Any]) -> Read:
+    def read_inputs(self, inputs: Inputs) -> Read:
         """The same for whatever ``generate`` takes, pixels among it."""
         config = self.config(
             max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True, use_cache=True
@@ -217,12 +218,12 @@ class Generator:
             found = self.model.generate(**inputs, generation_config=config)
         return Read(found.logits[0], found.past_key_values, _rope_deltas(self.model))
 
-    def text_of_inputs(self, inputs: Mapping[str, Any], decoding: Decoding) -> tuple[Tensor, Tensor]:
+    def text_of_inputs(self, inputs: Inputs, decoding: Decoding) -> tuple[Tensor, Tensor]:
         """As :meth:`text`, for a prompt with pixels."""
         batch = Batch(inputs["input_ids"], inputs["attention_mask"], {}, {})
         return self._run(dict(inputs), batch, decoding, lambda: None)
 
-    def mean_logprob(self, inputs: Mapping[str, Any], name: Sequence[int]) -> float:
+    def mean_logprob(self, inputs: Inputs, name: Sequence[int]) -> float:
         """Mean log-likelihood of a name's tokens behind a prompt with pixels, both read as one sequence."""
         length = inputs["input_ids"].shape[1]
         own = torch.tensor([[*name]], device=inputs["input_ids"].device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from flamingo_eval.models.transformers_vlm.budget import image_settings
 from flamingo_eval.models.transformers_vlm.checkpoint import LIST, PREFIX, needs_code
 from flamingo_eval.models.transformers_vlm.families import family_of
 from flamingo_eval.models.transformers_vlm.features import FeatureCache
+from flamingo_eval.models.transformers_vlm.foreign import Arguments, Switches, Table
 from flamingo_eval.models.transformers_vlm.generation import Generator
 from flamingo_eval.models.transformers_vlm.plain import PlainVlmModel
 from flamingo_eval.models.transformers_vlm.probing import check_taken_apart
@@ -48,12 +48,12 @@ class Presentation:
 
     renderer: Renderer
     template: str | None = None
-    switches: Mapping[str, Any] = field(default_factory=dict)
+    switches: Switches = field(default_factory=dict)
     image_tokens: int | None = None
     max_pixels: int | None = None
 
 
-def check_architecture(config: Mapping[str, Any], name: str) -> None:
+def check_architecture(config: Table, name: str) -> None:
     """Raises CheckpointError for an architecture that transformers does not know, or that would need foreign code."""
     kind = config.get("model_type")
     if kind in KNOWN:
@@ -143,7 +143,7 @@ def make_readers(processor: Any, architecture: str, how: Presentation, name: str
     return Readers(apart, apart)
 
 
-def tokens_of(model: Any, tokenizer: Any) -> dict[str, Any]:
+def tokens_of(model: Any, tokenizer: Any) -> Arguments:
     """Which tokens begin, end and pad a text; of what else a checkpoint says of generating nothing applies."""
     own, text = model.generation_config, model.config.get_text_config()
     places = {

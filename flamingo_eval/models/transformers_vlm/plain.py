@@ -7,7 +7,7 @@ features in place of pixels.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from flamingo_eval.core.records import WITHHELD, Answer, Decoding, NoAnswer, Pro
 from flamingo_eval.devices import numerics, to_device
 from flamingo_eval.libraries import reason_of
 from flamingo_eval.models.transformers_vlm.answering import AnsweringVlm, ranked
+from flamingo_eval.models.transformers_vlm.foreign import Inputs
 from flamingo_eval.models.transformers_vlm.processor import opened_as_transformers_does
 
 
@@ -27,7 +28,7 @@ from flamingo_eval.models.transformers_vlm.processor import opened_as_transforme
 class PlainPrompt:
     """A prompt as the processor prepares it."""
 
-    inputs: Mapping[str, Any]
+    inputs: Inputs
 
 
 class PlainVlmModel(AnsweringVlm):
@@ -66,7 +67,7 @@ class PlainVlmModel(AnsweringVlm):
     def _answer(self, prepared: Sequence[PlainPrompt], task: Task) -> list[Answer | NoAnswer]:
         return [self._alone(one.inputs, task) for one in prepared]
 
-    def _alone(self, inputs: Mapping[str, Any], task: Task) -> Answer | NoAnswer:
+    def _alone(self, inputs: Inputs, task: Task) -> Answer | NoAnswer:
         placed = {name: self._placed(value) for name, value in inputs.items()}
         with self._clock.section("decode"), self._autocast():
             if isinstance(task, Decoding):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -18,6 +18,7 @@ from flamingo_eval.core.records import WITHHELD, Message, Prompt, Turn
 from flamingo_eval.devices import on_the_cpu
 from flamingo_eval.libraries import reason_of
 from flamingo_eval.models.transformers_vlm.families.base import Family
+from flamingo_eval.models.transformers_vlm.foreign import Conversation, Inputs, Switches
 
 PLACEHOLDER = Image.new("RGB", (1, 1))
 """In place of an image where only its place matters."""
@@ -53,8 +54,8 @@ class PromptReader:
         renderer: Renderer,
         *,
         template: str | None,
-        switches: Mapping[str, Any] | None = None,
-        settings: Mapping[str, Any] | None = None,
+        switches: Switches | None = None,
+        settings: Inputs | None = None,
     ) -> None:
         self.processor, self.tokenizer = copy.copy(processor), processor.tokenizer
         self._family, self._renderer = family, renderer
@@ -116,7 +117,7 @@ class PromptReader:
                 f"the processor of hf:{name} does not prepare a text with an image: {reason_of(error)}"
             ) from error
 
-    def together(self, prompt: Prompt, images: Sequence[Image.Image]) -> Mapping[str, Any]:
+    def together(self, prompt: Prompt, images: Sequence[Image.Image]) -> Inputs:
         """A prompt with its images as the processor prepares both, tensors; whatever it raises passes."""
         rendering = self._renderer.render(prompt)
         with self._lock:
@@ -140,7 +141,7 @@ class PromptReader:
         """Token ids of a class name: alone, without special tokens."""
         return [int(id) for id in self.tokenizer(name, add_special_tokens=False)["input_ids"]]
 
-    def _call(self, prompt: str | list[dict[str, Any]], images: Sequence[Image.Image], *, tensors: bool) -> Any:
+    def _call(self, prompt: str | Conversation, images: Sequence[Image.Image], *, tensors: bool) -> Any:
         """The whole processor, on a text or on messages that hold their images."""
         kind = {"return_tensors": "pt"} if tensors else {}
         with on_the_cpu():
@@ -148,12 +149,12 @@ class PromptReader:
                 return self.processor(text=[prompt], images=[[*images]] if images else None, **self._settings, **kind)
             return self._apply(prompt, tokenize=True, return_dict=True, **kind)
 
-    def _apply(self, messages: list[dict[str, Any]], **how: Any) -> Any:
+    def _apply(self, messages: Conversation, **how: Any) -> Any:
         settings = {"processor_kwargs": dict(self._settings)} if how.get("tokenize") and self._settings else {}
         how = {"chat_template": self._template, "add_generation_prompt": True, **self._switches, **settings, **how}
         return self.processor.apply_chat_template(self._contents(messages), **how)
 
-    def _contents(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _contents(self, messages: Conversation) -> Conversation:
         """Messages, those without images as plain texts where the template wants them so."""
         if not self._plain_contents:
             return messages
@@ -166,7 +167,7 @@ def opened_as_transformers_does(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def conversation(messages: Sequence[Message], images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+def conversation(messages: Sequence[Message], images: Sequence[Image.Image]) -> Conversation:
     """Messages as transformers' templates have them; every content is a list of parts."""
     left = iter(images)
     return [

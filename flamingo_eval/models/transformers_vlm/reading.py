@@ -22,6 +22,7 @@ from flamingo_eval.core.prompting import is_chat
 from flamingo_eval.core.records import Prompt
 from flamingo_eval.devices import on_the_cpu
 from flamingo_eval.libraries import reason_of
+from flamingo_eval.models.transformers_vlm.foreign import Conversation, Inputs
 from flamingo_eval.models.transformers_vlm.processor import ODD_IMAGE, PLACEHOLDER, PromptReader, conversation
 
 _SMALL = 64
@@ -102,7 +103,7 @@ class Reader(PromptReader):
         self._process = self._find_process()
         self.along = self._find_names()
 
-    def _find_process(self) -> Callable[[Sequence[Image.Image]], tuple[Mapping[str, Any], Sequence[str]]]:
+    def _find_process(self) -> Callable[[Sequence[Image.Image]], tuple[Inputs, Sequence[str]]]:
         """The processor's image half by itself, with the settings that it is called with."""
         if not self._family.processes_images:
             return lambda images: (self._image_half_of_call(images), [""] * len(images))
@@ -212,7 +213,7 @@ class Reader(PromptReader):
         types = {name: row for name, row in found.items() if name not in ("input_ids", "attention_mask")}
         return Tokens(found["input_ids"], types)
 
-    def _tokens_of(self, prompt: str | list[dict[str, Any]], images: Sequence[ImageText]) -> dict[str, list[int]]:
+    def _tokens_of(self, prompt: str | Conversation, images: Sequence[ImageText]) -> dict[str, list[int]]:
         """Everything that the processor says of each token."""
         with self._lock:
             if self._family.processes_images:
@@ -227,7 +228,7 @@ class Reader(PromptReader):
         rows = {name: _row(value) for name, value in found.items() if isinstance(value, list | Tensor) and len(value)}
         return {name: row for name, row in rows.items() if len(row) == length and all(type(x) is int for x in row)}
 
-    def _image_half_of_call(self, images: Sequence[Image.Image]) -> Mapping[str, Any]:
+    def _image_half_of_call(self, images: Sequence[Image.Image]) -> Inputs:
         with self._lock:
             made = self._call(self.image_text * len(images), images, tensors=True)
         text = self._family.texts(self.processor, self.image_text)

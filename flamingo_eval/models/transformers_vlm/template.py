@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
@@ -13,12 +12,13 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from flamingo_eval.core.errors import CheckpointError, UserError
 from flamingo_eval.models.transformers_vlm.checkpoint import PREFIX
+from flamingo_eval.models.transformers_vlm.foreign import Switches
 
 _THINKING = ("enable_thinking", "thinking")
 """What templates call the switch for reasoning before an answer (Qwen3, SmolLM3, GLM; Granite)."""
 
 
-def switches_of(template: str | None, given: Mapping[str, Any], name: str) -> dict[str, Any]:
+def switches_of(template: str | None, given: Switches, name: str) -> Switches:
     """The switches of a template: as given, and thinking off where there is such a switch.
 
     Raises:
@@ -78,7 +78,7 @@ def with_fixed_date(template: str, name: str) -> str:
     return fixed
 
 
-def notes_on(template: str, given: Mapping[str, Any], name: str) -> tuple[str, ...]:
+def notes_on(template: str, given: Switches, name: str) -> tuple[str, ...]:
     """What a reader of the numbers should know of conversations by this template. Raises CheckpointError."""
     known = variables_of(template, name)
     off = [f"the template's {key} is off; --template-arg {key}=true puts it on"

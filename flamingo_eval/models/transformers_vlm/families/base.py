@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-Process = Callable[[Sequence[Any]], Any]
-"""A processor's image half: images of one prompt in, tensors and texts out."""
+from flamingo_eval.models.transformers_vlm.foreign import Inputs
 
 
 class Family:
@@ -37,7 +35,7 @@ class Family:
         """How many further images must be processed along with one, so that it is processed as in such a prompt."""
         return 0
 
-    def texts(self, processor: Any, text: str, **settings: Any) -> Mapping[str, Any]:
+    def texts(self, processor: Any, text: str, **settings: Any) -> Inputs:
         """A text's tokens without its images' pixels, for a family whose processor can't be given what it found before.
 
         Raises:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from flamingo_eval.models.transformers_vlm.families.base import Family
+from flamingo_eval.models.transformers_vlm.foreign import Inputs
 
 
 class Idefics2(Family):
@@ -13,9 +13,9 @@ class Idefics2(Family):
 
     processes_images = False
 
-    def texts(self, processor: Any, text: str, **settings: Any) -> Mapping[str, Any]:
+    def texts(self, processor: Any, text: str, **settings: Any) -> Inputs:
         """As it would be with them."""
-        tokens: Mapping[str, Any] = processor(text=text, **settings)
+        tokens: Inputs = processor(text=text, **settings)
         return tokens
 
 

@@ -83,7 +83,7 @@ def test_it_trains_from_nothing_and_resumes(tmp_path: Path) -> None:
     from flamingo_eval.core.registry import model_source
     from flamingo_eval.demo.recipe.chat import train
 
-    how: dict[str, Any] = {"vision_steps": 2, "images": 400, "probe": 0.0, "episode_steps": 3, "install": False}
+    how: dict[str, Any] = {"vision_steps": 2, "images": 3000, "probe": 0.0, "episode_steps": 3, "install": False}
     train.main(work=tmp_path / "w", **how)
     train.main(work=tmp_path / "w", **how)
     entries = [json.loads(line) for line in (tmp_path / "w/log.jsonl").read_text().splitlines()]

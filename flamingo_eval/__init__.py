@@ -1,4 +1,4 @@
-"""Few-shot evaluation of OpenFlamingo-style vision-language checkpoints.
+"""Few-shot evaluation of vision-language checkpoints.
 
 What this module exports is the Python API; other modules are the project's own, and may move (docs/python.md).
 """

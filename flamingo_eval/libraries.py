@@ -58,7 +58,8 @@ def reason_of(error: BaseException) -> str:
         return "it is not a file that torch.save wrote, but a pickle of another kind, or it is damaged"
     if isinstance(error, EOFError):
         return "it is cut off"
-    line = " ".join(text.partition("\n")[0].split())
+    lines = [one for part in text.splitlines() if (one := " ".join(part.split()))] or [""]
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return line[:300] or type(error).__name__
 
 

@@ -65,12 +65,14 @@ class Comparison:
         baseline: the baseline's.
         rows: the cells that both have.
         warnings: what differs between them besides the checkpoint, and does not forbid a comparison.
+        checkpoints: each side's name -> its checkpoint, where that is known.
     """
 
     run: str
     baseline: str
     rows: tuple[CellDifference, ...]
     warnings: tuple[str, ...]
+    checkpoints: tuple[tuple[str, str], ...] = ()
 
 
 def compare(run: Evidence, baseline: Evidence, *, all_of_baseline: bool = False) -> Comparison:
@@ -100,7 +102,13 @@ def compare(run: Evidence, baseline: Evidence, *, all_of_baseline: bool = False)
         CellDifference(name, shots, run.cells[name, shots].metric, seeds, *means, difference, p[i], p_drop[i], clusters)
         for i, ((name, shots), (seeds, difference, clusters, means)) in enumerate(zip(common, found, strict=True))
     )
-    return Comparison(run.name, baseline.name, rows, tuple(_warnings(run, baseline)))
+    return Comparison(run.name, baseline.name, rows, tuple(_warnings(run, baseline)), _checkpoints(run, baseline))
+
+
+def _checkpoints(run: Evidence, baseline: Evidence) -> tuple[tuple[str, str], ...]:
+    """Each side's name, and its checkpoint with the beginning of its digest."""
+    found = [(side.name, side.about.checkpoint) for side in (run, baseline)]
+    return tuple((name, f"{one.name} ({one.digest[:10]})") for name, one in found)
 
 
 def _problems(run: Evidence, baseline: Evidence, common: Sequence[tuple[str, int]]) -> Iterator[str]:
@@ -142,12 +150,13 @@ def _warnings(run: Evidence, baseline: Evidence) -> Iterator[str]:
     for key, title in _MAY_DIFFER.items():
         a, b = getattr(ours, key), getattr(theirs, key)
         if a != b:
-            yield f"the {title} differs: {_as_text(a)} here, {_as_text(b)} there"
+            more = ", and with it decoding and what is shown at 0 shots" if key == "rendering" else ""
+            yield f"the {title} differs: {_as_text(a)} in the run, {_as_text(b)} in the baseline{more}"
     if ours.selector == theirs.selector and ours.retrieval != theirs.retrieval:
         yield f"what decides which demonstrations {ours.selector} picks differs"
     for name in sorted(key for key in ours.named | theirs.named if ours.named.get(key) != theirs.named.get(key)):
         a, b = (side.named.get(name, SETTINGS[name].default) for side in (ours, theirs))
-        yield f"{name} differs: {_as_text(a)} here, {_as_text(b)} there"
+        yield f"{name} differs: {_as_text(a)} in the run, {_as_text(b)} in the baseline"
     for side, other in ((run, baseline), (baseline, run)):
         alone = [f"{b}, {k} shots, seed {s}" for b, k, s in sorted(side.trials.keys() - other.trials.keys())]
         if alone:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from flamingo_eval.core import registry
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.core.prompting import answer_field, build_prompt
+from flamingo_eval.core.prompting import answer_field, build_prompt, is_chat
 from flamingo_eval.core.records import WITHHELD, Answer, Cell, Example, Id, Prompt, Query, Ranking
 from flamingo_eval.core.run_settings import SHOWN_TO_MODEL, RunSettings
 from flamingo_eval.engine.answer import answer, describe_failures
@@ -92,10 +92,10 @@ def deranged(count: int, seed: str) -> list[int]:
 def changed(control: str, trial: TrialPlan) -> TrialPlan | None:
     """The trial as a control shows it; None if it shows the same (one demonstration can't be shuffled).
 
-    For the majority, which shows nothing to anyone, the trial as it is.
+    For the majority, which shows nothing to anyone, the trial as it is, if it has demonstrations.
     """
     if control == "majority":
-        return trial
+        return trial if trial.shots or not is_chat(trial.renderer) else None
     plan = ControlPlan(**{f.name: getattr(trial, f.name) for f in dataclasses.fields(TrialPlan)}, control=control)
     some = range(min(len(trial), 20))
     return plan if any(plan.render(plan.query(i)) != trial.render(trial.query(i)) for i in some) else None
@@ -165,7 +165,9 @@ def run_controls(
         journals = {name: Journal(folder.path / "controls" / f"{name}.jsonl") for name in controls}
         failures = _answer(folder, record, planned, journals, settings)
         for name in controls:
-            scored = _majority(trials) if name == "majority" else score_trials(planned[name], journals[name], skipped)
+            scored = (
+                _majority(planned[name]) if name == "majority" else score_trials(planned[name], journals[name], skipped)
+            )
             results[name] = build_cells(planned[name], scored, record.identity.selector)
     failures = [failure for failure in failures if failure.slot not in skipped]
     if failures:

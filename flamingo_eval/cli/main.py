@@ -29,7 +29,8 @@ _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__n
 
 app = typer.Typer(
     name="flamingo-eval",
-    help="Few-shot evaluation of OpenFlamingo-style vision-language checkpoints.\n\n"
+    help="Few-shot evaluation of vision-language checkpoints: OpenFlamingo's, and image-text-to-text models of "
+    "transformers (hf:NAME_OR_FOLDER).\n\n"
     "Try it: [bold]flamingo-eval coco --shots 0,4,8,16,32[/bold] runs the embedded demo. "
     "Then name --checkpoint and --data-root.",
     no_args_is_help=True,
@@ -58,7 +59,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:  # fmt: skip
-    """Few-shot evaluation of OpenFlamingo-style vision-language checkpoints."""
+    """Few-shot evaluation of vision-language checkpoints."""
     context.obj = read_config(config)
 
 

@@ -23,7 +23,7 @@ _COMMANDS = {
 _HEAD = """# Options
 
 Every option here has an environment variable and a key of `flamingo-eval.toml`, and is an argument of
-`flamingo_eval.evaluate`, but for what a command line alone needs ({not_here}): `--pool-size 512`,
+`flamingo_eval.evaluate`, except those that only a command line needs ({not_here}): `--pool-size 512`,
 `FLAMINGO_EVAL_POOL_SIZE=512`, `pool-size = 512` and `pool_size=512` say the same. What the command line says wins over
 the environment, that over a benchmark's section of the file, that over the file's top level. Switches are `--plain` and
 `--no-plain`, in the file `true` and `false`, in the environment `1` and `0`.

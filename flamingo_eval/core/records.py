@@ -116,7 +116,7 @@ class Query:
 
     Attributes:
         benchmark: name of the benchmark.
-        shots: number of demonstrations that count as shots (0 has two text-only ones).
+        shots: number of demonstrations that count as shots (0 has two without images; none in a conversation).
         seed: seed of the trial.
         id: id of the queried example.
         demonstration_ids: ids of the demonstrations in prompt order, the last one next to the query.

@@ -223,7 +223,9 @@ def model_source(
             continue
         strange = sorted((options or {}).keys() - family.options)
         if strange:
-            raise UserError(f"--checkpoint {checkpoint}: {', '.join(_option(name) for name in strange)} is not for it")
+            raise UserError(
+                f"--checkpoint {checkpoint}: {', '.join(_option(name) for name in strange)} does not apply to it"
+            )
         return source
     if checkpoint.endswith((".pt", ".pth", ".bin", ".safetensors")):
         raise UserError(
@@ -231,7 +233,8 @@ def model_source(
             "(docs/checkpoints.md)"
         )
     raise UserError(
-        f"unknown checkpoint {checkpoint!r}; known: {', '.join(known_checkpoints())}, or the path of a TOML file"
+        f"unknown checkpoint {checkpoint!r}; known: {', '.join(known_checkpoints())}, hf:NAME_OR_FOLDER for "
+        "a model of transformers, or the path of a TOML file"
     )
 
 

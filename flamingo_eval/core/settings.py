@@ -143,11 +143,14 @@ def _no_number(name: str) -> Any:
     raise ValueError(name)
 
 
-def _pairs(value: Any) -> dict[str, Any]:
-    """``key=value``, or several of them; a value is JSON (``false``, ``3``) where it can be, else a text.
+_AS_PYTHON: Mapping[str, Any] = {"True": True, "False": False, "None": None}
 
-    >>> _pairs("enable_thinking=false")
-    {'enable_thinking': False}
+
+def _pairs(value: Any) -> dict[str, Any]:
+    """``key=value``, or several of them; a value is JSON (``false``, ``3``) or Python's where it can be, else a text.
+
+    >>> _pairs(["enable_thinking=false", "tools=None"])
+    {'enable_thinking': False, 'tools': None}
     """
     if isinstance(value, Mapping):
         return {_text(key): one for key, one in value.items()}
@@ -156,6 +159,9 @@ def _pairs(value: Any) -> dict[str, Any]:
         key, equals, text = _text(part).partition("=")
         if not equals or not key.strip().isidentifier():
             raise ValueError
+        if text in _AS_PYTHON:
+            pairs[key.strip()] = _AS_PYTHON[text]
+            continue
         try:
             pairs[key.strip()] = json.loads(text, parse_constant=_no_number)
         except json.JSONDecodeError:

@@ -409,8 +409,16 @@ def _answer_alike(model: Model, requests: Sequence[Request]) -> dict[Slot, Predi
 
 def describe_failures(failures: Sequence[Failure]) -> DataError:
     """One error for all queries that could not be answered."""
-    reasons = list(dict.fromkeys(failure.reason for failure in failures))
+    first: dict[str, Failure] = {}
+    for failure in failures:
+        first.setdefault(failure.reason, failure)
+    reasons = [f"{_place_of(failure.slot)}: {reason}" for reason, failure in first.items()]
     return DataError(
         f"{len(failures)} queries could not be answered; everything else is answered and saved. "
-        f"The reasons:{first_few(reasons)}"
+        f"The reasons, each with the first query:{first_few(reasons)}"
     )
+
+
+def _place_of(slot: Slot) -> str:
+    benchmark, shots, seed, id, _ = slot
+    return f"{benchmark}, {shots} shots, seed {seed}, query {id}"

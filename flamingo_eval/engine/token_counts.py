@@ -12,22 +12,22 @@ from flamingo_eval.engine.plan import TrialPlan
 
 def tokens_line(trial: TrialPlan, counter: TokenCounter) -> str:
     """Least, median and most tokens of a trial's prompts, the limit, and how many are over it."""
-    counts, unread = list[int](), 0
+    counts, refused = list[int](), list[str]()
     source = trial.source
     with progress_bar(len(trial), "query", "tokens") as bar:
         for query in trial:
             try:
                 counts.append(max(counter.count(prompt, source.images) for prompt in query.prompts))
-            except QueryError:
-                unread += 1
+            except QueryError as error:
+                refused.append(str(error))
             bar.update(1)
     name, shots, seed = trial.key
     line = f"{name}  {shots} shots  seed {seed}: "
     if not counts:
-        return f"{line}no image of its {len(trial)} queries can be read"
+        return f"{line}no prompt of its {len(trial)} queries can be counted: {refused[0]}"
     limit = counter.limit(source.task)
     line += f"tokens per prompt: least {min(counts)}, median {median(counts):.0f}, most {max(counts)}"
     over = sum(count > limit for count in counts) if limit is not None else 0
-    line += "; no limit" if limit is None else f"; limit {limit}"
+    line += "; no limit" if limit is None else f"; limit {limit} (besides the answer)"
     line += f", {over} of {len(counts)} prompts are too long" if over else ""
-    return line + (f"; {unread} queries have images that can't be read" if unread else "")
+    return line + (f"; {len(refused)} can't be counted: {refused[0]}" if refused else "")

@@ -27,6 +27,7 @@ def _p(value: float) -> str:
 def _caption(comparison: Comparison) -> list[str]:
     least = max(row.detectable(len(comparison.rows)) for row in comparison.rows)
     return [
+        *(f"{name}: checkpoint {checkpoint}" for name, checkpoint in comparison.checkpoints),
         f"{comparison.run} minus {comparison.baseline}: same queries and trials, paired by query, clustered by image",
         "p: sign-flip permutation, two-sided; Holm: corrected for the number of rows",
         f"a drop of {least:.2f} would be found in any row with 80% probability (5%, one-sided, corrected)",
@@ -56,7 +57,13 @@ def as_json(comparison: Comparison) -> str:
         for row in comparison.rows
     ]  # fmt: skip
     names = {"run": comparison.run, "baseline": comparison.baseline}
-    return json.dumps({**names, "warnings": list(comparison.warnings), "cells": rows}, indent=1) + "\n"
+    checkpoints = [checkpoint for _, checkpoint in comparison.checkpoints]
+    return (
+        json.dumps(
+            {**names, "checkpoints": checkpoints, "warnings": list(comparison.warnings), "cells": rows}, indent=1
+        )
+        + "\n"
+    )
 
 
 def _number(value: float) -> float | None:

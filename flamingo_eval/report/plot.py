@@ -58,7 +58,7 @@ def curves_of(shown: Sequence[Shown], numbers: Sequence[Published]) -> dict[str,
                     errors.append(None if cell.std is None else (cell.std, cell.std))
             label = part.name or part.run.checkpoint.name
             if part.run.demo:
-                label += " (demo: generated images, tiny model)"
+                label += " (demo data: generated images)"
             found.setdefault(titles[benchmark], []).append(
                 Curve(f"{label}, {cells[0].selector}", [c.shots for c in cells], [c.mean for c in cells], errors)
             )

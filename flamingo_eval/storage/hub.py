@@ -123,8 +123,8 @@ def _translated(where: str, repo: str) -> Iterator[None]:
     except LocalEntryNotFoundError as error:
         raise _LostError(
             f"{where} is not in the local cache and the hub can't be reached. Download it where there is a network "
-            "(--offline then uses what is there), take copies with --weights DIR, or name local files in a TOML file "
-            "(docs/checkpoints.md)"
+            "(--offline then uses what is there), take copies with --weights DIR, or name local files: in a TOML "
+            "file (docs/checkpoints.md), or as hf:FOLDER"
         ) from error
     except EntryNotFoundError as error:
         raise CheckpointError(f"{where}: the repository has no such file") from error

@@ -143,7 +143,9 @@ def test_what_cannot_be_compared_is_refused(two_runs: tuple[Path, Path], tmp_pat
             assert result.returncode == 2
             assert message in result.stderr
     assert "lacks what good holds: coco, 2 shots, seed 42" in cli("check", "fewer", "--baseline", good).stderr
-    assert "the pool of demonstrations differs: 6 here, 2048 there" in cli("compare", "pool", good).stdout
+    assert (
+        "the pool of demonstrations differs: 6 in the run, 2048 in the baseline" in cli("compare", "pool", good).stdout
+    )
     cli("check", good, "--baseline", "b.json", "--update")
     table = json.loads(Path("b.json").read_text())
     changes: tuple[dict[str, Any], ...] = (

@@ -68,6 +68,7 @@ def test_samples(root: Path, cli: Cli) -> None:
         "demonstration_ids",
         "images",
         "prompt",
+        "rendering",
         "raw",
         "answer",
         "score",
@@ -118,6 +119,7 @@ def test_missing_images_stop_after_everything_else_is_answered(root: Path, cli: 
     assert result.stdout == ""
     assert "4 queries could not be answered" in result.stderr
     assert f"{gone} does not exist" in result.stderr
+    assert "coco, 0 shots, seed 42, query " in result.stderr
     assert "Traceback" not in result.stderr
     assert len(Path("run/journal.jsonl").read_text().splitlines()) == 16
     scored = cli("score", "run")

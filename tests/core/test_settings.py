@@ -134,7 +134,7 @@ def test_what_a_run_of_several_benchmarks_cant_have_for_one_is_refused_by_name()
 def test_sections_hold_for_commands_about_runs(root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     run_scripted(cli, root)
     Path("flamingo-eval.toml").write_text('[coco]\nplain = true\nformat = "markdown"\n')
-    assert "--plain is not for it" in cli("controls", "run").stderr
+    assert "--plain does not apply to it" in cli("controls", "run").stderr
     assert cli("score", "run").stdout.startswith("| benchmark")
     assert not cli("score", "run", "--format", "table").stdout.startswith("|")
     monkeypatch.setenv("FLAMINGO_EVAL_FORMAT", "json")
@@ -232,7 +232,7 @@ def test_every_setting_can_stand_in_the_file() -> None:
                 "weights": "copies", "offline": True, "precision": "fp32", "device": "cpu", "image_formats": ["AVIF"],
                 "batch_size": 8, "feature_cache": "1GB", "plain": True, "on_error": "skip", "process": "0/1",
                 "executor": "local", "out": "run", "format": "json", "rendering": "chat", "system": "Be brief.",
-                    "template_arg": {"enable_thinking": False}, "image_tokens": 64, "max_pixels": 4096, "device_map": "auto"}  # fmt: skip
+                    "template_arg": ["enable_thinking=false"], "image_tokens": 64, "max_pixels": 4096, "device_map": "auto"}  # fmt: skip
     assert examples.keys() == SETTINGS.keys()
     text = "".join(f"{name.replace('_', '-')} = {json.dumps(value)}\n" for name, value in examples.items())
     os.environ.pop("HF_HUB_OFFLINE", None)
@@ -265,7 +265,7 @@ def test_switches_can_be_switched_off(root: Path, cli: Cli, monkeypatch: pytest.
     run = ("coco", "--shots", "0", "--seeds", "42", "--checkpoint", "scripted", "--data-root", root)
     result = cli(*run, "--out", "run")
     assert result.returncode == 2
-    assert "--plain is not for it" in result.stderr
+    assert "--plain does not apply to it" in result.stderr
     assert cli(*run, "--out", "run", "--no-plain").returncode == 0
 
 

@@ -144,9 +144,14 @@ def test_a_run_with_all_that_belongs_to_it(
     controls = cli("controls", chat, "--device", "cpu", "--shots", "2")
     assert controls.returncode == 0, controls.stderr
     assert "blind" in controls.stdout
+    majority = cli("controls", chat, "--only", "majority", "--format", "json")
+    assert [cell["shots"] for cell in json.loads(majority.stdout)["majority"]] == [2], "nothing is shown at 0 shots"
     compared = cli("compare", chat, text, "--format", "json")
+    assert [one.partition(" (")[0] for one in json.loads(compared.stdout)["checkpoints"]] == [f"hf:{saved.name}"] * 2
     assert compared.returncode == 0, compared.stderr
-    assert "the rendering of prompts differs: chat here, interleaved there" in compared.stdout
+    assert (
+        "the rendering of prompts differs: chat in the run, interleaved in the baseline, and with it" in compared.stdout
+    )
     baseline = tmp_path / "baseline.json"
     assert cli("check", chat, "--baseline", baseline, "--update").returncode == 0
     assert cli("check", chat, "--baseline", baseline).returncode == 0
@@ -227,12 +232,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
         "can't write this conversation: System role not supported",
     ),
     "no switch": (lambda _: None, ("--template-arg", "enable_thinking=true"), "has no such switch; it has none"),
+    "mark in --system": (lambda _: None, ("--system", "a <image> b"), "--system holds <image>"),
     "not key=value": (lambda _: None, ("--template-arg", "enable_thinking"), "give key=value"),
     "system without conversation": (
         lambda _: None, ("--system", "Be brief.", "--rendering", "interleaved"), "--system is for conversations",
     ),
     "few pixels": (lambda _: None, ("--max-pixels", "10"), "at least, one token"),
-    "weights folder": (lambda _: None, ("--weights", "."), "--weights is not for it"),
+    "weights folder": (lambda _: None, ("--weights", "."), "--weights does not apply to it"),
 }  # fmt: skip
 
 
@@ -254,8 +260,12 @@ def test_names_that_are_nothing(cli: Cli, tmp_path: Path) -> None:
         result = cli("coco", "--checkpoint", f"hf:{name}", "--data-root", "demo")
         assert result.returncode == 2
         assert message in result.stderr
+    result = cli("coco", "--checkpoint", tmp_path, "--data-root", "demo")
+    assert f"is a folder; if it holds a model of transformers, write hf:{tmp_path}" in result.stderr
+    result = cli("coco", "--checkpoint", "a/b", "--data-root", "demo")
+    assert "hf:NAME_OR_FOLDER for a model of transformers" in result.stderr
     result = cli("coco", "--checkpoint", "demo", "--rendering", "chat")
-    assert "--rendering is not for it" in result.stderr
+    assert "--rendering does not apply to it" in result.stderr
 
 
 def test_odd_but_good(folder: Path, cli: Cli) -> None:
@@ -337,6 +347,8 @@ def test_in_python(saved: Path, tmp_path: Path) -> None:
     slow = load_model(f"hf:{saved}", device="cpu", max_pixels=3136)
     slow.__class__ = __import__("flamingo_eval.models.transformers_vlm.plain", fromlist=["x"]).PlainVlmModel
     assert slow.generate("What is it?", [images[1]], demonstrations=shown, max_new_tokens=8) == said
+    with pytest.raises(UserError, match="holds <image>.*demonstrations="):
+        loaded.generate("<image>What is it?", [images[1]])
     with pytest.raises(UserError, match="there is no option 'colour'"):
         load_model(f"hf:{saved}", colour="red")
     assert evaluate(loaded, "coco", device="cpu", **{**how, "max_pixels": None})[0].mean == pytest.approx(

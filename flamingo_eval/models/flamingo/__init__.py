@@ -249,7 +249,12 @@ class FlamingoFamily:
             return read_spec(DEMO_SPEC)
         if checkpoint.endswith(".toml"):
             return read_spec(user_path(checkpoint, "--checkpoint"))
-        if exists(user_path(checkpoint, "--checkpoint")):
+        path = user_path(checkpoint, "--checkpoint")
+        if path.is_dir():
+            raise CheckpointError(
+                f"--checkpoint {checkpoint} is a folder; if it holds a model of transformers, write hf:{checkpoint}"
+            )
+        if exists(path):
             raise CheckpointError(
                 f"--checkpoint {checkpoint}: give a TOML file that names this file and the models around it "
                 "(docs/checkpoints.md)"

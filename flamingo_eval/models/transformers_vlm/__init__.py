@@ -67,6 +67,9 @@ class Options:
                 raise UserError(
                     f"--rendering chat: {name} has no chat template; a base model is shown --rendering interleaved"
                 )
+            mark = next((one for one in special if one in (self.system or "")), None)
+            if mark is not None:
+                raise UserError(f"--system holds {mark}, which has a meaning of its own to {name}")
             return Chat(self.system, special)
         for option, value in (("--system", self.system), ("--template-arg", self.template_arg)):
             if value:

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from flamingo_eval.core.errors import DeviceMemoryError, QueryError, UserError
 from flamingo_eval.core.images import Images
+from flamingo_eval.core.prompting import INTERLEAVED
 from flamingo_eval.core.records import Answer, Decoding, NoAnswer, Prompt, Ranking, Task, Turn
 from flamingo_eval.devices import autocast, free_memory, is_out_of_memory, memory_errors, numerics
+from flamingo_eval.libraries import reason_of
 from flamingo_eval.measure import Clock
 from flamingo_eval.models.transformers_vlm.families.base import Family
 from flamingo_eval.models.transformers_vlm.generation import Generator
@@ -82,6 +84,8 @@ class AnsweringVlm(ABC):
         with numerics(self.device):
             try:
                 return self._answer(prepared, task)
+            except ValueError as error:  # such as other tokens than it has images
+                raise QueryError(f"the model refuses a prompt: {reason_of(error)}") from error
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -142,8 +146,17 @@ class AnsweringVlm(ABC):
             num_beams: 1 is greedy.
 
         Raises:
-            UserError: an image can't be read; the prompt is too long.
+            UserError: an image can't be read; the prompt is too long; a text holds a mark, such as ``<image>``.
         """
+        if isinstance(images, str | Path) or max_new_tokens < 1 or num_beams < 1:
+            raise UserError("give images as a list, and at least one new token and one beam")
+        texts = [text, *(one for _, *both in demonstrations for one in both)]
+        mark = next((one for one in (INTERLEAVED.image, *self._words.marks) if any(one in own for own in texts)), None)
+        if mark is not None:
+            raise UserError(
+                f"a text holds {mark}, which means something to the model: images come before their text by "
+                "themselves, and demonstrations go into demonstrations="
+            )
         listed = [*(image for shown, _, _ in demonstrations for image in shown), *images]
         numbers = iter(map(str, range(len(listed))))
         turns = [Turn(tuple(next(numbers) for _ in shown), asked, said) for shown, asked, said in demonstrations]
@@ -161,6 +174,8 @@ class AnsweringVlm(ABC):
     def _opened(self, image: Image.Image | str | Path) -> Image.Image:
         if isinstance(image, Image.Image):
             return image
+        if not isinstance(image, str | Path):
+            raise UserError(f"an image is a Pillow image or a path, and not {type(image).__name__}")
         return Images(Path()).decode(str(self.root / image), Image.Image.copy)
 
     def timings(self) -> Mapping[str, float]:

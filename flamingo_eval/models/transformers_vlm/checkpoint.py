@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +45,8 @@ class Place:
     @staticmethod
     def of(text: str) -> Place:
         """What follows ``hf:``. Raises CheckpointError for what can be neither a folder nor a repository's name."""
+        if not text.strip():
+            raise CheckpointError(f"--checkpoint {PREFIX}: name a folder or a repository behind it")
         folder = user_path(text, "--checkpoint")
         if is_folder(folder):
             return Place(text, folder)
@@ -108,11 +111,11 @@ class Files:
         )
 
     def _stored(self) -> str:
-        """The type of a tensor in its weights, as safetensors calls it; empty where they are not there."""
-        from safetensors import safe_open
+        """The type of a tensor in its weights, as safetensors calls it; empty where they can't be read."""
+        from safetensors import SafetensorError, safe_open
 
         for file in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(file, framework="numpy") as tensors:
+            with suppress(SafetensorError, OSError), safe_open(file, framework="numpy") as tensors:
                 return next((str(tensors.get_slice(key).get_dtype()) for key in tensors.keys()), "")  # noqa: SIM118
         return ""
 
@@ -135,9 +138,11 @@ class Files:
         found: list[str] = []
         for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("tokenizer.json", "added_tokens")):
             if is_file(self.folder / name):
-                listed = read_object(self.folder / name).get(key) or ()
-                entries = listed.values() if isinstance(listed, dict) else listed
-                found += [str(one["content"]) for one in entries if isinstance(one, dict) and one.get("special")]
+                listed = read_object(self.folder / name).get(key)
+                entries = [*listed.values()] if isinstance(listed, dict) else listed if isinstance(listed, list) else []
+                found += [
+                    str(one.get("content", "")) for one in entries if isinstance(one, dict) and one.get("special")
+                ]
         return tuple(dict.fromkeys(text for text in found if text.strip()))
 
     def check(self) -> None:
@@ -161,7 +166,7 @@ class Files:
 def _default(template: Any) -> str | None:
     """A template, or the one called default of several."""
     if isinstance(template, list):
-        template = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = {str(one.get("name")): one.get("template") for one in template if isinstance(one, dict)}
     if isinstance(template, dict):
         template = template.get("default")
     return template if isinstance(template, str) and template.strip() else None

@@ -50,7 +50,9 @@ class LiveVlm:
     @cached_property
     def renderer(self) -> Renderer:
         """How it reads prompts. Raises UserError."""
-        special = [str(token) for token in self.processor.tokenizer.all_special_tokens]
+        tokens = self.processor.tokenizer
+        added = getattr(tokens, "added_tokens_decoder", {}).values()  # a processor's own are not in all_special_tokens
+        special = [*map(str, tokens.all_special_tokens), *(one.content for one in added if one.special)]
         return self.options.renderer(self._template, tuple(dict.fromkeys(special)), self.name)
 
     @property
@@ -122,6 +124,7 @@ def adopted(model: Any, processor: Any, name: str, given: Mapping[str, Any]) -> 
 
     Raises:
         UserError: it comes without its processor.
+        CheckpointError: that prepares no images and texts.
     """
     if isinstance(model, AnsweringVlm):
         loaded: LiveVlm | None = model.source
@@ -130,4 +133,5 @@ def adopted(model: Any, processor: Any, name: str, given: Mapping[str, Any]) -> 
         return None
     if processor is None:
         raise UserError(f"{type(model).__name__} needs its processor beside it: evaluate(..., processor=processor)")
+    loading.check_processor(processor, f"the processor for {name}")
     return LiveVlm(model, processor, name, Options(**given))

@@ -76,9 +76,14 @@ def load_processor(folder: Path, name: str) -> Any:
             processor = AutoProcessor.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         except ImportError as error:  # num2words, sentencepiece: it names the package
             raise CheckpointError(f"{what} wants a package: {reason_of(error)}") from error
+    check_processor(processor, what)
+    return processor
+
+
+def check_processor(processor: Any, what: str) -> None:
+    """Raises CheckpointError for what is not a processor of images and texts."""
     if getattr(processor, "image_processor", None) is None or getattr(processor, "tokenizer", None) is None:
         raise CheckpointError(f"{what} is a {type(processor).__name__}: it prepares no images and texts together")
-    return processor
 
 
 def load_network(folder: Path, name: str, *, device: str, precision: str, device_map: str | None) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 from PIL import Image, ImageOps
 
-from flamingo_eval.core.errors import CheckpointError, UserError
+from flamingo_eval.core.errors import CheckpointError, QueryError, UserError
 from flamingo_eval.core.prompting import INTERLEAVED, is_chat
 from flamingo_eval.core.protocols import Renderer
 from flamingo_eval.core.records import WITHHELD, Message, Prompt, Turn
@@ -26,7 +26,10 @@ PLACEHOLDER = Image.new("RGB", (1, 1))
 ODD_IMAGE = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
 """Large enough for what processors want of an image at least, and not all of one colour."""
 
-_CONVERSATION = Prompt((Turn((), "What is one and one?", "Two, surely."),), Turn(("image",), "What is it?"))
+_CONVERSATION = Prompt(
+    (Turn((), "What is one and one? " + "And one more? " * 40 + "Say it in words.", "Two, surely."),),
+    Turn(("image",), "What is it?"),
+)
 
 _REFUSALS = (TemplateError, TypeError, ValueError, KeyError, IndexError)
 """What templates and processors raise for what they don't take."""
@@ -63,6 +66,8 @@ class PromptReader:
         self._lock = threading.RLock()
         self._plain_contents = False
         self.image_text = self._find_image_text()
+        named = [getattr(owner, "image_token", None) for owner in (self.processor, self.tokenizer)]
+        self._image_marks = tuple({str(getattr(one, "content", one)) for one in named if one})
 
     def _find_image_text(self) -> str:
         """As the template writes it between two words, else the processor's token."""
@@ -71,9 +76,9 @@ class PromptReader:
             text = ""
             with contextlib.suppress(*_REFUSALS):
                 text = self._apply([{"role": "user", "content": [*words]}], tokenize=False)
-            between = text.partition("LEFTMOST")[2].partition("RIGHTMOST")[0].strip()
-            if between:
-                return str(between)
+            between, right, _ = text.partition("LEFTMOST")[2].partition("RIGHTMOST")
+            if right and between.strip():
+                return between.strip()
         found = self._family.image_text or getattr(self.processor, "image_token", None) or ""
         return str(getattr(found, "content", found))
 
@@ -81,6 +86,18 @@ class PromptReader:
     def most_images(self) -> int | None:
         """How many images a prompt may have, at most; None for any number."""
         return self._family.images
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What a text of a prompt must not hold."""
+        return (*self._renderer.marks, *self._image_marks)
+
+    def check_texts(self, prompt: Prompt) -> None:
+        """Raises QueryError for a text that the processor would take for an image."""
+        texts = [one for turn in (*prompt.demonstrations, prompt.query) for one in (turn.text, turn.answer or "")]
+        mark = next((one for one in self._image_marks if any(one in text for text in texts)), None)
+        if mark is not None:
+            raise QueryError(f"a text of the prompt holds {mark}, which stands for an image")
 
     def check_template(self, name: str) -> None:
         """Finds out how the template wants messages without images: as parts, like the others, or as plain texts.
@@ -90,6 +107,11 @@ class PromptReader:
         """
         if not is_chat(self._renderer):
             return
+        for message in self._renderer.render(_CONVERSATION).messages:
+            if message.role == "system" and (
+                mark := next((one for one in self._image_marks if one in message.text), "")
+            ):
+                raise UserError(f"--system holds {mark}, which stands for an image")
         why = self._refusal(_CONVERSATION)
         if why is not None:
             self._plain_contents = True
@@ -103,10 +125,11 @@ class PromptReader:
             written = self._apply(conversation(rendering.messages, [PLACEHOLDER]), tokenize=False)
         except _REFUSALS as error:
             return str(error) or type(error).__name__
-        lacking = next((one.text for one in rendering.messages if one.text not in written), None)
+        lacking = next((one.text for one in rendering.messages if one.text.strip() not in written), None)
         if lacking is not None:
-            return f"it leaves out {lacking!r}"
-        return "it prints parts of messages as they are" if "'type':" in written else None
+            return f"it leaves out {lacking[:60]!r}"
+        printed = "'type':" in written and not any("'type':" in one.text for one in rendering.messages)
+        return "it prints parts of messages as they are" if printed else None
 
     def check_images(self, name: str) -> None:
         """Raises CheckpointError if the processor does not prepare a prompt with an image."""
@@ -118,7 +141,8 @@ class PromptReader:
             ) from error
 
     def together(self, prompt: Prompt, images: Sequence[Image.Image]) -> Inputs:
-        """A prompt with its images as the processor prepares both, tensors; whatever it raises passes."""
+        """A prompt with its images as the processor prepares both, tensors; whatever it raises passes. Raises QueryError."""
+        self.check_texts(prompt)
         rendering = self._renderer.render(prompt)
         with self._lock:
             if is_chat(self._renderer):

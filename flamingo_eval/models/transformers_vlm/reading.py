@@ -143,8 +143,8 @@ class Reader(PromptReader):
                                                ("--max-pixels", max_pixels, pixels, "pixels")):  # fmt: skip
                 if limit is not None and count > limit:
                     raise UserError(
-                        f"{option} {limit}: with all that {type(self.processor.image_processor).__name__} lets one "
-                        f"set, an image of {size[0]} x {size[1]} pixels still has {count} {what}"
+                        f"{option} {limit}: {type(self.processor.image_processor).__name__} can't be set so low; "
+                        f"an image of {size[0]} x {size[1]} pixels still has {count} {what}"
                     )
 
     # -- images -------------------------------------------------------------------------------------------------------
@@ -202,6 +202,7 @@ class Reader(PromptReader):
 
     def tokens(self, prompt: Prompt, images: Sequence[ImageText]) -> Tokens:
         """A prompt's tokens, given its images in order. Raises QueryError where the processor refuses."""
+        self.check_texts(prompt)
         rendering = self._renderer.render(prompt)
         try:
             if is_chat(self._renderer):

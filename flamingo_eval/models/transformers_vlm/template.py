@@ -6,7 +6,7 @@ import re
 from datetime import date
 from typing import Any
 
-from jinja2 import TemplateError, meta
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -57,9 +57,13 @@ class _Generation(Extension):
 
 def variables_of(template: str, name: str) -> set[str]:
     """What a template asks for besides messages and tokens. Raises CheckpointError if it is none."""
+    return meta.find_undeclared_variables(_parsed(template, name)) - _GIVEN_ANYWAY
+
+
+def _parsed(template: str, name: str) -> nodes.Template:
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation])
     try:
-        return meta.find_undeclared_variables(environment.parse(template)) - _GIVEN_ANYWAY
+        return environment.parse(template)
     except TemplateError as error:
         raise CheckpointError(f"the chat template of {PREFIX}{name} can't be read: {error}") from error
 
@@ -73,7 +77,9 @@ _ASKS_FOR_TODAY = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""
 def with_fixed_date(template: str, name: str) -> str:
     """The template with :data:`TODAY` in place of today. Raises CheckpointError where it asks in another way."""
     fixed = _ASKS_FOR_TODAY.sub(lambda found: repr(TODAY.strftime(found[1] or found[2] or "")), template)
-    if "strftime_now(" in fixed.replace(" ", ""):
+    tree = _parsed(fixed, name)
+    asked = {id(one.node) for one in tree.find_all(nodes.Test) if one.name in ("defined", "undefined")}
+    if any(one.name == "strftime_now" and id(one) not in asked for one in tree.find_all(nodes.Name)):
         raise CheckpointError(f"the chat template of {PREFIX}{name} asks for today's date in a way that can't be fixed")
     return fixed
 

@@ -50,7 +50,8 @@ class RunSettings:
     shots: tuple[int, ...] = _declared(
         (0, 4, 8, 16, 32),
         numbers(10_000),
-        "Numbers of in-context demonstrations, separated by commas. At 0 the protocol shows two without images, and a conversation none.",
+        "Numbers of in-context demonstrations, separated by commas. At 0 the protocol shows two without images, and a "
+        "conversation none.",
         metavar="LIST",
         default_text="0,4,8,16,32",
         named=False,

@@ -347,7 +347,7 @@ def test_in_python(saved: Path, tmp_path: Path) -> None:
     slow = load_model(f"hf:{saved}", device="cpu", max_pixels=3136)
     slow.__class__ = __import__("flamingo_eval.models.transformers_vlm.plain", fromlist=["x"]).PlainVlmModel
     assert slow.generate("What is it?", [images[1]], demonstrations=shown, max_new_tokens=8) == said
-    with pytest.raises(UserError, match="holds <image>.*demonstrations="):
+    with pytest.raises(UserError, match=r"holds <image>.*demonstrations="):
         loaded.generate("<image>What is it?", [images[1]])
     with pytest.raises(UserError, match="there is no option 'colour'"):
         load_model(f"hf:{saved}", colour="red")

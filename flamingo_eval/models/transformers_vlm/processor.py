@@ -141,7 +141,7 @@ class PromptReader:
             ) from error
 
     def together(self, prompt: Prompt, images: Sequence[Image.Image]) -> Inputs:
-        """A prompt with its images as the processor prepares both, tensors; whatever it raises passes. Raises QueryError."""
+        """A prompt with its images as the processor prepares both; whatever it raises passes. Raises QueryError."""
         self.check_texts(prompt)
         rendering = self._renderer.render(prompt)
         with self._lock:

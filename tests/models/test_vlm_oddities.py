@@ -148,7 +148,7 @@ def test_images_that_a_processor_does_not_take(saved: dict[str, Path], images: I
             assert model.length(odd, images) > 0
         with pytest.raises(QueryError, match="can't be prepared"):
             model.prepare(odd, TEXT, images)
-        with pytest.raises(QueryError, match="can't be"):
+        with pytest.raises(QueryError, match="can't be|stands for an image"):
             model.prepare(prompt(0, 1, text="<|image_pad|>"), TEXT, images)
         assert model.answer([model.prepare(prompt(0, 1), TEXT, images)], TEXT)
 

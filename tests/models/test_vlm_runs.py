@@ -92,7 +92,7 @@ def test_all_benchmarks_killed_and_resumed(saved: Path, tmp_path: Path, cli: Cli
 @pytest.mark.slow
 def test_all_benchmarks_by_rices_and_their_controls(saved: Path, tmp_path: Path, cli: Cli) -> None:
     run = tmp_path / "rices"
-    few = tuple("2" if part == "5" else part for part in ALL)
+    few = tuple("4" if part == "5" else part for part in ALL)
     result = cli(*few, "--checkpoint", f"hf:{saved}", "--select", "rices", "--out", run)
     assert result.returncode == 0, result.stderr
     assert all(name in result.stdout for name in BENCHMARKS)
@@ -145,7 +145,7 @@ def test_a_run_with_all_that_belongs_to_it(
     assert controls.returncode == 0, controls.stderr
     assert "blind" in controls.stdout
     majority = cli("controls", chat, "--only", "majority", "--format", "json")
-    assert [cell["shots"] for cell in json.loads(majority.stdout)["majority"]] == [2], "nothing is shown at 0 shots"
+    assert [cell["shots"] for cell in json.loads(majority.stdout)["controls"]["majority"]] == [2], "nothing is shown at 0 shots"
     compared = cli("compare", chat, text, "--format", "json")
     assert [one.partition(" (")[0] for one in json.loads(compared.stdout)["checkpoints"]] == [f"hf:{saved.name}"] * 2
     assert compared.returncode == 0, compared.stderr
@@ -174,7 +174,7 @@ def test_tokens_without_weights(folder: Path, cli: Cli) -> None:
     lines = [result.stdout.splitlines()[1] for result in (few, many)]
     least, most = (int(line.split("least ")[1].split(",")[0]) for line in lines)
     assert least < most
-    assert lines[0].endswith("limit 8162"), "8,192 positions less 30 new tokens"
+    assert "limit 8162 (besides the answer)" in lines[0], "8,192 positions less 30 new tokens"
     assert "too long" not in few.stdout
     flamingo = cli(*how, "--checkpoint", "demo")
     assert "limit" in flamingo.stdout, flamingo.stderr
@@ -232,7 +232,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
         "can't write this conversation: System role not supported",
     ),
     "no switch": (lambda _: None, ("--template-arg", "enable_thinking=true"), "has no such switch; it has none"),
-    "mark in --system": (lambda _: None, ("--system", "a <image> b"), "--system holds <image>"),
+    "mark in --system": (lambda _: None, ("--system", "a <|image_pad|> b"), "--system holds <|image_pad|>"),
     "not key=value": (lambda _: None, ("--template-arg", "enable_thinking"), "give key=value"),
     "system without conversation": (
         lambda _: None, ("--system", "Be brief.", "--rendering", "interleaved"), "--system is for conversations",

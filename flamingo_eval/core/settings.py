@@ -247,6 +247,7 @@ class Setting:
         except (ValueError, TypeError) as error:
             if isinstance(value, str) and not value.strip():
                 raise UserError(f"{where.removesuffix(' is')} is empty") from error
+            value = value[0] if self.values.repeated and isinstance(value, list) and len(value) == 1 else value
             shown = repr(value[:60]) if isinstance(value, str) else repr(value)[:60]
             raise UserError(f"{where} {shown}: give {self.values.expected}") from error
 

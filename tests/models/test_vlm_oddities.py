@@ -148,7 +148,7 @@ def test_images_that_a_processor_does_not_take(saved: dict[str, Path], images: I
             assert model.length(odd, images) > 0
         with pytest.raises(QueryError, match="can't be prepared"):
             model.prepare(odd, TEXT, images)
-        with pytest.raises(QueryError, match="can't be|stands for an image"):
+        with pytest.raises(QueryError, match=r"can't be|stands for an image"):
             model.prepare(prompt(0, 1, text="<|image_pad|>"), TEXT, images)
         assert model.answer([model.prepare(prompt(0, 1), TEXT, images)], TEXT)
 
@@ -226,3 +226,97 @@ def test_one_image_architectures_run_without_shots(tmp_path: Path, images: Image
     assert isinstance(model.answer([model.prepare(prompt(0), TEXT, images)], TEXT)[0], str)
     with pytest.raises(UserError, match="takes 1"):
         model.generate("what?", ["0.png"], demonstrations=[(["1.png"], "what?", "a dog")])
+
+
+def test_marks_are_the_same_by_name_loaded_and_live(saved: dict[str, Path]) -> None:
+    """Idefics2's processor gives its tokenizer tokens that are no part of ``all_special_tokens``."""
+    named = set(model_source(f"hf:{saved['idefics2']}", {}).renderer.marks)
+    loaded = set(load(saved["idefics2"]).source.renderer.marks)
+    assert {"<image>", "<|end|>", "<|assistant|>"} <= named
+    assert named == loaded
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_image_token_that_is_not_marked_special(
+    plain: bool, saved: dict[str, Path], images: Images, tmp_path: Path
+) -> None:
+    """A text that holds it fails by itself; so does what the model refuses once it has been prepared."""
+    folder = Path(shutil.copytree(saved["idefics2"], tmp_path / "model"))
+    table = json.loads((folder / "tokenizer.json").read_text())
+    for one in table["added_tokens"]:
+        one["special"] = one["special"] and one["content"] != "<image>"
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    model = load(folder, plain=plain)
+    with pytest.raises(QueryError, match="holds <image>, which stands for an image"):
+        model.prepare(prompt(0, 1, text="what <image> is it?"), TEXT, images)
+    with pytest.raises(UserError, match=r"holds <image>.*demonstrations="):
+        model.generate("what <image> is it?")
+    model._words._image_marks = ()
+    if not plain:
+        model.reader._image_marks = ()
+    with pytest.raises(QueryError, match=r"the model refuses a prompt|can't be"):
+        model.answer([model.prepare(prompt(0, 1, text="what <image> is it?"), TEXT, images)], TEXT)
+    assert isinstance(model.answer([model.prepare(prompt(0, 1), TEXT, images)], TEXT)[0], str)
+
+
+@pytest.mark.parametrize(
+    "asks", ["{% set now = strftime_now %}{{ now('%Y') }}", "{{ (strftime_now)(f) }}", "{{ strftime_now\t(f) }}"]
+)
+def test_today_by_another_name_is_refused(asks: str, saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved["smolvlm"], tmp_path / "model"))
+    own = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(asks + own)
+    with pytest.raises(CheckpointError, match="asks for today's date in a way that can't be fixed"):
+        load(folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% endif %}" + own
+    )
+    assert load(folder)
+
+
+def test_a_system_message_that_a_template_trims(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved["smolvlm"], tmp_path / "model"))
+    own = (folder / "chat_template.jinja").read_text()
+    trimmed = own.replace("part.text", "part.text | trim").replace("part['text']", "part['text'] | trim")
+    assert trimmed != own
+    (folder / "chat_template.jinja").write_text(trimmed)
+    assert load(folder, system=" say 'type': a ")
+    (folder / "chat_template.jinja").write_text(trimmed.replace("| trim", "[:40]"))
+    with pytest.raises(UserError, match="it leaves out"):
+        load(folder)
+
+
+def test_files_that_hold_something_else(saved: dict[str, Path], tmp_path: Path) -> None:
+    for number, listed in enumerate((5, [{"special": True}])):
+        folder = Path(shutil.copytree(saved["smolvlm"], tmp_path / str(number)))
+        changed(folder, "tokenizer.json", added_tokens=listed)
+        with pytest.raises(CheckpointError, match=r"the processor of hf:.* can't be loaded"):
+            load(folder)
+    folder = Path(shutil.copytree(saved["smolvlm"], tmp_path / "no dtype"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "dtype"}))
+    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
+    source = model_source(f"hf:{folder}", {})
+    assert source.resolve("cpu", "auto") == ("cpu", "fp32")
+    with pytest.raises(CheckpointError):
+        source.load("cpu", "fp32")
+
+
+def test_what_python_may_hand_over(saved: dict[str, Path]) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    from flamingo_eval import evaluate
+
+    model = load(saved["smolvlm"])
+    for arguments in ({"max_new_tokens": 0}, {"num_beams": 0}, {"images": "0.png"}):
+        with pytest.raises(UserError, match="give images as a list"):
+            model.generate("what?", **arguments)
+    with pytest.raises(UserError, match="not ndarray"):
+        model.generate("what?", [np.zeros((4, 4, 3))])
+    network = AutoModelForImageTextToText.from_pretrained(saved["smolvlm"])
+    with pytest.raises(CheckpointError, match="prepares no images and texts together"):
+        evaluate(network, "coco", processor=model.source.processor.tokenizer, shots=[0], data_root="demo")
+    with pytest.raises(CheckpointError, match="name a folder or a repository"):
+        model_source("hf:", {})
+    with pytest.raises(CheckpointError, match="a folder has no revisions"):
+        model_source(f"hf:{saved['smolvlm']}@main", {})

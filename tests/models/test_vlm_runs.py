@@ -145,7 +145,9 @@ def test_a_run_with_all_that_belongs_to_it(
     assert controls.returncode == 0, controls.stderr
     assert "blind" in controls.stdout
     majority = cli("controls", chat, "--only", "majority", "--format", "json")
-    assert [cell["shots"] for cell in json.loads(majority.stdout)["controls"]["majority"]] == [2], "nothing is shown at 0 shots"
+    assert [cell["shots"] for cell in json.loads(majority.stdout)["controls"]["majority"]] == [2], (
+        "nothing is shown at 0 shots"
+    )
     compared = cli("compare", chat, text, "--format", "json")
     assert [one.partition(" (")[0] for one in json.loads(compared.stdout)["checkpoints"]] == [f"hf:{saved.name}"] * 2
     assert compared.returncode == 0, compared.stderr

@@ -50,7 +50,11 @@ class Place:
         folder = user_path(text, "--checkpoint")
         if is_folder(folder):
             return Place(text, folder)
-        repo, _, revision = text.partition("@")
+        repo, at, revision = text.partition("@")
+        if at and is_folder(user_path(repo or ".", "--checkpoint")):
+            raise CheckpointError(
+                f"--checkpoint {PREFIX}{text}: {repo or '.'} is a folder, and a folder has no revisions"
+            )
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo) or repo.startswith((".", "-")) or text.endswith("@"):
             raise CheckpointError(
                 f"--checkpoint {PREFIX}{text}: there is no such folder, and it is no repository's name either "

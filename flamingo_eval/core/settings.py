@@ -143,7 +143,7 @@ def _no_number(name: str) -> Any:
     raise ValueError(name)
 
 
-_AS_PYTHON: Mapping[str, Any] = {"True": True, "False": False, "None": None}
+_AS_PYTHON = {"True": True, "False": False, "None": None}
 
 
 def _pairs(value: Any) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _pairs(value: Any) -> dict[str, Any]:
     """
     if isinstance(value, Mapping):
         return {_text(key): one for key, one in value.items()}
-    pairs = {}
+    pairs = dict[str, object]()
     for part in [value] if isinstance(value, str) else value:
         key, equals, text = _text(part).partition("=")
         if not equals or not key.strip().isidentifier():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flamingo_eval.core.digests import digest
 from flamingo_eval.core.errors import CheckpointError, UserError
-from flamingo_eval.core.paths import cache_folder, exists, is_file, user_path
+from flamingo_eval.core.paths import cache_folder, exists, is_file, is_folder, user_path
 from flamingo_eval.core.progress import warn
 from flamingo_eval.core.protocols import Capabilities, Model, ModelInfo, ModelSource
 from flamingo_eval.models.flamingo.released import find_released, released
@@ -250,7 +250,7 @@ class FlamingoFamily:
         if checkpoint.endswith(".toml"):
             return read_spec(user_path(checkpoint, "--checkpoint"))
         path = user_path(checkpoint, "--checkpoint")
-        if path.is_dir():
+        if is_folder(path):
             raise CheckpointError(
                 f"--checkpoint {checkpoint} is a folder; if it holds a model of transformers, write hf:{checkpoint}"
             )

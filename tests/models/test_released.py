@@ -183,7 +183,7 @@ def test_a_hub_that_stays_away(
 @pytest.mark.usefixtures("hub")
 def test_refusals_are_explained(tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
-    assert "accept its terms, then log in" in fetch("org/gated")
+    assert "accept its terms at http" in fetch("org/gated")
     assert "no such repository, or it is private" in fetch("org/none")
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 from flamingo_eval.core.errors import DataError, DeviceMemoryError, QueryError, UserError, first_few
-from flamingo_eval.core.images import Images
-from flamingo_eval.core.measuring import MeasuresPrompts
 from flamingo_eval.core.progress import progress_bar, warn
 from flamingo_eval.core.protocols import Model
 from flamingo_eval.core.records import Answer, Decoding, NoAnswer, Prediction, Prompt, Task
 from flamingo_eval.core.workers import prefetched
+from flamingo_eval.engine.batches import batches_of, kinds, measure_of
 from flamingo_eval.engine.requests import Pending, Request, images_digest
 from flamingo_eval.storage.journal import Entry, Failure, Journal, Slot
 
@@ -45,7 +43,7 @@ class Answering:
         extra: Mapping[str, str],
     ) -> None:
         self._model, self._journal, self._extra = model, journal, extra
-        self._runner, self._length = _Runner(model, batch_size), _length_of(model)
+        self._runner, self._length = _Runner(model, batch_size), measure_of(model)
         self._failed: set[Slot] = set()
         self.failures: list[Failure] = []
         self.batches: dict[str, dict[str, int]] = {}
@@ -68,8 +66,8 @@ class Answering:
 
     def answer(self, pending: Sequence[Pending]) -> Iterator[int]:
         """Answers queries, and says after every batch how many these were; those that can't be answered count too."""
-        for task, kind in _kinds(pending):
-            batches = _batches(kind, partial(self._runner.size, task=task), self._length)
+        for task, kind in kinds(pending):
+            batches = batches_of(kind, partial(self._runner.size, task=task), self._length)
             for batch, ready in prefetched(partial(self._prepare, task), batches):
                 for failure in ready.failures:
                     self._fail(failure)
@@ -331,51 +329,6 @@ def _in_halves(model: Model, prompts: Sequence[Any], task: Task) -> list[Answer 
     return _in_halves(model, prompts[:middle], task) + _in_halves(model, prompts[middle:], task)
 
 
-def _kinds(pending: Sequence[Pending]) -> Iterator[tuple[Task, list[Pending]]]:
-    """Runs of queries of one benchmark and one number of shots."""
-    for _, items in groupby(pending, key=lambda item: item.trial.key[:2]):
-        kind = list(items)
-        yield kind[0].trial.source.task, kind
-
-
-WINDOW = 32
-"""Batches whose queries are put in order of length, so that there is little padding."""
-
-
-Length = Callable[[Prompt, Images], int]
-"""How long a prompt is, in whatever makes batches of like length."""
-
-
-def _length_of(model: Model) -> Length:
-    """The model's own measure, such as tokens, if it has one; else characters."""
-    return model.length if isinstance(model, MeasuresPrompts) else lambda prompt, _: prompt.length
-
-
-def _batches(
-    pending: Sequence[Pending], size_of: Callable[[Prompt, int], int], length_of: Length
-) -> Iterator[list[tuple[Pending, Request]]]:
-    """Batches of queries of like length, longest first, with their prompts.
-
-    Args:
-        pending: the queries.
-        size_of: how many make a batch whose longest prompt is this one, and so long.
-        length_of: how long a prompt is.
-    """
-    start = 0
-    while start < len(pending):
-        first, images = pending[start].query.prompt, pending[start].trial.source.images
-        window = WINDOW * size_of(first, length_of(first, images))
-        some = [(item, item.request) for item in pending[start : start + window]]
-        start += window
-        lengths = {id(request): length_of(request.prompts[0], request.images) for _, request in some}
-        some.sort(key=lambda pair: -lengths[id(pair[1])])
-        while some:
-            longest = some[0][1]
-            size = size_of(longest.prompts[0], lengths[id(longest)])
-            yield some[:size]
-            some = some[size:]
-
-
 def answer_requests(model: Model, requests: Sequence[Request]) -> list[Prediction | Failure]:
     """Answers requests as one batch for each task among them, wherever they have come from: for executors.
 
@@ -398,7 +351,7 @@ def _answer_alike(model: Model, requests: Sequence[Request]) -> dict[Slot, Predi
             found[request.slot] = ready
         else:
             prepared.append((request, ready))
-    length_of = _length_of(model)
+    length_of = measure_of(model)
     lengths = [max(length_of(prompt, request.images) for prompt in request.prompts) for request, _ in prepared]
     parts = runner.answer([ready for _, ready in prepared], lengths, requests[0].task)
     answers = [result for part in parts for result in part]

@@ -195,14 +195,14 @@ def test_an_image_that_cant_be_read_costs_its_own_query(tmp_path: Path) -> None:
 
 
 def test_batches_are_of_like_length(tmp_path: Path) -> None:
-    from flamingo_eval.engine.answer import _batches
+    from flamingo_eval.engine.batches import batches_of
 
     source = source_of(60, 64)
     for i, example in enumerate(source.data.train):
         example.fields["caption"] = "word " * (i % 13)  # type: ignore[index]
     plan = plan_of(source, 2)
     batches = list(
-        _batches(
+        batches_of(
             list(find_pending([plan], Journal(tmp_path / "j"), "m")), lambda *_: 8, lambda prompt, _: prompt.length
         )
     )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flamingo_eval.core import registry
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.source import read_source
-from flamingo_eval.engine.answer import _batches
+from flamingo_eval.engine.batches import batches_of
 from flamingo_eval.engine.plan import query_row
 from flamingo_eval.engine.requests import Pending
 from tests.support.plans import plan_of, source_of
@@ -66,7 +66,7 @@ def test_a_plan_depends_on_neither_batches_nor_repetition(
     assert sorted(plan.queries) == list(range(test)), "every query once"
     assert all(len(set(q.demonstration_ids)) == (shots or 2) for q in queries), "no demonstration twice in a prompt"
     batches = list(
-        _batches(
+        batches_of(
             [Pending(plan, i, "", "") for i in range(len(plan))], lambda *_: batch_size, lambda prompt, _: prompt.length
         )
     )

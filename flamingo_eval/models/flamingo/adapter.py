@@ -36,6 +36,7 @@ from flamingo_eval.models.flamingo.rendering import IMAGE, RENDERER
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 from flamingo_eval.models.flamingo.vision import Transform
 from flamingo_eval.storage.vectors import FeatureStore
+from flamingo_eval.task_tokens import TaskTokens
 
 MAX_PROMPT_TOKENS = 2000
 """Longer prompts are refused. The reference cuts them on the right (open_flamingo/eval/models/open_flamingo.py,
@@ -97,7 +98,8 @@ class FlamingoModel:
         self.precision = precision
         self.root = Path()
         """What paths given to :meth:`generate` are relative to."""
-        self._names: dict[Ranking, list[list[int]]] = {}
+        tokens = TaskTokens(self.tokenizer.encode_plain)
+        self._room, self._name_ids = tokens.room, tokens.names
         self._clock, self._reading = Clock(self.device), 0.0
         self._sizes = sizes_for(self.device)
         self._footprint: Footprint | None = None
@@ -182,18 +184,6 @@ class FlamingoModel:
     def _encode(self, autocasts: bool, pixels: Tensor) -> Tensor:
         with self._clock.section("vision"), self._autocast() if autocasts else contextlib.nullcontext():
             return self.model.encode(to_device(pixels, self.device).to(self.model.perceiver.latents.dtype))
-
-    def _room(self, task: Task) -> int:
-        """Tokens that must fit behind the prompt."""
-        if isinstance(task, Decoding):
-            return task.max_new_tokens
-        return max(len(name) for name in self._name_ids(task))
-
-    def _name_ids(self, task: Ranking) -> list[list[int]]:
-        """Token ids of class names: alone, without leading space or special tokens."""
-        if task not in self._names:
-            self._names[task] = [self.tokenizer.encode_plain(name) for name in task.names]
-        return self._names[task]
 
     @torch.inference_mode()
     def answer(self, prepared: Sequence[PreparedPrompt], task: Task) -> list[Answer | NoAnswer]:

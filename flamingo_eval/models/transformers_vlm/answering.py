@@ -23,6 +23,7 @@ from flamingo_eval.measure import Clock
 from flamingo_eval.models.transformers_vlm.families.base import Family
 from flamingo_eval.models.transformers_vlm.generation import Generator
 from flamingo_eval.models.transformers_vlm.processor import PromptReader, opened_as_transformers_does
+from flamingo_eval.task_tokens import TaskTokens
 
 
 class AnsweringVlm(ABC):
@@ -41,7 +42,8 @@ class AnsweringVlm(ABC):
     ) -> None:
         self.generator, self._words, self._family = generator, reader, family
         self.precision, self._positions = precision, positions
-        self._names: dict[Ranking, list[list[int]]] = {}
+        tokens = TaskTokens(reader.encode_plain)
+        self._room, self._name_ids = tokens.room, tokens.names
         self._clock, self._reading = Clock(self.device), 0.0
         self.why_plain = ""
         """Why the fast paths are not taken, if they are not."""
@@ -63,20 +65,6 @@ class AnsweringVlm(ABC):
                 f"a prompt has {tokens} tokens, the limit is {limit}: use fewer shots, or smaller images "
                 "(--image-tokens, --max-pixels)"
             )
-
-    def _room(self, task: Task) -> int:
-        """Tokens that must fit behind the prompt."""
-        if isinstance(task, Decoding):
-            return task.max_new_tokens
-        return max(len(name) for name in self._name_ids(task))
-
-    def _name_ids(self, task: Ranking) -> list[list[int]]:
-        if task not in self._names:
-            ids = [self._words.encode_plain(name) for name in task.names]
-            if not all(ids):
-                raise UserError(f"the class name {task.names[ids.index([])]!r} has no token")
-            self._names[task] = ids
-        return self._names[task]
 
     @torch.inference_mode()
     def answer(self, prepared: Sequence[Any], task: Task) -> list[Answer | NoAnswer]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from flamingo_eval.core.benchmark import AnswerRules, PromptRules
 from flamingo_eval.core.digests import changed_fields
@@ -160,22 +160,45 @@ def is_chat(renderer: object) -> bool:
     return getattr(renderer, "chat", False) is True
 
 
-def openai_form(messages: Sequence[Message]) -> list[dict[str, Any]]:
+class ImageAddress(TypedDict):
+    """Where an image is."""
+
+    url: str
+
+
+class ImagePart(TypedDict):
+    """An image in a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageAddress
+
+
+class TextPart(TypedDict):
+    """A text in a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class OpenAIMessage(TypedDict):
+    """A message as OpenAI's chat completions have it."""
+
+    role: str
+    content: list[ImagePart | TextPart]
+
+
+def openai_form(messages: Sequence[Message]) -> list[OpenAIMessage]:
     """Messages as OpenAI's chat completions have them, with paths in place of addresses.
 
     >>> openai_form([Message("user", "What is it?", ("1.jpg",))])[0]["content"][0]
     {'type': 'image_url', 'image_url': {'url': '1.jpg'}}
     """
-    return [
-        {
-            "role": message.role,
-            "content": [
-                *({"type": "image_url", "image_url": {"url": image}} for image in message.images),
-                {"type": "text", "text": message.text},
-            ],
-        }
-        for message in messages
-    ]
+    return [{"role": message.role, "content": _message_parts(message)} for message in messages]
+
+
+def _message_parts(message: Message) -> list[ImagePart | TextPart]:
+    images = [ImagePart(type="image_url", image_url={"url": image}) for image in message.images]
+    return [*images, TextPart(type="text", text=message.text)]
 
 
 def mark_in(templates: Sequence[str], example: Example, marks: Sequence[str]) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from flamingo_eval.core import registry
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.core.prompting import openai_form, prompt_of
+from flamingo_eval.core.prompting import OpenAIMessage, openai_form, prompt_of
 from flamingo_eval.core.protocols import NOTHING, Nearest, Renderer, Selection
 from flamingo_eval.core.records import Example, Id, Query, Ranking, Rendering
 from flamingo_eval.core.run_settings import RunSpec
@@ -237,7 +237,7 @@ def demonstrations_needed(source: Source, shots: int) -> int:
     return shots or source.benchmark.prompt.zero_shot_demonstrations
 
 
-def displayed(prompt: Rendering) -> str | list[dict[str, Any]]:
+def displayed(prompt: Rendering) -> str | list[OpenAIMessage]:
     """A prompt as people see it: a text, or messages."""
     return openai_form(prompt.messages) if prompt.messages else prompt.text
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from flamingo_eval.core.prompting import OpenAIMessage
 from flamingo_eval.report.grid import text_grid
 from flamingo_eval.storage.run_folder import describe_age
 from flamingo_eval.storage.runs import RunState
@@ -97,13 +98,15 @@ def _query_lines(row: Mapping[str, Any]) -> Iterator[str]:
     yield f"  references    {_references(row['references'])}"
 
 
-def _prompt_lines(prompt: str | Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _prompt_lines(prompt: str | Sequence[OpenAIMessage]) -> Iterator[str]:
     """A text's lines, or a conversation's messages."""
     if isinstance(prompt, str):
         yield from prompt.splitlines()
         return
     for message in prompt:
-        parts = [part["text"] if "text" in part else f"[{part['image_url']['url']}]" for part in message["content"]]
+        parts = [
+            part["text"] if part["type"] == "text" else f"[{part['image_url']['url']}]" for part in message["content"]
+        ]
         first, *more = " ".join(parts).splitlines() or [""]
         yield f"{message['role']}: {first}"
         yield from (f"    {line}" for line in more)

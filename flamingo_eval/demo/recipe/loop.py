@@ -20,7 +20,7 @@ from flamingo_eval.demo.data import world_digest
 SAVE_EVERY = 200
 SHORT_SHARE = 0.4
 
-Log = Callable[[dict[str, Any]], None]
+Log = Callable[[Mapping[str, object]], None]
 
 
 class Loop:
@@ -113,7 +113,7 @@ def logger(work: Path) -> Log:
     """Writes entries to stderr, and to ``log.jsonl`` in the work folder."""
     started = time.monotonic()
 
-    def log(entry: dict[str, Any]) -> None:
+    def log(entry: Mapping[str, object]) -> None:
         line = json.dumps({"seconds": round(time.monotonic() - started, 1), **entry})
         print(line, file=sys.stderr, flush=True)
         with (work / "log.jsonl").open("a", encoding="utf-8") as file:

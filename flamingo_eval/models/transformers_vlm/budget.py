@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.models.transformers_vlm.foreign import Inputs
+from flamingo_eval.models.transformers_vlm.foreign import Arguments, Inputs
 
 _TILING = {"do_image_splitting": False, "crop_to_patches": False, "do_pan_and_scan": False}
 """Switches that make one image into several."""
@@ -28,7 +28,7 @@ def image_settings(processor: Any, image_tokens: int | None, max_pixels: int | N
     if image_tokens is None and max_pixels is None:
         return {}
     images = processor.image_processor
-    settings: dict[str, Any] = {name: off for name, off in _TILING.items() if hasattr(images, name)}
+    settings: Arguments = {name: off for name, off in _TILING.items() if hasattr(images, name)}
     size, patch = getattr(images, "size", None) or {}, getattr(images, "patch_size", None)
     merge = getattr(images, "merge_size", None) or getattr(processor, "spatial_merge_size", None) or 1
     patch = patch.get("height") if isinstance(patch, dict) else patch

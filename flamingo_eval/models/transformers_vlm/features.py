@@ -21,6 +21,7 @@ from torch import Tensor
 
 from flamingo_eval.core.errors import CheckpointError, StorageError
 from flamingo_eval.core.progress import warn
+from flamingo_eval.models.transformers_vlm.foreign import Arguments
 from flamingo_eval.models.transformers_vlm.reading import ImageText, ProcessedImage
 from flamingo_eval.storage.blobs import BlobStore
 
@@ -118,7 +119,7 @@ class Layout:
             place: puts a tensor onto the device, in the right type.
         """
         columns = iter([*zip(*(image.tensors for image in images), strict=True)])
-        fields: dict[str, Any] = {}
+        fields: Arguments = {}
         for name, layers in self.layers.items():
             joined = [self._joined(name, next(columns), place) for _ in range(1 if layers is None else layers)]
             fields[name] = joined[0] if layers is None else joined

@@ -131,13 +131,12 @@ def make_readers(processor: Any, architecture: str, how: Presentation, name: str
     switches = switches_of(how.template, how.switches, name) if is_chat(how.renderer) else {}
     template = None if how.template is None else with_fixed_date(how.template, name)
     settings = image_settings(processor, how.image_tokens, how.max_pixels)
-    given: dict[str, Any] = {"template": template, "switches": switches, "settings": settings}
-    family = family_of(architecture)
+    arguments = (processor, family_of(architecture), how.renderer, template, switches, settings)
     with host_as_it_was(), loading(f"the processor of {PREFIX}{name}"):
-        together = PromptReader(processor, family, how.renderer, **given)
+        together = PromptReader(*arguments)
         together.check_template(name)
         try:
-            apart = Reader(processor, family, how.renderer, **given)
+            apart = Reader(*arguments)
             apart.check_template(name)
         except Exception as error:  # whatever an unknown processor raises
             together.check_images(name)

@@ -55,7 +55,6 @@ class PromptReader:
         processor: Any,
         family: Family,
         renderer: Renderer,
-        *,
         template: str | None,
         switches: Switches | None = None,
         settings: Inputs | None = None,

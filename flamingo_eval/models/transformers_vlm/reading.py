@@ -105,8 +105,9 @@ class Reader(PromptReader):
 
     def _find_process(self) -> Callable[[Sequence[Image.Image]], tuple[Inputs, Sequence[str]]]:
         """The processor's image half by itself, with the settings that it is called with."""
-        if not self._family.processes_images:
-            return lambda images: (self._image_half_of_call(images), [""] * len(images))
+        texts = self._family.texts
+        if texts is not None:
+            return lambda images: (self._image_half_of_call(images, texts), [""] * len(images))
         original, seen = getattr(self.processor, "_process_images", None), {}
         if original is None:
             raise CheckpointError(f"{type(self.processor).__name__} prepares images in a way of its own")
@@ -217,7 +218,7 @@ class Reader(PromptReader):
     def _tokens_of(self, prompt: str | Conversation, images: Sequence[ImageText]) -> dict[str, list[int]]:
         """Everything that the processor says of each token."""
         with self._lock:
-            if self._family.processes_images:
+            if self._family.texts is None:
                 replaced = [image.replacement for image in images]
                 with self._in_place_of_images(lambda *_, **__: (_stand_in(images), replaced)):
                     found = self._call(prompt, [PLACEHOLDER] * len(images), tensors=False)
@@ -229,10 +230,10 @@ class Reader(PromptReader):
         rows = {name: _row(value) for name, value in found.items() if isinstance(value, list | Tensor) and len(value)}
         return {name: row for name, row in rows.items() if len(row) == length and all(type(x) is int for x in row)}
 
-    def _image_half_of_call(self, images: Sequence[Image.Image]) -> Inputs:
+    def _image_half_of_call(self, images: Sequence[Image.Image], texts: Callable[..., Inputs]) -> Inputs:
         with self._lock:
             made = self._call(self.image_text * len(images), images, tensors=True)
-        text = self._family.texts(self.processor, self.image_text)
+        text = texts(self.processor, self.image_text)
         return {name: value for name, value in made.items() if name not in text}
 
     def _begins(self, text: str) -> bool:

@@ -60,7 +60,7 @@ def train_episodes(
         loss = model.answer_loss(model.forward(network, tokens, batch, image_id), batch)
         loop.update(loss)
         if (step + 1) % 100 == 0:
-            accuracy: dict[str, Any] = {}
+            accuracy: dict[str, tuple[float, float]] = {}
             with torch.inference_mode():
                 for number, name in enumerate(TASKS):
                     test = held_out_maker.draw_conversations(np.random.RandomState([step, number]), 16, 512, task=name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from flamingo_eval.models.transformers_vlm.foreign import Inputs
 
@@ -14,14 +14,14 @@ class Family:
         images: how many a prompt may have, at most; None for any number.
         reason: why not more.
         image_text: how a text has an image in it, where neither template nor processor say so.
-        processes_images: whether its processor prepares images and texts one after the other, by ``_process_images``;
-            if not, :meth:`texts` writes what a text has in place of an image.
+        texts: (processor, text) -> the text's tokens without its images' pixels, for a processor that does not prepare
+            images and texts one after the other by ``_process_images``; None for all others.
     """
 
     images: int | None = None
     reason: str = ""
     image_text: str | None = None
-    processes_images: bool = True
+    texts: Callable[..., Inputs] | None = None
 
     def variant(self, images: int) -> str:  # noqa: ARG002
         """What of a prompt decides how each of its images is processed, such as how many there are.
@@ -34,11 +34,3 @@ class Family:
     def companions(self, variant: str) -> int:  # noqa: ARG002
         """How many further images must be processed along with one, so that it is processed as in such a prompt."""
         return 0
-
-    def texts(self, processor: Any, text: str, **settings: Any) -> Inputs:
-        """A text's tokens without its images' pixels, for a family whose processor can't be given what it found before.
-
-        Raises:
-            NotImplementedError: unless a family has its own way.
-        """
-        raise NotImplementedError

@@ -11,9 +11,8 @@ from flamingo_eval.models.transformers_vlm.foreign import Inputs
 class Idefics2(Family):
     """Its processor takes a text without images."""
 
-    processes_images = False
-
-    def texts(self, processor: Any, text: str, **settings: Any) -> Inputs:
+    @staticmethod
+    def texts(processor: Any, text: str, **settings: Any) -> Inputs:
         """As it would be with them."""
         tokens: Inputs = processor(text=text, **settings)
         return tokens

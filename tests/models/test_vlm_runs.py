@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.helpers import Cli, read_lines, run_cli
-from tests.support.hubs import Hub
+from tests.support.helpers import Cli, read_lines
 from tests.support.small_vlms import save_vlm
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
@@ -314,23 +313,25 @@ def test_tied_heads_and_thinking(tmp_path: Path, cli: Cli) -> None:
     assert "template_arg differs" in compared.stdout
 
 
-def test_in_python(saved: Path, tmp_path: Path) -> None:
+def test_in_python(saved: Path, tmp_path: Path, cli: Cli) -> None:
     """A model in memory, in training: the same answers as its checkpoint's, and it is left as it was."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     from flamingo_eval import evaluate, load_model
     from flamingo_eval.core.errors import UserError
+    from flamingo_eval.core.registry import model_source
     from flamingo_eval.demo.data import demo_data_root
 
     how: dict[str, Any] = {"shots": [2], "num_samples": 6, "seeds": [42], "data_root": "demo", "max_pixels": 3136}
-    named = evaluate(f"hf:{saved}", ["coco", "hateful-memes"], device="cpu", **how)
+    named = evaluate(f"hf:{saved}", ["coco", "hateful-memes"], device="cpu", out=tmp_path / "named", **how)
     network = AutoModelForImageTextToText.from_pretrained(saved, dtype=torch.float32).train()
     network.generation_config.repetition_penalty = 3.0
     processor = AutoProcessor.from_pretrained(saved)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     live = evaluate(network, ["coco", "hateful-memes"], processor=processor, out=tmp_path / "run", **how)
     assert [cell.mean for cell in live] == pytest.approx([cell.mean for cell in named], abs=1e-3)
+    assert_alike(rows_of(cli, tmp_path / "run"), rows_of(cli, tmp_path / "named"))
     assert network.training
     assert network.generation_config.repetition_penalty == 3.0
     assert "_process_images" not in vars(processor)
@@ -346,8 +347,7 @@ def test_in_python(saved: Path, tmp_path: Path) -> None:
     images = sorted((demo_data_root() / "coco/val2014").iterdir())[:2]
     shown = [([images[0]], "What is it?", "a thing")]
     said = loaded.generate("What is it?", [images[1]], demonstrations=shown, max_new_tokens=8)
-    slow = load_model(f"hf:{saved}", device="cpu", max_pixels=3136)
-    slow.__class__ = __import__("flamingo_eval.models.transformers_vlm.plain", fromlist=["x"]).PlainVlmModel
+    slow: Any = model_source(f"hf:{saved}", {"plain": True, "max_pixels": 3136}).load("cpu", "fp32")
     assert slow.generate("What is it?", [images[1]], demonstrations=shown, max_new_tokens=8) == said
     with pytest.raises(UserError, match=r"holds <image>.*demonstrations="):
         loaded.generate("<image>What is it?", [images[1]])
@@ -356,48 +356,3 @@ def test_in_python(saved: Path, tmp_path: Path) -> None:
     assert evaluate(loaded, "coco", device="cpu", **{**how, "max_pixels": None})[0].mean == pytest.approx(
         named[0].mean, abs=1e-3
     )
-
-
-@pytest.mark.slow
-def test_from_a_hub(hub: type[Hub], saved: Path) -> None:
-    """Downloaded once, with its size; then offline; a gated repository and one that is not there say what to do."""
-    shutil.copytree(saved, hub.folder / "qwen")
-    (hub.folder / "qwen" / "pytorch_model.bin").write_bytes(b"never fetched")
-    small = ("coco", "--data-root", "demo", "--shots", "0", "--num-samples", "2", "--trials", "1", "--device", "cpu")
-    counted = run_cli("plan", *small[:-2], "--checkpoint", "hf:owner/qwen", "--tokens")
-    assert counted.returncode == 0, counted.stderr
-    assert not any("model.safetensors" in asked for asked in hub.asked), "no weights are fetched to count tokens"
-    first = run_cli(*small, "--checkpoint", "hf:owner/qwen", "--out", "first")
-    assert first.returncode == 0, first.stderr
-    assert "GB of owner/qwen into" in first.stderr
-    assert "GB free" in first.stderr
-    assert not any("pytorch_model" in asked for asked in hub.asked)
-    assert json.loads(Path("first/run.json").read_text())["settings"]["checkpoint"] == f"hf:owner/qwen@{'a' * 40}"
-    hub.asked.clear()
-    second = run_cli(*small, "--checkpoint", "hf:owner/qwen", "--out", "second", "--offline")
-    assert second.returncode == 0, second.stderr
-    assert hub.asked == []
-    assert "downloading" not in second.stderr
-    gated = run_cli(*small, "--checkpoint", "hf:owner/gated")
-    assert gated.returncode == 2
-    assert "the repository is gated; accept its terms at http" in gated.stderr
-    missing = run_cli(*small, "--checkpoint", "hf:owner/nothing")
-    assert missing.returncode == 2
-    assert "no such repository" in missing.stderr
-    assert all("Traceback" not in result.stderr for result in (gated, missing))
-
-
-def test_too_little_room_for_a_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from collections import namedtuple
-
-    from flamingo_eval.core.errors import StorageError
-    from flamingo_eval.storage import hub as client
-
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(client, "fetch", lambda file: tmp_path / file.filename)
-    monkeypatch.setattr(client, "listing", lambda *_: {"model.safetensors": 5 * 10**9})
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 10**9))
-    with pytest.raises(
-        StorageError, match=r"5\.00 GB of owner/name are to be downloaded into .*, which has 1\.00 GB free"
-    ):
-        client.download("owner/name", "a" * 40, ["model.safetensors"])

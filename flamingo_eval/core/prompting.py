@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypedDict
@@ -209,13 +209,18 @@ def mark_in(templates: Sequence[str], example: Example, marks: Sequence[str]) ->
     >>> mark_in(["Q:{question}"], Example(1, "1.jpg", {"question": "is <image> red?", "answer": "no"}), ["<image>"])
     '<image>'
     """
+    names = (name for template in templates for _, name, _ in _parts(template))
+    return mark_among((example.fields.get(name, "") for name in names if name is not None), marks)
+
+
+def mark_among(texts: Iterable[str], marks: Sequence[str]) -> str | None:
+    """The first mark that one of the texts holds.
+
+    >>> mark_among(["is it red?", "is <image> red?"], ["<image>"])
+    '<image>'
+    """
     found = _any_of(tuple(marks))
-    for template in templates:
-        for _, name, _ in _parts(template):
-            match = found.search(example.fields.get(name, "")) if name is not None else None
-            if match:
-                return match[0]
-    return None
+    return next((match[0] for text in texts if (match := found.search(text))), None)
 
 
 @cache

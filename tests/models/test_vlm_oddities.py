@@ -246,6 +246,8 @@ def test_an_image_token_that_is_not_marked_special(
     for one in table["added_tokens"]:
         one["special"] = one["special"] and one["content"] != "<image>"
     (folder / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(UserError, match="--system holds <image>, which stands for an image"):
+        load(folder, plain=plain, system="an <image>")
     model = load(folder, plain=plain)
     with pytest.raises(QueryError, match="holds <image>, which stands for an image"):
         model.prepare(prompt(0, 1, text="what <image> is it?"), TEXT, images)

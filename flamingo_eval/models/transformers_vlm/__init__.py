@@ -14,7 +14,7 @@ from flamingo_eval.core.digests import digest
 from flamingo_eval.core.errors import CheckpointError, UserError
 from flamingo_eval.core.paths import cache_folder
 from flamingo_eval.core.progress import warn
-from flamingo_eval.core.prompting import Chat, Interleaved
+from flamingo_eval.core.prompting import Chat, Interleaved, mark_among
 from flamingo_eval.core.protocols import Capabilities, ModelInfo, ModelSource, Renderer
 from flamingo_eval.models.transformers_vlm.checkpoint import PREFIX, Files, Place, weights, weights_of
 from flamingo_eval.models.transformers_vlm.families import family_of
@@ -67,7 +67,7 @@ class Options:
                 raise UserError(
                     f"--rendering chat: {name} has no chat template; a base model is shown --rendering interleaved"
                 )
-            mark = next((one for one in special if one in (self.system or "")), None)
+            mark = mark_among([self.system or ""], special)
             if mark is not None:
                 raise UserError(f"--system holds {mark}, which has a meaning of its own to {name}")
             return Chat(self.system, special)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flamingo_eval.core.errors import DeviceMemoryError, QueryError, UserError
 from flamingo_eval.core.images import Images
-from flamingo_eval.core.prompting import INTERLEAVED
+from flamingo_eval.core.prompting import INTERLEAVED, mark_among
 from flamingo_eval.core.records import Answer, Decoding, NoAnswer, Prompt, Ranking, Task, Turn
 from flamingo_eval.devices import autocast, free_memory, is_out_of_memory, memory_errors, numerics
 from flamingo_eval.libraries import reason_of
@@ -139,7 +139,7 @@ class AnsweringVlm(ABC):
         if isinstance(images, str | Path) or max_new_tokens < 1 or num_beams < 1:
             raise UserError("give images as a list, and at least one new token and one beam")
         texts = [text, *(one for _, *both in demonstrations for one in both)]
-        mark = next((one for one in (INTERLEAVED.image, *self._words.marks) if any(one in own for own in texts)), None)
+        mark = mark_among(texts, (INTERLEAVED.image, *self._words.marks))
         if mark is not None:
             raise UserError(
                 f"a text holds {mark}, which means something to the model: images come before their text by "

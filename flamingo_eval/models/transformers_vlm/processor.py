@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from PIL import Image, ImageOps
 
 from flamingo_eval.core.errors import CheckpointError, QueryError, UserError
-from flamingo_eval.core.prompting import INTERLEAVED, is_chat
+from flamingo_eval.core.prompting import INTERLEAVED, is_chat, mark_among
 from flamingo_eval.core.protocols import Renderer
 from flamingo_eval.core.records import WITHHELD, Message, Prompt, Turn
 from flamingo_eval.devices import on_the_cpu
@@ -66,7 +66,7 @@ class PromptReader:
         self._plain_contents = False
         self.image_text = self._find_image_text()
         named = [getattr(owner, "image_token", None) for owner in (self.processor, self.tokenizer)]
-        self._image_marks = tuple({str(getattr(one, "content", one)) for one in named if one})
+        self._image_marks = tuple(dict.fromkeys(str(getattr(one, "content", one)) for one in named if one))
 
     def _find_image_text(self) -> str:
         """As the template writes it between two words, else the processor's token."""
@@ -94,7 +94,7 @@ class PromptReader:
     def check_texts(self, prompt: Prompt) -> None:
         """Raises QueryError for a text that the processor would take for an image."""
         texts = [one for turn in (*prompt.demonstrations, prompt.query) for one in (turn.text, turn.answer or "")]
-        mark = next((one for one in self._image_marks if any(one in text for text in texts)), None)
+        mark = mark_among(texts, self._image_marks)
         if mark is not None:
             raise QueryError(f"a text of the prompt holds {mark}, which stands for an image")
 
@@ -106,11 +106,10 @@ class PromptReader:
         """
         if not is_chat(self._renderer):
             return
-        for message in self._renderer.render(_CONVERSATION).messages:
-            if message.role == "system" and (
-                mark := next((one for one in self._image_marks if one in message.text), "")
-            ):
-                raise UserError(f"--system holds {mark}, which stands for an image")
+        system = [one.text for one in self._renderer.render(_CONVERSATION).messages if one.role == "system"]
+        mark = mark_among(system, self._image_marks)
+        if mark is not None:
+            raise UserError(f"--system holds {mark}, which stands for an image")
         why = self._refusal(_CONVERSATION)
         if why is not None:
             self._plain_contents = True

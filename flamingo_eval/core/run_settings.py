@@ -180,7 +180,7 @@ class RunSettings:
     image_tokens: int | None = _declared(
         None,
         whole_number(1),
-        "At most so many tokens per image, as far as the model's processor can be told.",
+        "At most so many tokens per image, by the processor's own settings; an error where they don't go so low.",
         metavar="N",
         panel=MODEL,
         default_text="the processor's own",
@@ -188,7 +188,7 @@ class RunSettings:
     max_pixels: int | None = _declared(
         None,
         whole_number(1),
-        "Images are made smaller than so many pixels, and not tiled, as far as the model's processor can be told.",
+        "At most so many pixels per image, and no tiles, by the processor's own settings; an error where they can't.",
         metavar="N",
         panel=MODEL,
         default_text="the processor's own",

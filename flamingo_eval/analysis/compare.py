@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from flamingo_eval.analysis.evidence import Evidence
 from flamingo_eval.analysis.statistics import Difference, detectable_drop, holm, paired_difference
 from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.protocols import UNPINNED
 from flamingo_eval.core.run_settings import SETTINGS
 
 _MUST_AGREE = {
@@ -66,6 +67,7 @@ class Comparison:
         rows: the cells that both have.
         warnings: what differs between them besides the checkpoint, and does not forbid a comparison.
         checkpoints: each side's name -> its checkpoint, where that is known.
+        unpinned: names of the sides whose answers come from a server.
     """
 
     run: str
@@ -73,6 +75,7 @@ class Comparison:
     rows: tuple[CellDifference, ...]
     warnings: tuple[str, ...]
     checkpoints: tuple[tuple[str, str], ...] = ()
+    unpinned: tuple[str, ...] = ()
 
 
 def compare(run: Evidence, baseline: Evidence, *, all_of_baseline: bool = False) -> Comparison:
@@ -102,7 +105,9 @@ def compare(run: Evidence, baseline: Evidence, *, all_of_baseline: bool = False)
         CellDifference(name, shots, run.cells[name, shots].metric, seeds, *means, difference, p[i], p_drop[i], clusters)
         for i, ((name, shots), (seeds, difference, clusters, means)) in enumerate(zip(common, found, strict=True))
     )
-    return Comparison(run.name, baseline.name, rows, tuple(_warnings(run, baseline)), _checkpoints(run, baseline))
+    unpinned = tuple(side.name for side in (run, baseline) if side.about.checkpoint.server)
+    warnings = (*_warnings(run, baseline), *(f"{name}: {UNPINNED}" for name in unpinned))
+    return Comparison(run.name, baseline.name, rows, warnings, _checkpoints(run, baseline), unpinned)
 
 
 def _checkpoints(run: Evidence, baseline: Evidence) -> tuple[tuple[str, str], ...]:

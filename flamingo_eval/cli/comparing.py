@@ -65,6 +65,11 @@ def check(
     ] = None,
     junit: Annotated[Path | None, typer.Option("--junit", parser=opt.path,
             metavar="FILE", help="Write JUnit XML.")] = None,
+    allow_unpinned: Annotated[
+        bool,
+        typer.Option("--allow-unpinned",
+                help="Also check runs whose answers come from a server, which may not be what it was."),
+    ] = False,
     update: Annotated[
         bool, typer.Option("--update", help="Write the run as the new baseline, with its provenance; no check is made.")
     ] = False,
@@ -93,6 +98,11 @@ def check(
     if is_folder(baseline):
         check_nothing_missing(RunFolder(baseline))
     comparison = compared(found, read_evidence(baseline), all_of_baseline=True)
+    if comparison.unpinned and not allow_unpinned:
+        raise UserError(
+            f"{' and '.join(comparison.unpinned)}: the answers come from a server and are not reproducible by us, so a "
+            "difference may be the server's; --allow-unpinned checks all the same"
+        )
     verdicts = judge(comparison, max_drop=max_drop, margin=margin)
     for warning in comparison.warnings:
         note(warning)

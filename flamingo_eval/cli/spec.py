@@ -12,7 +12,15 @@ from flamingo_eval.cli.options import ON_COMMAND_LINE, Given
 from flamingo_eval.core import registry
 from flamingo_eval.core.benchmark import canonical_name, load_benchmark
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.core.run_settings import DEMO, PER_BENCHMARK, SETTINGS, RunSettings, RunSpec
+from flamingo_eval.core.run_settings import (
+    DEMO,
+    DEMO_CHECKPOINTS,
+    PER_BENCHMARK,
+    SETTINGS,
+    RunSettings,
+    RunSpec,
+)
+from flamingo_eval.core.server_settings import SERVER_SETTINGS
 from flamingo_eval.core.settings import Setting
 
 ALL = frozenset(SETTINGS)
@@ -21,7 +29,9 @@ BENCH = ALL - {"on_error", "process", "executor", "out"}
 PLAN = BENCH - {"precision", "batch_size", "feature_cache", "plain", "format", "device_map"}
 FEATURES = frozenset({"data_root", "protocol", "split", "select", "device", "image_formats", "offline"})
 REPRODUCE = RUN - {"seeds", "trials", "protocol", "split", "ensemble", "checkpoint", "out"}
-CONTROLS = frozenset({"weights", "offline", "device", "device_map", "batch_size", "feature_cache", "plain", "format"})
+CONTROLS = frozenset(
+    {*SERVER_SETTINGS, "weights", "offline", "device", "device_map", "batch_size", "feature_cache", "plain", "format"}
+)
 DATA_CHECK = frozenset({"data_root", "protocol", "split", "image_formats"})
 SCORE = frozenset({"data_root", "protocol", "split", "on_error", "format"})
 REPORT = frozenset({"format"})
@@ -50,7 +60,7 @@ def make_spec(
     """A run of some benchmarks.
 
     With neither checkpoint nor data named, both are the demo's, and the run says so. With one of them named, the other
-    must be named too: nothing falls back to the demo in silence. ``--checkpoint demo`` names both.
+    must be named too: nothing falls back to the demo in silence. ``--checkpoint demo`` and ``demo-chat`` name both.
 
     Args:
         config: the configuration file.
@@ -128,7 +138,7 @@ def _check_named(resolved: Given, *, model: bool) -> None:
         raise UserError(
             f"{data.where} {data.value} is given, but no checkpoint: add --checkpoint (or --checkpoint demo)"
         )
-    if data is None and checkpoint is not None and checkpoint.value != DEMO:
+    if data is None and checkpoint is not None and checkpoint.value not in DEMO_CHECKPOINTS:
         raise UserError(
             f"{checkpoint.where} {checkpoint.value} is given, but no data: add --data-root (or --data-root demo)"
         )

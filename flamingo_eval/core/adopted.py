@@ -11,7 +11,7 @@ from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.prompting import INTERLEAVED
 from flamingo_eval.core.protocols import Capabilities, Model, ModelInfo, Renderer
-from flamingo_eval.core.records import Answer, NoAnswer, Prompt, Task
+from flamingo_eval.core.records import Answer, NoAnswer, Prompt, Replied, Task
 
 
 class AdoptedSource:
@@ -82,7 +82,7 @@ class _Borrowed:
     def prepare(self, prompt: Prompt, task: Task, images: Images) -> Any:
         return self._model.prepare(prompt, task, images)
 
-    def answer(self, prepared: Sequence[Any], task: Task) -> Sequence[Answer | NoAnswer]:
+    def answer(self, prepared: Sequence[Any], task: Task) -> Sequence[Answer | NoAnswer | Replied]:
         return self._model.answer(prepared, task)
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:

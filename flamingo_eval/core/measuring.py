@@ -1,8 +1,8 @@
-"""What models and their sources may tell of themselves besides: arithmetic, lengths and tokens of prompts."""
+"""What models and their sources may tell of themselves besides: arithmetic, lengths and tokens of prompts, requests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -53,3 +53,51 @@ class MeasuresPrompts(Protocol):
 
     def length(self, prompt: Prompt, images: Images) -> int:
         """Its length; raises nothing."""
+
+
+@runtime_checkable
+class Concurrent(Protocol):
+    """A model that is asked single prompts, by several threads at once: one that waits for a server, say."""
+
+    @property
+    def concurrency(self) -> int:
+        """Prompts at once, at most."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Queries of one benchmark and one number of shots that will be asked.
+
+    Attributes:
+        task: what is asked.
+        prompts: of the first query, in all its orders; the others are like it.
+        images: where its images are.
+        count: how many queries.
+    """
+
+    task: Task
+    prompts: Sequence[Prompt]
+    images: Images
+    count: int
+
+
+@runtime_checkable
+class SendsRequests(Protocol):
+    """A model that sends requests to a server, which may cost something."""
+
+    def expect(self, expected: Iterable[Expected]) -> str:
+        """Told what will be asked before anything is; what that will take, for the user.
+
+        Raises UserError if it is more than the user allows.
+        """
+
+    def usage(self) -> Mapping[str, float]:
+        """What it has taken so far: ``requests``, ``retries``, ``prompt tokens``, ``completion tokens``, ``cost``."""
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """A model's source that has to look before it knows what it can be asked."""
+
+    def find_out(self, tasks: Sequence[Task]) -> None:
+        """Finds out whether it can do these tasks. Raises UserError for what it can't, and says why."""

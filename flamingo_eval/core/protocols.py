@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from flamingo_eval.core.benchmark import DataRules, PromptRules
 from flamingo_eval.core.images import Images
-from flamingo_eval.core.records import Answer, Example, Id, NoAnswer, Prompt, Rendering, Score, Task
+from flamingo_eval.core.records import Answer, Example, Id, NoAnswer, Prompt, Rendering, Replied, Score, Task
 from flamingo_eval.core.settings import Setting
 
 if TYPE_CHECKING:
@@ -212,6 +212,10 @@ class Renderer(Protocol):
         """Everything about a benchmark's prompts that shows in their renderings, for the identity of a run."""
 
 
+UNPINNED = "answers come from a server: not reproducible by us"
+"""What is said of numbers by a model that only a server has."""
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What a model says of itself without being loaded.
@@ -222,6 +226,7 @@ class ModelInfo:
         parts: where its parts come from, for the record.
         notes: what a reader of the numbers should know.
         found_as: what ``--checkpoint`` calls it, from any folder; empty where that is what it was called.
+        server: what a server says of a model that only it has; None for one whose files determine its answers.
     """
 
     name: str
@@ -229,6 +234,7 @@ class ModelInfo:
     parts: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     found_as: str = ""
+    server: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -264,7 +270,7 @@ class Model(Protocol):
         Called in a thread of its own, while the batch before is being answered.
         """
 
-    def answer(self, prepared: Sequence[Any], task: Task) -> Sequence[Answer | NoAnswer]:
+    def answer(self, prepared: Sequence[Any], task: Task) -> Sequence[Answer | NoAnswer | Replied]:
         """For each prepared prompt of a batch generated text, or log-likelihoods of class names.
 
         A prompt whose numbers overflow has no answer; the others of its batch do.

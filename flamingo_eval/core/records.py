@@ -178,6 +178,50 @@ class NoAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server said beside an answer.
+
+    Attributes:
+        finish_reason: why it stopped, in its own word; empty where it says none.
+        prompt_tokens: tokens of the prompt by its count; None where it does not count.
+        completion_tokens: tokens of the answer, likewise.
+        seconds: from the first request for it to the last reply.
+        requests: how many were sent for it.
+        unlisted: class names that were not among the likeliest, and have the least of these as their log-likelihood.
+    """
+
+    finish_reason: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    seconds: float = 0.0
+    requests: int = 1
+    unlisted: tuple[str, ...] = ()
+
+    def __add__(self, other: Reply) -> Reply:
+        """Both together, for an answer that is made of several replies."""
+        return Reply(
+            other.finish_reason or self.finish_reason,
+            _sum(self.prompt_tokens, other.prompt_tokens),
+            _sum(self.completion_tokens, other.completion_tokens),
+            self.seconds + other.seconds,
+            self.requests + other.requests,
+            tuple(dict.fromkeys((*self.unlisted, *other.unlisted))),
+        )
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
+
+
+@dataclass(frozen=True, slots=True)
+class Replied:
+    """An answer with what the server said beside it; a model may give one in place of an answer."""
+
+    answer: Answer
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the model said to one query, before any post-processing.
 
@@ -185,11 +229,13 @@ class Prediction:
         key: digest of everything that determines the answer, but for the images' content.
         answer: generated text, or log-likelihoods of class names.
         images_digest: of the images' content.
+        reply: what a server said beside it; None for a model in this process.
     """
 
     key: str
     answer: Answer
     images_digest: str = ""
+    reply: Reply | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from flamingo_eval.core.images import formats_with
 from flamingo_eval.core.paths import user_path
+from flamingo_eval.core.server_settings import SERVER_SETTINGS, ServerSettings
 from flamingo_eval.core.settings import (
     BATCH,
     HOW,
@@ -21,15 +22,20 @@ from flamingo_eval.core.settings import (
     SIZE,
     SWITCH,
     TEXT,
-    Kind,
     Setting,
     choice,
+    declared,
     numbers,
     whole_number,
 )
 
 DEMO = "demo"
-"""Name of the embedded checkpoint and of the embedded data, wherever either can be named."""
+"""Name of the embedded Flamingo and of the embedded data, wherever either can be named."""
+
+DEMO_CHAT = "demo-chat"
+"""Name of the embedded model of transformers, which answers conversations about the same data."""
+
+DEMO_CHECKPOINTS = (DEMO, DEMO_CHAT)
 
 SHOWN_TO_MODEL = ("system", "template_arg", "image_tokens", "max_pixels")
 """Settings that decide, besides the rendering, what of a prompt a model is shown."""
@@ -38,16 +44,11 @@ FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
 """How tables are printed."""
 
 
-def _declared(default: Any, kind: Kind, help: str, **more: Any) -> Any:
-    """A field of :class:`RunSettings`; its :class:`Setting` has the field's name."""
-    return field(default=default, metadata={"kind": kind, "help": help, "more": more})
-
-
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class RunSettings(ServerSettings):
     """Every setting of a run."""
 
-    shots: tuple[int, ...] = _declared(
+    shots: tuple[int, ...] = declared(
         (0, 4, 8, 16, 32),
         numbers(10_000),
         "Numbers of in-context demonstrations, separated by commas. At 0 the protocol shows two without images, and a "
@@ -56,7 +57,7 @@ class RunSettings:
         default_text="0,4,8,16,32",
         named=False,
     )
-    seeds: tuple[int, ...] | None = _declared(
+    seeds: tuple[int, ...] | None = declared(
         None,
         numbers(2**32 - 1),
         "One trial per seed, such as 42,43,44.",
@@ -64,7 +65,7 @@ class RunSettings:
         default_text="the protocol's, 42,43,44",
         named=False,
     )
-    trials: int | None = _declared(
+    trials: int | None = declared(
         None,
         whole_number(1, 1000),
         "Number of trials, with seeds 42, 43, ...; --seeds names them instead.",
@@ -72,7 +73,7 @@ class RunSettings:
         default_text="the protocol's",
         named=False,
     )
-    data_root: str = _declared(
+    data_root: str = declared(
         DEMO,
         PATH_TEXT,
         "Folder with one folder per benchmark ('flamingo-eval data where coco' shows its layout), or 'demo'.",
@@ -80,14 +81,14 @@ class RunSettings:
         default_text="the demo's, if no checkpoint is named",
         named=False,
     )
-    protocol: str = _declared(
+    protocol: str = declared(
         "openflamingo",
         TEXT,
         "Whose rules: openflamingo, openflamingo-2023-06, openflamingo-2023-03, or official.",
         metavar="NAME",
         named=False,
     )
-    split: str | None = _declared(
+    split: str | None = declared(
         None,
         TEXT,
         "Which split to query, where there are several.",
@@ -95,7 +96,7 @@ class RunSettings:
         default_text="the protocol's",
         named=False,
     )
-    num_samples: int | None = _declared(
+    num_samples: int | None = declared(
         None,
         whole_number(1),
         "Queries per trial, drawn by its seed. Scores of different numbers can't be compared.",
@@ -103,7 +104,7 @@ class RunSettings:
         default_text="all",
         named=False,
     )
-    pool_size: int = _declared(
+    pool_size: int = declared(
         2048,
         whole_number(1),
         "How many training examples random demonstrations are drawn from; at most all of them.",
@@ -111,27 +112,28 @@ class RunSettings:
         named=False,
         was=("query_set_size",),
     )
-    ensemble: int = _declared(
+    ensemble: int = declared(
         1,
         whole_number(1, 1000),
         "Ask each ranking query in up to this many orders of its demonstrations; the reference takes 6.",
         metavar="N",
         named=False,
     )
-    select: str = _declared(
+    select: str = declared(
         "random", TEXT, "How demonstrations are picked.", metavar="NAME", named=False, was=("selector",)
     )
-    checkpoint: str = _declared(
+    checkpoint: str = declared(
         DEMO,
         PATH_TEXT,
-        "A known name ('flamingo-eval list checkpoints'), 'demo', hf:NAME_OR_FOLDER[@REVISION] for a model of "
-        "transformers, or a TOML file naming vision model, language model and checkpoint file.",
-        metavar="NAME|hf:NAME|TOML",
+        "A known name ('flamingo-eval list checkpoints'), 'demo' or 'demo-chat', hf:NAME_OR_FOLDER[@REVISION] for a "
+        "model of transformers, openai:MODEL for one behind a server (--base-url), or a TOML file naming vision model, "
+        "language model and checkpoint file.",
+        metavar="NAME|hf:NAME|openai:NAME|TOML",
         panel=MODEL,
         default_text="the demo's, if no data root is named",
         named=False,
     )
-    weights: str | None = _declared(
+    weights: str | None = declared(
         None,
         PATH_TEXT,
         "Take a known checkpoint's files from a folder of copies instead of the hub: DIR/<repository>/checkpoint.pt, "
@@ -140,14 +142,14 @@ class RunSettings:
         panel=MODEL,
         named=False,
     )
-    offline: bool = _declared(
+    offline: bool = declared(
         False,
         SWITCH,
         "Never contact the hub; use only files already downloaded (like HF_HUB_OFFLINE=1).",
         panel=MODEL,
         changes_answers=False,
     )
-    precision: str = _declared(
+    precision: str = declared(
         "auto",
         TEXT,
         "Number format: fp32, bf16, fp16 or amp_bf16 (products in bfloat16, all else in float32). auto: amp_bf16 on a "
@@ -156,7 +158,7 @@ class RunSettings:
         panel=MODEL,
         named=False,
     )
-    rendering: str = _declared(
+    rendering: str = declared(
         "auto",
         choice("auto", "chat", "interleaved"),
         "How an hf: model is shown prompts: chat (a conversation, by its own template) or interleaved (the benchmark's "
@@ -166,10 +168,10 @@ class RunSettings:
         default_text="chat if the model has a template",
         named=False,
     )
-    system: str | None = _declared(
+    system: str | None = declared(
         None, TEXT, "A system message before the conversation.", metavar="TEXT", panel=MODEL, default_text="none"
     )
-    template_arg: Mapping[str, Any] | None = _declared(
+    template_arg: Mapping[str, Any] | None = declared(
         None,
         PAIRS,
         "A switch of the chat template, such as enable_thinking=true; may be repeated.",
@@ -177,7 +179,7 @@ class RunSettings:
         panel=MODEL,
         default_text="thinking is off",
     )
-    image_tokens: int | None = _declared(
+    image_tokens: int | None = declared(
         None,
         whole_number(1),
         "At most so many tokens per image, by the processor's own settings; an error where they don't go so low.",
@@ -185,7 +187,7 @@ class RunSettings:
         panel=MODEL,
         default_text="the processor's own",
     )
-    max_pixels: int | None = _declared(
+    max_pixels: int | None = declared(
         None,
         whole_number(1),
         "At most so many pixels per image, and no tiles, by the processor's own settings; an error where they can't.",
@@ -193,7 +195,7 @@ class RunSettings:
         panel=MODEL,
         default_text="the processor's own",
     )
-    device_map: str | None = _declared(
+    device_map: str | None = declared(
         None,
         choice("auto", "balanced", "balanced_low_0", "sequential"),
         "Spread an hf: model over all cards (needs accelerate).",
@@ -202,7 +204,7 @@ class RunSettings:
         changes_answers=False,
         default_text="one device",
     )
-    device: str = _declared(
+    device: str = declared(
         "auto",
         TEXT,
         "Where the model runs: cpu, cuda, cuda:N or mps. auto: CUDA if there is one.",
@@ -210,7 +212,7 @@ class RunSettings:
         panel=HOW,
         changes_answers=False,
     )
-    image_formats: tuple[str, ...] = _declared(
+    image_formats: tuple[str, ...] = declared(
         (),
         NAMES,
         "Also read images of these formats, such as AVIF,JPEG2000. Always read: JPEG, PNG, WEBP, GIF, BMP, TIFF; "
@@ -220,7 +222,7 @@ class RunSettings:
         changes_answers=False,
         default_text="none",
     )
-    batch_size: int | None = _declared(
+    batch_size: int | None = declared(
         None,
         BATCH,
         "Queries per batch. In fp32 it changes nothing beyond rounding; in bf16, fp16 and amp_bf16 a few near-ties may "
@@ -230,7 +232,7 @@ class RunSettings:
         changes_answers=False,
         default_text="auto",
     )
-    feature_cache: int | None = _declared(
+    feature_cache: int | None = declared(
         None,
         SIZE,
         "Memory for encoded images, such as 8GB; all of them are also kept in the cache folder.",
@@ -239,14 +241,14 @@ class RunSettings:
         changes_answers=False,
         default_text="8GB",
     )
-    plain: bool = _declared(
+    plain: bool = declared(
         False,
         SWITCH,
         "Turn all speed-ups off, to check them; same answers, several times slower.",
         panel=HOW,
         changes_answers=False,
     )
-    on_error: str = _declared(
+    on_error: str = declared(
         "stop",
         choice("stop", "skip"),
         "When queries can't be answered (unreadable images, overflow). stop: an error once all others are answered. "
@@ -255,7 +257,7 @@ class RunSettings:
         panel=HOW,
         changes_answers=False,
     )
-    process: str | None = _declared(
+    process: str | None = declared(
         None,
         TEXT,
         "Which of the processes that share this run's work this is, such as 0/8. All need the same command and see the "
@@ -265,7 +267,7 @@ class RunSettings:
         changes_answers=False,
         default_text="as torchrun or Slurm's srun say",
     )
-    executor: str | None = _declared(
+    executor: str | None = declared(
         None,
         TEXT,
         "Who answers: local (this process), processes (those that share the run's folder), or a plug-in.",
@@ -274,7 +276,7 @@ class RunSettings:
         changes_answers=False,
         default_text="local, or processes where there are several",
     )
-    out: Path | None = _declared(  # noqa: RUF009  # it is a field
+    out: Path | None = declared(  # noqa: RUF009  # it is a field
         None,
         PATH,
         "Run folder.",
@@ -283,7 +285,7 @@ class RunSettings:
         changes_answers=False,
         default_text="results/runs/<benchmark>-<digest of what determines answers>",
     )
-    format: str = _declared(
+    format: str = declared(
         "table",
         choice(*FORMATS),
         f"How the table is printed: {', '.join(FORMATS)}. bench, controls and reproduce: table, markdown, json.",
@@ -297,7 +299,7 @@ class RunSettings:
         """Settings for the model alone, as far as they are not the defaults."""
         weights = None if self.weights is None else user_path(self.weights, "--weights")
         given: dict[str, Any] = {"weights": weights, "plain": self.plain or None, "feature_cache": self.feature_cache}
-        given |= {name: getattr(self, name) for name in SHOWN_TO_MODEL} | {"device_map": self.device_map}
+        given |= {name: getattr(self, name) for name in (*SHOWN_TO_MODEL, *SERVER_SETTINGS, "device_map")}
         given["rendering"] = None if self.rendering == "auto" else self.rendering
         return {name: value for name, value in given.items() if value is not None}
 
@@ -309,8 +311,8 @@ class RunSettings:
     @property
     def demo_parts(self) -> tuple[str, ...]:
         """Which parts are the demo's: any of ``checkpoint`` and ``data``."""
-        named = (("checkpoint", self.checkpoint), ("data", self.data_root))
-        return tuple(part for part, value in named if value == DEMO)
+        parts = (("checkpoint", self.checkpoint in DEMO_CHECKPOINTS), ("data", self.data_root == DEMO))
+        return tuple(part for part, is_demo in parts if is_demo)
 
     def seeds_by(self, protocol: tuple[int, ...]) -> tuple[int, ...]:
         """Those named, else as many as ``trials`` from the protocol's first one on, else the protocol's."""
@@ -321,7 +323,7 @@ class RunSettings:
 
 SETTINGS: Mapping[str, Setting] = {
     one.name: Setting(one.name, one.metadata["kind"], one.metadata["help"], one.default, **one.metadata["more"])
-    for one in fields(RunSettings)
+    for one in sorted(fields(RunSettings), key=lambda one: one.name in SERVER_SETTINGS)
 }
 """The settings of a run, by name."""
 

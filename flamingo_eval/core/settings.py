@@ -11,7 +11,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from keyword import iskeyword
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.paths import user_path
 
-DATA, MODEL, HOW, OUT = "Data and demonstrations", "Model", "Execution", "Output"
+DATA, MODEL, SERVER, HOW, OUT = "Data and demonstrations", "Model", "Server", "Execution", "Output"
 """What settings are about; the headings of ``--help``."""
 
 
@@ -126,6 +126,22 @@ def _batch(value: Any) -> int | None:
     return None if value == "auto" else whole_number(1, 10**9).read(value)
 
 
+def _amount(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError  # noqa: TRY004
+    number = float(value)
+    if not 0 <= number < 1e12:  # not for NaN either
+        raise ValueError
+    return number
+
+
+def _positive(value: Any) -> float:
+    number = _amount(value)
+    if not number:
+        raise ValueError
+    return number
+
+
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -176,6 +192,8 @@ NAMES = Kind("names, separated by commas", _names)
 PATH = Kind("a path", _path)
 PATH_TEXT = Kind("a path, or a name", _path_text)
 BATCH = Kind("auto or a number from 1 on", _batch)
+SECONDS = Kind("a number of seconds above 0", _positive)
+AMOUNT = Kind("an amount from 0 on, such as 2.50", _amount)
 SIZE = Kind("a size such as 8GB or 500MB", _size)
 _PLAIN = {str: TEXT, bool: SWITCH}
 
@@ -250,6 +268,11 @@ class Setting:
             value = value[0] if self.values.repeated and isinstance(value, list) and len(value) == 1 else value
             shown = repr(value[:60]) if isinstance(value, str) else repr(value)[:60]
             raise UserError(f"{where} {shown}: give {self.values.expected}") from error
+
+
+def declared(default: Any, kind: Kind, help: str, **more: Any) -> Any:
+    """A field of a record of settings; its :class:`Setting` has the field's name."""
+    return field(default=default, metadata={"kind": kind, "help": help, "more": more})
 
 
 def settings_problem(settings: Any, taken: Collection[str]) -> str | None:

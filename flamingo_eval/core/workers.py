@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TypeVar, cast
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -50,3 +53,53 @@ def prefetched(function: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple
                 yield waiting[0], waiting[1].result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def as_they_come(function: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[list[tuple[A, B]]]:
+    """Items with the function's values, in whatever order they come; at most ``threads`` are being worked out at once.
+
+    Once the function has raised something, no further items begin; those that have begun are given out before it is
+    raised. An interrupt does not wait for them.
+
+    >>> sorted(pair for part in as_they_come(len, ["a", "bb"], 2) for pair in part)
+    [('a', 1), ('bb', 2)]
+    """
+    to_do: SimpleQueue[A | None] = SimpleQueue()
+    done: SimpleQueue[tuple[A, B | None, BaseException | None]] = SimpleQueue()
+    feed, begun, failure = iter(items), 0, None
+
+    def work() -> None:
+        while (item := to_do.get()) is not None:
+            try:
+                done.put((item, function(item), None))
+            except BaseException as error:  # noqa: BLE001  # raised again where it is waited for
+                done.put((item, None, error))
+
+    def begin() -> bool:
+        item = next(feed, None)
+        if item is not None:
+            to_do.put(item)
+        return item is not None
+
+    # daemons: an interrupted program does not wait for a server that takes minutes
+    pool = [threading.Thread(target=work, daemon=True) for _ in range(threads)]
+    for thread in pool:
+        thread.start()
+    try:
+        while begun < threads and begin():
+            begun += 1
+        while begun:
+            came = [done.get()]
+            with suppress(Empty):
+                while True:
+                    came.append(done.get_nowait())
+            failure = failure or next((error for _, _, error in came if error is not None), None)
+            begun -= len(came)
+            yield [(item, cast(B, value)) for item, value, error in came if error is None]
+            while failure is None and begun < threads and begin():
+                begun += 1
+    finally:
+        for _ in pool:
+            to_do.put(None)
+    if failure is not None:
+        raise failure

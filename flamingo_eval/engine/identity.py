@@ -17,6 +17,7 @@ from msgspec import UNSET
 
 from flamingo_eval.core import registry
 from flamingo_eval.core.digests import changed_fields, digest
+from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.paths import exists, user_path
 from flamingo_eval.core.protocols import EncoderSource, ModelInfo, Renderer
 from flamingo_eval.core.records import Decoding, Task
@@ -121,7 +122,7 @@ def new_record(
         format=FORMAT,
         demo=demo_note(spec),
         identity=msgspec.structs.replace(identity, benchmarks=benchmarks),
-        checkpoint=CheckpointRecord(name=info.name, digest=info.digest, parts=dict(info.parts), notes=list(info.notes)),
+        checkpoint=_checkpoint(info, None if old is None else old.checkpoint),
         encoder=UNSET if encoder is None else _encoder(encoder.info()),
         settings=SettingsRecord(
             checkpoint=info.found_as or _findable(spec.checkpoint),
@@ -131,6 +132,28 @@ def new_record(
         cells=list(dict.fromkeys([*(old.keys if old else ()), *(trial.key for trial in trials)])),
         sessions=old.sessions if old else [],
     )
+
+
+def _checkpoint(info: ModelInfo, old: CheckpointRecord | None) -> CheckpointRecord:
+    """The model; a server may have been asked more than before, or less."""
+    record = CheckpointRecord(name=info.name, digest=info.digest, parts=dict(info.parts), notes=list(info.notes))
+    if info.server is None:
+        return record
+    before = old.server or {} if old else {}
+    notes = list(dict.fromkeys([*info.notes, *(old.notes or () if old else ())]))
+    return msgspec.structs.replace(record, server={**before, **info.server}, notes=notes)
+
+
+def check_server(info: ModelInfo, old: CheckpointRecord) -> None:
+    """Raises UserError if a server says otherwise of its model than when a run began."""
+    before, now = old.server or {}, info.server or {}
+    changed = [f"{key} was {before[key]} and is {now[key]}" for key in before.keys() & now.keys()
+               if before[key] != now[key]]  # fmt: skip
+    if changed:
+        raise UserError(
+            f"{info.name} is not what it was when this run began ({'; '.join(sorted(changed))}): answers of two models "
+            "would be mixed; name another --out, or start over with --fresh"
+        )
 
 
 def _encoder(info: ModelInfo) -> PartRecord:

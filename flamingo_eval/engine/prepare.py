@@ -10,6 +10,7 @@ from flamingo_eval.core import registry
 from flamingo_eval.core.digests import digest
 from flamingo_eval.core.errors import DataError, UserError
 from flamingo_eval.core.images import Images
+from flamingo_eval.core.measuring import Asking
 from flamingo_eval.core.paths import is_file
 from flamingo_eval.core.prompting import is_chat
 from flamingo_eval.core.protocols import NOTHING, Capabilities, ModelInfo, ModelSource, Nearest, Renderer
@@ -208,6 +209,8 @@ def prepare(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: Mode
     model_source = model_source or registry.model_source(spec.checkpoint, spec.model_options)
     sources = read_sources(spec, images, model_source.renderer)
     check_capabilities(model_source.capabilities, spec, sources)
+    if isinstance(model_source, Asking):
+        model_source.find_out([source.task for source in sources.values()])
     info, retriever = model_source.info(), Retriever.of(spec)
     device, precision = model_source.resolve(spec.device, spec.precision)
     retrieval = None if retriever is None else retriever.identity()
@@ -222,7 +225,7 @@ def opening_notes(run: PreparedRun) -> Iterator[str]:
     demo = demo_note(run.spec)
     if demo:
         yield demo
-    if not run.model_source.capabilities.reproducible:
+    if not run.model_source.capabilities.reproducible and run.info.server is None:
         yield f"{run.info.name} is not deterministic: asked again, it may score differently"
     yield from notices(run.spec, run.sources)
     for name, source in run.sources.items():

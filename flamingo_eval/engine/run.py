@@ -22,7 +22,7 @@ from flamingo_eval.core.run_settings import RunSpec
 from flamingo_eval.core.source import Source
 from flamingo_eval.engine.answer import describe_failures
 from flamingo_eval.engine.executor import Alone, Executor, Outcome, Terms, checked, make_executor
-from flamingo_eval.engine.identity import git_commit, new_record, versions
+from flamingo_eval.engine.identity import check_server, git_commit, new_record, versions
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.prepare import PreparedRun, RootOf, model_digest, opening_notes, plan_all, prepare, rank_all
 from flamingo_eval.engine.reopen import reopen
@@ -101,6 +101,8 @@ def _plan(run: PreparedRun, executor: Executor, held: Alone) -> PlannedRun:
     if executor.sole:
         folder.forget_unanswered(run.identity)
     folder.check_identity(run.identity)
+    if exists(folder.run_file):
+        check_server(run.info, folder.read_run().checkpoint)
     with held.alone("ranking"):
         reached = [*run.trial_keys, *_trials_there(folder, run.sources)]
         nearest = rank_all(spec, run.sources, reached, run.retriever, folder)
@@ -177,6 +179,8 @@ def _finish(run: PreparedRun, planned: PlannedRun, outcome: Outcome, root_of: Ro
     cells = write_scores(folder, [*planned.trials, *earlier], journal, folder.read_run())
     if planned.pending:
         _note_speed({**outcome.seconds, "scoring": time.perf_counter() - began}, journal.written)
+    if outcome.usage:
+        note(", ".join(f"{value:,.10g} {name}" for name, value in outcome.usage.items()))
     if outcome.failures and not skip:
         raise describe_failures(outcome.failures)
     check_complete(planned.trials, journal, wanted, folder)
@@ -225,7 +229,7 @@ def _recorded(folder: RunFolder, held: Alone, session: SessionRecord, journal: J
             outcome = brought[0] if brought else Outcome([], {})
             seconds, batches = dict(outcome.seconds), {key: dict(sizes) for key, sizes in outcome.batches.items()}
             entry = replace(session, end=end, answered=journal.written, seconds=seconds or UNSET,
-                            batches=batches or UNSET)  # fmt: skip
+                            batches=batches or UNSET, usage=dict(outcome.usage) or UNSET)  # fmt: skip
             others = [one for one in record.sessions if not one.same_as(session)]
             folder.write_run(replace(record, sessions=[*others, entry]))
 

@@ -23,10 +23,11 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from flamingo_eval.core.digests import changed_fields
 from flamingo_eval.core.errors import DataError, StorageError, UserError
 from flamingo_eval.core.paths import is_file, open_regular
 from flamingo_eval.core.reading import parse_json
-from flamingo_eval.core.records import Answer, Id, Prediction, Query
+from flamingo_eval.core.records import Answer, Id, Prediction, Query, Reply
 from flamingo_eval.core.schema import typed
 from flamingo_eval.storage.files import open_own, storage_errors
 from flamingo_eval.storage.numbers import MANY, Held, Names, Numbers, Ranked, place_from
@@ -187,7 +188,7 @@ class Journal:
                 raise _no_line(where, f"its log-likelihoods are not in {numbers.path}")
             answer = Ranked(sys.intern(row.names), self._names, numbers, place)
         slot = (row.benchmark, row.shots, row.seed, row.query_id, row.occurrence)
-        return Entry(slot, Prediction(row.key, answer, row.images_digest), row.again)
+        return Entry(slot, Prediction(row.key, answer, row.images_digest, row.reply), row.again)
 
     def keep_names(self, names: Sequence[str]) -> None:
         """Writes the names that answers are of, should they be of these and the file be gone."""
@@ -333,6 +334,8 @@ def _line(entry: Entry, extra: Mapping[str, str]) -> str:
     else:
         fields = {"raw": None, "class_logprobs": dict(answer)}
     counts = {name: n for name, n in (("occurrence", occurrence), ("again", entry.again)) if n}
+    if entry.prediction.reply is not None:
+        fields["reply"] = changed_fields(entry.prediction.reply)
     row = {"benchmark": benchmark, "shots": shots, "seed": seed, "query_id": query_id, **counts,
            "key": entry.prediction.key, "pictures": entry.prediction.images_digest, **fields, **extra}  # fmt: skip
     return json.dumps(row) + "\n"
@@ -353,6 +356,7 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True, rename={"images_digest": "
     class_logprobs: Annotated[dict[str, float], Meta(min_length=1)] | UnsetType = UNSET
     names: Annotated[str, Meta(pattern="^[0-9a-f]{32}$")] | UnsetType = UNSET
     numbers: list[Any] | UnsetType = UNSET
+    reply: Reply | None = None
 
 
 def _row(line: bytes, where: str) -> _Row:

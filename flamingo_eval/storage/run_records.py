@@ -49,12 +49,21 @@ class PartRecord(Stored, frozen=True, kw_only=True):
 
 
 class CheckpointRecord(Stored, frozen=True, kw_only=True):
-    """The model that was asked; ``digest`` is of everything in it that determines its answers."""
+    """The model that was asked.
+
+    Attributes:
+        name: its name.
+        digest: of everything in it that determines its answers.
+        parts: where its parts come from.
+        notes: what a reader of the numbers should know.
+        server: what the server that has it said of it; such answers nobody here can reproduce.
+    """
 
     name: str
     digest: str
     parts: dict[str, Any] | UnsetType = UNSET
     notes: list[str] | UnsetType = UNSET
+    server: dict[str, str] | UnsetType = UNSET
 
 
 class RetrievalIdentity(Stored, frozen=True, kw_only=True):
@@ -173,6 +182,7 @@ class SessionRecord(Stored, frozen=True, kw_only=True, omit_defaults=True):
         processes: how many processes shared the run.
         seconds: where its time went, in seconds.
         batches: benchmark and shots -> queries of a batch -> how many such batches.
+        usage: what a server's model has taken: requests, retries, tokens, cost.
         host: name of the machine.
         process: number that the system gave the process.
         end: when it ended, ISO 8601; None while it has not.
@@ -189,6 +199,7 @@ class SessionRecord(Stored, frozen=True, kw_only=True, omit_defaults=True):
     processes: int | None = None
     seconds: dict[str, float] | UnsetType = UNSET
     batches: dict[str, dict[str, int]] | UnsetType = UNSET
+    usage: dict[str, float] | UnsetType = UNSET
     host: str | UnsetType = UNSET
     process: int | UnsetType = UNSET
     end: str | UnsetType | None = UNSET

@@ -18,7 +18,7 @@ from flamingo_eval.core.records import Ranking
 from flamingo_eval.core.run_settings import RunSpec
 from flamingo_eval.core.settings import Setting
 from flamingo_eval.core.source import read_source
-from flamingo_eval.engine.answer import ensembled
+from flamingo_eval.engine.asking import ensembled
 from flamingo_eval.engine.plan import plan_trial
 from tests.support.helpers import FAST, Cli
 from tests.support.small_models import Says

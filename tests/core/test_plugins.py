@@ -272,7 +272,7 @@ def test_answers_that_are_none_are_refused(captions: Path, output: Any, message:
 
 def test_rankings_are_of_the_names_that_were_asked() -> None:
     from flamingo_eval.core.records import NoAnswer, Ranking
-    from flamingo_eval.engine.answer import ensembled
+    from flamingo_eval.engine.asking import ensembled
 
     class Ranks(ModelBase):
         output: Any = None

@@ -123,7 +123,7 @@ def test_a_query_that_fits_nowhere_makes_no_other_batch_smaller(tmp_path: Path) 
 
 def test_what_fits_grows_back_from_far_down() -> None:
     """After one descent the first try comes soon."""
-    from flamingo_eval.engine.answer import _Limit
+    from flamingo_eval.engine.asking import _Limit
 
     limit, size = _Limit(), 256
     while size > 4:
@@ -140,7 +140,7 @@ def test_what_fits_grows_back_from_far_down() -> None:
 
 def test_an_order_that_does_not_fit_costs_its_query_alone() -> None:
     from flamingo_eval.core.records import Ranking
-    from flamingo_eval.engine.answer import ensembled
+    from flamingo_eval.engine.asking import ensembled
 
     class Heavy(ModelBase):
         asked = 0

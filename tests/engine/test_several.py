@@ -13,7 +13,7 @@ import pytest
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.protocols import ModelBase
 from flamingo_eval.core.records import Answer, Prompt, Ranking, Task
-from flamingo_eval.engine.answer import ensembled
+from flamingo_eval.engine.asking import ensembled
 from tests.support.helpers import run_cli, write_coco_root
 from tests.support.vqa_files import write_converted, write_memes
 

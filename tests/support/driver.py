@@ -13,13 +13,13 @@ from typing import Any
 
 from flamingo_eval.cli.main import main
 from flamingo_eval.core.protocols import Model
-from flamingo_eval.core.records import Answer, NoAnswer, Task
-from flamingo_eval.engine import answer
+from flamingo_eval.core.records import Task
+from flamingo_eval.engine import asking
 
-_ensembled = answer.ensembled
+_ensembled = asking.ensembled
 
 
-def _noted(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> Sequence[Answer | NoAnswer]:
+def _noted(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> Sequence[asking.Answered]:
     with Path(os.environ["ASKED"]).open("a", encoding="ascii") as file:
         file.write(f"{len(prepared)}\n")
     time.sleep(float(os.environ.get("PAUSE", "0")))
@@ -27,5 +27,5 @@ def _noted(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> Seque
 
 
 if __name__ == "__main__":
-    answer.ensembled = _noted
+    asking.ensembled = _noted
     main()

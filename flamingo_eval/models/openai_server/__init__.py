@@ -1,0 +1,183 @@
+"""``openai:MODEL``: a model behind a server with OpenAI's API (vLLM, SGLang, ``transformers serve``, hosted ones).
+
+Nothing is sent before a run is prepared, and the HTTP client is imported then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flamingo_eval.core.digests import digest
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.prompting import Chat
+from flamingo_eval.core.protocols import UNPINNED, Capabilities, ModelInfo
+from flamingo_eval.core.records import Decoding, Ranking, Task
+
+if TYPE_CHECKING:
+    from flamingo_eval.models.openai_server.adapter import ServerModel
+    from flamingo_eval.models.openai_server.client import Client
+    from flamingo_eval.models.openai_server.endpoint import Endpoint
+    from flamingo_eval.models.openai_server.probing import Found
+    from flamingo_eval.models.openai_server.ranking import Ranker
+    from flamingo_eval.models.openai_server.spending import Spending
+
+PREFIX = "openai:"
+CONCURRENCY, TIMEOUT, RETRIES = 16, 600.0, 8
+"""Requests at once; seconds until a whole reply; how often a request is sent again."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a server is asked; see the run's settings of these names."""
+
+    base_url: str | None = None
+    ca_file: Path | None = None
+    api_key_file: Path | None = None
+    concurrency: int = CONCURRENCY
+    timeout: float = TIMEOUT
+    retries: int = RETRIES
+    max_requests: int | None = None
+    max_cost: float | None = None
+    price_in: float | None = None
+    price_out: float | None = None
+    system: str | None = None
+    template_arg: Mapping[str, Any] = field(default_factory=dict)
+    max_pixels: int | None = None
+    rendering: str = "auto"
+
+
+class ServerSource:
+    """A model that a server has.
+
+    Args:
+        model: what the server calls it.
+        options: how it is asked.
+
+    Raises:
+        UserError: options that make no sense.
+    """
+
+    capabilities = Capabilities(beams=False, reproducible=False)
+
+    def __init__(self, model: str, options: Options) -> None:
+        if options.rendering == "interleaved":
+            raise UserError("--rendering interleaved: a server is sent conversations (--rendering chat)")
+        self.model, self.options = model, options
+        self.renderer = Chat(options.system)
+        self._ranker: Ranker | None = None
+        self._found: Found | None = None
+
+    @property
+    def _name(self) -> str:
+        return f"{PREFIX}{self.model}"
+
+    @cached_property
+    def _endpoint(self) -> Endpoint:
+        from flamingo_eval.models.openai_server.endpoint import Endpoint
+
+        return Endpoint.of(self.options.base_url, self.options.api_key_file, self.options.ca_file)
+
+    @cached_property
+    def _spending(self) -> Spending:
+        from flamingo_eval.models.openai_server.spending import Budget, Spending
+
+        chosen = self.options
+        budget = Budget(chosen.max_requests, chosen.max_cost, chosen.price_in, chosen.price_out)
+        budget.check()
+        return Spending(budget)
+
+    def _client(self, answers_as: str = "") -> Client:
+        """Connections, which whoever asks for them closes."""
+        from flamingo_eval.models.openai_server.client import Client
+
+        chosen = self.options
+        return Client(
+            self._endpoint, self._spending, concurrency=chosen.concurrency, timeout=chosen.timeout,
+            retries=chosen.retries, answers_as=answers_as,
+        )  # fmt: skip
+
+    @property
+    def _body(self) -> dict[str, Any]:
+        """What every request holds: greedy, and the same every time as far as the server can."""
+        switches = {"chat_template_kwargs": dict(self.options.template_arg)} if self.options.template_arg else {}
+        return {"model": self.model, "temperature": 0, "seed": 0, **switches}
+
+    def find_out(self, tasks: Sequence[Task]) -> None:
+        """Asks the server what it has, and how it can rank names if there are any. Raises UserError."""
+        from flamingo_eval.models.openai_server.probing import find_ranker, look
+
+        for task in tasks:
+            if isinstance(task, Decoding) and task.min_new_tokens:
+                raise UserError(f"{self._name}: answers of at least {task.min_new_tokens} tokens can't be asked for")
+        with closing(self._client()) as client:
+            self._found = look(client, self.model, self._body)
+            for names in dict.fromkeys(task.names for task in tasks if isinstance(task, Ranking)):
+                self._ranker = find_ranker(client, self._body, names, self._found.limit)
+
+    def _looked(self) -> Found:
+        """What has been found out; now, if it has not been yet."""
+        if self._found is None:
+            self.find_out(())
+        assert self._found is not None
+        return self._found
+
+    def info(self) -> ModelInfo:
+        """Its name, and what the server says of it; whether it is the model of yesterday nobody here can know."""
+        ranked = [] if self._ranker is None else [f"class names ranked by {self._ranker.name}"]
+        ranking = {} if self._ranker is None else {"ranking": self._ranker.name.partition(":")[0]}
+        says = {**self._looked().says, **ranking}
+        return ModelInfo(
+            self._name, digest([PREFIX, self.model]), {"server": self._endpoint.url}, (UNPINNED, *ranked), server=says
+        )
+
+    def resolve(self, device: str, precision: str) -> tuple[str, str]:
+        """The server's business. Raises UserError for one that was asked for."""
+        for option, value in (("--device", device), ("--precision", precision)):
+            if value not in ("auto", "server"):
+                raise UserError(f"{option} {value}: {self._name} runs as its server was told to")
+        return "server", "server"
+
+    def load(self, device: str, precision: str) -> ServerModel:
+        """Ready to be asked. Raises UserError."""
+        from flamingo_eval.models.openai_server.adapter import ServerModel
+        from flamingo_eval.models.openai_server.messages import Messages
+
+        messages = Messages(self.renderer, self.options.max_pixels)
+        found = self._looked()
+        return ServerModel(self._client(found.answers_as), messages, self._body, found.limit, self._ranker)
+
+
+class ServerFamily:
+    """Models behind servers, by ``openai:``."""
+
+    options = frozenset(Options.__dataclass_fields__)
+
+    def known(self) -> Mapping[str, str]:
+        """None by name."""
+        return {}
+
+    def renderers(self) -> tuple[Chat, ...]:
+        """None of its own."""
+        return ()
+
+    def find(self, checkpoint: str, options: Mapping[str, Any]) -> ServerSource | None:
+        """For what begins with ``openai:``. Raises UserError."""
+        if not checkpoint.startswith(PREFIX):
+            return None
+        model = checkpoint.removeprefix(PREFIX)
+        if not model.strip():
+            raise UserError(
+                f"--checkpoint {PREFIX}: name the model as its server does, such as {PREFIX}Qwen/Qwen3-VL-8B"
+            )
+        return ServerSource(model, Options(**options))
+
+    def adopt(self, model: Any, name: str, options: Mapping[str, Any]) -> None:
+        """None: it has nothing in memory."""
+
+
+MODEL = ServerFamily()

@@ -1,0 +1,144 @@
+"""The model protocol, for a model behind a server."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flamingo_eval.core.errors import QueryError, UserError
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.measuring import Expected
+from flamingo_eval.core.prompting import OpenAIMessage
+from flamingo_eval.core.protocols import ModelBase
+from flamingo_eval.core.records import Answer, Decoding, NoAnswer, Prompt, Ranking, Replied, Task
+from flamingo_eval.models.openai_server.client import Client
+from flamingo_eval.models.openai_server.messages import Messages
+from flamingo_eval.models.openai_server.ranking import Ranker, reply_of
+from flamingo_eval.models.openai_server.replies import Body, NoTextError
+
+CHARACTERS = 4
+"""Of a token, about, for the estimate."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prompt as it is sent."""
+
+    messages: Sequence[OpenAIMessage]
+
+
+class ServerModel(ModelBase):
+    """Asks a server, one prompt at a time, and several at once.
+
+    Args:
+        client: sends requests.
+        messages: makes messages of prompts.
+        body: what every request holds.
+        limit: what the server calls the number of tokens of an answer.
+        ranker: how names are ranked; None where nothing is.
+    """
+
+    def __init__(self, client: Client, messages: Messages, body: Body, limit: str, ranker: Ranker | None) -> None:
+        self._client, self._messages, self._body, self._limit, self._ranker = client, messages, body, limit, ranker
+        self._unlisted, self._lock = 0, threading.Lock()
+
+    @property
+    def concurrency(self) -> int:
+        """Requests at once, at most."""
+        return self._client.gate.most
+
+    def prepare(self, prompt: Prompt, task: Task, images: Images) -> Prepared:
+        """Reads the images. Raises QueryError."""
+        return Prepared(self._messages.of(prompt, images))
+
+    def answer(self, prepared: Sequence[Prepared], task: Task) -> list[Answer | NoAnswer | Replied]:
+        """The server's answer to each prompt, one after the other.
+
+        Raises:
+            QueryError: it refuses one, or could not answer it.
+            UserError: it will answer nobody, or no more may be asked.
+        """
+        return [self._ask(one.messages, task) for one in prepared]
+
+    def _ask(self, messages: Sequence[OpenAIMessage], task: Task) -> Replied | NoAnswer:
+        if isinstance(task, Ranking):
+            if self._ranker is None:
+                raise UserError("this server has not been asked whether it can rank class names")
+            ranked = self._ranker.rank(self._client, self._body, messages, task.names)
+            with self._lock:
+                self._unlisted += isinstance(ranked, Replied) and bool(ranked.reply.unlisted)
+            return ranked
+        sent = self._client.complete({**self._body, "messages": messages, self._limit: task.max_new_tokens})
+        try:
+            return Replied(sent.completion.text(), reply_of(sent))
+        except NoTextError as error:
+            return NoAnswer(str(error))
+
+    def expect(self, expected: Iterable[Expected]) -> str:
+        """Requests and tokens, about. Raises UserError if that is more than allowed. Sends a request or two itself."""
+        requests, prompt_tokens, answer_tokens, image_tokens = 0, 0.0, 0.0, None
+        for kind in expected:
+            each = self._ranker.requests(len(kind.task.names)) if isinstance(kind.task, Ranking) and self._ranker else 1
+            asked = kind.count * len(kind.prompts) * each
+            if image_tokens is None:
+                image_tokens = self._image_tokens(kind)
+            shown = len(kind.prompts[0].images)
+            requests += asked
+            prompt_tokens += asked * (kind.prompts[0].length / CHARACTERS + shown * (image_tokens or 0))
+            answer_tokens += asked * (kind.task.max_new_tokens if isinstance(kind.task, Decoding) else 1)
+        return self._estimate(requests, prompt_tokens, answer_tokens, counted=bool(image_tokens))
+
+    def _estimate(self, requests: int, prompt_tokens: float, answer_tokens: float, *, counted: bool) -> str:
+        budget = self._client.spending.budget
+        cost = budget.price(prompt_tokens, answer_tokens)
+        images = "" if counted else " and those of images, which the server does not count"
+        words = (
+            f"{requests} requests to {self._client.endpoint.url}, {self.concurrency} at once; about "
+            f"{_rounded(prompt_tokens)} tokens of prompts{images}, at most {_rounded(answer_tokens)} of answers"
+            f"{'' if cost is None else f', at most about {cost:.3g}'}"
+        )
+        if budget.requests is not None and requests > budget.requests:
+            raise UserError(f"{words}: more than --max-requests {budget.requests}; nothing was asked")
+        if budget.cost is not None and cost is not None and cost > budget.cost:
+            raise UserError(f"{words}: more than --max-cost {budget.cost:g}; nothing was asked")
+        return words
+
+    def _image_tokens(self, kind: Expected) -> float:
+        """Tokens of an image, by the server's count of a prompt with and without; 0 where it does not count."""
+        prompt = kind.prompts[0]
+        try:
+            shown = self._messages.of(Prompt((), prompt.query), kind.images)[-1]
+        except QueryError:
+            return 0.0
+        images = [part for part in shown["content"] if part["type"] == "image_url"][:1]
+        word = OpenAIMessage(role="user", content=[{"type": "text", "text": "?"}])
+        both = OpenAIMessage(role="user", content=[*images, {"type": "text", "text": "?"}])
+        try:
+            with_image, without = (
+                self._client.complete({**self._body, "messages": [message], self._limit: 16}).completion.usage
+                for message in (both, word)
+            )
+        except QueryError:
+            return 0.0
+        return float(max(0, with_image.prompt_tokens - without.prompt_tokens)) if with_image and without else 0.0
+
+    def usage(self) -> Mapping[str, float]:
+        """See :class:`flamingo_eval.core.measuring.SendsRequests`."""
+        unlisted = {"answers with unlisted names": self._unlisted} if self._unlisted else {}
+        return {**self._client.spending.total(), **unlisted}
+
+    def close(self) -> None:
+        """Lets go of connections."""
+        self._client.close()
+
+
+def _rounded(tokens: float) -> str:
+    """Two digits are enough.
+
+    >>> _rounded(1234567)
+    '1,200,000'
+    """
+    size = 10 ** max(0, int(math.log10(max(tokens, 1))) - 1)
+    return f"{round(tokens / size) * size:,}"

@@ -1,0 +1,286 @@
+"""Requests to a server, sent until there is a sound reply or no more hope; counted, and never more than allowed.
+
+httpx2, the client that huggingface_hub brings, and not the package openai: what is sent, how often and to whom must be
+known exactly here, and that package retries and follows redirects by rules of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import httpx2
+
+from flamingo_eval.core.errors import QueryError, UserError
+from flamingo_eval.core.progress import warn
+from flamingo_eval.models.openai_server import replies
+from flamingo_eval.models.openai_server.endpoint import KEY_VARIABLE, Endpoint
+from flamingo_eval.models.openai_server.gate import Gate
+from flamingo_eval.models.openai_server.replies import BadReplyError, Body, Completion, error_text
+from flamingo_eval.models.openai_server.spending import Spending
+
+T = TypeVar("T")
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
+"""Seconds before a request is sent again: doubled each time, and a random part of them left out."""
+
+LONGEST_RETRY_AFTER = 600.0
+"""Seconds that a server may ask to be left alone."""
+
+MOST_BYTES = 64 << 20
+"""Of a reply."""
+
+PUSHED_BACK = frozenset({429, 503, 529})
+"""The server has too much to do (529: Anthropic's)."""
+
+LOST = 16
+"""Queries in a row that get no answer, however often they are asked, until the server is given up (or twice as many as
+there are requests at once)."""
+
+AGAIN = PUSHED_BACK | {408, 409, 425, 500, 502, 504}
+"""What may be otherwise the next time."""
+
+_NO_MORE = ("insufficient_quota", "billing_hard_limit_reached")
+"""Codes of a 429 that waiting does not help."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A sound reply.
+
+    Attributes:
+        completion: what it says.
+        seconds: since the first request for it.
+        requests: how many were sent.
+    """
+
+    completion: Completion
+    seconds: float
+    requests: int
+
+
+class RefusedError(QueryError):
+    """The server will not answer this request, however often it is sent; ``status`` and its own words."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _AgainError(Exception):
+    """To be sent again; ``wait``: after so many seconds, if the server said."""
+
+    def __init__(self, message: str, wait: float | None = None, *, pushed_back: bool = False) -> None:
+        super().__init__(message)
+        self.wait, self.pushed_back = wait, pushed_back
+
+
+class Client:
+    """Sends requests, from several threads at once.
+
+    Args:
+        endpoint: where.
+        spending: what may be sent.
+        concurrency: requests at once, at most.
+        timeout: seconds until there must be a whole reply.
+        retries: how often a request is sent again.
+        answers_as: what replies have called the model before; empty if there were none.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        spending: Spending,
+        *,
+        concurrency: int,
+        timeout: float,
+        retries: int,
+        answers_as: str = "",
+    ) -> None:
+        self.endpoint, self.gate, self.spending = endpoint, Gate(concurrency), spending
+        self._timeout, self._retries = timeout, retries
+        self._random, self._lock, self.answers_as, self._lost = random.Random(), threading.Lock(), answers_as, 0
+        key = {} if endpoint.key is None else {"Authorization": f"Bearer {endpoint.key}"}
+        self._http = httpx2.Client(
+            headers=key,
+            timeout=httpx2.Timeout(timeout, connect=min(timeout, 30.0)),
+            limits=httpx2.Limits(max_connections=concurrency + 1, max_keepalive_connections=concurrency + 1),
+            verify=_trusted(endpoint),
+            follow_redirects=False,
+        )
+
+    def close(self) -> None:
+        """Lets go of its connections."""
+        self._http.close()
+
+    def get(self, path: str, read: Callable[[bytes], T]) -> tuple[T, Mapping[str, str]] | None:
+        """What a server tells of itself, with the headers; None where it does not.
+
+        Raises:
+            UserError: it wants another key, or is elsewhere.
+        """
+        try:
+            status, headers, content = self._exchange("GET", path, None)
+            if status not in (200, 404):
+                self._check_stop(status, headers, content)
+            return (read(content), headers) if status == 200 else None
+        except (_AgainError, BadReplyError, RefusedError):
+            return None
+
+    def complete(self, body: Body) -> Sent:
+        """A chat completion.
+
+        Raises:
+            RefusedError: the server won't, in its own words.
+            QueryError: it could not, as often as it was asked.
+            UserError: it will answer nobody, or nothing more may be sent.
+        """
+        began, problems = time.monotonic(), list[str]()
+        for attempt in range(self._retries + 1):
+            with self.gate.passed() as sent:
+                self.spending.begin(again=attempt > 0)
+                try:
+                    completion = self._once(body)
+                    self.gate.went_well()
+                    self._lost = 0
+                    return Sent(completion, time.monotonic() - began, attempt + 1)
+                except BadReplyError as error:
+                    problem = _AgainError(str(error))
+                except _AgainError as error:
+                    problem = error
+                if problem.pushed_back and self.gate.pushed_back(sent, problem.wait):
+                    warn(f"the server pushes back ({problem}): {self.gate.limit} requests at once for now")
+            problems.append(str(problem))
+            if attempt < self._retries:
+                time.sleep(self._pause(attempt, problem.wait))
+        reasons = ", ".join(dict.fromkeys(problems))
+        self._check_alive(reasons)
+        raise QueryError(f"the server did not answer, asked {self._retries + 1} times: {reasons}")
+
+    def _pause(self, attempt: int, wait: float | None) -> float:
+        if wait is not None:
+            return wait
+        longest: float = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)
+        return longest * (0.5 + self._random.random() / 2)
+
+    def _check_alive(self, reasons: str) -> None:
+        """Counts one more query without an answer. Raises UserError after many without a good one between them."""
+        with self._lock:
+            self._lost += 1
+            lost = self._lost
+        if lost >= max(LOST, 2 * self.gate.most):
+            raise UserError(
+                f"{self.endpoint.url} does not answer any more: {lost} queries in a row, each asked "
+                f"{self._retries + 1} times ({reasons}); what is answered is saved, and the same command goes on"
+            )
+
+    def _once(self, body: Body) -> Completion:
+        status, headers, content = self._exchange("POST", "chat/completions", body)
+        if status == 200:
+            completion = replies.completion(content)
+            self.spending.end(completion.usage)
+            self._check_name(completion.model or "")
+            return completion
+        said, code = error_text(content)
+        said = self.endpoint.without_key(said)
+        self._check_stop(status, headers, content)
+        if status in AGAIN and code not in _NO_MORE:
+            raise _AgainError(f"{status} {said}", _retry_after(headers), pushed_back=status in PUSHED_BACK)
+        raise RefusedError(f"the server refuses ({status}): {said}", status)
+
+    def _check_stop(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
+        """Raises UserError for what no other request would fare better with."""
+        said, code = error_text(content)
+        said = self.endpoint.without_key(said)
+        if status in (401, 403):
+            key = "no key was sent" if self.endpoint.key is None else "the key that was sent is not accepted"
+            raise UserError(
+                f"{self.endpoint.url} answers {status} ({said}): {key}; it comes from --api-key-file or {KEY_VARIABLE}"
+            )
+        if status == 404:
+            raise UserError(f"{self.endpoint.url} answers 404: {said}")
+        if code in _NO_MORE:
+            raise UserError(f"{self.endpoint.url} answers {status} ({said}): nothing more can be asked with this key")
+        if 300 <= status < 400:
+            to = urlsplit(urljoin(self.endpoint.url, headers.get("location", "")))
+            raise UserError(
+                f"{self.endpoint.url} redirects to {to.scheme}://{to.netloc.rpartition('@')[2]}, and redirects are not "
+                "followed, since the key would go there: give that address, if you trust it"
+            )
+
+    def _check_name(self, name: str) -> None:
+        """Raises UserError if replies come from another model than before."""
+        with self._lock:
+            self.answers_as = self.answers_as or name
+        if name and name != self.answers_as:
+            raise UserError(
+                f"{self.endpoint.url} answered as {self.answers_as} and now answers as {name}: another model, so "
+                "nothing more is asked; what is answered is saved"
+            )
+
+    def _exchange(self, method: str, path: str, body: Body | None) -> tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and content of one reply.
+
+        Raises:
+            _AgainError: there was none, or not all of it.
+            UserError: nobody is there, or certificates are not trusted.
+        """
+        url, deadline, content = f"{self.endpoint.url}/{path}", time.monotonic() + self._timeout, bytearray()
+        data = None if body is None else json.dumps(body).encode()
+        kind = {} if data is None else {"Content-Type": "application/json"}
+        try:
+            with self._http.stream(method, url, content=data, headers=kind) as response:
+                for part in response.iter_bytes():
+                    content += part
+                    if len(content) > MOST_BYTES:
+                        raise _AgainError(f"a reply of more than {MOST_BYTES >> 20} MiB")
+                    if time.monotonic() > deadline:
+                        raise _AgainError(f"no whole reply in {self._timeout:g} s")
+                return response.status_code, response.headers, bytes(content)
+        except httpx2.TimeoutException as error:
+            raise _AgainError(f"no reply in {self._timeout:g} s") from error
+        except httpx2.ConnectError as error:
+            if "CERTIFICATE" in str(error).upper():
+                raise UserError(f"{self.endpoint.url}: {error}; --ca-file names more certificates to trust") from error
+            raise _AgainError(f"no connection ({error})") from error
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
+            raise _AgainError(f"the connection broke ({self.endpoint.without_key(str(error))})") from error
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, as a server said it: a number, or a date.
+
+    >>> _retry_after({"retry-after": "3"})
+    3.0
+    """
+    said = headers.get("retry-after", "").strip()
+    if not said:
+        return None
+    try:
+        wait = float(said)
+    except ValueError:
+        try:
+            wait = parsedate_to_datetime(said).timestamp() - time.time()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return min(max(0.0, wait), LONGEST_RETRY_AFTER) if wait == wait else None
+
+
+def _trusted(endpoint: Endpoint) -> ssl.SSLContext | bool:
+    """The system's certificates, and those of a file. Raises UserError for a file that holds none."""
+    if endpoint.ca_file is None:
+        return True
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(cafile=endpoint.ca_file)
+    except (ssl.SSLError, OSError) as error:
+        raise UserError(f"--ca-file {endpoint.ca_file} holds no certificates in PEM form: {error}") from error
+    return context

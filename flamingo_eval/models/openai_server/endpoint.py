@@ -1,0 +1,88 @@
+"""Where a server is, and with which key: from options, the environment, a file. The key is shown nowhere."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.paths import is_file
+from flamingo_eval.core.reading import read_text
+
+URL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY"
+"""As OpenAI's own clients call them."""
+
+HIDDEN = "[key]"
+"""What stands where a key stood."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server.
+
+    Attributes:
+        url: its address with the version, such as ``http://localhost:8000/v1``.
+        key: what it wants to know users by; None for none.
+        ca_file: certificates to trust besides those of the system.
+    """
+
+    url: str
+    key: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+
+    @staticmethod
+    def of(base_url: str | None, key_file: Path | None, ca_file: Path | None) -> Endpoint:
+        """What options say, or else the environment. Raises UserError."""
+        where = "--base-url" if base_url else URL_VARIABLE
+        url = base_url or os.environ.get(URL_VARIABLE, "").strip()
+        if not url:
+            raise UserError(
+                f"where is the server? Say --base-url, such as --base-url http://localhost:8000, or set {URL_VARIABLE}"
+            )
+        if ca_file is not None and not is_file(ca_file):
+            raise UserError(f"--ca-file {ca_file} does not exist")
+        return Endpoint(with_version(url, where), _key(key_file), ca_file)
+
+    def without_key(self, text: str) -> str:
+        """A text, without the key should it stand in it."""
+        return text.replace(self.key, HIDDEN) if self.key else text
+
+
+def with_version(url: str, where: str) -> str:
+    """An address with the version of the API, which may be left out.
+
+    >>> with_version("http://localhost:8000/", "--base-url")
+    'http://localhost:8000/v1'
+    >>> with_version("https://example.org/openai/v1beta", "--base-url")
+    'https://example.org/openai/v1beta'
+
+    Raises:
+        UserError: it is none, or holds a password or a key, which would stand in records.
+    """
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  # raises for one that is no number
+    except ValueError as error:
+        raise UserError(f"{where} is no address of a server: {error}") from error
+    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
+        raise UserError(f"{where} holds more than an address (a password, a query): give the key by {KEY_VARIABLE}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(f"{where} {url}: give an address such as http://localhost:8000 or https://example.org/v1")
+    url = url.rstrip("/")
+    return url if re.search(r"/v\d+\w*(/|$)", parts.path) else f"{url}/v1"
+
+
+def _key(file: Path | None) -> str | None:
+    """The key from a file, or else from the environment. Raises UserError for one that can't be sent."""
+    where, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE, "")
+    if file is not None:
+        where, key = f"--api-key-file {file}", read_text(file)
+    key = key.strip()
+    if file is not None and not key:
+        raise UserError(f"{where} is empty")
+    if not re.fullmatch(r"[\x21-\x7e]*", key):
+        raise UserError(f"{where} holds more than one word of plain characters, so it is no key")
+    return key or None

@@ -1,0 +1,68 @@
+"""How many requests are under way: fewer while the server pushes back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Gate:
+    """Lets so many requests through at a time.
+
+    It halves that number when the server pushes back, once for all requests that were under way then, and lets it grow
+    by one for as many good replies as there may be requests.
+
+    Args:
+        most: requests at once, at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._limit, self._under_way = float(most), 0
+        self._closed_until = self._lowered = float("-inf")
+        self._changed = threading.Condition()
+
+    @property
+    def limit(self) -> int:
+        """Requests at once, for now."""
+        return int(self._limit)
+
+    @contextmanager
+    def passed(self) -> Iterator[float]:
+        """Waits until one more may be under way, and is passed while it is; gives the time at which it began."""
+        with self._changed:
+            while True:
+                wait = self._closed_until - time.monotonic()
+                if wait <= 0 and self._under_way < self.limit:
+                    break
+                self._changed.wait(wait if wait > 0 else None)
+            self._under_way += 1
+        try:
+            yield time.monotonic()
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def pushed_back(self, began: float, wait: float | None) -> bool:
+        """The server wants fewer requests, or none for some seconds; whether that is news.
+
+        Args:
+            began: when the request began that it said so to.
+            wait: how many seconds, if it said.
+        """
+        with self._changed:
+            if wait is not None:
+                self._closed_until = max(self._closed_until, time.monotonic() + wait)
+            if began <= self._lowered or self.limit == 1:
+                return False
+            self._limit, self._lowered = max(1.0, self._limit / 2), time.monotonic()
+            return True
+
+    def went_well(self) -> None:
+        """A reply was good."""
+        with self._changed:
+            self._limit = min(float(self.most), self._limit + 1 / self._limit)
+            self._changed.notify_all()

@@ -20,7 +20,7 @@ from flamingo_eval.core.run_settings import RunSpec
 from flamingo_eval.core.source import Source
 from flamingo_eval.engine.answer import answer, describe_failures
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.engine.prepare import RootOf, check_capabilities, plan_all, rank_all, read_sources, trial_keys_of
+from flamingo_eval.engine.prepare import RootOf, check_model, plan_all, rank_all, read_sources, trial_keys_of
 from flamingo_eval.engine.requests import Pending
 from flamingo_eval.engine.retrieval import Retriever
 from flamingo_eval.engine.score import score_trials, text_of
@@ -131,7 +131,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int, *, stability: bool =
     images = Images(root_of(spec.data_root), spec.formats)
     model_source = registry.model_source(spec.checkpoint, spec.model_options, {"keep": False})
     sources = read_sources(spec, images, model_source.renderer)
-    check_capabilities(model_source.capabilities, spec, sources)
+    check_model(model_source, spec, sources)
     keys = trial_keys_of(spec, sources)
     nearest = rank_all(spec, sources, keys, Retriever.of(spec))
     trials = plan_all(spec, sources, keys, model_source.renderer, nearest)

@@ -21,8 +21,9 @@ from flamingo_eval.core.prompting import answer_field, build_prompt, is_chat
 from flamingo_eval.core.records import WITHHELD, Answer, Cell, Example, Id, Prompt, Query, Ranking
 from flamingo_eval.core.run_settings import SHOWN_TO_MODEL, RunSettings
 from flamingo_eval.engine.answer import answer, describe_failures
+from flamingo_eval.engine.identity import check_server
 from flamingo_eval.engine.plan import TrialPlan
-from flamingo_eval.engine.prepare import RootOf, model_digest
+from flamingo_eval.engine.prepare import RootOf, find_out, model_digest
 from flamingo_eval.engine.reopen import reopen
 from flamingo_eval.engine.requests import find_pending
 from flamingo_eval.engine.score import ScoredTrial, build_cells, score_trials
@@ -203,6 +204,8 @@ def _answer(
             f"{folder.path} was made with prompts rendered as {identity.rendering}; {source.info().name} reads them as "
             f"{source.renderer.name} now, so its controls would not be those of this run"
         )
+    find_out(source, [trials[0].source.task for trials in _by_benchmark(planned)])
+    check_server(source.info(), record.checkpoint)
     device, precision = source.resolve(settings.device, identity.precision)
     failures = []
     with closing(source.load(device, precision)) as loaded:
@@ -212,12 +215,18 @@ def _answer(
     return failures
 
 
+def _by_benchmark(planned: Mapping[str, Sequence[TrialPlan]]) -> list[list[TrialPlan]]:
+    """All trials of the controls, by benchmark."""
+    found: dict[str, list[TrialPlan]] = {}
+    for trials in planned.values():
+        for trial in trials:
+            found.setdefault(trial.key[0], []).append(trial)
+    return [*found.values()]
+
+
 def _majority(trials: Sequence[TrialPlan]) -> dict[tuple[str, int, int], ScoredTrial]:
     scored = {}
-    by_benchmark: dict[str, list[TrialPlan]] = {}
-    for trial in trials:
-        by_benchmark.setdefault(trial.key[0], []).append(trial)
-    for members in by_benchmark.values():
+    for members in _by_benchmark({"majority": trials}):
         source = members[0].source
         answers: list[Mapping[Id, Answer]] = [
             {id: majority_answer(trial, i) for i, (id, _) in enumerate(trial.slots)} for trial in members

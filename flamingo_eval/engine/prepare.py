@@ -14,7 +14,7 @@ from flamingo_eval.core.measuring import Asking
 from flamingo_eval.core.paths import is_file
 from flamingo_eval.core.prompting import is_chat
 from flamingo_eval.core.protocols import NOTHING, Capabilities, ModelInfo, ModelSource, Nearest, Renderer
-from flamingo_eval.core.records import Decoding, Example, Ranking
+from flamingo_eval.core.records import Decoding, Example, Ranking, Task
 from flamingo_eval.core.run_settings import RunSettings, RunSpec
 from flamingo_eval.core.source import Source, read_source
 from flamingo_eval.engine.identity import default_folder, demo_note, run_identity
@@ -148,6 +148,18 @@ def read_sources(spec: RunSpec, images: Images, renderer: Renderer) -> dict[str,
     }
 
 
+def check_model(model_source: ModelSource, spec: RunSpec, sources: Mapping[str, Source]) -> None:
+    """Refuses what a model can't do, before anything is planned; a server's is asked. Raises UserError."""
+    check_capabilities(model_source.capabilities, spec, sources)
+    find_out(model_source, [source.task for source in sources.values()])
+
+
+def find_out(model_source: ModelSource, tasks: Sequence[Task]) -> None:
+    """Has a source that must look whether it can do these tasks look. Raises UserError for what it can't."""
+    if isinstance(model_source, Asking):
+        model_source.find_out(tasks)
+
+
 def check_capabilities(capabilities: Capabilities, spec: RunSpec, sources: Mapping[str, Source]) -> None:
     """Refuses what a model can't do, before anything is planned. Raises UserError, which says what to change."""
     most = max((shots for name in sources for shots in spec.of(name).shots), default=0) + 1
@@ -208,9 +220,7 @@ def prepare(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: Mode
     images = Images(root_of(spec.data_root), spec.formats)
     model_source = model_source or registry.model_source(spec.checkpoint, spec.model_options)
     sources = read_sources(spec, images, model_source.renderer)
-    check_capabilities(model_source.capabilities, spec, sources)
-    if isinstance(model_source, Asking):
-        model_source.find_out([source.task for source in sources.values()])
+    check_model(model_source, spec, sources)
     info, retriever = model_source.info(), Retriever.of(spec)
     device, precision = model_source.resolve(spec.device, spec.precision)
     retrieval = None if retriever is None else retriever.identity()

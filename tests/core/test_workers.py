@@ -1,48 +1,64 @@
-"""How the threads of the libraries that compute wait for work."""
+"""Threads: work that is given out as it comes."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-NAMES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-COMMAND = "import sys; sys.argv = ['flamingo-eval', '--version']; from flamingo_eval.cli.main import main; main()"
-LIBRARY = "import flamingo_eval; flamingo_eval.evaluate('demo', 'nosuch')"
+from flamingo_eval.core.workers import as_they_come
 
 
-@pytest.mark.parametrize("code", [COMMAND, LIBRARY])
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({}, {"GOMP_SPINCOUNT": "5000", "KMP_BLOCKTIME": "1"}),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
-        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
-    ],
-)
-def test_threads_do_not_spin_for_long_unless_the_user_says_so(
-    code: str, given: dict[str, str], expected: dict[str, str]
-) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
-    script = (
-        "import atexit, os, sys\n"
-        f"atexit.register(lambda: print({{n: os.environ[n] for n in {NAMES!r} if n in os.environ}}, "
-        "'torch' in sys.modules, file=sys.stderr))\n" + code
-    )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False,
-                            env={**environment, **given, "PYTHONPATH": str(ROOT)})  # fmt: skip
-    assert result.stderr.splitlines()[-1] == f"{expected} False", "and torch, which reads it once, is not loaded before"
+def test_no_more_at_once_than_allowed_and_nothing_waits_for_the_slowest() -> None:
+    """One item takes as long as twenty of the others; they don't wait for it."""
+    under_way, most, lock = 0, 0, threading.Lock()
+
+    def work(item: int) -> int:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+        time.sleep(0.5 if item == 0 else 0.02)
+        with lock:
+            under_way -= 1
+        return item * item
+
+    began = time.monotonic()
+    came = [pair for part in as_they_come(work, range(41), 3) for pair in part]
+    assert time.monotonic() - began < 0.8
+    assert sorted(came) == [(i, i * i) for i in range(41)]
+    assert came[-1][0] == 0
+    assert most == 3
 
 
-def test_a_host_that_has_loaded_torch_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from flamingo_eval.core.workers import bound_spinning
+def test_what_has_begun_is_given_out_before_an_error_is_raised() -> None:
+    def work(item: int) -> int:
+        time.sleep(0.05)
+        if item == 5:
+            raise ValueError("five")
+        return item
 
-    for name in NAMES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setitem(sys.modules, "torch", sys)
-    bound_spinning()
-    assert not any(name in os.environ for name in NAMES)
+    came: list[int] = []
+    with pytest.raises(ValueError, match="five"):
+        came.extend(item for part in as_they_come(work, range(1000), 4) for item, _ in part)
+    assert {0, 1, 2, 3, 4} <= set(came)
+    assert 5 not in came
+    assert len(came) < 12, "nothing begins after it"
+
+
+def test_items_are_taken_only_when_their_turn_comes() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for item in range(100):
+            taken += 1
+            yield item
+
+    parts = as_they_come(lambda item: item, items(), 2)
+    next(parts)
+    assert taken <= 4
+    parts.close()  # type: ignore[attr-defined]
+    assert list(as_they_come(lambda item: item, [], 2)) == []

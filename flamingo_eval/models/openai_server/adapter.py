@@ -49,6 +49,10 @@ class ServerModel(ModelBase):
         """Requests at once, at most."""
         return self._client.gate.most
 
+    def suggested_batch(self, prompt: Prompt, task: Task) -> int:
+        """As many as are asked at once: of several processes, each claims no fewer."""
+        return self.concurrency
+
     def prepare(self, prompt: Prompt, task: Task, images: Images) -> Prepared:
         """Reads the images. Raises QueryError."""
         return Prepared(self._messages.of(prompt, images))

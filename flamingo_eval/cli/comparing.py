@@ -27,6 +27,11 @@ Margin = Annotated[
     typer.Option("--margin", min=0.0,
                  help="Also fail a cell unless it is, with 95% confidence, at most this many points worse."),
 ]  # fmt: skip
+AllowUnpinned = Annotated[
+    bool,
+    typer.Option("--allow-unpinned",
+                 help="Also check runs whose answers come from a server, which may not be what it was."),
+]  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -65,11 +70,7 @@ def check(
     ] = None,
     junit: Annotated[Path | None, typer.Option("--junit", parser=opt.path,
             metavar="FILE", help="Write JUnit XML.")] = None,
-    allow_unpinned: Annotated[
-        bool,
-        typer.Option("--allow-unpinned",
-                help="Also check runs whose answers come from a server, which may not be what it was."),
-    ] = False,
+    allow_unpinned: AllowUnpinned = False,
     update: Annotated[
         bool, typer.Option("--update", help="Write the run as the new baseline, with its provenance; no check is made.")
     ] = False,

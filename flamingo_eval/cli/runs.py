@@ -142,7 +142,8 @@ def score(
     predictions: Annotated[
         Path | None,
         typer.Option("--predictions", parser=opt.path, metavar="FILE",
-                     help='A JSON list of {"question_id", "answer"}, {"image_id", "caption"} or {"id", "score"}.'),
+                     help='{"question_id", "answer"}, {"image_id", "caption"} or {"id", "score"} each: a JSON list, '
+                     "an object a line, or CSV.")
     ] = None,
     per_item: Annotated[
         Path | None, typer.Option("--per-item", parser=opt.path,
@@ -196,9 +197,9 @@ def _score_predictions(benchmark: Benchmark, predictions: Path, settings: RunSet
     for line in result.notes:
         note(line)
     if per_item is not None:
-        if not result.score.per_item:
-            raise UserError(f"{result.metric} has no score per item")
-        rows = [{"id": id, "score": value} for id, value in result.score.per_item.items()]
+        rows = [{"id": id, "score": value} for id, value in result.score.per_item.items()] or [
+            {"id": id, "score": value, "label": label} for id, (value, label) in result.score.decisions.items()
+        ]
         write_output(per_item, "".join(json.dumps(row) + "\n" for row in rows))
     partial = {"partial": True, "missing": len(result.missing)} if result.missing else {}
     row = {

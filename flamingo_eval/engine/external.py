@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flamingo_eval.core import registry
 from flamingo_eval.core.benchmark import Benchmark
@@ -14,10 +15,8 @@ from flamingo_eval.core.errors import DataError
 from flamingo_eval.core.numbers import all_finite
 from flamingo_eval.core.prompting import finish_answer
 from flamingo_eval.core.protocols import Metric
-from flamingo_eval.core.reading import read_json, record_field
 from flamingo_eval.core.records import Id, Ranking, Score
-
-_IDS = ("question_id", "image_id", "id")
+from flamingo_eval.engine.predictions import Queries, Stated, stated_in
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,26 @@ class ExternalScore:
     notes: tuple[str, ...] = ()
 
 
+class _Given(NamedTuple):
+    """An answer, and whether nothing has to be done to it any more."""
+
+    value: Any
+    finished: bool
+
+
+def _images_of(benchmark: Benchmark, root: Path) -> Mapping[Id, str]:
+    """Query id -> path of its image in the benchmark's folder; empty where the examples can't be read."""
+    try:
+        data = registry.loader(benchmark.data.loader).examples(benchmark.data, root, benchmark.split)
+    except DataError:
+        return {}
+    return {example.id: example.image for example in data.test}
+
+
 def score_predictions(benchmark: Benchmark, root: Path, path: Path) -> ExternalScore:
-    """Scores a JSON list of ``{"question_id", "answer"}``, ``{"image_id", "caption"}`` or ``{"id", "score"}``.
+    """Scores a file of ``{"question_id", "answer"}``, ``{"image_id", "caption"}`` or ``{"id", "score"}``.
+
+    :mod:`flamingo_eval.engine.predictions` says in which forms it may be.
 
     Raises:
         DataError: the list or the annotations are malformed, an id is unknown or occurs twice, or the split has no
@@ -55,10 +72,10 @@ def score_predictions(benchmark: Benchmark, root: Path, path: Path) -> ExternalS
         raise DataError(f"split {benchmark.split!r} of {benchmark.name} has no public answers to score against")
     metric = registry.metric(benchmark.metric)
     closed = references.names or (benchmark.task.names if isinstance(benchmark.task, Ranking) else ())
-    given = _read_predictions(path, references.by_id, metric, closed)
+    given = _read_predictions(path, references.by_id, metric, closed, partial(_images_of, benchmark, root))
     answers = {
-        id: finish_answer(benchmark.answer, stated) if isinstance(stated, str) else stated
-        for id, stated in given.items()
+        id: finish_answer(benchmark.answer, one.value) if isinstance(one.value, str) and not one.finished else one.value
+        for id, one in given.items()
     }
     notes = metric.check([{id: references.by_id[id] for id in answers}])
     score = metric.compute([answers], references.by_id, benchmark.scoring)[0]
@@ -70,31 +87,26 @@ def score_predictions(benchmark: Benchmark, root: Path, path: Path) -> ExternalS
     return ExternalScore(benchmark, metric.title, score, alternatives, len(answers), missing, tuple(notes))
 
 
-def _read_predictions(path: Path, known: Mapping[Id, Any], metric: Metric, closed: Sequence[str]) -> dict[Id, Any]:
+def _read_predictions(
+    path: Path, known: Mapping[Id, Any], metric: Metric, closed: Sequence[str], images: Callable[[], Mapping[Id, str]]
+) -> dict[Id, _Given]:
     """Query id -> answer; where answers are chosen from ``closed`` names, they must be among these."""
-    names = frozenset(closed)
-    rows = read_json(path, any_kind=True)
-    if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path} is not a list of predictions")
-    by_text = {str(id): id for id in known}
-    found: dict[Id, Any] = {}
-    for number, row in enumerate(rows):
-        where = f"{path}: [{number}]"
-        id_key = next((key for key in _IDS if isinstance(row, dict) and key in row), _IDS[-1])
-        stated = record_field(where, row, id_key, int, str)
-        id = stated if stated in known else by_text.get(str(stated))
-        if id is None:
-            raise DataError(f"{where}: {id_key} {repr(stated)[:80]} is not in the annotations")
+    names, queries, found = frozenset(closed), Queries([*known], images), dict[Id, _Given]()
+    for stated in stated_in(path, metric.value_key, metric.value_kinds, [*known]):
+        id, value = queries.find(stated), stated.value
         if id in found:
-            raise DataError(f"{where}: {id_key} {repr(stated)[:80]} occurs twice")
-        value = record_field(where, row, metric.value_key, *metric.value_kinds)
+            raise DataError(f"{stated.where}: {stated.key} {repr(stated.query)[:80]} occurs twice{_trials(stated)}")
         if isinstance(value, int | float) and not all_finite([value]):
-            raise DataError(f"{where}: {metric.value_key} {str(value)[:30]} is not a number")
+            raise DataError(f"{stated.where}: {stated.value_key} {str(value)[:30]} is not a number")
         if isinstance(value, str) and names and value not in names:
             close = difflib.get_close_matches(value.lower(), closed, n=3)
             raise DataError(
-                f"{where}: the {metric.value_key} {value!r} of {id_key} {stated!r} is none of the {len(names)} "
-                f"class names; such are {', '.join(map(repr, close or closed[:3]))}"
+                f"{stated.where}: the {stated.value_key} {value!r} of {stated.key} {stated.query!r} is none of the "
+                f"{len(names)} class names; such are {', '.join(map(repr, close or closed[:3]))}"
             )
-        found[id] = value
+        found[id] = _Given(value, stated.finished)
     return found
+
+
+def _trials(stated: Stated) -> str:
+    return ": the file holds several trials; give one of them" if stated.finished else ""

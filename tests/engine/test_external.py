@@ -48,9 +48,15 @@ def test_vqa_predictions_need_only_the_annotations(call: Any, vqa_root: Path) ->
     [
         ([{"question_id": 50, "answer": "x"}] * 2, "[1]: question_id 50 occurs twice"),
         ([{"question_id": 99, "answer": "x"}], "[0]: question_id 99 is not in the annotations"),
-        ([{"question_id": 50, "answer": 5}], "[0]: 'answer' is missing or not of type str"),
-        ([{"answer": "x"}], "[0]: 'id' is missing"),
-        ({"question_id": 50}, "is not a list of predictions"),
+        ([{"question_id": 50, "answer": 5}], "[0]: answer is 5; it has to be a text"),
+        (
+            [{"answer": "x"}],
+            "[0] has 'answer'; a prediction has one of question_id, image_id, query_id, id, image, and answer: {'question_id': 50, 'answer': ...}",
+        ),
+        ({"question_id": 50}, "[0] has 'question_id'; a prediction has one of"),
+        ([], "is not a list of predictions"),
+        ([5], "[0] is no object, but 5"),
+        ({"50": "a1", "50.0": "a1"}, "[1]: id '50.0' occurs twice"),
         ([{"question_id": 50, "answer": "x"}], "says nothing about 2 queries of 3, such as 51"),
     ],
 )
@@ -92,8 +98,8 @@ def test_captions_and_scores(call: Any, tmp_path: Path) -> None:
     ("benchmark", "row", "message"),
     [
         ("hateful-memes", {"id": 0, "score": float("nan")}, "score nan is not a number"),
-        ("hateful-memes", {"id": 0, "answer": "yes"}, "'score' is missing or not of type int or float"),
-        ("textvqa", {"question_id": 50, "score": 0.5}, "'answer' is missing or not of type str"),
+        ("hateful-memes", {"id": 0, "answer": "yes"}, "has 'id', 'answer'; a prediction has one of"),
+        ("textvqa", {"question_id": 50, "score": 0.5}, "has 'question_id', 'score'; a prediction has one of"),
     ],
 )
 def test_predictions_of_the_wrong_kind(call: Any, vqa_root: Path, benchmark: str, row: Any, message: str) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flamingo_eval.models.openai_server.endpoint import Endpoint
     from flamingo_eval.models.openai_server.probing import Found
     from flamingo_eval.models.openai_server.ranking import Ranker
+    from flamingo_eval.models.openai_server.replies import Body
     from flamingo_eval.models.openai_server.spending import Spending
 
 PREFIX = "openai:"
@@ -46,7 +47,7 @@ class Options:
     price_in: float | None = None
     price_out: float | None = None
     system: str | None = None
-    template_arg: Mapping[str, Any] = field(default_factory=dict)
+    template_arg: Mapping[str, object] = field(default_factory=dict)
     max_pixels: int | None = None
     rendering: str = "auto"
 
@@ -102,7 +103,7 @@ class ServerSource:
         )  # fmt: skip
 
     @property
-    def _body(self) -> dict[str, Any]:
+    def _body(self) -> Body:
         """What every request holds: greedy, and the same every time as far as the server can."""
         switches = {"chat_template_kwargs": dict(self.options.template_arg)} if self.options.template_arg else {}
         return {"model": self.model, "temperature": 0, "seed": 0, **switches}

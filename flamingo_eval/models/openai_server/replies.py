@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -14,7 +14,7 @@ from flamingo_eval.core.schema import typed
 
 T = TypeVar("T")
 
-Body = Mapping[str, Any]
+Body = Mapping[str, object]
 """What is sent: a request of the API, as JSON has it."""
 
 

@@ -10,7 +10,7 @@ from flamingo_eval.core.errors import UserError
 from flamingo_eval.models.openai_server.replies import Usage
 
 MILLION = 1_000_000
-"""Prices are per so many tokens."""
+"""Tokens that a cost is given for."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Budget:
 
     Attributes:
         requests: at most so many; None for any number.
-        cost: at most so much, in whatever currency the prices are.
-        price_in: of a million tokens of prompts.
-        price_out: of a million tokens of answers.
+        cost: at most so much, in whatever currency the other two are.
+        price_in: what costs a million tokens of prompts.
+        price_out: what costs a million tokens of answers.
     """
 
     requests: int | None = None

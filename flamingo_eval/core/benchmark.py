@@ -108,9 +108,14 @@ class DataRules:
     options: Mapping[str, Any]
     where: str = "[data]"
 
+    @property
+    def renamed(self) -> tuple[str, ...]:
+        """Folders in which an image may lie with its number alone for a name, as in COCO 2017. Raises UserError."""
+        return tuple(typed(self.options.get("renamed", []), list[str], f"{self.where}: renamed"))
+
     def read(self, kind: type[T]) -> T:
         """The options as the loader's own record. Raises UserError."""
-        own = {key: value for key, value in self.options.items() if key != "counts"}
+        own = {key: value for key, value in self.options.items() if key not in ("counts", "renamed")}
         return typed(own, kind, self.where)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flamingo_eval.core import registry
-from flamingo_eval.core.benchmark import DEFAULT_PROTOCOL, Benchmark, load_benchmark
+from flamingo_eval.core.benchmark import DEFAULT_PROTOCOL, Benchmark, DataRules, load_benchmark
 from flamingo_eval.core.digests import digest, file_digest
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.images import Images
@@ -153,4 +153,27 @@ def read_source(
     reads: dict[Path, str] = {}
     with many_objects(), digests_of_reads(reads):
         data = registry.loader(benchmark.data.loader).examples(benchmark.data, root, benchmark.split)
-    return Source(benchmark, images, data, reads)
+    return Source(benchmark, images, _where_they_lie(data, root, benchmark.data), reads)
+
+
+def _where_they_lie(data: DataSet, root: Path, rules: DataRules) -> DataSet:
+    """The same examples, with images where they lie: a folder that is not there may have been renamed.
+
+    COCO 2017 has the images of COCO 2014 in two other folders, by their numbers.
+    """
+    paths = {PurePosixPath(example.image).parent for example in (*data.train, *data.test)} if rules.renamed else set()
+    gone = {str(path) for path in paths if not is_folder(root / path)}
+    places = [root / rules.folder / name for name in rules.renamed] if gone else []
+    lying = [place for place in places if is_folder(place)]
+    if not lying:
+        return data
+    by_number = {file.stem.lstrip("0"): f"{rules.folder}/{place.name}/{file.name}"
+                 for place in lying for file in place.iterdir() if file.stem.isdecimal()}  # fmt: skip
+
+    def moved(example: Example) -> Example:
+        path = PurePosixPath(example.image)
+        number = path.stem.rpartition("_")[2].lstrip("0")
+        return replace(example, image=by_number.get(number, example.image)) if str(path.parent) in gone else example
+
+    notes = (*data.notes, f"images from {' and '.join(place.name for place in lying)}, by number")
+    return replace(data, train=[*map(moved, data.train)], test=[*map(moved, data.test)], notes=notes)

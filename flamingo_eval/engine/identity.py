@@ -87,7 +87,7 @@ def _benchmark_identity(source: Source, renderer: Renderer) -> BenchmarkIdentity
     options = {
         key: value
         for key, value in benchmark.data.options.items()
-        if key not in ("references", "counts", "default_folders")
+        if key not in ("references", "counts", "default_folders", "renamed")
     }
     return BenchmarkIdentity(
         protocol=benchmark.protocol,

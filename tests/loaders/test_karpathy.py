@@ -12,6 +12,7 @@ import pytest
 from flamingo_eval.core.benchmark import load_benchmark
 from flamingo_eval.core.errors import DataError
 from flamingo_eval.loaders.karpathy import LOADER
+from tests.support.helpers import write_coco_root
 
 RULES = load_benchmark("coco").data
 
@@ -95,3 +96,25 @@ def test_a_caption_file_without_some_images_is_refused(root: Path) -> None:
     (root / "coco" / "annotations" / "captions_val2014.json").write_text(json.dumps(table))
     with pytest.raises(DataError, match=r"has no caption of 4 images of .*such as 501"):
         LOADER.references(RULES, root, "test")
+
+
+def test_images_are_found_under_the_names_of_coco_2017(tmp_path: Path) -> None:
+    """An image of COCO 2014's training set may lie in either folder; a folder that is there is not looked past."""
+    from flamingo_eval.core.source import read_source
+
+    root = write_coco_root(tmp_path / "d", train=4, test=2)
+    folder = root / "coco"
+    before = read_source("coco", root)
+    for name in ("train2017", "val2017"):
+        (folder / name).mkdir()
+    for number, file in enumerate(sorted(folder.glob("*2014/*.png"))):
+        file.rename(folder / ("val2017" if number % 2 else "train2017") / f"{file.stem.split('_')[-1]}.png")
+    assert read_source("coco", root).data.test == before.data.test, "the folders are still there, though empty"
+    for name in ("train2014", "val2014"):
+        (folder / name).rmdir()
+    after = read_source("coco", root)
+    for old, new in zip((*before.data.train, *before.data.test), (*after.data.train, *after.data.test), strict=True):
+        assert new.id == old.id
+        assert (root / new.image).is_file()
+        assert Path(new.image).name == old.image.split("_")[-1]
+    assert after.data.notes[-1] == "images from train2017 and val2017, by number"

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from msgspec import UNSET
+
 from flamingo_eval.analysis.evidence import Evidence
 from flamingo_eval.analysis.statistics import Difference, detectable_drop, holm, paired_difference
 from flamingo_eval.core.errors import UserError
@@ -105,7 +107,7 @@ def compare(run: Evidence, baseline: Evidence, *, all_of_baseline: bool = False)
         CellDifference(name, shots, run.cells[name, shots].metric, seeds, *means, difference, p[i], p_drop[i], clusters)
         for i, ((name, shots), (seeds, difference, clusters, means)) in enumerate(zip(common, found, strict=True))
     )
-    unpinned = tuple(side.name for side in (run, baseline) if side.about.checkpoint.server)
+    unpinned = tuple(side.name for side in (run, baseline) if side.about.checkpoint.server is not UNSET)
     warnings = (*_warnings(run, baseline), *(f"{name}: {UNPINNED}" for name in unpinned))
     return Comparison(run.name, baseline.name, rows, warnings, _checkpoints(run, baseline), unpinned)
 
@@ -150,6 +152,12 @@ def _as_text(value: object) -> str:
     return text[:12] if re.fullmatch(r"[0-9a-f]{32}", text) else text
 
 
+def _ranking(side: Evidence) -> str:
+    """By what class names were ranked; what local models give is what ``prompt_logprobs`` are."""
+    server = side.about.checkpoint.server
+    return "prompt_logprobs" if server is UNSET else server.get("ranking", "prompt_logprobs")
+
+
 def _warnings(run: Evidence, baseline: Evidence) -> Iterator[str]:
     ours, theirs = run.about.identity, baseline.about.identity
     for key, title in _MAY_DIFFER.items():
@@ -157,6 +165,9 @@ def _warnings(run: Evidence, baseline: Evidence) -> Iterator[str]:
         if a != b:
             more = ", and with it decoding and what is shown at 0 shots" if key == "rendering" else ""
             yield f"the {title} differs: {_as_text(a)} in the run, {_as_text(b)} in the baseline{more}"
+    rankings = [_ranking(side) for side in (run, baseline)]
+    if rankings[0] != rankings[1]:
+        yield f"class names were ranked by {rankings[0]} in the run, by {rankings[1]} in the baseline"
     if ours.selector == theirs.selector and ours.retrieval != theirs.retrieval:
         yield f"what decides which demonstrations {ours.selector} picks differs"
     for name in sorted(key for key in ours.named | theirs.named if ours.named.get(key) != theirs.named.get(key)):

@@ -128,7 +128,7 @@ class RunSettings(ServerSettings):
         "A known name ('flamingo-eval list checkpoints'), 'demo' or 'demo-chat', hf:NAME_OR_FOLDER[@REVISION] for a "
         "model of transformers, openai:MODEL for one behind a server (--base-url), or a TOML file naming vision model, "
         "language model and checkpoint file.",
-        metavar="NAME|hf:NAME|openai:NAME|TOML",
+        metavar="NAME|hf:NAME|TOML",
         panel=MODEL,
         default_text="the demo's, if no data root is named",
         named=False,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from flamingo_eval.core.errors import DataError, DeviceMemoryError, QueryError, first_few
-from flamingo_eval.core.measuring import Concurrent
-from flamingo_eval.core.progress import progress_bar
+from flamingo_eval.core.measuring import Concurrent, Expected, SendsRequests
+from flamingo_eval.core.progress import note, progress_bar
 from flamingo_eval.core.protocols import Model
 from flamingo_eval.core.records import NoAnswer, Prediction, Replied, Task
 from flamingo_eval.core.workers import as_they_come, prefetched
@@ -162,8 +162,7 @@ def _prepared(model: Model, request: Request) -> list[Any] | Failure:
 def _result(asked: Pending | Request, result: Answered, content: str) -> Prediction | Failure:
     """What is journalled for an answer, or why there is none."""
     if isinstance(result, NoAnswer):
-        benchmark, shots, seed, id, _ = asked.slot
-        return Failure(asked.slot, f"query {id} of {benchmark}, {shots} shots, seed {seed}: {result.reason}")
+        return Failure(asked.slot, result.reason)
     if isinstance(result, Replied):
         return Prediction(asked.key, result.answer, content, result.reply)
     return Prediction(asked.key, result, content)
@@ -184,10 +183,41 @@ def answer(
         The queries that can't be answered; all others are.
     """
     work = Answering(model, journal, batch_size=batch_size, extra=extra)
-    with progress_bar(len(pending), "query", title) as bar:
+    announce(model, pending)
+    with progress_bar(len(pending), "query", title) as bar, reported(model, note_usage):
         for count in work.answer(pending):
             bar.update(count)
     return work.failures
+
+
+def announce(model: Model, pending: Sequence[Pending], *, shown: bool = True) -> None:
+    """Tells a model that sends requests what will be asked, and the user what that takes.
+
+    Raises:
+        UserError: it is more than the user allows.
+    """
+    if not isinstance(model, SendsRequests):
+        return
+    estimate = model.expect(
+        Expected(task, kind[0].query.prompts, kind[0].trial.source.images, len(kind)) for task, kind in kinds(pending)
+    )
+    if shown:
+        note(estimate)
+
+
+@contextmanager
+def reported(model: Model, report: Callable[[Mapping[str, float]], None]) -> Iterator[None]:
+    """Reports what a model that sends requests has taken, however it ends."""
+    try:
+        yield
+    finally:
+        if isinstance(model, SendsRequests):
+            report(model.usage())
+
+
+def note_usage(usage: Mapping[str, float]) -> None:
+    """Says what requests have taken."""
+    note(", ".join(f"{value:,.10g} {name}" for name, value in usage.items()))
 
 
 def answer_requests(model: Model, requests: Sequence[Request]) -> list[Prediction | Failure]:

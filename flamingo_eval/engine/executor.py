@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -26,12 +26,14 @@ class Terms:
         precision: in which precision, resolved.
         batch_size: requests per batch; None for what the model suggests.
         extra: fields that every line of the journal has besides its own.
+        report: told what a server's model has taken, however it ends.
     """
 
     device: str
     precision: str
     batch_size: int | None
     extra: Mapping[str, str]
+    report: Callable[[Mapping[str, float]], None] = lambda _: None
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,11 @@ class Outcome:
         failures: the requests that can't be answered.
         seconds: ``answering``, and where the model's time has gone.
         batches: benchmark and shots -> queries of a batch -> how many such batches; empty where nobody knows.
-        usage: what a server's model has taken; empty for others.
     """
 
     failures: Sequence[Failure]
     seconds: Mapping[str, float]
     batches: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    usage: Mapping[str, float] = field(default_factory=dict)
 
 
 class Alone(Protocol):
@@ -137,7 +137,7 @@ def checked(outcome: Any, requests: Sequence[Pending], journal: Journal, executo
                 Failure(slot, f"the executor {name} brought an answer to another request for query {slot[3]}")
             )
     journal.withdraw(failure.slot for failure in failures)
-    return Outcome(failures, outcome.seconds, outcome.batches, outcome.usage)
+    return Outcome(failures, outcome.seconds, outcome.batches)
 
 
 def _problem(outcome: Any) -> str | None:
@@ -148,11 +148,10 @@ def _problem(outcome: Any) -> str | None:
     seconds = outcome.seconds
     if not isinstance(seconds, Mapping) or not all(isinstance(value, int | float) for value in seconds.values()):
         return f"seconds that are none: {repr(seconds)[:200]}"
-    for name, kind in (("batches", dict[str, dict[str, int]]), ("usage", dict[str, float])):
-        try:
-            typed(getattr(outcome, name), kind, name)
-        except UserError:
-            return f"{name} that are none: {repr(getattr(outcome, name))[:200]}"
+    try:
+        typed(outcome.batches, dict[str, dict[str, int]], "batches")
+    except UserError:
+        return f"batches that are none: {repr(outcome.batches)[:200]}"
     return None
 
 

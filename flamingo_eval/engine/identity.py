@@ -19,6 +19,7 @@ from flamingo_eval.core import registry
 from flamingo_eval.core.digests import changed_fields, digest
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.paths import exists, user_path
+from flamingo_eval.core.progress import warn
 from flamingo_eval.core.protocols import EncoderSource, ModelInfo, Renderer
 from flamingo_eval.core.records import Decoding, Task
 from flamingo_eval.core.run_settings import SETTINGS, RunSpec
@@ -144,14 +145,21 @@ def _checkpoint(info: ModelInfo, old: CheckpointRecord | None) -> CheckpointReco
     return msgspec.structs.replace(record, server={**before, **info.server}, notes=notes)
 
 
+ANOTHER_MODEL = ("root", "parent", "hash", "answers as", "ranking")
+"""Of what a server says, that which is the model; a new version of the server, or a longer context, is none of it."""
+
+
 def check_server(info: ModelInfo, old: CheckpointRecord) -> None:
-    """Raises UserError if a server says otherwise of its model than when a run began."""
+    """Looks at what a server says otherwise than when a run began. Raises UserError where that is another model."""
     before, now = old.server or {}, info.server or {}
-    changed = [f"{key} was {before[key]} and is {now[key]}" for key in before.keys() & now.keys()
-               if before[key] != now[key]]  # fmt: skip
-    if changed:
+    changed = {key: f"{key} was {before[key]} and is {now[key]}" for key in sorted(before.keys() & now.keys())
+               if before[key] != now[key]}  # fmt: skip
+    other = [text for key, text in changed.items() if key in ANOTHER_MODEL]
+    if changed and not other:
+        warn(f"the server of {info.name} has changed since this run began: {'; '.join(changed.values())}")
+    if other:
         raise UserError(
-            f"{info.name} is not what it was when this run began ({'; '.join(sorted(changed))}): answers of two models "
+            f"{info.name} is not what it was when this run began ({'; '.join(other)}): answers of two models "
             "would be mixed; name another --out, or start over with --fresh"
         )
 

@@ -20,7 +20,7 @@ from flamingo_eval.core.protocols import ModelSource
 from flamingo_eval.core.records import Cell, Ranking
 from flamingo_eval.core.run_settings import RunSpec
 from flamingo_eval.core.source import Source
-from flamingo_eval.engine.answer import describe_failures
+from flamingo_eval.engine.answer import describe_failures, note_usage
 from flamingo_eval.engine.executor import Alone, Executor, Outcome, Terms, checked, make_executor
 from flamingo_eval.engine.identity import check_server, git_commit, new_record, versions
 from flamingo_eval.engine.plan import TrialPlan
@@ -143,7 +143,8 @@ def _answer(run: PreparedRun, planned: PlannedRun, executor: Executor, held: Alo
     """Has the executor answer what is pending."""
     if not planned.pending:
         return Outcome([], {})
-    terms = Terms(run.device, run.precision, run.spec.batch_size, planned.record.marks)
+    usage: dict[str, float] = {}
+    terms = Terms(run.device, run.precision, run.spec.batch_size, planned.record.marks, usage.update)
     session = SessionRecord(
         start=planned.started,
         device=run.device,
@@ -156,7 +157,7 @@ def _answer(run: PreparedRun, planned: PlannedRun, executor: Executor, held: Alo
         versions=versions(),
         git_commit=git_commit(),
     )
-    with _recorded(run.folder, held, session, planned.journal) as brought:
+    with _recorded(run.folder, held, session, planned.journal, usage) as brought:
         planned.journal.expect({item.slot: item.key for item in planned.pending})
         outcome = executor.run(planned.pending, run.model_source, planned.journal, terms)
         outcome = checked(outcome, planned.pending, planned.journal, executor)
@@ -179,8 +180,6 @@ def _finish(run: PreparedRun, planned: PlannedRun, outcome: Outcome, root_of: Ro
     cells = write_scores(folder, [*planned.trials, *earlier], journal, folder.read_run())
     if planned.pending:
         _note_speed({**outcome.seconds, "scoring": time.perf_counter() - began}, journal.written)
-    if outcome.usage:
-        note(", ".join(f"{value:,.10g} {name}" for name, value in outcome.usage.items()))
     if outcome.failures and not skip:
         raise describe_failures(outcome.failures)
     check_complete(planned.trials, journal, wanted, folder)
@@ -211,7 +210,9 @@ def _note_speed(seconds: Mapping[str, float], queries: int) -> None:
 
 
 @contextmanager
-def _recorded(folder: RunFolder, held: Alone, session: SessionRecord, journal: Journal) -> Iterator[list[Outcome]]:
+def _recorded(
+    folder: RunFolder, held: Alone, session: SessionRecord, journal: Journal, usage: Mapping[str, float]
+) -> Iterator[list[Outcome]]:
     """Keeps ``run.json`` telling what is going on, and, however it ends, how many answers it brought.
 
     Yields where its outcome belongs once it has one.
@@ -229,13 +230,17 @@ def _recorded(folder: RunFolder, held: Alone, session: SessionRecord, journal: J
             outcome = brought[0] if brought else Outcome([], {})
             seconds, batches = dict(outcome.seconds), {key: dict(sizes) for key, sizes in outcome.batches.items()}
             entry = replace(session, end=end, answered=journal.written, seconds=seconds or UNSET,
-                            batches=batches or UNSET, usage=dict(outcome.usage) or UNSET)  # fmt: skip
+                            batches=batches or UNSET, usage=dict(usage) or UNSET)  # fmt: skip
             others = [one for one in record.sessions if not one.same_as(session)]
             folder.write_run(replace(record, sessions=[*others, entry]))
 
     write(None)
     try:
-        yield brought
+        try:
+            yield brought
+        finally:
+            if usage:
+                note_usage(usage)
     except BaseException:
         with suppress(FlamingoEvalError):  # what has gone wrong already says more
             write(now())

@@ -232,7 +232,9 @@ def test_every_setting_can_stand_in_the_file() -> None:
                 "weights": "copies", "offline": True, "precision": "fp32", "device": "cpu", "image_formats": ["AVIF"],
                 "batch_size": 8, "feature_cache": "1GB", "plain": True, "on_error": "skip", "process": "0/1",
                 "executor": "local", "out": "run", "format": "json", "rendering": "chat", "system": "Be brief.",
-                    "template_arg": ["enable_thinking=false"], "image_tokens": 64, "max_pixels": 4096, "device_map": "auto"}  # fmt: skip
+                    "template_arg": ["enable_thinking=false"], "image_tokens": 64, "max_pixels": 4096, "device_map": "auto",
+                "base_url": "http://localhost:8000", "api_key_file": "key", "ca_file": "ca.pem", "concurrency": 4,
+                "timeout": 30, "retries": 2, "max_requests": 100, "max_cost": 2.5, "price_in": 1, "price_out": 3.0}  # fmt: skip
     assert examples.keys() == SETTINGS.keys()
     text = "".join(f"{name.replace('_', '-')} = {json.dumps(value)}\n" for name, value in examples.items())
     os.environ.pop("HF_HUB_OFFLINE", None)

@@ -162,6 +162,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/chat/completions":
             self._send(404, {"detail": "Not Found"}, {})
             return
+        if body["model"] != "tiny":
+            self._send(404, {"error": {"message": f"The model {body['model']} does not exist."}}, {})
+            return
         seen = self.chat.begin(body, self.headers.get("Authorization"))
         try:
             fault = self.chat.fault(seen)

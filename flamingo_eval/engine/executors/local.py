@@ -6,12 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
-from flamingo_eval.core.measuring import Expected, SendsRequests
-from flamingo_eval.core.progress import note, progress_bar
+from flamingo_eval.core.progress import progress_bar
 from flamingo_eval.core.protocols import ModelSource
 from flamingo_eval.core.run_settings import Process
-from flamingo_eval.engine.answer import Answering
-from flamingo_eval.engine.batches import kinds
+from flamingo_eval.engine.answer import Answering, announce, reported
 from flamingo_eval.engine.executor import Outcome, Terms
 from flamingo_eval.engine.requests import Pending
 from flamingo_eval.storage.claims import Claims
@@ -54,20 +52,16 @@ class LocalExecutor:
 
     def run(self, requests: Sequence[Pending], model_source: ModelSource, journal: Journal, terms: Terms) -> Outcome:
         """See :class:`flamingo_eval.engine.executor.Executor`."""
-        with closing(model_source.load(terms.device, terms.precision)) as model:
+        with closing(model_source.load(terms.device, terms.precision)) as model, reported(model, terms.report):
+            announce(model, requests, shown=self.leads)
             work = Answering(model, journal, batch_size=terms.batch_size, extra=terms.extra)
             began = time.perf_counter()
-            if isinstance(model, SendsRequests):
-                estimate = model.expect(expected(requests))
-                if self.leads:
-                    note(estimate)
             with progress_bar(len(requests), "query", "answering", shown=self.leads) as bar:
                 for part in self.parts(requests, work, bar.update):
                     for count in work.answer(part):
                         bar.update(count)
             seconds = {"answering": time.perf_counter() - began, **model.timings()}
-            usage = model.usage() if isinstance(model, SendsRequests) else {}
-            return Outcome(work.failures, seconds, work.batches, usage)
+            return Outcome(work.failures, seconds, work.batches)
 
     def parts(
         self, requests: Sequence[Pending], work: Answering, others: Callable[[int], None]
@@ -81,12 +75,6 @@ class LocalExecutor:
         """
         del work, others
         yield requests
-
-
-def expected(requests: Sequence[Pending]) -> Iterator[Expected]:
-    """What is to be asked, by benchmark and number of shots."""
-    for task, kind in kinds(requests):
-        yield Expected(task, kind[0].query.prompts, kind[0].trial.source.images, len(kind))
 
 
 EXECUTOR = LocalExecutor

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from flamingo_eval.models.openai_server.spending import Spending
 
 PREFIX = "openai:"
+LOOKS = 2
+"""How often a request that only looks is sent again: a mistyped address is told soon."""
+
 CONCURRENCY, TIMEOUT, RETRIES = 16, 600.0, 8
 """Requests at once; seconds until a whole reply; how often a request is sent again."""
 
@@ -70,7 +73,7 @@ class ServerSource:
             raise UserError("--rendering interleaved: a server is sent conversations (--rendering chat)")
         self.model, self.options = model, options
         self.renderer = Chat(options.system)
-        self._ranker: Ranker | None = None
+        self._rankers: dict[tuple[str, ...], Ranker] = {}
         self._found: Found | None = None
 
     @property
@@ -92,21 +95,21 @@ class ServerSource:
         budget.check()
         return Spending(budget)
 
-    def _client(self, answers_as: str = "") -> Client:
-        """Connections, which whoever asks for them closes."""
+    def _client(self, retries: int, found: Found | None = None) -> Client:
+        """Connections, which whoever asks for them closes; ``found`` is what is known of the server."""
         from flamingo_eval.models.openai_server.client import Client
 
         chosen = self.options
         return Client(
             self._endpoint, self._spending, concurrency=chosen.concurrency, timeout=chosen.timeout,
-            retries=chosen.retries, answers_as=answers_as,
+            retries=retries, answers_as=found.answers_as if found else "", accepted=found is not None,
         )  # fmt: skip
 
     @property
     def _body(self) -> Body:
         """What every request holds: greedy, and the same every time as far as the server can."""
         switches = {"chat_template_kwargs": dict(self.options.template_arg)} if self.options.template_arg else {}
-        return {"model": self.model, "temperature": 0, "seed": 0, **switches}
+        return {"model": self.model, "temperature": 0, "seed": 0, "repetition_penalty": 1, **switches}
 
     def find_out(self, tasks: Sequence[Task]) -> None:
         """Asks the server what it has, and how it can rank names if there are any. Raises UserError."""
@@ -115,10 +118,12 @@ class ServerSource:
         for task in tasks:
             if isinstance(task, Decoding) and task.min_new_tokens:
                 raise UserError(f"{self._name}: answers of at least {task.min_new_tokens} tokens can't be asked for")
-        with closing(self._client()) as client:
-            self._found = look(client, self.model, self._body)
+        with closing(self._client(min(self.options.retries, LOOKS))) as client:
+            found = self._found = look(client, self.model, self._body)
+            if self.options.max_cost is not None and not found.counts:
+                raise UserError(f"--max-cost: {self._endpoint.url} does not count tokens, so the cost is unknown")
             for names in dict.fromkeys(task.names for task in tasks if isinstance(task, Ranking)):
-                self._ranker = find_ranker(client, self._body, names, self._found.limit)
+                self._rankers[names] = find_ranker(client, found.body, names, found.limit)
 
     def _looked(self) -> Found:
         """What has been found out; now, if it has not been yet."""
@@ -129,11 +134,16 @@ class ServerSource:
 
     def info(self) -> ModelInfo:
         """Its name, and what the server says of it; whether it is the model of yesterday nobody here can know."""
-        ranked = [] if self._ranker is None else [f"class names ranked by {self._ranker.name}"]
-        ranking = {} if self._ranker is None else {"ranking": self._ranker.name.partition(":")[0]}
-        says = {**self._looked().says, **ranking}
+        found = self._looked()
+        ways = {way.name: way.about for way in self._rankers.values()}
+        ranked = [f"class names ranked by {name}: {about}" for name, about in ways.items()]
+        says = {**found.says, **({"ranking": " and ".join(ways)} if ways else {})}
         return ModelInfo(
-            self._name, digest([PREFIX, self.model]), {"server": self._endpoint.url}, (UNPINNED, *ranked), server=says
+            self._name,
+            digest([PREFIX, self.model]),
+            {"server": self._endpoint.url},
+            (UNPINNED, *found.notes, *ranked),
+            server=says,
         )
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
@@ -147,10 +157,13 @@ class ServerSource:
         """Ready to be asked. Raises UserError."""
         from flamingo_eval.models.openai_server.adapter import ServerModel
         from flamingo_eval.models.openai_server.messages import Messages
+        from flamingo_eval.models.openai_server.probing import is_alive
 
         messages = Messages(self.renderer, self.options.max_pixels)
         found = self._looked()
-        return ServerModel(self._client(found.answers_as), messages, self._body, found.limit, self._ranker)
+        client = self._client(self.options.retries, found)
+        client.alive = partial(is_alive, client, found)
+        return ServerModel(client, messages, found.body, found.limit, self._rankers)
 
 
 class ServerFamily:

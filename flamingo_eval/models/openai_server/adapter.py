@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from flamingo_eval.core.errors import QueryError, UserError
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.measuring import Expected
+from flamingo_eval.core.progress import warn
 from flamingo_eval.core.prompting import OpenAIMessage
 from flamingo_eval.core.protocols import ModelBase
 from flamingo_eval.core.records import Answer, Decoding, NoAnswer, Prompt, Ranking, Replied, Task
-from flamingo_eval.models.openai_server.client import Client
+from flamingo_eval.models.openai_server.client import Client, RefusedError
 from flamingo_eval.models.openai_server.messages import Messages
 from flamingo_eval.models.openai_server.ranking import Ranker, reply_of
 from flamingo_eval.models.openai_server.replies import Body, NoTextError
+
+PROBES = 2
+"""Requests that count an image's tokens."""
 
 CHARACTERS = 4
 """Of a token, about, for the estimate."""
@@ -37,11 +41,13 @@ class ServerModel(ModelBase):
         messages: makes messages of prompts.
         body: what every request holds.
         limit: what the server calls the number of tokens of an answer.
-        ranker: how names are ranked; None where nothing is.
+        rankers: how names are ranked, by the names.
     """
 
-    def __init__(self, client: Client, messages: Messages, body: Body, limit: str, ranker: Ranker | None) -> None:
-        self._client, self._messages, self._body, self._limit, self._ranker = client, messages, body, limit, ranker
+    def __init__(
+        self, client: Client, messages: Messages, body: Body, limit: str, rankers: Mapping[tuple[str, ...], Ranker]
+    ) -> None:
+        self._client, self._messages, self._body, self._limit, self._rankers = client, messages, body, limit, rankers
         self._unlisted, self._lock = 0, threading.Lock()
 
     @property
@@ -58,19 +64,21 @@ class ServerModel(ModelBase):
         return Prepared(self._messages.of(prompt, images))
 
     def answer(self, prepared: Sequence[Prepared], task: Task) -> list[Answer | NoAnswer | Replied]:
-        """The server's answer to each prompt, one after the other.
+        """The server's answer to each prompt, one after the other; none to one that it refuses, or could not answer.
 
-        Raises:
-            QueryError: it refuses one, or could not answer it.
-            UserError: it will answer nobody, or no more may be asked.
+        Raises UserError if it will answer nobody, or no more may be asked.
         """
-        return [self._ask(one.messages, task) for one in prepared]
+        return [self._answer(one.messages, task) for one in prepared]
+
+    def _answer(self, messages: Sequence[OpenAIMessage], task: Task) -> Replied | NoAnswer:
+        try:
+            return self._ask(messages, task)
+        except QueryError as error:
+            return NoAnswer(str(error))
 
     def _ask(self, messages: Sequence[OpenAIMessage], task: Task) -> Replied | NoAnswer:
         if isinstance(task, Ranking):
-            if self._ranker is None:
-                raise UserError("this server has not been asked whether it can rank class names")
-            ranked = self._ranker.rank(self._client, self._body, messages, task.names)
+            ranked = self._rankers[task.names].rank(self._client, self._body, messages, task.names)
             with self._lock:
                 self._unlisted += isinstance(ranked, Replied) and bool(ranked.reply.unlisted)
             return ranked
@@ -82,17 +90,26 @@ class ServerModel(ModelBase):
 
     def expect(self, expected: Iterable[Expected]) -> str:
         """Requests and tokens, about. Raises UserError if that is more than allowed. Sends a request or two itself."""
-        requests, prompt_tokens, answer_tokens, image_tokens = 0, 0.0, 0.0, None
-        for kind in expected:
-            each = self._ranker.requests(len(kind.task.names)) if isinstance(kind.task, Ranking) and self._ranker else 1
-            asked = kind.count * len(kind.prompts) * each
-            if image_tokens is None:
-                image_tokens = self._image_tokens(kind)
-            shown = len(kind.prompts[0].images)
-            requests += asked
-            prompt_tokens += asked * (kind.prompts[0].length / CHARACTERS + shown * (image_tokens or 0))
+        kinds, budget = [*expected], self._client.spending.budget
+        requests = sum(map(self._requests, kinds))
+        sent = int(self._client.spending.total()["requests"])
+        if budget.requests is not None and sent + PROBES + requests > budget.requests:
+            raise UserError(
+                f"{requests} requests to {self._client.endpoint.url}, and {sent + PROBES} to see how it answers: more "
+                f"than --max-requests {budget.requests}; none of the queries was asked"
+            )
+        image_tokens = self._image_tokens(kinds[0]) if kinds else 0.0
+        prompt_tokens = answer_tokens = 0.0
+        for kind in kinds:
+            asked, shown = self._requests(kind), len(kind.prompts[0].images)
+            prompt_tokens += asked * (kind.prompts[0].length / CHARACTERS + shown * image_tokens)
             answer_tokens += asked * (kind.task.max_new_tokens if isinstance(kind.task, Decoding) else 1)
         return self._estimate(requests, prompt_tokens, answer_tokens, counted=bool(image_tokens))
+
+    def _requests(self, kind: Expected) -> int:
+        """How many requests some queries take, if none is sent again."""
+        each = self._rankers[kind.task.names].requests(len(kind.task.names)) if isinstance(kind.task, Ranking) else 1
+        return kind.count * len(kind.prompts) * each
 
     def _estimate(self, requests: int, prompt_tokens: float, answer_tokens: float, *, counted: bool) -> str:
         budget = self._client.spending.budget
@@ -103,10 +120,9 @@ class ServerModel(ModelBase):
             f"{_rounded(prompt_tokens)} tokens of prompts{images}, at most {_rounded(answer_tokens)} of answers"
             f"{'' if cost is None else f', at most about {cost:.3g}'}"
         )
-        if budget.requests is not None and requests > budget.requests:
-            raise UserError(f"{words}: more than --max-requests {budget.requests}; nothing was asked")
-        if budget.cost is not None and cost is not None and cost > budget.cost:
-            raise UserError(f"{words}: more than --max-cost {budget.cost:g}; nothing was asked")
+        spent = self._client.spending.total().get("cost", 0.0)
+        if budget.cost is not None and cost is not None and spent + cost > budget.cost:
+            raise UserError(f"{words}: more than --max-cost {budget.cost:g}; none of the queries was asked")
         return words
 
     def _image_tokens(self, kind: Expected) -> float:
@@ -124,6 +140,9 @@ class ServerModel(ModelBase):
                 self._client.complete({**self._body, "messages": [message], self._limit: 16}).completion.usage
                 for message in (both, word)
             )
+        except RefusedError as error:
+            warn(f"a prompt with one image, to count its tokens: {error}")
+            return 0.0
         except QueryError:
             return 0.0
         return float(max(0, with_image.prompt_tokens - without.prompt_tokens)) if with_image and without else 0.0

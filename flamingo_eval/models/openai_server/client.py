@@ -41,9 +41,12 @@ MOST_BYTES = 64 << 20
 PUSHED_BACK = frozenset({429, 503, 529})
 """The server has too much to do (529: Anthropic's)."""
 
-LOST = 16
-"""Queries in a row that get no answer, however often they are asked, until the server is given up (or twice as many as
-there are requests at once)."""
+LOST = 32
+"""Requests in a row without a reply until it is found out whether the server is still there (or twice as many as there
+may be at once)."""
+
+LOOKS = 3
+"""How often a server is asked what it says of itself."""
 
 AGAIN = PUSHED_BACK | {408, 409, 425, 500, 502, 504}
 """What may be otherwise the next time."""
@@ -83,6 +86,15 @@ class _AgainError(Exception):
         self.wait, self.pushed_back = wait, pushed_back
 
 
+@dataclass(frozen=True)
+class _Raw:
+    """A reply as it came."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
 class Client:
     """Sends requests, from several threads at once.
 
@@ -93,6 +105,7 @@ class Client:
         timeout: seconds until there must be a whole reply.
         retries: how often a request is sent again.
         answers_as: what replies have called the model before; empty if there were none.
+        accepted: whether the server has taken the key, if there is one.
     """
 
     def __init__(
@@ -104,22 +117,38 @@ class Client:
         timeout: float,
         retries: int,
         answers_as: str = "",
+        accepted: bool = False,
     ) -> None:
         self.endpoint, self.gate, self.spending = endpoint, Gate(concurrency), spending
-        self._timeout, self._retries = timeout, retries
+        self._timeout, self._retries, self._accepted = timeout, retries, accepted
         self._random, self._lock, self.answers_as, self._lost = random.Random(), threading.Lock(), answers_as, 0
+        self.alive: Callable[[], bool] = lambda: False
+        """Whether the server still answers something: asked after many losses in a row."""
         key = {} if endpoint.key is None else {"Authorization": f"Bearer {endpoint.key}"}
-        self._http = httpx2.Client(
-            headers=key,
-            timeout=httpx2.Timeout(timeout, connect=min(timeout, 30.0)),
-            limits=httpx2.Limits(max_connections=concurrency + 1, max_keepalive_connections=concurrency + 1),
-            verify=_trusted(endpoint),
-            follow_redirects=False,
-        )
+        try:
+            self._http = httpx2.Client(
+                headers=key,
+                timeout=httpx2.Timeout(timeout, connect=min(timeout, 30.0)),
+                limits=httpx2.Limits(max_connections=concurrency + 1, max_keepalive_connections=concurrency + 1),
+                verify=_trusted(endpoint),
+                trust_env=not endpoint.is_here,  # a proxy would see the key, and not find what is on this machine
+                follow_redirects=False,
+            )
+        except (ImportError, ValueError) as error:  # of a proxy's kind, or its address
+            raise UserError(f"the proxy that the environment names can't be used: {error}") from error
 
     def close(self) -> None:
         """Lets go of its connections."""
         self._http.close()
+
+    def answers(self, body: Body) -> bool:
+        """Whether one request has a sound reply, right now. Raises UserError."""
+        self.spending.begin(again=True)
+        try:
+            self._once(body)
+        except (_AgainError, BadReplyError, RefusedError):
+            return False
+        return True
 
     def get(self, path: str, read: Callable[[bytes], T]) -> tuple[T, Mapping[str, str]] | None:
         """What a server tells of itself, with the headers; None where it does not.
@@ -127,13 +156,19 @@ class Client:
         Raises:
             UserError: it wants another key, or is elsewhere.
         """
-        try:
-            status, headers, content = self._exchange("GET", path, None)
-            if status not in (200, 404):
-                self._check_stop(status, headers, content)
-            return (read(content), headers) if status == 200 else None
-        except (_AgainError, BadReplyError, RefusedError):
-            return None
+        for attempt in range(LOOKS):
+            try:
+                raw = self._exchange("GET", path, None)
+                if raw.status == 200:
+                    return read(raw.content), raw.headers
+                if raw.status != 404:
+                    self._check_stop(raw, *error_text(raw.content))
+                if raw.status not in AGAIN:
+                    return None
+            except (_AgainError, BadReplyError):
+                pass
+            self.gate.rest(self._pause(attempt, None))
+        return None
 
     def complete(self, body: Body) -> Sent:
         """A chat completion.
@@ -143,74 +178,92 @@ class Client:
             QueryError: it could not, as often as it was asked.
             UserError: it will answer nobody, or nothing more may be sent.
         """
-        began, problems = time.monotonic(), list[str]()
+        try:
+            return self._complete(body)
+        except QueryError:
+            raise
+        except UserError as error:
+            self.gate.stop(error)
+            raise
+
+    def _complete(self, body: Body) -> Sent:
+        began, problems = 0.0, list[str]()
         for attempt in range(self._retries + 1):
             with self.gate.passed() as sent:
+                began = began or sent
                 self.spending.begin(again=attempt > 0)
-                try:
-                    completion = self._once(body)
-                    self.gate.went_well()
-                    self._lost = 0
-                    return Sent(completion, time.monotonic() - began, attempt + 1)
-                except BadReplyError as error:
-                    problem = _AgainError(str(error))
-                except _AgainError as error:
-                    problem = error
+                problem = self._try(body)
+                if isinstance(problem, Completion):
+                    return Sent(problem, time.monotonic() - began, attempt + 1)
                 if problem.pushed_back and self.gate.pushed_back(sent, problem.wait):
-                    warn(f"the server pushes back ({problem}): {self.gate.limit} requests at once for now")
+                    later = f", and nothing for {problem.wait:g} s" if problem.wait and problem.wait > 1 else ""
+                    warn(f"the server pushes back ({problem}): {self.gate.limit} requests at once for now{later}")
             problems.append(str(problem))
+            self._check_alive(problem)
             if attempt < self._retries:
-                time.sleep(self._pause(attempt, problem.wait))
+                self.gate.rest(self._pause(attempt, problem.wait))
         reasons = ", ".join(dict.fromkeys(problems))
-        self._check_alive(reasons)
         raise QueryError(f"the server did not answer, asked {self._retries + 1} times: {reasons}")
 
-    def _pause(self, attempt: int, wait: float | None) -> float:
-        if wait is not None:
-            return wait
-        longest: float = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)
-        return longest * (0.5 + self._random.random() / 2)
+    def _try(self, body: Body) -> Completion | _AgainError:
+        """One request. Raises RefusedError, UserError."""
+        try:
+            completion = self._once(body)
+        except BadReplyError as error:
+            return _AgainError(str(error))
+        except _AgainError as error:
+            return error
+        self.gate.went_well()
+        with self._lock:
+            self._lost, self._accepted = 0, True
+        return completion
 
-    def _check_alive(self, reasons: str) -> None:
-        """Counts one more query without an answer. Raises UserError after many without a good one between them."""
+    def _pause(self, attempt: int, wait: float | None) -> float:
+        """Seconds until the next try: no less than the server said, and not the same for all."""
+        longest: float = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)
+        return max(longest / 2, wait or 0.0) + longest / 2 * self._random.random()
+
+    def _check_alive(self, problem: _AgainError) -> None:
+        """Counts one more request without a reply. Raises UserError if the server does not answer anything any more."""
+        if problem.pushed_back:
+            return
         with self._lock:
             self._lost += 1
-            lost = self._lost
-        if lost >= max(LOST, 2 * self.gate.most):
+            ask = self._lost >= max(LOST, 2 * self.gate.most)
+            if ask:
+                self._lost = 0  # others go on meanwhile
+        if ask and not self.alive():
             raise UserError(
-                f"{self.endpoint.url} does not answer any more: {lost} queries in a row, each asked "
-                f"{self._retries + 1} times ({reasons}); what is answered is saved, and the same command goes on"
+                f"{self.endpoint.url} does not answer any more ({problem}); what is answered is saved, and the same "
+                "command goes on"
             )
 
     def _once(self, body: Body) -> Completion:
-        status, headers, content = self._exchange("POST", "chat/completions", body)
-        if status == 200:
-            completion = replies.completion(content)
+        raw = self._exchange("POST", "chat/completions", body)
+        if raw.status == 200:
+            completion = replies.completion(raw.content)
             self.spending.end(completion.usage)
             self._check_name(completion.model or "")
             return completion
-        said, code = error_text(content)
-        said = self.endpoint.without_key(said)
-        self._check_stop(status, headers, content)
-        if status in AGAIN and code not in _NO_MORE:
-            raise _AgainError(f"{status} {said}", _retry_after(headers), pushed_back=status in PUSHED_BACK)
-        raise RefusedError(f"the server refuses ({status}): {said}", status)
+        said, code = error_text(raw.content)
+        self._check_stop(raw, said, code)
+        if raw.status in AGAIN:
+            pushed_back = raw.status in PUSHED_BACK
+            raise _AgainError(f"{raw.status} {said}", _retry_after(raw.headers), pushed_back=pushed_back)
+        raise RefusedError(f"the server refuses ({raw.status}): {said}", raw.status)
 
-    def _check_stop(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
+    def _check_stop(self, raw: _Raw, said: str, code: str) -> None:
         """Raises UserError for what no other request would fare better with."""
-        said, code = error_text(content)
-        said = self.endpoint.without_key(said)
-        if status in (401, 403):
+        where = f"{self.endpoint.url} answers {raw.status} ({said})"
+        if raw.status == 401 or (raw.status == 403 and not self._accepted):  # some refuse an image with 403
             key = "no key was sent" if self.endpoint.key is None else "the key that was sent is not accepted"
-            raise UserError(
-                f"{self.endpoint.url} answers {status} ({said}): {key}; it comes from --api-key-file or {KEY_VARIABLE}"
-            )
-        if status == 404:
-            raise UserError(f"{self.endpoint.url} answers 404: {said}")
-        if code in _NO_MORE:
-            raise UserError(f"{self.endpoint.url} answers {status} ({said}): nothing more can be asked with this key")
-        if 300 <= status < 400:
-            to = urlsplit(urljoin(self.endpoint.url, headers.get("location", "")))
+            raise UserError(f"{where}: {key}; it comes from --api-key-file or {KEY_VARIABLE}")
+        if raw.status == 404:
+            raise UserError(where)
+        if raw.status == 402 or code in _NO_MORE:
+            raise UserError(f"{where}: nothing more can be asked with this key")
+        if 300 <= raw.status < 400:
+            to = urlsplit(urljoin(self.endpoint.url, raw.headers.get("location", "")))
             raise UserError(
                 f"{self.endpoint.url} redirects to {to.scheme}://{to.netloc.rpartition('@')[2]}, and redirects are not "
                 "followed, since the key would go there: give that address, if you trust it"
@@ -226,12 +279,12 @@ class Client:
                 "nothing more is asked; what is answered is saved"
             )
 
-    def _exchange(self, method: str, path: str, body: Body | None) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and content of one reply.
+    def _exchange(self, method: str, path: str, body: Body | None) -> _Raw:
+        """One reply.
 
         Raises:
             _AgainError: there was none, or not all of it.
-            UserError: nobody is there, or certificates are not trusted.
+            UserError: certificates are not trusted.
         """
         url, deadline, content = f"{self.endpoint.url}/{path}", time.monotonic() + self._timeout, bytearray()
         data = None if body is None else json.dumps(body).encode()
@@ -244,15 +297,15 @@ class Client:
                         raise _AgainError(f"a reply of more than {MOST_BYTES >> 20} MiB")
                     if time.monotonic() > deadline:
                         raise _AgainError(f"no whole reply in {self._timeout:g} s")
-                return response.status_code, response.headers, bytes(content)
+                return _Raw(response.status_code, response.headers, self.endpoint.without_key(bytes(content)))
         except httpx2.TimeoutException as error:
             raise _AgainError(f"no reply in {self._timeout:g} s") from error
         except httpx2.ConnectError as error:
             if "CERTIFICATE" in str(error).upper():
                 raise UserError(f"{self.endpoint.url}: {error}; --ca-file names more certificates to trust") from error
-            raise _AgainError(f"no connection ({error})") from error
+            raise _AgainError(f"no connection: {error}") from error
         except (httpx2.TransportError, httpx2.DecodingError) as error:
-            raise _AgainError(f"the connection broke ({self.endpoint.without_key(str(error))})") from error
+            raise _AgainError(f"the connection broke: {error}") from error
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -15,7 +15,7 @@ from flamingo_eval.core.reading import read_text
 URL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 """As OpenAI's own clients call them."""
 
-HIDDEN = "[key]"
+HIDDEN = b"[key]"
 """What stands where a key stood."""
 
 
@@ -46,9 +46,15 @@ class Endpoint:
             raise UserError(f"--ca-file {ca_file} does not exist")
         return Endpoint(with_version(url, where), _key(key_file), ca_file)
 
-    def without_key(self, text: str) -> str:
-        """A text, without the key should it stand in it."""
-        return text.replace(self.key, HIDDEN) if self.key else text
+    def without_key(self, content: bytes) -> bytes:
+        """What the server said, without the key should it stand in it: it reaches messages, records and answers."""
+        return content.replace(self.key.encode(), HIDDEN) if self.key else content
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is on this machine, or an SSH tunnel to another one begins here: no proxy is on the way."""
+        host = urlsplit(self.url).hostname or ""
+        return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def with_version(url: str, where: str) -> str:

@@ -22,6 +22,7 @@ class Gate:
         self.most = most
         self._limit, self._under_way = float(most), 0
         self._closed_until = self._lowered = float("-inf")
+        self._stopped: Exception | None = None
         self._changed = threading.Condition()
 
     @property
@@ -31,9 +32,14 @@ class Gate:
 
     @contextmanager
     def passed(self) -> Iterator[float]:
-        """Waits until one more may be under way, and is passed while it is; gives the time at which it began."""
+        """Waits until one more may be under way, and is passed while it is; gives the time at which it began.
+
+        Raises whatever it was stopped with.
+        """
         with self._changed:
             while True:
+                if self._stopped is not None:
+                    raise self._stopped
                 wait = self._closed_until - time.monotonic()
                 if wait <= 0 and self._under_way < self.limit:
                     break
@@ -60,6 +66,19 @@ class Gate:
                 return False
             self._limit, self._lowered = max(1.0, self._limit / 2), time.monotonic()
             return True
+
+    def stop(self, error: Exception) -> None:
+        """Nothing more is to be sent; who waits is told why."""
+        with self._changed:
+            self._stopped = self._stopped or error
+            self._changed.notify_all()
+
+    def rest(self, seconds: float) -> None:
+        """Waits for some time, or until it is stopped."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while self._stopped is None and (left := until - time.monotonic()) > 0:
+                self._changed.wait(left)
 
     def went_well(self) -> None:
         """A reply was good."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flamingo_eval.core.errors import QueryError, UserError
@@ -19,7 +20,7 @@ from flamingo_eval.models.openai_server.ranking import (
     mean_of,
     prompt_only,
 )
-from flamingo_eval.models.openai_server.replies import Body, Model, models
+from flamingo_eval.models.openai_server.replies import Body, Completion, Model, models
 
 MESSAGES: Sequence[OpenAIMessage] = [
     OpenAIMessage(role="user", content=[{"type": "text", "text": "Is the sky blue? Answer with yes or no."}])
@@ -29,8 +30,11 @@ MESSAGES: Sequence[OpenAIMessage] = [
 TOLERANCE = 1e-3
 """By how much a log-probability may differ when the same prompt is asked again."""
 
-_OTHER_LIMIT = "max_completion_tokens"
-"""What OpenAI's newer models call ``max_tokens``."""
+MOST_NAMES = 20
+"""Class names that are tried, of many."""
+
+DROPPED = ("repetition_penalty", "seed", "temperature")
+"""What a server need not take."""
 
 
 @dataclass(frozen=True)
@@ -39,41 +43,52 @@ class Found:
 
     Attributes:
         says: what it says of itself and of the model, for the record.
+        body: what every request holds.
         limit: what it calls the number of tokens of an answer.
         answers_as: what its replies call the model; empty if they don't.
+        counts: whether its replies count tokens.
+        notes: what a reader of the numbers should know.
     """
 
-    says: dict[str, str]
+    says: Mapping[str, str]
+    body: Body
     limit: str
     answers_as: str
+    counts: bool
+    notes: tuple[str, ...]
 
 
-def look(client: Client, model: str, template: Body) -> Found:
-    """What a server says of itself, and whether it answers at all.
+def look(client: Client, model: str, body: Body) -> Found:
+    """What a server says of itself, and how it wants to be asked.
 
     Args:
         client: the server.
         model: the model that it is to have.
-        template: what every request holds.
+        body: what every request should hold.
 
     Raises:
         UserError: it has no such model, or does not answer.
     """
     says: dict[str, str] = {}
     listed = client.get("models", models)
+    names: list[str] = []
     if listed is not None:
         found, headers = listed
         names = [one.id for one in found.data]
-        if names and model not in names:
-            raise UserError(
-                f"{client.endpoint.url} has no model {model}; it has {', '.join(names[:10])}"
-                f"{', ...' if len(names) > 10 else ''}"
-            )
         says |= _of_model(next((one for one in found.data if one.id == model), None))
         says |= {name: headers[name] for name in ("server", "openai-version") if name in headers}
-    limit = _limit(client, template)
-    named = {"answers as": client.answers_as} if client.answers_as else {}
-    return Found({**says, **named}, limit, client.answers_as)
+    try:
+        asked, limit, completion, notes = _ask(client, {**body, "messages": [*MESSAGES]})
+    except UserError as error:
+        has = f"; its models are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}" if names else ""
+        raise UserError(
+            f"{client.endpoint.url}, asked for a word of {model} to see how it answers: {error}"
+            f"{has if model not in names else ''}"
+        ) from error
+    told = {"answers as": completion.model, "system fingerprint": completion.system_fingerprint}
+    says |= {name: value for name, value in told.items() if value}
+    held = {key: value for key, value in asked.items() if key != "messages"}
+    return Found(says, held, limit, client.answers_as, completion.usage is not None, notes)
 
 
 def _of_model(model: Model | None) -> dict[str, str]:
@@ -85,25 +100,39 @@ def _of_model(model: Model | None) -> dict[str, str]:
     return {name: str(value) for name, value in named.items() if value is not None}
 
 
-def _limit(client: Client, template: Body) -> str:
-    """What a server calls the number of tokens of an answer. Raises UserError if it does not answer."""
-    try:
-        client.complete({**template, "messages": [*MESSAGES], "max_tokens": 1})
-    except RefusedError as error:
-        if _OTHER_LIMIT not in str(error):
-            raise _no_answer(client, error) from error
+def _ask(client: Client, asked: Body) -> tuple[Body, str, Completion, tuple[str, ...]]:
+    """Asks for a word until the server takes the form: what every request holds then, what it calls the number of
+    tokens, its reply, and notes. Raises UserError.
+
+    - ``max_completion_tokens`` is what OpenAI's newer models call ``max_tokens``; these take no temperature either.
+    - ``repetition_penalty`` 1 switches off what vLLM takes from a model's own settings; not all servers know it.
+    - ``seed`` is refused by some.
+    """
+    limit, notes = "max_tokens", list[str]()
+    for _ in range(5):
         try:
-            client.complete({**template, "messages": [*MESSAGES], _OTHER_LIMIT: 16})
-        except QueryError as second:
-            raise _no_answer(client, second) from second
-        return _OTHER_LIMIT
-    except QueryError as error:
-        raise _no_answer(client, error) from error
-    return "max_tokens"
+            sent = client.complete({**asked, limit: 1 if limit == "max_tokens" else 16})
+            return asked, limit, sent.completion, tuple(notes)
+        except RefusedError as error:
+            said = str(error)
+            named = next(
+                (key for key in ("repetition_penalty", "seed", "temperature") if key in asked and key in said), ""
+            )
+            if "max_completion_tokens" in said and limit == "max_tokens":
+                limit = "max_completion_tokens"
+                continue
+            named = named or ("repetition_penalty" if "repetition_penalty" in asked else "")
+            if not named:
+                raise
+            asked = {key: value for key, value in asked.items() if key != named}
+            if named == "temperature":
+                notes.append("the server takes no temperature: answers are sampled, not greedy")
+    raise UserError("no form of request is taken")
 
 
-def _no_answer(client: Client, error: QueryError) -> UserError:
-    return UserError(f"{client.endpoint.url}, asked for one word to see whether it answers: {error}")
+def is_alive(client: Client, found: Found) -> bool:
+    """Whether the server still answers a small request."""
+    return client.answers({**found.body, "messages": [*MESSAGES], found.limit: 16})
 
 
 def find_ranker(client: Client, body: Body, names: Sequence[str], limit: str) -> Ranker:
@@ -136,34 +165,40 @@ def _no_prompt_logprobs(client: Client, body: Body, names: Sequence[str]) -> str
     The same prompts are asked in two orders: with prefix caching some versions of vLLM give numbers that depend on what
     was asked before (vLLM issue 42019).
     """
-    order = [names[0], names[1 % len(names)], names[0]]
     try:
         begin = client.complete(prompt_only(body, MESSAGES, "")).completion.prompt_logprobs
         if begin is None:
             return "the server passes the request over"
-        listed = [client.complete(prompt_only(body, MESSAGES, name)).completion.prompt_logprobs for name in order]
+        some = names[:MOST_NAMES]
+        listed = [client.complete(prompt_only(body, MESSAGES, name)).completion.prompt_logprobs for name in some]
+        first = client.complete(prompt_only(body, MESSAGES, some[0])).completion.prompt_logprobs
         again = client.complete(prompt_only(body, MESSAGES, "")).completion.prompt_logprobs
     except QueryError as error:
         return str(error)
-    means = [mean_of(begin, one) for one in listed]
-    wrong = next((one for one in means if isinstance(one, str)), None)
+    means = [(name, mean_of(begin, one)) for name, one in zip(some, listed, strict=True)]
+    wrong = next((f"{name!r}: {mean}" for name, mean in means if isinstance(mean, str)), None)
     if wrong is not None:
         return wrong
-    if not (_same(listed[0], listed[2]) and _same(begin, again)):
-        return "the same prompt has other numbers when it is asked again; --no-enable-prefix-caching may help with vLLM"
+    apart = max(_apart(listed[0], first), _apart(begin, again))
+    if apart > TOLERANCE:
+        return (
+            f"the same prompt has other numbers when it is asked again, by up to {apart:.2g}; with vLLM "
+            "--no-enable-prefix-caching may help"
+        )
     return None
 
 
-def _same(one: Listed | None, other: Listed | None) -> bool:
-    """Whether a prompt's tokens have the same log-probabilities twice."""
+def _apart(one: Listed | None, other: Listed | None) -> float:
+    """By how much a prompt's log-probabilities differ, the second time it is asked."""
     if not one or not other or len(one) != len(other):
-        return False
+        return math.inf
+    most = 0.0
     for first, second in zip(one, other, strict=True):
-        if set(first or ()) != set(second or ()):
-            return False
-        if any(abs(first[token].logprob - second[token].logprob) > TOLERANCE for token in first or ()):  # type: ignore[index]  # neither is None then
-            return False
-    return True
+        before, after = first or {}, second or {}
+        if before.keys() != after.keys():
+            return math.inf
+        most = max([most, *(abs(before[token].logprob - after[token].logprob) for token in before)])
+    return most
 
 
 def _no_top_logprobs(client: Client, body: Body, names: Sequence[str], limit: str) -> str | None:

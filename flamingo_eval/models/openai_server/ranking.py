@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import reduce
-from operator import add
 from typing import Protocol
 
 from flamingo_eval.core.prompting import OpenAIMessage
@@ -29,12 +27,17 @@ class Ranker(Protocol):
     """A way to rank names."""
 
     name: str
-    """What the table calls it."""
+    """What records call it."""
+
+    about: str
+    """What it measures, for the table."""
 
     def requests(self, names: int) -> int:
         """How many requests a prompt takes."""
 
-    def rank(self, client: Client, body: Body, messages: Sequence[OpenAIMessage], names: Sequence[str]) -> Outcome:
+    def rank(
+        self, client: Client, body: Body, messages: Sequence[OpenAIMessage], names: Sequence[str]
+    ) -> Replied | NoAnswer:
         """Each name's log-likelihood after a prompt.
 
         Raises:
@@ -43,30 +46,31 @@ class Ranker(Protocol):
         """
 
 
-Outcome = Replied | NoAnswer
-
-
 class PromptLogprobs:
     """By ``prompt_logprobs``, a request for each name."""
 
-    name = "prompt_logprobs: the mean log-likelihood of a name's tokens, as of a local model"
+    name = "prompt_logprobs"
+    about = "the mean log-likelihood of a name's tokens, as of a local model"
 
     def requests(self, names: int) -> int:
         """One for each name, and one for the prompt alone."""
         return names + 1
 
-    def rank(self, client: Client, body: Body, messages: Sequence[OpenAIMessage], names: Sequence[str]) -> Outcome:
+    def rank(
+        self, client: Client, body: Body, messages: Sequence[OpenAIMessage], names: Sequence[str]
+    ) -> Replied | NoAnswer:
         """See :class:`Ranker`."""
-        sent = [client.complete(prompt_only(body, messages, ""))]
-        begin = sent[0].completion.prompt_logprobs
+        sent = client.complete(prompt_only(body, messages, ""))
+        begin, reply = sent.completion.prompt_logprobs, reply_of(sent)
         numbers: dict[str, float] = {}
         for name in names:
-            sent.append(client.complete(prompt_only(body, messages, name)))
-            mean = mean_of(begin, sent[-1].completion.prompt_logprobs)
+            sent = client.complete(prompt_only(body, messages, name))
+            reply += reply_of(sent)
+            mean = mean_of(begin, sent.completion.prompt_logprobs)
             if isinstance(mean, str):
-                return NoAnswer(f"the server's log-probabilities of the prompt can't be used: {mean}")
+                return NoAnswer(f"the server's log-probabilities of the prompt with {name!r} can't be used: {mean}")
             numbers[name] = mean
-        return Replied(numbers, reduce(add, map(reply_of, sent)))
+        return Replied(numbers, reply)
 
 
 def prompt_only(body: Body, messages: Sequence[OpenAIMessage], name: str) -> Body:
@@ -109,16 +113,19 @@ class TopLogprobs:
         limit: what the server calls the number of tokens of an answer.
     """
 
+    name = "top_logprobs"
+    about = "the log-probability of a name's first token among the answer's, in small or capital letters"
+
     def __init__(self, limit: str) -> None:
         self._limit = limit
-
-    name = "top_logprobs: the log-probability of a name's first token among the answer's, in small or capital letters"
 
     def requests(self, names: int) -> int:
         """One."""
         return 1
 
-    def rank(self, client: Client, body: Body, messages: Sequence[OpenAIMessage], names: Sequence[str]) -> Outcome:
+    def rank(
+        self, client: Client, body: Body, messages: Sequence[OpenAIMessage], names: Sequence[str]
+    ) -> Replied | NoAnswer:
         """See :class:`Ranker`."""
         sent = client.complete(first_token(body, messages, self._limit))
         places = listed_first(sent)
@@ -132,24 +139,32 @@ def first_token(body: Body, messages: Sequence[OpenAIMessage], limit: str) -> Bo
     return {**body, "messages": [*messages], limit: 1, "logprobs": True, "top_logprobs": MOST_LISTED}
 
 
-def listed_first(sent: Sent) -> Mapping[str, float]:
-    """The likeliest first tokens of an answer and their log-probabilities; empty where a server lists none."""
+Token = tuple[str, float]
+"""A token's text and its log-probability; two tokens may have the same text."""
+
+
+def listed_first(sent: Sent) -> list[Token]:
+    """The likeliest first tokens of an answer; empty where a server lists none."""
     listed = sent.completion.choices[0].logprobs
     places = listed.content or [] if listed else []
-    found = {token.token: token.logprob for place in places[:1] for token in place.top_logprobs}
-    return {token: value for token, value in found.items() if not math.isnan(value)}
+    found = [(token.token, token.logprob) for place in places[:1] for token in place.top_logprobs]
+    return [(text, value) for text, value in found if not math.isnan(value)]
 
 
-def from_tokens(listed: Mapping[str, float], names: Sequence[str], reply: Reply) -> Outcome:
+_SPACES = " \t\n\u2581\u0120\u010a"
+"""Also as SentencePiece and byte-level BPE write a space and a new line in a token."""
+
+
+def from_tokens(listed: Sequence[Token], names: Sequence[str], reply: Reply) -> Replied | NoAnswer:
     """What listed tokens say of names, none of which begins as another does.
 
     A token is a name's if the name begins with it, whatever the case of its letters and the space before it; a name's
     tokens together are as likely as their sum. A name without one is less likely than anything listed: it gets the
     least.
     """
-    least, numbers, unlisted = min(listed.values()), dict[str, float](), list[str]()
+    least, numbers, unlisted = min(value for _, value in listed), dict[str, float](), list[str]()
     for name in names:
-        own = [value for token, value in listed.items() if (word := token.strip().lower()) and _begins(name, word)]
+        own = [value for token, value in listed if (word := token.strip(_SPACES).lower()) and _begins(name, word)]
         total = sum(map(math.exp, own))
         if not total:
             unlisted.append(name)

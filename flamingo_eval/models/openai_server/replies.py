@@ -83,6 +83,7 @@ class Completion(_Open, frozen=True):
     choices: Annotated[list[Choice], Meta(min_length=1, max_length=1)]
     usage: Usage | None = None
     model: str | None = None
+    system_fingerprint: str | None = None
     prompt_logprobs: list[dict[str, PromptToken] | None] | None = None
 
     @property
@@ -133,7 +134,8 @@ def _read(content: bytes, kind: type[T]) -> T:
     except (ValueError, RecursionError) as error:  # no JSON, or no text at all
         raise BadReplyError("its reply is no JSON") from error
     except UserError as error:
-        raise BadReplyError(str(error)) from error
+        said, _ = error_text(content)
+        raise BadReplyError(said if b'"error"' in content else str(error)) from error
 
 
 LONGEST = 500

@@ -31,7 +31,10 @@ class Budget:
 
     def check(self) -> None:
         """Raises UserError where a bound can't be kept."""
-        if self.cost is not None and (self.price_in is None or self.price_out is None):
+        given = [one is not None for one in (self.price_in, self.price_out)]
+        if any(given) != all(given):
+            raise UserError("--price-in and --price-out are needed both, per million tokens")
+        if self.cost is not None and not all(given):
             raise UserError("--max-cost needs --price-in and --price-out, per million tokens")
 
     def price(self, prompt_tokens: float, completion_tokens: float) -> float | None:

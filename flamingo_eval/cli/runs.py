@@ -14,6 +14,7 @@ import typer
 
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
+from flamingo_eval.cli.config import Config
 from flamingo_eval.cli.output import emit, wanted
 from flamingo_eval.cli.reading import check_nothing_missing, check_nothing_partial
 from flamingo_eval.core import registry
@@ -31,7 +32,7 @@ def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command(rich_help_panel="Benchmarks")(opt.with_settings(specs.RUN)(run))
     app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.PLAN)(plan))
-    app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.SCORE)(score))
+    app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.GIVEN)(score))
     app.command(rich_help_panel=opt.PANEL)(submit)
 
 
@@ -149,10 +150,21 @@ def score(
         Path | None, typer.Option("--per-item", parser=opt.path,
                 metavar="FILE", help="With --predictions: write a line per item.")
     ] = None,
+    system: Annotated[
+        str | None, typer.Option("--name", metavar="SYSTEM", help="Whose predictions --out keeps.")
+    ] = None,
     *,
     given: opt.Given,
 ) -> None:  # fmt: skip
-    """Score a run again from its saved answers, or predictions from elsewhere; no model and no images are needed."""
+    """Score a run again from its saved answers, or predictions from elsewhere; no model and no images are needed.
+
+    With --out, predictions become a run folder: report, compare, check, plot take it like any other.
+    """
+    if system is not None and (predictions is None or "out" not in given):
+        raise UserError("--name goes with --predictions and --out")
+    if predictions is not None and "out" in given:
+        _keep_predictions(context.obj, canonical_name(what), predictions, system or predictions.stem, given)
+        return
     if predictions is not None:
         name = canonical_name(what)
         settings = specs.settings_for(context.obj, [name], given, specs.SCORE)
@@ -167,7 +179,7 @@ def score(
     from flamingo_eval.storage.run_folder import RunFolder
     from flamingo_eval.storage.scores import read_scores
 
-    for option in ("protocol", "split", "on_error"):
+    for option in ("protocol", "split", "on_error", "shots", "seeds", "num_samples", "out"):
         if option in given and given[option].strength == opt.ON_COMMAND_LINE:
             raise UserError(
                 f"{given[option].where} needs --predictions; a saved run is always scored by its own protocol and split"
@@ -180,6 +192,27 @@ def score(
     format = specs.settings_for(context.obj, folder.read_run().identity.benchmarks, given, specs.REPORT).format
     emit(render(cells, folder.read_run(), read_scores(folder)[1], format), end="")
     check_nothing_missing(folder)
+
+
+def _keep_predictions(config: Config, benchmark: str, file: Path, name: str, given: opt.Given) -> None:
+    from flamingo_eval.engine.elsewhere import run_given
+    from flamingo_eval.report.table import render
+    from flamingo_eval.storage.scores import read_scores
+
+    spec = specs.make_spec(config, [benchmark], given, specs.GIVEN, model=False)
+    if "data_root" not in specs.resolve(config, benchmark, given, specs.GIVEN):
+        raise UserError("name the data with --data-root (or --data-root demo)")
+    for option, values in (("shots", spec.shots), ("seeds", spec.seeds or ())):
+        if option in given and len(values) != 1:
+            raise UserError(f"--{option}: one number, for rows that do not say; those that do have shots and seed")
+    trial = (
+        spec.shots[0] if "shots" in given else 0,
+        spec.seeds[0] if spec.seeds else load_benchmark(benchmark, protocol=spec.protocol).plan.seeds[0],
+    )
+    assert spec.out is not None
+    result = run_given(spec, data_folder, spec.out, file, name, trial)
+    emit(render(result.cells, result.folder.read_run(), read_scores(result.folder)[1], spec.format), end="")
+    check_nothing_missing(result.folder)
 
 
 def _score_predictions(benchmark: Benchmark, predictions: Path, settings: RunSettings, per_item: Path | None) -> None:

@@ -34,6 +34,7 @@ CONTROLS = frozenset(
 )
 DATA_CHECK = frozenset({"data_root", "protocol", "split", "image_formats"})
 SCORE = frozenset({"data_root", "protocol", "split", "on_error", "format"})
+GIVEN = SCORE | {"shots", "seeds", "num_samples", "out"}
 REPORT = frozenset({"format"})
 """Which settings commands can use."""
 

@@ -155,6 +155,32 @@ class Chat:
         return {"chat": True, **changed_fields(rules)}
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """Nothing: the answers are another system's, and what that was shown is not known."""
+
+    name: str = "elsewhere"
+    marks: tuple[str, ...] = ()
+    elsewhere = True
+
+    def render(self, prompt: Prompt) -> Rendering:
+        """No text and no images."""
+        return Rendering("", (), prompt.rgb)
+
+    def describe(self, rules: PromptRules) -> Mapping[str, Any]:
+        """Nothing."""
+        del rules
+        return {}
+
+
+ELSEWHERE = Elsewhere()
+
+
+def is_elsewhere(renderer: object) -> bool:
+    """Whether answers come from another system, finished."""
+    return getattr(renderer, "elsewhere", False) is True
+
+
 def is_chat(renderer: object) -> bool:
     """Whether a renderer's prompts are conversations: benchmarks have instructions for these."""
     return getattr(renderer, "chat", False) is True

@@ -11,7 +11,7 @@ from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.measuring import TokenCounter
 from flamingo_eval.core.plugins import found
 from flamingo_eval.core.progress import warn
-from flamingo_eval.core.prompting import INTERLEAVED, Chat
+from flamingo_eval.core.prompting import ELSEWHERE, INTERLEAVED, Chat
 from flamingo_eval.core.protocols import (
     IMAGE_EMBEDDINGS,
     NOTHING,
@@ -176,7 +176,7 @@ def renderer(name: str, settings: Mapping[str, Any] | None = None) -> Renderer:
         UserError: unknown; the message lists the known ones.
     """
     chat = Chat((settings or {}).get("system"))
-    known: dict[str, Renderer] = {INTERLEAVED.name: INTERLEAVED, chat.name: chat}
+    known: dict[str, Renderer] = {one.name: one for one in (INTERLEAVED, chat, ELSEWHERE)}
     known |= {one.name: one for family in _model_families() for one in family.renderers()}
     if name not in known:
         raise UserError(f"unknown rendering {name!r}; known: {', '.join(sorted(known))}")

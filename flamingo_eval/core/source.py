@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flamingo_eval.core import registry
-from flamingo_eval.core.benchmark import DEFAULT_PROTOCOL, Benchmark, DataRules, load_benchmark
+from flamingo_eval.core.benchmark import DEFAULT_PROTOCOL, AnswerRules, Benchmark, DataRules, load_benchmark
 from flamingo_eval.core.digests import digest, file_digest
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.images import Images
@@ -124,6 +124,7 @@ def read_source(
     protocol: str = DEFAULT_PROTOCOL,
     split: str | None = None,
     chat: bool = False,
+    finished: bool = False,
 ) -> Source:
     """Reads a benchmark's definition and its data.
 
@@ -134,6 +135,7 @@ def read_source(
         protocol: whose rules.
         split: which split to query; None for the protocol's own.
         chat: whether it is asked as a conversation.
+        finished: whether answers are finished, and nothing is cut out of them.
 
     Raises:
         UserError: unknown benchmark, protocol or split; data folder missing.
@@ -141,6 +143,8 @@ def read_source(
     """
     benchmark = load_benchmark(name, overrides, protocol=protocol, split=split, chat=chat)
     check_scoring(benchmark)
+    if finished:
+        benchmark = replace(benchmark, answer=AnswerRules())
     images = root if isinstance(root, Images) else Images(root)
     root = images.root
     folder = root / benchmark.data.folder

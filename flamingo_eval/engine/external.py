@@ -96,16 +96,22 @@ def _read_predictions(
         id, value = queries.find(stated), stated.value
         if id in found:
             raise DataError(f"{stated.where}: {stated.key} {repr(stated.query)[:80]} occurs twice{_trials(stated)}")
-        if isinstance(value, int | float) and not all_finite([value]):
-            raise DataError(f"{stated.where}: {stated.value_key} {str(value)[:30]} is not a number")
-        if isinstance(value, str) and names and value not in names:
-            close = difflib.get_close_matches(value.lower(), closed, n=3)
-            raise DataError(
-                f"{stated.where}: the {stated.value_key} {value!r} of {stated.key} {stated.query!r} is none of the "
-                f"{len(names)} class names; such are {', '.join(map(repr, close or closed[:3]))}"
-            )
+        check_value(stated, closed, names)
         found[id] = _Given(value, stated.finished)
     return found
+
+
+def check_value(stated: Stated, closed: Sequence[str], names: frozenset[str]) -> None:
+    """Raises DataError for a score that is no number, and for a name that is none of ``closed``, as a set ``names``."""
+    value = stated.value
+    if isinstance(value, int | float) and not all_finite([value]):
+        raise DataError(f"{stated.where}: {stated.value_key} {str(value)[:30]} is not a number")
+    if isinstance(value, str) and names and value not in names:
+        close = difflib.get_close_matches(value.lower(), closed, n=3)
+        raise DataError(
+            f"{stated.where}: the {stated.value_key} {value!r} of {stated.key} {stated.query!r} is none of the "
+            f"{len(names)} class names; such are {', '.join(map(repr, close or closed[:3]))}"
+        )
 
 
 def _trials(stated: Stated) -> str:

@@ -23,6 +23,9 @@ SCORE_KEYS = ("score", "proba", "value", "class_logprobs")
 OWN_KEYS = ("answer",)
 """What ``samples`` and ``scores.jsonl`` call any answer, after all that is done to it."""
 
+TRIAL_KEYS = ("shots", "seed")
+"""What tells a row's trial."""
+
 Row = Mapping[str, object]
 
 
@@ -37,6 +40,7 @@ class Stated:
         value_key: what the row calls the answer.
         value: the answer.
         finished: whether nothing has to be done to it any more: it is from our own files.
+        trial: (shots, seed), where the row says so.
     """
 
     where: str
@@ -45,6 +49,7 @@ class Stated:
     value_key: str
     value: Any
     finished: bool
+    trial: tuple[int, int] | None = None
 
 
 def read_rows(path: Path) -> list[tuple[str, Row]]:
@@ -138,7 +143,9 @@ def stated_in(path: Path, value_key: str, kinds: Sequence[type], known: Sequence
         own = "query_id" in row
         wanted = (value_key, *(SCORE_KEYS if numeric else ()), *(OWN_KEYS if own and not numeric else ()), "")
         key = next((name for name in (*ID_KEYS, *IMAGE_KEYS) if name in row), None)
-        named = next((name for name in wanted if name in row), None)
+        named = next(
+            (name for name in wanted if row.get(name) is not None), next((n for n in wanted if n in row), None)
+        )
         if key is None or named is None:
             id_key = ID_KEYS[0] if value_key == "answer" else ID_KEYS[1]
             example = {id_key: next(iter(known)), value_key: ...}
@@ -152,7 +159,17 @@ def stated_in(path: Path, value_key: str, kinds: Sequence[type], known: Sequence
         if not good or isinstance(value, bool):
             kind = "a number" if numeric else "a text"
             raise DataError(f"{where}: {named or 'the answer'} is {repr(value)[:60]}; it has to be {kind}")
-        yield Stated(where, key, row[key], named or value_key, value, own)
+        yield Stated(where, key, row[key], named or value_key, value, own, _trial(row, where))
+
+
+def _trial(row: Row, where: str) -> tuple[int, int] | None:
+    """(shots, seed) of a row that has both. Raises DataError if it has one, or they are none."""
+    numbers = [_whole(row[key]) for key in TRIAL_KEYS if key in row]
+    if not numbers:
+        return None
+    if len(numbers) == 1 or any(number is None or not 0 <= number < 2**32 for number in numbers):
+        raise DataError(f"{where}: {' and '.join(TRIAL_KEYS)} have to be whole numbers from 0 on, and both there")
+    return numbers[0] or 0, numbers[1] or 0
 
 
 def _number(text: str) -> Any:

@@ -12,7 +12,7 @@ from flamingo_eval.core.errors import DataError, UserError
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.measuring import Asking
 from flamingo_eval.core.paths import is_file
-from flamingo_eval.core.prompting import is_chat
+from flamingo_eval.core.prompting import is_chat, is_elsewhere
 from flamingo_eval.core.protocols import NOTHING, Capabilities, ModelInfo, ModelSource, Nearest, Renderer
 from flamingo_eval.core.records import Decoding, Example, Ranking, Task
 from flamingo_eval.core.run_settings import RunSettings, RunSpec
@@ -143,6 +143,7 @@ def read_sources(spec: RunSpec, images: Images, renderer: Renderer) -> dict[str,
             protocol=spec.protocol,
             split=spec.split,
             chat=is_chat(renderer),
+            finished=is_elsewhere(renderer),
         )
         for name in spec.benchmarks
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flamingo_eval.core import registry
 from flamingo_eval.core.images import FORMATS, Images, formats_with
-from flamingo_eval.core.prompting import is_chat
+from flamingo_eval.core.prompting import is_chat, is_elsewhere
 from flamingo_eval.core.records import Cell
 from flamingo_eval.core.run_settings import SETTINGS, RunSpec
 from flamingo_eval.core.source import read_source
@@ -51,6 +51,7 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
             protocol=part.protocol,
             split=part.split,
             chat=is_chat(renderer),
+            finished=is_elsewhere(renderer),
         )
         for name, part in identity.benchmarks.items()
     }

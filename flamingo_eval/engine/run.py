@@ -42,7 +42,13 @@ class RunResult:
 
 
 def execute(
-    spec: RunSpec, root_of: RootOf, out: Path | None, model_source: ModelSource | None = None, *, fresh: bool = False
+    spec: RunSpec,
+    root_of: RootOf,
+    out: Path | None,
+    model_source: ModelSource | None = None,
+    *,
+    fresh: bool = False,
+    executor: Executor | None = None,
 ) -> RunResult:
     """Carries out a run, or continues it; a finished one answers nothing again.
 
@@ -54,6 +60,7 @@ def execute(
         out: the run folder; by default one named after everything that determines answers.
         model_source: the model, where it is not one that ``spec.checkpoint`` names.
         fresh: start over; what there is already is kept beside it under another name.
+        executor: who answers, where it is not one that ``spec.executor`` names.
 
     Raises:
         UserError, DataError, CheckpointError: before anything is answered, or, for queries that can't be answered,
@@ -61,7 +68,7 @@ def execute(
         StorageError: the run folder can't be written.
     """
     run = prepare(spec, root_of, out, model_source)
-    executor = make_executor(spec.executor, spec.worker)
+    executor = executor or make_executor(spec.executor, spec.worker)
     for line in opening_notes(run):
         if executor.leads:
             warn(line)

@@ -9,7 +9,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.core.prompting import Chat
+from flamingo_eval.core.prompting import ELSEWHERE, Chat
 from flamingo_eval.core.records import Cell
 from flamingo_eval.core.run_settings import SHOWN_TO_MODEL
 from flamingo_eval.core.text import neutralised, one_line
@@ -120,8 +120,8 @@ def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str]) -
             words.append(f"one trial, seed {seeds[0]}")
     lines = [
         f"{'; '.join(words)}; {' or '.join(map(str, queries))} queries per trial",
-        f"protocol {_join(cell.protocol for cell in cells)}; {_join(cell.selector for cell in cells)} demonstrations"
-        f"{_pools(run)}{_orders(run)}; checkpoint {run.checkpoint.name} ({run.checkpoint.digest[:10]})",
+        f"protocol {_join(cell.protocol for cell in cells)}; {_shown(cells, run)}"
+        f"checkpoint {run.checkpoint.name} ({run.checkpoint.digest[:10]})",
         *_rendering(cells, run),
         *_retrieval(cells, run),
         *(run.checkpoint.notes or ()),
@@ -133,6 +133,13 @@ def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str]) -
     if not all(cell.complete for cell in cells):
         lines.append("* answers are missing: a partial number, not comparable with others")
     return lines
+
+
+def _shown(cells: Sequence[Cell], run: RunRecord) -> str:
+    """Which demonstrations a model was shown; nobody here knows that of answers that were given elsewhere."""
+    if run.identity.rendering == ELSEWHERE.name:
+        return ""
+    return f"{_join(cell.selector for cell in cells)} demonstrations{_pools(run)}{_orders(run)}; "
 
 
 def _alternative_scores(cells: Sequence[Cell]) -> list[str]:
@@ -158,7 +165,7 @@ def _pools(run: RunRecord) -> str:
 def _rendering(cells: Sequence[Cell], run: RunRecord) -> list[str]:
     """How the model was shown prompts, for one that can be shown them in several ways."""
     identity = run.identity
-    if identity.rendering == FIRST_RENDERING:
+    if identity.rendering in (FIRST_RENDERING, ELSEWHERE.name):
         return []
     words = [f"rendering {identity.rendering}"]
     if any(cell.shots == 0 for cell in cells):

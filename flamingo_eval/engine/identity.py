@@ -145,7 +145,7 @@ def _checkpoint(info: ModelInfo, old: CheckpointRecord | None) -> CheckpointReco
     return msgspec.structs.replace(record, server={**before, **info.server}, notes=notes)
 
 
-ANOTHER_MODEL = ("root", "parent", "hash", "answers as", "ranking")
+ANOTHER_MODEL = ("root", "parent", "hash", "answers as", "ranking", "asked with")
 """Of what a server says, that which is the model; a new version of the server, or a longer context, is none of it."""
 
 
@@ -155,6 +155,9 @@ def check_server(info: ModelInfo, old: CheckpointRecord) -> None:
     changed = {key: f"{key} was {before[key]} and is {now[key]}" for key in sorted(before.keys() & now.keys())
                if before[key] != now[key]}  # fmt: skip
     other = [text for key, text in changed.items() if key in ANOTHER_MODEL]
+    gone = sorted((before.keys() ^ now.keys()) & {*ANOTHER_MODEL} - {"ranking"}) if before and now else []
+    if gone:
+        warn(f"the server of {info.name} says otherwise of itself than when this run began: {', '.join(gone)}")
     if changed and not other:
         warn(f"the server of {info.name} has changed since this run began: {'; '.join(changed.values())}")
     if other:

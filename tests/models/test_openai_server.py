@@ -44,6 +44,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(client_module, "LONGEST_WAIT", 0.05)
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
 
@@ -108,6 +109,8 @@ def test_the_server_is_sent_the_plan(run: Runner, cli: Cli, data: Path, server: 
         "root": "/models/tiny",
         "server": "",
         "answers as": "tiny",
+        "address": f"{server.url}/v1",
+        "asked with": "temperature 0, repetition_penalty 1",
     }
     assert record["sessions"][0]["usage"]["requests"] == 43
     assert "answers come from a server: not reproducible by us" in result.stdout
@@ -390,7 +393,10 @@ def test_a_kill_under_load_costs_what_was_under_way(
     server.pause = 0.3
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [*COMMAND, "--base-url", server.url, "--data-root", str(data)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever started the tests may ignore it
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while len(server.requests) < 20:
         assert time.monotonic() < deadline
@@ -585,3 +591,101 @@ def test_a_gate_needs_to_be_told_that_answers_may_change(run: Runner, cli: Cli) 
     assert result.returncode == 0, result.stderr
     assert "not reproducible by us" in Path("pr.md").read_text() + result.stderr
     assert "not reproducible by us" in cli("compare", "run", "b.json").stdout
+
+
+ODD_USAGE: list[Any] = [
+    None,
+    [],
+    {"prompt_tokens": None},
+    {"prompt_tokens": -5},
+    {"prompt_tokens": 10**400},
+    {"completion_tokens": "7"},
+    12.5,
+]
+
+
+@pytest.mark.parametrize("usage", ODD_USAGE, ids=str)
+def test_a_sound_answer_counts_whatever_the_rest_of_the_reply_is(
+    usage: object, run: Runner, server: ChatServer
+) -> None:
+    """Tokens that are no numbers are not counted."""
+    reply = ChatServer.reply
+
+    def odd(seen: Seen) -> Fault | None:
+        body = reply(server, seen) | {"usage": usage, "system_fingerprint": 5, "model": "tiny"}
+        body["choices"][0]["finish_reason"] = ["stop"]
+        return Fault(status=200, body=body)
+
+    server.fault = odd
+    assert run("--num-samples", "3").returncode == 0
+    assert len(journal()) == 3
+    assert "prompt_tokens" not in journal()[0]["reply"]
+
+
+def test_a_text_in_parts_is_one_text(run: Runner, server: ChatServer) -> None:
+    parts = [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "a "}, {"type": "text", "text": "dog"}]
+    server.fault = lambda seen: (
+        None if seen.is_probe else Fault(status=200, body={"choices": [{"message": {"content": parts}}]})
+    )
+    assert run("--num-samples", "1").returncode == 0
+    assert journal()[0]["raw"] == "a dog"
+
+
+@pytest.mark.parametrize("text", ["half \ud800", "\x1b[2J", "a" * 5000])
+def test_whatever_a_server_says_can_be_written_down(text: str, run: Runner, server: ChatServer) -> None:
+    server.fault = lambda seen: None if seen.is_probe else Fault(status=400, body={"error": {"message": text}})
+    result = run("--num-samples", "2")
+    assert result.returncode == 2
+    assert "2 queries could not be answered" in result.stderr
+    assert "\x1b" not in result.stderr
+    assert len(result.stderr) < 2500
+
+
+def test_a_key_that_is_a_word_changes_nothing(run: Runner, server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers on one's own machine take any: 'none', 'a'. A real one stands in no answer either, however it is spelled."""
+    monkeypatch.setenv("OPENAI_API_KEY", "a")
+    assert run("--num-samples", "2").returncode == 0
+    assert all(row["raw"].startswith("a thing") for row in journal())
+    key = "sk-abc/def+ghi=="
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    escaped = json.dumps({"choices": [{"message": {"content": f"it is {key}"}}]}).replace("/", "\\/").encode()
+    server.fault = lambda seen: None if seen.is_probe else Fault(status=200, body=escaped)
+    assert run("--num-samples", "2", "--fresh").returncode == 0
+    assert {row["raw"] for row in journal()} == {"it is [key]"}
+    server.fault = lambda seen: (
+        None if seen.is_probe else Fault(status=400, body=b'{"error": {"message": "sk-abc\\/def+ghi=="}}')
+    )
+    assert "def+ghi" not in run("--num-samples", "3", "--fresh").stderr
+
+
+def test_transient_errors_do_not_change_how_names_are_ranked(cli: Cli, server: ChatServer) -> None:
+    server.listed = "prompt"
+    server.fault = lambda seen: Fault(status=500) if "prompt_logprobs" in seen.body and seen.is_probe else None
+    result = cli("hateful_memes", "--checkpoint", "openai:tiny", "--base-url", server.url, "--data-root", "demo",
+                 "--shots", "0", "--num-samples", "6", "--trials", "1", "--retries", "1", "--out", "run")  # fmt: skip
+    assert result.returncode == 2
+    assert "it can't be found out whether" in result.stderr
+
+
+def test_several_processes_share_a_run(data: Path, server: ChatServer) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [*COMMAND, "--base-url", server.url, "--data-root", str(data)]
+    processes = [
+        subprocess.Popen([*command, "--process", f"{rank}/2"], env=environment, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert Counter(row["query_id"] for row in journal()).most_common(1)[0][1] == 1
+    assert len(journal()) == len(server.requests) == QUERIES
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://a..b", f"http://{'x' * 70}.com", "http://\u2603.localhost:1", "http://x/" + "y" * 3000, "http://[v1.x]"],
+)
+def test_odd_addresses_are_user_errors(url: str, cli: Cli, data: Path) -> None:
+    result = cli("coco", "--checkpoint", "openai:tiny", "--base-url", url, "--data-root", data, "--retries", "0")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flamingo_eval.core.digests import digest
 from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.progress import note
 from flamingo_eval.core.prompting import Chat
 from flamingo_eval.core.protocols import UNPINNED, Capabilities, ModelInfo
 from flamingo_eval.core.records import Decoding, Ranking, Task
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from flamingo_eval.models.openai_server.spending import Spending
 
 PREFIX = "openai:"
-LOOKS = 2
-"""How often a request that only looks is sent again: a mistyped address is told soon."""
+LOOKS, LOOK_SECONDS = 2, 120.0
+"""How often a request that only looks is sent again, and how long it may take: a mistyped address is told soon."""
 
 CONCURRENCY, TIMEOUT, RETRIES = 16, 600.0, 8
 """Requests at once; seconds until a whole reply; how often a request is sent again."""
@@ -101,7 +102,8 @@ class ServerSource:
 
         chosen = self.options
         return Client(
-            self._endpoint, self._spending, concurrency=chosen.concurrency, timeout=chosen.timeout,
+            self._endpoint, self._spending, concurrency=chosen.concurrency,
+            timeout=chosen.timeout if found else min(chosen.timeout, LOOK_SECONDS),
             retries=retries, answers_as=found.answers_as if found else "", accepted=found is not None,
         )  # fmt: skip
 
@@ -118,6 +120,7 @@ class ServerSource:
         for task in tasks:
             if isinstance(task, Decoding) and task.min_new_tokens:
                 raise UserError(f"{self._name}: answers of at least {task.min_new_tokens} tokens can't be asked for")
+        note(f"asking {self._endpoint.url} how it answers")
         with closing(self._client(min(self.options.retries, LOOKS))) as client:
             found = self._found = look(client, self.model, self._body)
             if self.options.max_cost is not None and not found.counts:
@@ -149,7 +152,7 @@ class ServerSource:
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
         """The server's business. Raises UserError for one that was asked for."""
         for option, value in (("--device", device), ("--precision", precision)):
-            if value not in ("auto", "server"):
+            if value not in ("auto", "server") and not value.startswith("local:"):  # one of several processes
                 raise UserError(f"{option} {value}: {self._name} runs as its server was told to")
         return "server", "server"
 

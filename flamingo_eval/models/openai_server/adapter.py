@@ -84,9 +84,9 @@ class ServerModel(ModelBase):
             return ranked
         sent = self._client.complete({**self._body, "messages": messages, self._limit: task.max_new_tokens})
         try:
-            return Replied(sent.completion.text(), reply_of(sent))
+            return Replied(self._client.endpoint.without_key(sent.completion.text()), reply_of(sent))
         except NoTextError as error:
-            return NoAnswer(str(error))
+            return NoAnswer(self._client.endpoint.without_key(str(error)))
 
     def expect(self, expected: Iterable[Expected]) -> str:
         """Requests and tokens, about. Raises UserError if that is more than allowed. Sends a request or two itself."""
@@ -104,7 +104,8 @@ class ServerModel(ModelBase):
             asked, shown = self._requests(kind), len(kind.prompts[0].images)
             prompt_tokens += asked * (kind.prompts[0].length / CHARACTERS + shown * image_tokens)
             answer_tokens += asked * (kind.task.max_new_tokens if isinstance(kind.task, Decoding) else 1)
-        return self._estimate(requests, prompt_tokens, answer_tokens, counted=bool(image_tokens))
+        counted = bool(image_tokens) or not any(kind.prompts[0].images for kind in kinds)
+        return self._estimate(requests, prompt_tokens, answer_tokens, counted=counted)
 
     def _requests(self, kind: Expected) -> int:
         """How many requests some queries take, if none is sent again."""
@@ -137,7 +138,7 @@ class ServerModel(ModelBase):
         both = OpenAIMessage(role="user", content=[*images, {"type": "text", "text": "?"}])
         try:
             with_image, without = (
-                self._client.complete({**self._body, "messages": [message], self._limit: 16}).completion.usage
+                self._client.complete({**self._body, "messages": [message], self._limit: 16}).completion.counted
                 for message in (both, word)
             )
         except RefusedError as error:

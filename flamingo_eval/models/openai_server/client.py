@@ -48,7 +48,7 @@ may be at once)."""
 LOOKS = 3
 """How often a server is asked what it says of itself."""
 
-AGAIN = PUSHED_BACK | {408, 409, 425, 500, 502, 504}
+AGAIN = (PUSHED_BACK | {408, 409, 425} | {*range(500, 600)}) - {501, 505}
 """What may be otherwise the next time."""
 
 _NO_MORE = ("insufficient_quota", "billing_hard_limit_reached")
@@ -134,8 +134,10 @@ class Client:
                 trust_env=not endpoint.is_here,  # a proxy would see the key, and not find what is on this machine
                 follow_redirects=False,
             )
-        except (ImportError, ValueError) as error:  # of a proxy's kind, or its address
-            raise UserError(f"the proxy that the environment names can't be used: {error}") from error
+        except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+            raise UserError(
+                f"the proxy or the certificates that the environment names can't be used: {error}"
+            ) from error
 
     def close(self) -> None:
         """Lets go of its connections."""
@@ -151,18 +153,12 @@ class Client:
         return True
 
     def get(self, path: str, read: Callable[[bytes], T]) -> tuple[T, Mapping[str, str]] | None:
-        """What a server tells of itself, with the headers; None where it does not.
-
-        Raises:
-            UserError: it wants another key, or is elsewhere.
-        """
+        """What a server tells of itself, with the headers; None where it does not, or not with this key."""
         for attempt in range(LOOKS):
             try:
                 raw = self._exchange("GET", path, None)
                 if raw.status == 200:
                     return read(raw.content), raw.headers
-                if raw.status != 404:
-                    self._check_stop(raw, *error_text(raw.content))
                 if raw.status not in AGAIN:
                     return None
             except (_AgainError, BadReplyError):
@@ -210,7 +206,7 @@ class Client:
         try:
             completion = self._once(body)
         except BadReplyError as error:
-            return _AgainError(str(error))
+            return _AgainError(self.endpoint.without_key(str(error)))
         except _AgainError as error:
             return error
         self.gate.went_well()
@@ -242,10 +238,10 @@ class Client:
         raw = self._exchange("POST", "chat/completions", body)
         if raw.status == 200:
             completion = replies.completion(raw.content)
-            self.spending.end(completion.usage)
-            self._check_name(completion.model or "")
+            self.spending.end(completion.counted)
+            self._check_name(completion.names.get("answers as", ""))
             return completion
-        said, code = error_text(raw.content)
+        said, code = error_text(raw.content, self.endpoint.without_key)
         self._check_stop(raw, said, code)
         if raw.status in AGAIN:
             pushed_back = raw.status in PUSHED_BACK
@@ -263,11 +259,18 @@ class Client:
         if raw.status == 402 or code in _NO_MORE:
             raise UserError(f"{where}: nothing more can be asked with this key")
         if 300 <= raw.status < 400:
-            to = urlsplit(urljoin(self.endpoint.url, raw.headers.get("location", "")))
             raise UserError(
-                f"{self.endpoint.url} redirects to {to.scheme}://{to.netloc.rpartition('@')[2]}, and redirects are not "
+                f"{self.endpoint.url} redirects to {self._place_of(raw)}, and redirects are not "
                 "followed, since the key would go there: give that address, if you trust it"
             )
+
+    def _place_of(self, raw: _Raw) -> str:
+        """Where a reply redirects to: scheme and host."""
+        try:
+            to = urlsplit(urljoin(self.endpoint.url, raw.headers.get("location", "")))
+            return self.endpoint.without_key(f"{to.scheme}://{to.netloc.rpartition('@')[2]}")
+        except ValueError:
+            return "what is no address"
 
     def _check_name(self, name: str) -> None:
         """Raises UserError if replies come from another model than before."""
@@ -297,15 +300,17 @@ class Client:
                         raise _AgainError(f"a reply of more than {MOST_BYTES >> 20} MiB")
                     if time.monotonic() > deadline:
                         raise _AgainError(f"no whole reply in {self._timeout:g} s")
-                return _Raw(response.status_code, response.headers, self.endpoint.without_key(bytes(content)))
+                return _Raw(response.status_code, response.headers, bytes(content))
         except httpx2.TimeoutException as error:
             raise _AgainError(f"no reply in {self._timeout:g} s") from error
-        except httpx2.ConnectError as error:
-            if "CERTIFICATE" in str(error).upper():
-                raise UserError(f"{self.endpoint.url}: {error}; --ca-file names more certificates to trust") from error
-            raise _AgainError(f"no connection: {error}") from error
-        except (httpx2.TransportError, httpx2.DecodingError) as error:
-            raise _AgainError(f"the connection broke: {error}") from error
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeError) as error:
+            raise UserError(f"{self.endpoint.url} is no address of a server: {error}") from error
+        except (httpx2.TransportError, httpx2.DecodingError, OSError) as error:
+            said = self.endpoint.without_key(str(error))
+            if "CERTIFICATE" in said.upper():
+                raise UserError(f"{self.endpoint.url}: {said}; --ca-file names more certificates to trust") from error
+            what = "no connection" if isinstance(error, httpx2.ConnectError) else "the connection broke"
+            raise _AgainError(f"{what}: {said}") from error
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.paths import is_file
@@ -15,8 +16,13 @@ from flamingo_eval.core.reading import read_text
 URL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 """As OpenAI's own clients call them."""
 
-HIDDEN = b"[key]"
+LONGEST_URL = 2000
+
+HIDDEN = "[key]"
 """What stands where a key stood."""
+
+SECRET = 8
+"""Characters that a key has at least."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +43,28 @@ class Endpoint:
     def of(base_url: str | None, key_file: Path | None, ca_file: Path | None) -> Endpoint:
         """What options say, or else the environment. Raises UserError."""
         where = "--base-url" if base_url else URL_VARIABLE
-        url = base_url or os.environ.get(URL_VARIABLE, "").strip()
+        url = (base_url or os.environ.get(URL_VARIABLE, "")).strip()
         if not url:
             raise UserError(
                 f"where is the server? Say --base-url, such as --base-url http://localhost:8000, or set {URL_VARIABLE}"
             )
         if ca_file is not None and not is_file(ca_file):
             raise UserError(f"--ca-file {ca_file} does not exist")
-        return Endpoint(with_version(url, where), _key(key_file), ca_file)
+        key = _key(key_file)
+        if key is not None and len(key) >= SECRET and key in url:
+            raise UserError(f"{where} holds the key, which would stand in records")
+        return Endpoint(with_version(url, where), key, ca_file)
 
-    def without_key(self, content: bytes) -> bytes:
-        """What the server said, without the key should it stand in it: it reaches messages, records and answers."""
-        return content.replace(self.key.encode(), HIDDEN) if self.key else content
+    def without_key(self, text: str) -> str:
+        """What a server or a library said, without the key should it stand in it; for people, records and answers.
+
+        A short key is a dummy, as servers on one's own machine take them, and may be any word.
+        """
+        if self.key is None or len(self.key) < SECRET:
+            return text
+        for form in {self.key, html.escape(self.key), quote(self.key), quote(self.key, safe="")}:
+            text = text.replace(form, HIDDEN).replace(form.lower(), HIDDEN)
+        return text
 
     @property
     def is_here(self) -> bool:
@@ -71,6 +87,9 @@ def with_version(url: str, where: str) -> str:
     try:
         parts = urlsplit(url)
         parts.port  # noqa: B018  # raises for one that is no number
+        (parts.hostname or "").encode("idna")
+        if not url.isascii() or not url.isprintable() or " " in url or len(url) > LONGEST_URL:
+            raise ValueError(f"it is longer than {LONGEST_URL} characters, or holds others than plain ones")
     except ValueError as error:
         raise UserError(f"{where} is no address of a server: {error}") from error
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:

@@ -53,17 +53,18 @@ class Gate:
                 self._changed.notify_all()
 
     def pushed_back(self, began: float, wait: float | None) -> bool:
-        """The server wants fewer requests, or none for some seconds; whether that is news.
+        """The server wants fewer requests, or none for some seconds; whether people should know.
 
         Args:
             began: when the request began that it said so to.
             wait: how many seconds, if it said.
         """
         with self._changed:
+            longer = wait is not None and wait > 1 and time.monotonic() + wait > self._closed_until + 1
             if wait is not None:
                 self._closed_until = max(self._closed_until, time.monotonic() + wait)
             if began <= self._lowered or self.limit == 1:
-                return False
+                return longer
             self._limit, self._lowered = max(1.0, self._limit / 2), time.monotonic()
             return True
 

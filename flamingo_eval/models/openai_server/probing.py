@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flamingo_eval.core.errors import QueryError, UserError
+from flamingo_eval.core.progress import note
 from flamingo_eval.core.prompting import OpenAIMessage
 from flamingo_eval.models.openai_server.client import Client, RefusedError
 from flamingo_eval.models.openai_server.ranking import (
@@ -76,7 +77,8 @@ def look(client: Client, model: str, body: Body) -> Found:
         found, headers = listed
         names = [one.id for one in found.data]
         says |= _of_model(next((one for one in found.data if one.id == model), None))
-        says |= {name: headers[name] for name in ("server", "openai-version") if name in headers}
+        told = {name: headers[name] for name in ("server", "openai-version") if name in headers}
+        says |= {name: client.endpoint.without_key(value) for name, value in told.items()}
     try:
         asked, limit, completion, notes = _ask(client, {**body, "messages": [*MESSAGES]})
     except UserError as error:
@@ -85,10 +87,11 @@ def look(client: Client, model: str, body: Body) -> Found:
             f"{client.endpoint.url}, asked for a word of {model} to see how it answers: {error}"
             f"{has if model not in names else ''}"
         ) from error
-    told = {"answers as": completion.model, "system fingerprint": completion.system_fingerprint}
-    says |= {name: value for name, value in told.items() if value}
+    says |= completion.names
     held = {key: value for key, value in asked.items() if key != "messages"}
-    return Found(says, held, limit, client.answers_as, completion.usage is not None, notes)
+    says["address"] = client.endpoint.url
+    says["asked with"] = ", ".join(f"{key} {held[key]}" for key in ("temperature", "repetition_penalty") if key in held)
+    return Found(says, held, limit, client.answers_as, completion.counted is not None, notes)
 
 
 def _of_model(model: Model | None) -> dict[str, str]:
@@ -152,6 +155,7 @@ def find_ranker(client: Client, body: Body, names: Sequence[str], limit: str) ->
         return PromptLogprobs()
     no_top_logprobs = _no_top_logprobs(client, body, names, limit)
     if no_top_logprobs is None:
+        note(f"class names are ranked by top_logprobs, since there is no prompt_logprobs: {no_prompt_logprobs}")
         return TopLogprobs(limit)
     raise UserError(
         f"class names are ranked by log-probabilities, which {client.endpoint.url} does not give: prompt_logprobs "
@@ -173,8 +177,10 @@ def _no_prompt_logprobs(client: Client, body: Body, names: Sequence[str]) -> str
         listed = [client.complete(prompt_only(body, MESSAGES, name)).completion.prompt_logprobs for name in some]
         first = client.complete(prompt_only(body, MESSAGES, some[0])).completion.prompt_logprobs
         again = client.complete(prompt_only(body, MESSAGES, "")).completion.prompt_logprobs
-    except QueryError as error:
+    except RefusedError as error:
         return str(error)
+    except QueryError as error:
+        raise UserError(f"it can't be found out whether {client.endpoint.url} ranks class names: {error}") from error
     means = [(name, mean_of(begin, one)) for name, one in zip(some, listed, strict=True)]
     wrong = next((f"{name!r}: {mean}" for name, mean in means if isinstance(mean, str)), None)
     if wrong is not None:
@@ -208,6 +214,8 @@ def _no_top_logprobs(client: Client, body: Body, names: Sequence[str], limit: st
         return f"{pair[0]} and {pair[1]} begin with the same letter, so one token may begin both"
     try:
         sent = client.complete(first_token(body, MESSAGES, limit))
-    except QueryError as error:
+    except RefusedError as error:
         return str(error)
+    except QueryError as error:
+        raise UserError(f"it can't be found out whether {client.endpoint.url} ranks class names: {error}") from error
     return None if listed_first(sent) else "the server passes the request over"

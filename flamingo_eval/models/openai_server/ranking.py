@@ -148,7 +148,7 @@ def listed_first(sent: Sent) -> list[Token]:
     listed = sent.completion.choices[0].logprobs
     places = listed.content or [] if listed else []
     found = [(token.token, token.logprob) for place in places[:1] for token in place.top_logprobs]
-    return [(text, value) for text, value in found if not math.isnan(value)]
+    return [(text, value) for text, value in found if math.isfinite(value) and value < 0.1]  # a logarithm of at most 1
 
 
 _SPACES = " \t\n\u2581\u0120\u010a"
@@ -195,7 +195,7 @@ def alike(names: Sequence[str]) -> tuple[str, str] | None:
 
 def reply_of(sent: Sent) -> Reply:
     """What is journalled of a reply."""
-    usage = sent.completion.usage
+    usage = sent.completion.counted
     return Reply(
         finish_reason=sent.completion.finish_reason,
         prompt_tokens=None if usage is None else usage.prompt_tokens,

@@ -25,10 +25,12 @@ test-fast: $(READY)
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu tests/gpu
 
-# the demo against its baseline: fails if a change costs more than a point, and significantly
+# the demos against their baselines: fails if a change costs more than a point, and significantly
 gate: $(READY)
 	$(BIN)/flamingo-eval run coco okvqa --shots 0,4,8 --trials 2 --device cpu --out results/runs/gate
 	$(BIN)/flamingo-eval check results/runs/gate --baseline results/baselines/demo.json --max-drop 1.0
+	$(BIN)/flamingo-eval okvqa --checkpoint demo-chat --shots 0,4,8 --trials 2 --device cpu --out results/runs/gate-chat
+	$(BIN)/flamingo-eval check results/runs/gate-chat --baseline results/baselines/demo-chat.json --max-drop 1.0
 
 lint: $(READY)
 	$(BIN)/ruff check .

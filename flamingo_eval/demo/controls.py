@@ -1,4 +1,4 @@
-"""What the demo's scores are made of: ``python -m flamingo_eval.demo.controls``.
+"""What the demos' scores are made of: ``python -m flamingo_eval.demo.controls``, ``... --checkpoint demo-chat``.
 
 Every mini benchmark is run by the model and beside it by
 
@@ -12,14 +12,15 @@ Every mini benchmark is run by the model and beside it by
   show another query's image.
 
 Hateful Memes' role is played once more under eleven rules that are held out as well. With ``--write`` the tables go
-into this folder's README, and the first ones of this project's. Runs are kept: the command given again goes on.
+into the demo's page, and the first demo's also into this project's README. Runs are kept: the command given again
+goes on.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,7 @@ from flamingo_eval.core import registry
 from flamingo_eval.core.paths import cache_folder
 from flamingo_eval.core.progress import note
 from flamingo_eval.core.records import Answer, Cell, Id, Trial
-from flamingo_eval.core.run_settings import DEMO, RunSettings, RunSpec
+from flamingo_eval.core.run_settings import DEMO, DEMO_CHAT, DEMO_CHECKPOINTS, RunSettings, RunSpec
 from flamingo_eval.core.source import read_source
 from flamingo_eval.demo import words
 from flamingo_eval.demo.data import DIALECT, demo_data_root, world_digest, write_coco, write_once
@@ -62,6 +63,10 @@ BENCHMARKS: Mapping[str, tuple[str, Callable[[Observer, int], Answer]]] = {
 """Benchmark -> name of its dialect, and how the perfect observer answers."""
 TITLES = {"majority": "nearest demonstration, no model", "blind": "blind", "text-only": "text only",
           "images-shuffled": "images shuffled", "text-shuffled": "text shuffled"}  # fmt: skip
+
+CHECKOUT = Path(__file__).parents[2]
+PAGES = {DEMO: Path(__file__).parent / "README.md", DEMO_CHAT: CHECKOUT / "docs" / "demo-chat.md"}
+"""Where the tables of a demo's checkpoint stand."""
 
 Row = dict[int, Cell]
 """A table's row: number of shots -> cell."""
@@ -134,23 +139,40 @@ def _rows(cells: Sequence[Cell]) -> dict[str, Row]:
     return rows
 
 
-def _run(out: Path, name: str, benchmarks: Sequence[str], shots: Sequence[int], root: Path | None = None,
-         selector: str = "random") -> dict[str, Row]:  # fmt: skip
-    note(name)
-    spec = RunSpec(benchmarks=tuple(benchmarks), shots=tuple(shots), seeds=SEEDS, select=selector,
-                   data_root=DEMO if root is None else str(root))  # fmt: skip
-    return _rows(execute(spec, data_folder, out / name.replace(" ", "-")).cells)
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one of the demo's checkpoints.
+
+    Attributes:
+        checkpoint: its name.
+        out: folder of the runs' folders.
+    """
+
+    checkpoint: str
+    out: Path
+
+    def folder(self, name: str) -> RunFolder:
+        """A run's."""
+        return RunFolder(self.out / name.replace(" ", "-"))
+
+    def run(self, name: str, benchmarks: Sequence[str], shots: Sequence[int], root: Path | None = None,
+            selector: str = "random") -> dict[str, Row]:  # fmt: skip
+        """Runs it, or goes on with it; benchmark -> row."""
+        note(name)
+        spec = RunSpec(benchmarks=tuple(benchmarks), shots=tuple(shots), seeds=SEEDS, select=selector,
+                       checkpoint=self.checkpoint, data_root=DEMO if root is None else str(root))  # fmt: skip
+        return _rows(execute(spec, data_folder, self.folder(name).path).cells)
 
 
-def benchmark_table(out: Path, demo: Mapping[str, Row], rices: Mapping[str, Row]) -> str:
+def benchmark_table(runs: Runs, demo: Mapping[str, Row], rices: Mapping[str, Row]) -> str:
     """Every benchmark's scores and controls; random demonstrations but for two rows."""
-    controlled = _controls(RunFolder(out / "demo"), tuple(TITLES))
-    observed, observed_rices = (_observed(RunFolder(out / run)) for run in ("demo", "rices"))
+    controlled = _controls(runs.folder("demo"), tuple(TITLES))
+    observed, observed_rices = (_observed(runs.folder(run)) for run in ("demo", "rices"))
     lines = []
     for name, row in demo.items():
         rows = {
-            "**demo**": row,
-            "demo, RICES (one trial)": rices[name],
+            f"**{runs.checkpoint}**": row,
+            f"{runs.checkpoint}, RICES (one trial)": rices[name],
             "perfect observer": observed[name],
             "perfect observer, RICES": observed_rices[name],
             **{title: controlled[control].get(name, {}) for control, title in TITLES.items()},
@@ -168,16 +190,14 @@ def _observed(folder: RunFolder) -> dict[str, Row]:
     return {name: observe([t for t in trials if t.source.benchmark.name == name], selector) for name in names}
 
 
-def rules_table(out: Path) -> str:
+def rules_table(runs: Runs) -> str:
     """Hateful Memes' role under every held-out rule; means over rules, with the demonstrations' images or without."""
     shots = SHOTS[:4]
     rows, text_only = [], []
     for number in range(len(RULES)):
         name = f"rule {number}"
-        rows.append(_run(out, name, ["hateful_memes"], shots, rule_root(number) if number else None)["hateful_memes"])
-        text_only.append(
-            _controls(RunFolder(out / name.replace(" ", "-")), ["text-only"])["text-only"]["hateful_memes"]
-        )
+        rows.append(runs.run(name, ["hateful_memes"], shots, rule_root(number) if number else None)["hateful_memes"])
+        text_only.append(_controls(runs.folder(name), ["text-only"])["text-only"]["hateful_memes"])
     titles = [", ".join(sorted(rule)) for rule in RULES]
     lines = [[title, *_numbers(row, shots)] for title, row in zip(titles, rows, strict=True)]
     lines.append([f"**mean of {len(RULES)} rules** (deviation between rules)", *_numbers(_mean(rows), shots)])
@@ -200,15 +220,15 @@ def _controls(folder: RunFolder, names: Sequence[str]) -> dict[str, dict[str, Ro
     return {name: _rows(cells) for name, cells in results.cells.items()}
 
 
-def caption_table(out: Path, demo: Row) -> str:
+def caption_table(runs: Runs, demo: Row) -> str:
     """What the captioning curve is made of."""
     shots = SHOTS[:4]
     references = read_source("coco", demo_data_root()).references.by_id
     caption, value = best_single_caption(references)
-    other = _run(out, "other dialect", ["coco"], shots, other_dialect_root())["coco"]
-    wrong = _run(out, "wrong images", ["coco"], shots, wrong_images_root())["coco"]
-    lines = [[name, *_numbers(row, shots)] for name, row in (("demo", demo), ("other dialect", other),
-                                                             ("wrong images", wrong))]  # fmt: skip
+    other = runs.run("other dialect", ["coco"], shots, other_dialect_root())["coco"]
+    wrong = runs.run("wrong images", ["coco"], shots, wrong_images_root())["coco"]
+    named = ((runs.checkpoint, demo), ("other dialect", other), ("wrong images", wrong))
+    lines = [[name, *_numbers(row, shots)] for name, row in named]
     lines.append([f"best single caption: {caption}", *[f"{value:.1f}"] * len(shots)])
     return _table([f"coco, {demo[0].metric}"], shots, lines)
 
@@ -258,23 +278,27 @@ def fill_in(page: Path, tables: Mapping[str, str]) -> None:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for the runs.")] = Path("results/runs/demo-controls"),
-    write: Annotated[bool, typer.Option(help="Put the tables into the READMEs of a checkout.")] = False,
+    checkpoint: Annotated[str, typer.Option(help=f"One of {', '.join(DEMO_CHECKPOINTS)}.")] = DEMO,
+    out: Annotated[Path | None, typer.Option(help="Folder for the runs.")] = None,
+    write: Annotated[bool, typer.Option(help="Put the tables into the pages of a checkout.")] = False,
 ) -> None:
-    """Run the demo beside its controls and print the tables."""
-    rows = _run(out, "demo", list(BENCHMARKS), SHOTS)
-    rices = _run(out, "rices", list(BENCHMARKS), (4, 16), selector="rices")
+    """Run a demo beside its controls and print the tables."""
+    if checkpoint not in PAGES:
+        raise SystemExit(f"--checkpoint {checkpoint}: none of {', '.join(PAGES)}")
+    runs = Runs(checkpoint, out or Path(f"results/runs/{checkpoint}-controls"))
+    rows = runs.run("demo", list(BENCHMARKS), SHOTS)
+    rices = runs.run("rices", list(BENCHMARKS), (4, 16), selector="rices")
     tables = {
-        "benchmarks": benchmark_table(out, rows, rices),
-        "captions": caption_table(out, rows["coco"]),
-        "rules": rules_table(out),
+        "benchmarks": benchmark_table(runs, rows, rices),
+        "captions": caption_table(runs, rows["coco"]),
+        "rules": rules_table(runs),
     }
     for name, table in tables.items():
         print(f"\n{name}\n\n{table}")
-    front = front_tables(rows, rices)
     if write:
-        fill_in(Path(__file__).parent / "README.md", tables)
-        fill_in(Path(__file__).parents[2] / "README.md", front)
+        fill_in(PAGES[checkpoint], tables)
+    if write and checkpoint == DEMO:
+        fill_in(CHECKOUT / "README.md", front_tables(rows, rices))
 
 
 if __name__ == "__main__":

@@ -105,12 +105,12 @@ class Observer:
     def owner(self, position: int) -> str:
         """Who was said most often to own things of this colour.
 
-        Else a guess: somebody who owns nothing yet; where no images were shown, somebody who was named at all.
+        Else a guess: somebody who owns nothing yet; where no images were shown, somebody who was named, if any were.
         """
         colour = self._query(position)[1].main.colour
         shown = [(example.fields["answer"], scene.main.colour) for example, scene in self._shown(position)]
         if not self._trial.shots:
-            return self._guess([name for name, _ in shown])
+            return self._guess([name for name, _ in shown] or words.OWNERS)
         same = Counter(name for name, of in shown if of == colour)
         if same:
             return same.most_common(1)[0][0]

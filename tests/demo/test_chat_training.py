@@ -61,6 +61,11 @@ def test_conversations_are_read_as_prompts_are(task: str, processor: Any) -> Non
     assert words.decode(counted).split("<end_of_utterance>")[:-1] == answers, (
         "the loss is on every answer, and nothing else"
     )
+    bound = [(id, number) for id, number in zip(row, batch.own[0].tolist(), strict=True) if number >= 0]
+    assert words.decode([id for id, _ in bound]) == "".join(
+        f"<assistant>{answer}<end_of_utterance>" for answer in answers
+    )
+    assert [*dict.fromkeys(number for _, number in bound)] == [*dict.fromkeys(batch.images[0].tolist())]
 
 
 def test_images_are_prepared_as_the_processor_does(processor: Any) -> None:

@@ -12,37 +12,14 @@ from flamingo_eval.core.source import read_source
 from flamingo_eval.demo.data import demo_data_root
 from flamingo_eval.demo.held_out import RULES
 from flamingo_eval.models.flamingo import DEMO_SPEC
+from tests.support.demo_pages import CHECKOUT, scores_of, table_of
 from tests.support.helpers import run_cli
-
-CHECKOUT = Path(__file__).parents[2]
 
 
 def test_the_checkpoint_is_small_and_in_the_released_layout() -> None:
     files = [path for path in DEMO_SPEC.parent.rglob("*") if path.is_file()]
     assert {"checkpoint.pt", "clip.pt", "model.toml"} <= {path.name for path in files}
     assert sum(path.stat().st_size for path in files) <= 12e6
-
-
-def table_of(page: str, marker: str) -> list[list[str]]:
-    """The rows of a page's table between two markers, header first, cells stripped."""
-    text = (CHECKOUT / page).read_text().split(f"<!-- {marker} -->")[1].split(f"<!-- /{marker} -->")[0]
-    lines = [line for line in text.splitlines() if line.startswith("|") and "---" not in line]
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-
-
-def shown_scores() -> dict[tuple[str, str], dict[int, tuple[float, float]]]:
-    """(benchmark, who) -> shots -> (mean, standard deviation), as the demo's README shows them."""
-    (_, _, *heads), *rows = table_of("flamingo_eval/demo/README.md", "benchmarks")
-    found: dict[tuple[str, str], dict[int, tuple[float, float]]] = {}
-    benchmark = ""
-    for first, who, *cells in rows:
-        benchmark = first.split(",")[0] or benchmark
-        found[benchmark, who.strip("*")] = {
-            int(head.split()[0]): (float(cell.split()[0]), float(cell.partition("(")[2].rstrip(")") or 0))
-            for head, cell in zip(heads, cells, strict=True)
-            if cell
-        }
-    return found
 
 
 RISING = ("coco", "flickr30k", "vqav2", "okvqa")
@@ -57,7 +34,7 @@ def test_scores_rise_with_shots_as_the_readmes_say() -> None:
     assert result.returncode == 0, result.stderr
     assert "demo: generated images and the tiny demo checkpoint" in result.stderr
     cells = {(cell["benchmark"], cell["shots"]): cell for cell in json.loads(result.stdout)["cells"]}
-    shown = shown_scores()
+    shown = scores_of("flamingo_eval/demo/README.md")
     (_, _, *heads), *rows = table_of("README.md", "all")
     front = {row[0]: {int(h.split()[0]): c for h, c in zip(heads[:5], row[2:7], strict=True)} for row in rows}
     for (name, shots), cell in cells.items():
@@ -108,7 +85,7 @@ def test_controls_cost_the_demo_its_gain() -> None:
     """Demonstrations in another dialect, queries with wrong images, demonstrations without images."""
     from flamingo_eval.demo.controls import best_single_caption, other_dialect_root, wrong_images_root
 
-    scores = shown_scores()
+    scores = scores_of("flamingo_eval/demo/README.md")
     means = {}
     for name, root in (("other", other_dialect_root()), ("wrong", wrong_images_root())):
         control = run_cli("coco", "--shots", "16", "--seeds", "42", "--checkpoint", "demo", "--data-root", root,
@@ -137,7 +114,7 @@ def test_rices_beats_random_by_as_much_as_the_readme_says() -> None:
     result = run_cli("run", "coco", "vqav2", "--shots", "4", "--select", "rices", "--checkpoint", "demo", "--data-root",
                      "demo", "--out", "run", "--format", "json")  # fmt: skip
     assert result.returncode == 0, result.stderr
-    scores = shown_scores()
+    scores = scores_of("flamingo_eval/demo/README.md")
     for cell in json.loads(result.stdout)["cells"]:
         assert len(cell["trials"]) == 1
         assert cell["std"] is None

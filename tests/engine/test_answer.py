@@ -67,7 +67,7 @@ def test_a_query_that_fits_nowhere_fails_alone(tmp_path: Path) -> None:
 
     failures = answer(pending, Heavy(16), journal, batch_size=None, extra={})
     assert [failure.slot[3] for failure in failures] == [heavy.id]
-    assert failures[0].reason == f"query {heavy.id} of coco, 2 shots, seed 42: a prompt of 9 tokens does not fit"
+    assert failures[0].reason == "a prompt of 9 tokens does not fit"
     rows = {row["query_id"]: row["raw"] for row in read_lines(tmp_path / "journal.jsonl")}
     assert rows == {
         item.query.id: f"said of {item.query.prompt.images[-1]}" for item in pending if item.query.id != heavy.id

@@ -16,6 +16,7 @@ from flamingo_eval.core.paths import cache_folder
 from flamingo_eval.core.progress import warn
 from flamingo_eval.core.prompting import Chat, Interleaved, mark_among
 from flamingo_eval.core.protocols import Capabilities, ModelInfo, ModelSource, Renderer
+from flamingo_eval.core.run_settings import DEMO_CHAT
 from flamingo_eval.models.transformers_vlm.checkpoint import PREFIX, Files, Place, weights, weights_of
 from flamingo_eval.models.transformers_vlm.families import family_of
 from flamingo_eval.models.transformers_vlm.foreign import Switches
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from flamingo_eval.models.transformers_vlm.counting import PromptCounter
     from flamingo_eval.models.transformers_vlm.loading import Presentation
     from flamingo_eval.models.transformers_vlm.plain import PlainVlmModel
+
+DEMO_BUNDLE = Path(__file__).parents[2] / "demo" / "bundle_chat"
+"""Trained by :mod:`flamingo_eval.demo.recipe.chat.train`."""
 
 FEATURES_FORMAT = 1
 """Counted up when a change of this package's code changes what is kept of images."""
@@ -119,7 +123,7 @@ class VlmSource:
 
     @property
     def _name(self) -> str:
-        return f"{PREFIX}{self.place.name}"
+        return self.place.checkpoint
 
     @property
     def capabilities(self) -> Capabilities:
@@ -136,7 +140,8 @@ class VlmSource:
         found = self._digested.digests
         named = {str(path.relative_to(self.files.folder)): one for path, one in found.items()}
         parts = {str(path): one for path, one in found.items()}
-        return ModelInfo(self._name, digest(["hf", named]), parts, notes, f"{PREFIX}{self.files.folder.absolute()}")
+        found_as = "" if self.place.embedded else f"{PREFIX}{self.files.folder.absolute()}"
+        return ModelInfo(self._name, digest(["hf", named]), parts, notes, found_as)
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
         """``auto``: CUDA if there is one; there the type that the weights are stored in, on a CPU float32.
@@ -235,23 +240,25 @@ def feature_cache(options: Options, model: str, device: str, precision: str) -> 
 
 
 class VlmFamily:
-    """Folders and repositories, by ``hf:``; and models of transformers that are in memory."""
+    """The demo that chats; folders and repositories, by ``hf:``; and models of transformers that are in memory."""
 
     options = frozenset((*Options.__dataclass_fields__, "processor"))
 
     def known(self) -> Mapping[str, str]:
-        """None by name."""
-        return {}
+        """Names and a line about each."""
+        return {DEMO_CHAT: "the embedded tiny chat model of transformers; for trying things out"}
 
     def renderers(self) -> Sequence[Renderer]:
         """None of its own: those that all models share."""
         return ()
 
     def find(self, checkpoint: str, options: Mapping[str, Any]) -> VlmSource | None:
-        """For what begins with ``hf:``. Raises CheckpointError."""
+        """For the demo, and for what begins with ``hf:``. Raises CheckpointError."""
+        chosen = {name: value for name, value in options.items() if name != "processor"}
+        if checkpoint == DEMO_CHAT:
+            return VlmSource(Place(DEMO_CHAT, DEMO_BUNDLE, embedded=True), Options(**chosen))
         if not checkpoint.startswith(PREFIX):
             return None
-        chosen = {name: value for name, value in options.items() if name != "processor"}
         return VlmSource(Place.of(checkpoint.removeprefix(PREFIX)), Options(**chosen))
 
     def adopt(self, model: Any, name: str, options: Mapping[str, Any]) -> ModelSource | None:

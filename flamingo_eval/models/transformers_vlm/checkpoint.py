@@ -35,12 +35,19 @@ class Place:
         folder: a folder on this disk; None for a repository of the hub.
         repo: the repository.
         revision: its branch, tag or commit; None for its main branch.
+        embedded: whether it comes with this package, and its name is all that ``--checkpoint`` says.
     """
 
     name: str
     folder: Path | None = None
     repo: str = ""
     revision: str | None = None
+    embedded: bool = False
+
+    @property
+    def checkpoint(self) -> str:
+        """What ``--checkpoint`` says."""
+        return self.name if self.embedded else f"{PREFIX}{self.name}"
 
     @staticmethod
     def of(text: str) -> Place:

@@ -17,11 +17,13 @@ from flamingo_eval.core.benchmark import load_benchmark
 from flamingo_eval.core.prompting import fill
 from flamingo_eval.demo import world
 from flamingo_eval.demo.recipe.chat.processor import ASSISTANT, END, FAKE, GLOBAL, IMAGE, IMAGE_TOKENS, USER
-from flamingo_eval.demo.recipe.episodes import MOST, NEED_IMAGES, SHARES, TASKS, EpisodeMaker, Item
+from flamingo_eval.demo.recipe.episodes import MOST, NEED_IMAGES, TASKS, EpisodeMaker, Item
 from flamingo_eval.demo.recipe.vision import IGNORED
 
 SIZES = ((32, 256), (16, 512), (8, 1024), (6, 1300))
 """(episodes, tokens) of a step: about as many tokens each; 33 images have about 1,200."""
+SHARES = (0.28, 0.32, 0.16, 0.16, 0.08)
+"""Of the tasks, in their order; more owners and marks than in the first demo."""
 TEXT_ONLY = 0.1
 """Share of episodes that begin with one or two items without their images."""
 UNSURE = 0.3
@@ -37,12 +39,15 @@ class Episodes:
         input_ids: (episodes, length), padded on the right.
         labels: (episodes, length), the id itself where it counts for the loss, else -100.
         telling: as in the first demo's episodes.
+        own: (episodes, length), of the tokens of an answer, and the one that it begins behind, the number of the image
+            that it belongs to, else -1.
     """
 
     images: Tensor
     input_ids: Tensor
     labels: Tensor
     telling: Tensor
+    own: Tensor
 
 
 def asked(task: str, item: Item, *, unsure: bool) -> str:
@@ -79,17 +84,17 @@ class ConversationMaker(EpisodeMaker):
         """Conversations of about ``tokens`` tokens each; parameters as in :meth:`EpisodeMaker.draw`."""
         tasks = [task or str(generator.choice(TASKS, p=SHARES)) for _ in range(episodes)]
         rows = [self._conversation(generator, each, tokens, burst) for each in tasks]
-        fills = (-1, int(self._words.pad_token_id), IGNORED, -1)
+        fills = (-1, int(self._words.pad_token_id), IGNORED, -1, -1)
         lengths = [max(len(row[k]) for row in rows) for k in range(len(fills))]
         padded = ([row[k] + [fills[k]] * (lengths[k] - len(row[k])) for row in rows] for k in range(len(fills)))
         return Episodes(*map(torch.tensor, padded))
 
     def _conversation(
         self, generator: np.random.RandomState, task: str, tokens: int, burst: float
-    ) -> tuple[list[int], list[int], list[int], list[int]]:
+    ) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
         write, pick = self._writer(generator, task), self._picker(generator, task, burst)
         unsure = generator.rand() < UNSURE
-        images, ids, labels, telling = list[int](), list[int](), list[int](), list[int]()
+        images, ids, labels, telling, own = list[int](), list[int](), list[int](), list[int](), list[int]()
         shown: set[str] = set()
         text_only = int(generator.randint(1, 3)) if generator.rand() < TEXT_ONLY else 0
         while len(images) < MOST and len(ids) < tokens:
@@ -110,8 +115,10 @@ class ConversationMaker(EpisodeMaker):
             labels += [IGNORED] * len(before) + counted
             told = [codes.get(id, -1) for id in answer] if with_image else [-1] * len(answer)
             telling += [-1] * len(before) + told + [-1]
+            bound = len(self._assistant) + len(answer) + len(self._end)
+            own += [-1] * (len(before) + len(answer) + len(self._end) - bound) + [number if with_image else -1] * bound
             if with_image:
                 images.append(number)
             if with_image or task not in NEED_IMAGES:
                 shown |= item.concepts
-        return images, ids, labels, telling
+        return images, ids, labels, telling, own

@@ -18,10 +18,14 @@ from flamingo_eval.demo.recipe.vision import IGNORED, LABELS, Images
 
 WIDTH, LAYERS, HEADS = 128, 5, 4
 VISION_WIDTH, VISION_LAYERS = 96, 4
+ROPE_THETA = 1e8
+"""So large that most of a head's 32 dimensions hardly turn within a conversation, and match content at any distance."""
 EMBEDDING_SCALE = 0.5
 """Standard deviation of a token's embedding at first, and of an image's tokens."""
+BOUND = ("colour", "shape", "second colour", "second shape")
+"""What a word of an answer is bound to."""
 TEMPLATE_WEIGHT = 0.3
-"""Of a token that does not tell anything in the loss: a caption has ten of them, an answer one."""
+"""Of the tokens that do not tell anything in the loss."""
 
 
 def build(vocabulary: int, ids: Mapping[str, int]) -> Any:
@@ -35,7 +39,7 @@ def build(vocabulary: int, ids: Mapping[str, int]) -> Any:
         text_config={
             "model_type": "llama", "vocab_size": vocabulary, "hidden_size": WIDTH, "intermediate_size": 3 * WIDTH,
             "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS,
-            "max_position_embeddings": 4096, "rope_theta": 10000.0, "pad_token_id": ids["pad"],
+            "max_position_embeddings": 4096, "rope_theta": ROPE_THETA, "pad_token_id": ids["pad"],
             "bos_token_id": None, "eos_token_id": ids["end"], "tie_word_embeddings": False,
         },
         vision_config={
@@ -134,22 +138,51 @@ def tokens_of(model: Any, images: Images) -> Tensor:
     return torch.cat([image_tokens(model, normalise(chunk)) for chunk in images.pixels.split(500)]).clone()
 
 
-def forward(model: Any, tokens: Tensor, batch: Episodes, image_id: int) -> Tensor:
-    """Logits of the tokens behind which there is one that counts, (counted, vocabulary), in order."""
+class OwnImageProbe(nn.Module):
+    """Reads off the language model's states after its second layer what the image shows that an answer belongs to.
+
+    A word is bound to what its image shows before any later layer has to look it up; left to itself, the model learns
+    that late, or not at all (LOG.md). Nothing of this is exported.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH, elementwise_affine=False)
+        self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, LABELS[name]) for name in BOUND})
+
+    def forward(self, states: Tensor, batch: Episodes, images: Images) -> Tensor:
+        """states (episodes, length, width) -> the mean loss over answers' tokens and labels."""
+        answered = batch.own >= 0
+        states, numbers = self.norm(states[answered]), batch.own[answered]
+        loss = torch.zeros(())
+        for name, head in self.heads.items():
+            told = images.labels[name][numbers]
+            total = F.cross_entropy(head(states), told, ignore_index=IGNORED, reduction="sum")
+            loss = loss + total / (told != IGNORED).sum().clamp(min=1)
+        return loss / len(self.heads)
+
+
+def forward(model: Any, tokens: Tensor, batch: Episodes, image_id: int) -> tuple[Tensor, Tensor]:
+    """Logits of the tokens behind which there is one that counts, (counted, vocabulary), in order; and the states of
+    all tokens after the second layer, (episodes, length, width)."""
     embeddings = model.model.text_model.get_input_embeddings()(batch.input_ids)
     seen = tokens[batch.images[batch.images >= 0]].flatten(0, 1)
     embeddings = embeddings.masked_scatter((batch.input_ids == image_id)[..., None], seen)
-    states = model.model.text_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
-    logits: Tensor = model.lm_head(states[:, :-1][batch.labels[:, 1:] != IGNORED])
-    return logits
+    out = model.model.text_model(inputs_embeds=embeddings, use_cache=False, output_hidden_states=True)
+    logits: Tensor = model.lm_head(out.last_hidden_state[:, :-1][batch.labels[:, 1:] != IGNORED])
+    return logits, out.hidden_states[2]
 
 
 def answer_loss(logits: Tensor, batch: Episodes) -> Tensor:
-    """Cross entropy of the answers' tokens, the telling ones with full weight."""
+    """Cross entropy of the answers' tokens: the mean over tasks of that of telling ones, and a part of all others'.
+
+    A caption has several telling tokens and an owner one, so that owners would else hardly count (LOG.md).
+    """
     counted = batch.labels[:, 1:] != IGNORED
     losses = F.cross_entropy(logits, batch.labels[:, 1:][counted], reduction="none")
-    weights = torch.where(batch.telling[:, 1:][counted] >= 0, 1.0, TEMPLATE_WEIGHT)
-    return (losses * weights).sum() / weights.sum()
+    tasks = batch.telling[:, 1:][counted] // 2  # -1 where nothing is told
+    told = [losses[tasks == task].mean() for task in range(len(TASKS)) if (tasks == task).any()]
+    return torch.stack(told).mean() + TEMPLATE_WEIGHT * losses[tasks < 0].mean()
 
 
 def telling_accuracy(logits: Tensor, batch: Episodes) -> dict[str, tuple[float, float]]:

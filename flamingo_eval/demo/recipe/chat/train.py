@@ -16,14 +16,15 @@ import typer
 
 from flamingo_eval.demo.recipe.chat import episodes, model
 from flamingo_eval.demo.recipe.chat.processor import IMAGE, save_processor
-from flamingo_eval.demo.recipe.episodes import FEW, SHARES, TASKS
-from flamingo_eval.demo.recipe.loop import Log, Loop, burst, check_probe, claim, logger, step_size
+from flamingo_eval.demo.recipe.episodes import FEW, TASKS
+from flamingo_eval.demo.recipe.loop import Log, Loop, check_probe, claim, logger, step_size
 from flamingo_eval.demo.recipe.vision import Images, make_images
+from flamingo_eval.models.transformers_vlm import DEMO_BUNDLE
 
 SEEDS = {"weights": 1, "images": 111, "held-out images": 112, "vision steps": 211, "episode steps": 311}
 IMAGES, HELD_OUT = 24_000, 1_000
-BUNDLE = Path(__file__).parents[2] / "bundle_chat"
-"""Where the package has it."""
+OWN_WEIGHT = 0.5
+"""Of what an answer's tokens tell of their image in the loss of the episodes."""
 
 
 def train_vision(network: Any, work: Path, images: Images, held_out: Images, steps: int, log: Log) -> model.VisionTask:
@@ -53,19 +54,34 @@ def train_episodes(
     network.model.vision_model.requires_grad_(False)
     network.model.connector.requires_grad_(False)
     log({"stage": "episodes", "trained parameters": sum(p.numel() for p in network.parameters() if p.requires_grad)})
-    loop = Loop(network, name="episodes", steps=steps, rate=1e-3, seed=SEEDS["episode steps"], work=work, log=log)
+    own = model.OwnImageProbe()
+    both = torch.nn.ModuleDict({"network": network, "own": own})
+    loop = Loop(both, name="episodes", steps=steps, rate=2e-3, seed=SEEDS["episode steps"], work=work, log=log)
     for step, generator in loop.generators():
         size = step_size(step, steps, episodes.SIZES)
-        batch = maker.draw_conversations(generator, *size, burst=burst(step, steps))
-        loss = model.answer_loss(model.forward(network, tokens, batch, image_id), batch)
-        loop.update(loss)
+        batch = maker.draw_conversations(generator, *size, burst=bursts(step, steps))
+        logits, states = model.forward(network, tokens, batch, image_id)
+        loss = model.answer_loss(logits, batch)
+        bound = own(states, batch, images)
+        loop.update(loss + OWN_WEIGHT * bound)
         if (step + 1) % 100 == 0:
             accuracy: dict[str, tuple[float, float]] = {}
             with torch.inference_mode():
                 for number, name in enumerate(TASKS):
                     test = held_out_maker.draw_conversations(np.random.RandomState([step, number]), 16, 512, task=name)
-                    accuracy |= model.telling_accuracy(model.forward(network, held_out_tokens, test, image_id), test)
-            log({"stage": "episodes", "step": step + 1, "loss": round(loss.item(), 4), "right (new, shown)": accuracy})
+                    logits, _ = model.forward(network, held_out_tokens, test, image_id)
+                    accuracy |= model.telling_accuracy(logits, test)
+            losses = {"loss": round(loss.item(), 4), "own image's loss": round(bound.item(), 4)}
+            log({"stage": "episodes", "step": step + 1, **losses, "right (new, shown)": accuracy})
+
+
+def bursts(step: int, steps: int) -> float:
+    """Share of episodes with few concepts: all until three tenths of the steps are done, fewer until seven tenths.
+
+    A conversation has half as many images as a prompt of the first demo with as many tokens, so that in one with many
+    concepts hardly any comes twice.
+    """
+    return max(0.15, min(1.0, 1.6 - 2 * step / steps))
 
 
 def export(network: Any, bundle: Path, work: Path) -> None:
@@ -81,11 +97,11 @@ def main(
     vision_steps: Annotated[int, typer.Option(help="Steps of 64 images for vision model and connector.")] = 2500,
     images: Annotated[int, typer.Option(help="Training images.")] = IMAGES,
     probe: Annotated[float, typer.Option(help="Share that image tokens must tell right before episodes begin.")] = 0.95,
-    episode_steps: Annotated[int, typer.Option(help="Steps of episodes for the language model.")] = 4000,
+    episode_steps: Annotated[int, typer.Option(help="Steps of episodes for the language model.")] = 3000,
     install: Annotated[bool, typer.Option(help="Copy the finished bundle into the package.")] = False,
 ) -> None:
     """Train the second demo's checkpoint from nothing; the same command again resumes."""
-    sizes = [model.WIDTH, model.LAYERS, model.VISION_WIDTH, model.VISION_LAYERS, episodes.SIZES, SHARES, FEW]
+    sizes = [model.WIDTH, model.LAYERS, model.VISION_WIDTH, model.VISION_LAYERS, episodes.SIZES, episodes.SHARES, FEW]
     claim(work, SEEDS, [images, vision_steps, episode_steps, sizes])
     log = logger(work)
     log({"stage": "start", "seeds": SEEDS, "torch": torch.__version__, "threads": torch.get_num_threads()})
@@ -105,7 +121,7 @@ def main(
     size = sum(file.stat().st_size for file in (work / "bundle").rglob("*") if file.is_file())
     log({"stage": "done", "bytes": size})
     if install:
-        shutil.copytree(work / "bundle", BUNDLE, dirs_exist_ok=True)
+        shutil.copytree(work / "bundle", DEMO_BUNDLE, dirs_exist_ok=True)
     print(work / "bundle")
 
 

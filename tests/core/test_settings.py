@@ -24,8 +24,8 @@ from tests.support.helpers import FAST, Cli, read_lines, run_scripted, write_coc
 
 ROOT = Path(__file__).parents[2]
 
-PLANTED = """    reverse: bool = _declared(False, SWITCH, "Show demonstrations in reverse order.")
-    format: str = _declared("""
+PLANTED = """    reverse: bool = declared(False, SWITCH, "Show demonstrations in reverse order.")
+    format: str = declared("""
 USED = """    if spec.reverse:
         shown = tuple(tuple(order[::-1] for order in orders) for orders in shown)
     unreadable = nearest.failed"""
@@ -38,7 +38,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "flamingo_eval", folder / "flamingo_eval", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "benchmarks", folder / "benchmarks")
     shutil.copytree(ROOT / "results", folder / "results", ignore=shutil.ignore_patterns("runs", "demo-*"))
-    for file, old, new in (("core/run_settings.py", "    format: str = _declared(", PLANTED),
+    for file, old, new in (("core/run_settings.py", "    format: str = declared(", PLANTED),
                            ("engine/plan.py", "    unreadable = nearest.failed", USED)):  # fmt: skip
         path = folder / "flamingo_eval" / file
         text = path.read_text(encoding="utf-8")

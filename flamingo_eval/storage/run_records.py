@@ -48,21 +48,15 @@ class PartRecord(Stored, frozen=True, kw_only=True):
     notes: list[str] | UnsetType = UNSET
 
 
-class CheckpointRecord(Stored, frozen=True, kw_only=True):
+class CheckpointRecord(PartRecord, frozen=True, kw_only=True):
     """The model that was asked.
 
     Attributes:
-        name: its name.
         digest: of everything in it that determines its answers.
-        parts: where its parts come from.
-        notes: what a reader of the numbers should know.
         server: what the server that has it said of it; such answers nobody here can reproduce.
     """
 
-    name: str
     digest: str
-    parts: dict[str, Any] | UnsetType = UNSET
-    notes: list[str] | UnsetType = UNSET
     server: dict[str, str] | UnsetType = UNSET
 
 

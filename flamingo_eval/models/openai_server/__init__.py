@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,8 @@ class ServerSource:
         return Client(
             self._endpoint, self._spending, concurrency=chosen.concurrency,
             timeout=chosen.timeout if found else min(chosen.timeout, LOOK_SECONDS),
-            retries=retries, answers_as=found.answers_as if found else "", accepted=found is not None,
+            retries=retries, answers_as=found.answers_as if found else "",
+            small=found.small if found else None,
         )  # fmt: skip
 
     @property
@@ -160,13 +161,10 @@ class ServerSource:
         """Ready to be asked. Raises UserError."""
         from flamingo_eval.models.openai_server.adapter import ServerModel
         from flamingo_eval.models.openai_server.messages import Messages
-        from flamingo_eval.models.openai_server.probing import is_alive
 
         messages = Messages(self.renderer, self.options.max_pixels)
         found = self._looked()
-        client = self._client(self.options.retries, found)
-        client.alive = partial(is_alive, client, found)
-        return ServerModel(client, messages, found.body, found.limit, self._rankers)
+        return ServerModel(self._client(self.options.retries, found), messages, found.body, found.limit, self._rankers)
 
 
 class ServerFamily:

@@ -45,7 +45,7 @@ LOST = 32
 """Requests in a row without a reply until it is found out whether the server is still there (or twice as many as there
 may be at once)."""
 
-LOOKS = 3
+ASKED = 3
 """How often a server is asked what it says of itself."""
 
 AGAIN = (PUSHED_BACK | {408, 409, 425} | {*range(500, 600)}) - {501, 505}
@@ -105,7 +105,8 @@ class Client:
         timeout: seconds until there must be a whole reply.
         retries: how often a request is sent again.
         answers_as: what replies have called the model before; empty if there were none.
-        accepted: whether the server has taken the key, if there is one.
+        small: a request that the server has answered before, and its key with it: sent after many losses in a row, to
+            see whether it is still there. None if there is none.
     """
 
     def __init__(
@@ -117,13 +118,11 @@ class Client:
         timeout: float,
         retries: int,
         answers_as: str = "",
-        accepted: bool = False,
+        small: Body | None = None,
     ) -> None:
         self.endpoint, self.gate, self.spending = endpoint, Gate(concurrency), spending
-        self._timeout, self._retries, self._accepted = timeout, retries, accepted
+        self._timeout, self._retries, self._small, self._accepted = timeout, retries, small, small is not None
         self._random, self._lock, self.answers_as, self._lost = random.Random(), threading.Lock(), answers_as, 0
-        self.alive: Callable[[], bool] = lambda: False
-        """Whether the server still answers something: asked after many losses in a row."""
         key = {} if endpoint.key is None else {"Authorization": f"Bearer {endpoint.key}"}
         try:
             self._http = httpx2.Client(
@@ -143,18 +142,20 @@ class Client:
         """Lets go of its connections."""
         self._http.close()
 
-    def answers(self, body: Body) -> bool:
-        """Whether one request has a sound reply, right now. Raises UserError."""
+    def _is_there(self) -> bool:
+        """Whether the server still answers something. Raises UserError."""
+        if self._small is None:
+            return False
         self.spending.begin(again=True)
         try:
-            self._once(body)
+            self._once(self._small)
         except (_AgainError, BadReplyError, RefusedError):
             return False
         return True
 
     def get(self, path: str, read: Callable[[bytes], T]) -> tuple[T, Mapping[str, str]] | None:
         """What a server tells of itself, with the headers; None where it does not, or not with this key."""
-        for attempt in range(LOOKS):
+        for attempt in range(ASKED):
             try:
                 raw = self._exchange("GET", path, None)
                 if raw.status == 200:
@@ -228,7 +229,7 @@ class Client:
             ask = self._lost >= max(LOST, 2 * self.gate.most)
             if ask:
                 self._lost = 0  # others go on meanwhile
-        if ask and not self.alive():
+        if ask and not self._is_there():
             raise UserError(
                 f"{self.endpoint.url} does not answer any more ({problem}); what is answered is saved, and the same "
                 "command goes on"

@@ -58,6 +58,11 @@ class Found:
     counts: bool
     notes: tuple[str, ...]
 
+    @property
+    def small(self) -> Body:
+        """A small request, which the server has answered before."""
+        return {**self.body, "messages": [*MESSAGES], self.limit: 16}
+
 
 def look(client: Client, model: str, body: Body) -> Found:
     """What a server says of itself, and how it wants to be asked.
@@ -118,9 +123,7 @@ def _ask(client: Client, asked: Body) -> tuple[Body, str, Completion, tuple[str,
             return asked, limit, sent.completion, tuple(notes)
         except RefusedError as error:
             said = str(error)
-            named = next(
-                (key for key in ("repetition_penalty", "seed", "temperature") if key in asked and key in said), ""
-            )
+            named = next((key for key in DROPPED if key in asked and key in said), "")
             if "max_completion_tokens" in said and limit == "max_tokens":
                 limit = "max_completion_tokens"
                 continue
@@ -131,11 +134,6 @@ def _ask(client: Client, asked: Body) -> tuple[Body, str, Completion, tuple[str,
             if named == "temperature":
                 notes.append("the server takes no temperature: answers are sampled, not greedy")
     raise UserError("no form of request is taken")
-
-
-def is_alive(client: Client, found: Found) -> bool:
-    """Whether the server still answers a small request."""
-    return client.answers({**found.body, "messages": [*MESSAGES], found.limit: 16})
 
 
 def find_ranker(client: Client, body: Body, names: Sequence[str], limit: str) -> Ranker:

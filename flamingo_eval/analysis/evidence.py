@@ -26,6 +26,7 @@ from flamingo_eval.core.numbers import all_finite, same_number
 from flamingo_eval.core.paths import is_file
 from flamingo_eval.core.reading import read_json
 from flamingo_eval.core.records import Cell, Trial
+from flamingo_eval.storage.identity_tables import with_identity
 from flamingo_eval.storage.outputs import write_output
 from flamingo_eval.storage.run_folder import RunFolder, now
 from flamingo_eval.storage.run_records import (
@@ -36,7 +37,6 @@ from flamingo_eval.storage.run_records import (
     SessionRecord,
     TrialColumns,
     TrialKey,
-    with_identity,
 )
 from flamingo_eval.storage.scores import cell_row, item_rows, read_cells, read_scores, read_scores_record
 

@@ -28,8 +28,9 @@ from flamingo_eval.core.reading import read_json
 from flamingo_eval.core.run_settings import Process
 from flamingo_eval.core.schema import typed
 from flamingo_eval.storage.files import drop_partial, json_text, open_own, storage_errors, write_atomic
+from flamingo_eval.storage.identity_tables import with_identity
 from flamingo_eval.storage.journal import Failure, Journal, Slot, journal_files
-from flamingo_eval.storage.run_records import FORMAT, FailureRow, Identity, RunRecord, TrialKey, with_identity
+from flamingo_eval.storage.run_records import FORMAT, FailureRow, Identity, RunRecord, TrialKey
 
 _LOCK = ".lock"
 _OWN = ("run.json", "scores.json", "scores.jsonl", "failures.json", "*-*.json")

@@ -13,8 +13,9 @@ from flamingo_eval.core.paths import exists, open_regular
 from flamingo_eval.core.reading import parse_json, read_json
 from flamingo_eval.core.records import Cell, Id, Trial
 from flamingo_eval.core.schema import typed
+from flamingo_eval.storage.identity_tables import with_identity
 from flamingo_eval.storage.run_folder import RunFolder
-from flamingo_eval.storage.run_records import CellRow, ItemRow, ScoresRecord, TrialKey, TrialRow, with_identity
+from flamingo_eval.storage.run_records import CellRow, ItemRow, ScoresRecord, TrialKey, TrialRow
 
 ItemKey = tuple[str, int, int, Id]
 """(benchmark, shots, seed, query id)."""

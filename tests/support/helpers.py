@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from flamingo_eval.core.records import Cell, Trial
-from flamingo_eval.storage.run_records import RunRecord, with_identity
+from flamingo_eval.storage.identity_tables import with_identity
+from flamingo_eval.storage.run_records import RunRecord
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 """The command line as a function of its arguments."""

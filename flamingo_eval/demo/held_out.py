@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from flamingo_eval.demo.words import Dialect, Owners, Rule, draw_dialect, draw_owners, draw_rule
+from flamingo_eval.demo.world import COLOURS
 
 SEED = 2014
 _T = TypeVar("_T")
@@ -30,6 +31,8 @@ def _rules(count: int) -> tuple[Rule, ...]:
 
 RULES = _rules(12)
 """Of the 70 rules that there are; the first is the shipped data set's."""
+COMPLEMENTS: tuple[Rule, ...] = tuple(frozenset(COLOURS) - rule for rule in RULES)
+"""What these rules do not mark. Without both, every colour is in exactly half of the rules that are left."""
 
 
 def draw_except(draw: Callable[[np.random.RandomState], _T], generator: np.random.RandomState, *held_out: _T) -> _T:

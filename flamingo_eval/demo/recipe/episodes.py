@@ -111,7 +111,13 @@ class Episodes:
 
 
 class EpisodeMaker:
-    """Draws episodes over fixed images, never with what is held out."""
+    """Draws episodes over fixed images, never with what is held out.
+
+    Attributes:
+        rules_left_out: rules that no episode marks by.
+    """
+
+    rules_left_out: tuple[words.Rule, ...] = RULES
 
     def __init__(self, scenes: tuple[world.Scene, ...], tokenizer: FlamingoTokenizer) -> None:
         self._scenes, self._tokenizer = scenes, tokenizer
@@ -195,7 +201,7 @@ class EpisodeMaker:
             case "owners":
                 return partial(write_owner, draw_except(words.draw_owners, generator, OWNED))
             case "marks":
-                return partial(write_mark, draw_except(words.draw_rule, generator, *RULES))
+                return partial(write_mark, draw_except(words.draw_rule, generator, *self.rules_left_out))
         return partial(write_class, dialect)
 
     def _picker(self, generator: np.random.RandomState, task: str, burst: float) -> Callable[[], int]:

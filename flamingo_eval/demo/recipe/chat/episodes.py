@@ -16,6 +16,7 @@ from torch import Tensor
 from flamingo_eval.core.benchmark import load_benchmark
 from flamingo_eval.core.prompting import fill
 from flamingo_eval.demo import world
+from flamingo_eval.demo.held_out import COMPLEMENTS, RULES
 from flamingo_eval.demo.recipe.chat.processor import ASSISTANT, END, FAKE, GLOBAL, IMAGE, IMAGE_TOKENS, USER
 from flamingo_eval.demo.recipe.episodes import MOST, NEED_IMAGES, TASKS, EpisodeMaker, Item
 from flamingo_eval.demo.recipe.vision import IGNORED
@@ -66,6 +67,8 @@ class ConversationMaker(EpisodeMaker):
         scenes: what the images show.
         tokenizer: of the processor.
     """
+
+    rules_left_out = RULES + COMPLEMENTS
 
     def __init__(self, scenes: tuple[world.Scene, ...], tokenizer: Any) -> None:
         super().__init__(scenes, tokenizer)

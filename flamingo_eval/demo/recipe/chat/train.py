@@ -102,6 +102,7 @@ def main(
 ) -> None:
     """Train the second demo's checkpoint from nothing; the same command again resumes."""
     sizes = [model.WIDTH, model.LAYERS, model.VISION_WIDTH, model.VISION_LAYERS, episodes.SIZES, episodes.SHARES, FEW]
+    sizes.append([sorted(rule) for rule in episodes.ConversationMaker.rules_left_out])
     claim(work, SEEDS, [images, vision_steps, episode_steps, sizes])
     log = logger(work)
     log({"stage": "start", "seeds": SEEDS, "torch": torch.__version__, "threads": torch.get_num_threads()})

@@ -32,7 +32,9 @@ REPRODUCE = RUN - {"seeds", "trials", "protocol", "split", "ensemble", "checkpoi
 CONTROLS = frozenset(
     {*SERVER_SETTINGS, "weights", "offline", "device", "device_map", "batch_size", "feature_cache", "plain", "format"}
 )
-DATA_CHECK = frozenset({"data_root", "protocol", "split", "image_formats"})
+DATA = frozenset({"data_root", "protocol", "split"})
+DATA_PREPARE = DATA | {"offline"}
+DATA_CHECK = DATA | {"image_formats"}
 SCORE = frozenset({"data_root", "protocol", "split", "on_error", "format"})
 GIVEN = SCORE | {"shots", "seeds", "num_samples", "out"}
 REPORT = frozenset({"format"})

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from flamingo_eval.core.benchmark_table import in_form, merge, override, with_turns
 from flamingo_eval.core.errors import DataError, UserError
+from flamingo_eval.core.layout import Download, Piece, read_layout
 from flamingo_eval.core.paths import is_folder, resource_folder, user_path
 from flamingo_eval.core.reading import inside_root, read_text, read_toml
 from flamingo_eval.core.records import Decoding, Ranking, Task
@@ -96,7 +97,7 @@ class DataRules:
         loader: name of the file format's loader.
         folder: folder of the benchmark under the data root.
         train: name of the split that demonstrations come from.
-        layout: what the folder holds, for people.
+        layout: what the folder holds.
         options: what else the loader wants to know: file names, keys.
         where: file and section, for messages.
     """
@@ -104,7 +105,7 @@ class DataRules:
     loader: str
     folder: str
     train: str
-    layout: tuple[str, ...]
+    layout: tuple[str | Piece, ...]
     options: Mapping[str, Any]
     where: str = "[data]"
 
@@ -139,6 +140,7 @@ class Benchmark:
         answer: how an answer is cut out of the raw text.
         submission: how an evaluation server wants answers; None where there is none.
         sources: papers and code that these rules come from.
+        download: where its data comes from; None where the file does not say.
         file: the TOML file that says all this.
         chat: whether prompt, decoding and answer are those of a conversation.
     """
@@ -158,6 +160,7 @@ class Benchmark:
     answer: AnswerRules
     submission: Submission | None
     sources: tuple[str, ...]
+    download: Download | None
     file: Path
     chat: bool = False
 
@@ -245,7 +248,7 @@ class _Data(msgspec.Struct, frozen=True, kw_only=True):
     loader: str
     folder: str
     train: str
-    layout: tuple[str, ...]
+    layout: tuple[str | Piece, ...]
     counts: dict[str, int] = msgspec.field(default_factory=dict)
 
 
@@ -280,6 +283,7 @@ class _File(Record, frozen=True, kw_only=True):
     ranking: _Names | None = None
     scoring: dict[str, Any] = msgspec.field(default_factory=dict)
     submission: Submission | None = None
+    download: Download | None = None
 
 
 def parse_benchmark(
@@ -321,6 +325,7 @@ def parse_benchmark(
     }
     if alternatives and "scoring" in chosen:
         alternatives[DEFAULT_PROTOCOL] = base["scoring"]
+    layout = read_layout(data.layout, file.data, overridden, f"{where}: [data]")
     named = ("loader", "folder", "train", "layout")
     options = {key: value for key, value in overridden.items() if key not in named}
     return Benchmark(
@@ -332,13 +337,14 @@ def parse_benchmark(
         metric=file.metric,
         scoring=file.scoring,
         alternatives=alternatives,
-        data=DataRules(data.loader, data.folder, data.train, data.layout, options, f"{path}: [data]"),
+        data=DataRules(data.loader, data.folder, data.train, layout, options, f"{path}: [data]"),
         plan=file.plan,
         prompt=file.prompt,
         task=task,
         answer=file.answer,
         submission=file.submission,
         sources=file.sources,
+        download=file.download,
         file=path,
         chat=chat,
     )

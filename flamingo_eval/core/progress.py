@@ -22,7 +22,9 @@ def warn(text: str) -> None:
     LOGGER.warning("%s", text)
 
 
-def progress_bar(total: int, unit: str, title: str, *, shown: bool = True) -> Any:
-    """A tqdm bar; it writes rarely where it ends up in a log file."""
+def progress_bar(total: int, unit: str, title: str, *, shown: bool = True, scaled: bool = False) -> Any:
+    """A tqdm bar; it writes rarely where it ends up in a log file. ``scaled``: with k, M, G."""
     seconds = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, unit=unit, desc=title, file=sys.stderr, mininterval=seconds, disable=not shown)
+    return tqdm(
+        total=total, unit=unit, desc=title, file=sys.stderr, mininterval=seconds, disable=not shown, unit_scale=scaled
+    )

@@ -33,6 +33,33 @@ def digests_of_reads(known: dict[Path, str]) -> Iterator[None]:
         _reads.reset(token)
 
 
+_problems: ContextVar[list[str] | None] = ContextVar("_problems", default=None)
+
+
+@contextlib.contextmanager
+def all_problems(found: list[str]) -> Iterator[None]:
+    """Within this context a record that is not as it should be goes into ``found``, and the next one is read."""
+    token = _problems.set(found)
+    try:
+        yield
+    finally:
+        _problems.reset(token)
+
+
+class one_record:  # a context, as those of contextlib; a class, since there are millions of records
+    """Around what a loader does with one record of a file: its mistakes are its own (:func:`all_problems`)."""
+
+    def __enter__(self) -> None:
+        """Begins with a record."""
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
+        """Whether a mistake was noted, and the next record can be read."""
+        found = _problems.get() if isinstance(error, DataError) else None
+        if found is not None:
+            found.append(str(error))
+        return found is not None
+
+
 @contextlib.contextmanager
 def many_objects() -> Iterator[None]:
     """While millions of small objects are made that live on: the collector of cycles would go through all of them,

@@ -1,15 +1,133 @@
-"""Checks a benchmark's data before a day-long run."""
+"""Checks a benchmark's data before a day-long run: every problem, not the first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from tqdm import tqdm
 
+from flamingo_eval.core import registry
+from flamingo_eval.core.benchmark import Benchmark, load_benchmark
 from flamingo_eval.core.errors import DataError, UserError, first_few
-from flamingo_eval.core.paths import exists, is_file
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.paths import exists, is_file, is_folder
+from flamingo_eval.core.reading import all_problems
 from flamingo_eval.core.records import Example
-from flamingo_eval.core.source import Source
+from flamingo_eval.core.source import Source, read_source
+from flamingo_eval.data.finding import Places, there
+from flamingo_eval.data.where import missing, pieces_of, states
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        right: what is as it should be.
+        remarks: what one may want to know.
+        wrong: every problem.
+    """
+
+    right: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def once(self) -> Report:
+        """The same, each line once."""
+        return Report(*(list(dict.fromkeys(lines)) for lines in (self.right, self.remarks, self.wrong)))
+
+
+def check(
+    name: str,
+    images: Images,
+    overrides: Mapping[str, Any] | None,
+    *,
+    protocol: str,
+    split: str | None,
+    open_images: bool,
+    compare: bool,
+) -> Report:
+    """Reads all of a benchmark's files, and looks for its images.
+
+    Args:
+        name: the benchmark's name.
+        images: the data root.
+        overrides: ``[data]`` settings that differ.
+        protocol: whose rules.
+        split: which split; None for each that is there.
+        open_images: decode every image, instead of only looking whether it is there.
+        compare: hold counts against the published ones.
+
+    Raises:
+        UserError: unknown benchmark, protocol or split.
+    """
+    report = Report()
+    usual = load_benchmark(name, overrides, protocol=protocol, split=split)
+    for wanted in [split] if split else usual.splits:
+        benchmark = load_benchmark(name, overrides, protocol=protocol, split=wanted)
+        if wanted != usual.split and not _begun(benchmark, images):
+            report.remarks.append(f"{wanted}: not there, and needed only for --split {wanted}")
+            continue
+        _check_split(benchmark, images, overrides, report, open_images=open_images, compare=compare)
+    return report.once()
+
+
+def _begun(benchmark: Benchmark, images: Images) -> bool:
+    """Whether any of the pieces is there that are needed for this split alone; where none is named, whether it can be
+    read."""
+    folder = images.root / benchmark.data.folder
+    own = [piece for piece in pieces_of(benchmark) if piece.splits]
+    if own:
+        return any(there(folder, [piece.path]) for piece in own)
+    with suppress(DataError):
+        registry.loader(benchmark.data.loader).examples(benchmark.data, images.root, benchmark.split)
+        return True
+    return False
+
+
+def _check_split(
+    benchmark: Benchmark,
+    images: Images,
+    overrides: Mapping[str, Any] | None,
+    report: Report,
+    *,
+    open_images: bool,
+    compare: bool,
+) -> None:
+    lacking = missing(states(benchmark, images.root, Places(())))
+    report.wrong += [f"{state.target} is missing" for state in lacking]
+    if not is_folder(images.root / benchmark.data.folder):
+        report.wrong.append(f"{images.root / benchmark.data.folder} is not a folder")
+        return
+    with all_problems(report.wrong):
+        try:
+            source = read_source(benchmark.name, images, overrides, protocol=benchmark.protocol, split=benchmark.split)
+            counts = list(count_lines(source, compare=compare))
+        except DataError as error:
+            report.wrong += [str(error), *_of_each_part(benchmark, images, known=str(error))]
+            return
+    report.remarks += source.data.notes
+    report.right += [text for text, right in counts if right]
+    report.wrong += [text for text, right in counts if not right]
+    problems = image_problems(source, open_them=open_images)
+    if problems:
+        report.wrong.append(f"{len(problems)} images are missing or unreadable:{first_few(problems)}")
+    else:
+        report.right.append("images opened" if open_images else "image files exist")
+
+
+def _of_each_part(benchmark: Benchmark, images: Images, known: str) -> list[str]:
+    """What else is wrong, once something is: each split read by itself, which says nothing of how they fit together."""
+    found = []
+    for part in dict.fromkeys((benchmark.data.train, benchmark.split)):
+        try:
+            registry.loader(benchmark.data.loader).examples(replace(benchmark.data, train=part), images.root, part)
+        except UserError as error:
+            found.append(str(error))
+    return [problem for problem in found if problem != known]
 
 
 def count_lines(source: Source, *, compare: bool) -> Iterator[tuple[str, bool]]:
@@ -50,12 +168,3 @@ def image_problems(source: Source, open_them: bool) -> list[str]:
         except UserError as error:  # it can't be decoded, or nobody may look
             problems.append(str(error))
     return problems
-
-
-def raise_problems(lines: list[tuple[str, bool]], problems: list[str]) -> None:
-    """Raises DataError if anything is not as it should be."""
-    wrong = [text for text, right in lines if not right]
-    if problems:
-        wrong.append(f"{len(problems)} images are missing or unreadable:{first_few(problems)}")
-    if wrong:
-        raise DataError("the data is not as it should be: " + "; ".join(wrong))

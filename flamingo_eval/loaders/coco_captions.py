@@ -11,7 +11,7 @@ import msgspec
 from flamingo_eval.core.benchmark import DataRules
 from flamingo_eval.core.errors import DataError
 from flamingo_eval.core.protocols import DataSet, References
-from flamingo_eval.core.reading import inside_root, read_json, record_field
+from flamingo_eval.core.reading import inside_root, one_record, read_json, record_field
 from flamingo_eval.core.records import Example, Id
 from flamingo_eval.core.schema import image_name
 
@@ -57,7 +57,9 @@ def _captions(path: Path) -> list[tuple[str, Id, str]]:
     found = []
     for number, row in enumerate(rows):
         where = f"{path}: annotations[{number}]"
-        found.append((where, record_field(where, row, "image_id", int, str), record_field(where, row, "caption", str)))
+        with one_record():
+            id, caption = record_field(where, row, "image_id", int, str), record_field(where, row, "caption", str)
+            found.append((where, id, caption))
     return found
 
 

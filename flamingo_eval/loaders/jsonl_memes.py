@@ -13,7 +13,14 @@ from flamingo_eval.core.benchmark import DataRules
 from flamingo_eval.core.errors import DataError, UserError
 from flamingo_eval.core.paths import exists
 from flamingo_eval.core.protocols import DataSet, References
-from flamingo_eval.core.reading import inside_root, parse_json, read_text, record_field, refuse_half_characters
+from flamingo_eval.core.reading import (
+    inside_root,
+    one_record,
+    parse_json,
+    read_text,
+    record_field,
+    refuse_half_characters,
+)
 from flamingo_eval.core.records import Example, Id
 from flamingo_eval.core.schema import Record
 
@@ -69,11 +76,12 @@ def _read(rules: DataRules, path: Path) -> list[Example]:
     labels = rules.read(MemeFiles).labels
     examples: dict[Id, Example] = {}
     for number, line in enumerate(lines, start=1):
-        if line.strip():
-            example = _example(rules.folder, labels, f"{path}, line {number}", line)
-            if example.id in examples:
-                raise DataError(f"{path}, line {number}: the id {example.id} occurs twice")
-            examples[example.id] = example
+        with one_record():
+            if line.strip():
+                example = _example(rules.folder, labels, f"{path}, line {number}", line)
+                if example.id in examples:
+                    raise DataError(f"{path}, line {number}: the id {example.id} occurs twice")
+                examples[example.id] = example
     if not examples:
         raise DataError(f"{path} holds no lines")
     return list(examples.values())

@@ -11,7 +11,7 @@ from flamingo_eval.core.benchmark import DataRules
 from flamingo_eval.core.errors import DataError
 from flamingo_eval.core.paths import exists
 from flamingo_eval.core.protocols import DataSet, References
-from flamingo_eval.core.reading import inside_root, read_json, record_field
+from flamingo_eval.core.reading import inside_root, one_record, read_json, record_field
 from flamingo_eval.core.records import Example, Id
 from flamingo_eval.core.schema import Record
 
@@ -43,13 +43,14 @@ class KarpathyLoader:
         by_split: dict[str, dict[Id, Example]] = {rules.train: {}, split: {}}
         seen: set[str] = set()
         for where, image in _images(path):
-            name = record_field(where, image, "split", str)
-            seen.add(name)
-            if name in by_split:
-                example = _example(where, image, rules.folder, options)
-                if example.id in by_split[name]:
-                    raise DataError(f"{where}: the id {example.id} occurs twice in split {name!r}")
-                by_split[name][example.id] = example
+            with one_record():
+                name = record_field(where, image, "split", str)
+                seen.add(name)
+                if name in by_split:
+                    example = _example(where, image, rules.folder, options)
+                    if example.id in by_split[name]:
+                        raise DataError(f"{where}: the id {example.id} occurs twice in split {name!r}")
+                    by_split[name][example.id] = example
         for name, found in by_split.items():
             if not found:
                 raise DataError(f"{path} has no image in split {name!r}; its splits: {', '.join(sorted(seen))}")
@@ -61,9 +62,10 @@ class KarpathyLoader:
         id_key = rules.read(KarpathyFiles).id
         karpathy: dict[Id, list[str]] = {}
         for where, image in _images(path):
-            if record_field(where, image, "split", str) == split:
-                captions = [record_field(where, s, "raw", str) for s in _sentences(where, image)]
-                karpathy[_image_id(where, image, id_key)] = captions
+            with one_record():
+                if record_field(where, image, "split", str) == split:
+                    captions = [record_field(where, s, "raw", str) for s in _sentences(where, image)]
+                    karpathy[_image_id(where, image, id_key)] = captions
         named = rules.read(KarpathyFiles).references
         coco_path = root / rules.folder / named
         if not named or not exists(coco_path):
@@ -98,9 +100,10 @@ def _images(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         raise DataError(f'{path} is not a Karpathy file: it has no list "images"')
     for number, image in enumerate(images):
         where = f"{path}: images[{number}]"
-        if not isinstance(image, dict):
-            raise DataError(f"{where} is not an object")
-        yield where, image
+        with one_record():
+            if not isinstance(image, dict):
+                raise DataError(f"{where} is not an object")
+            yield where, image
 
 
 def _sentences(where: str, image: Mapping[str, Any]) -> list[Any]:
@@ -130,9 +133,10 @@ def _coco_captions(path: Path, wanted: set[Id]) -> dict[Id, list[str]]:
             captions[id] = []
     for number, annotation in enumerate(table["annotations"]):
         where = f"{path}: annotations[{number}]"
-        id = record_field(where, annotation, "image_id", int, str)
-        if id in captions:
-            captions[id].append(record_field(where, annotation, "caption", str))
+        with one_record():
+            id = record_field(where, annotation, "image_id", int, str)
+            if id in captions:
+                captions[id].append(record_field(where, annotation, "caption", str))
     return {id: found for id, found in captions.items() if found}
 
 

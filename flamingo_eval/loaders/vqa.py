@@ -20,7 +20,7 @@ from flamingo_eval.core.benchmark import DataRules
 from flamingo_eval.core.errors import DataError, UserError
 from flamingo_eval.core.paths import exists
 from flamingo_eval.core.protocols import DataSet, References
-from flamingo_eval.core.reading import inside_root, read_json, record_field
+from flamingo_eval.core.reading import inside_root, one_record, read_json, record_field
 from flamingo_eval.core.records import Annotation, Example, HumanAnswer, Id
 from flamingo_eval.core.schema import Record, image_name
 
@@ -157,28 +157,29 @@ def _checked(path: Path, questions: Iterator[Question], answers: int, empty: boo
     seen: set[Id] = set()
     public = None
     for question in questions:
-        if question.id in seen:
-            raise DataError(f"{path}: question {question.id} occurs twice")
-        seen.add(question.id)
-        public = question.annotation is not None if public is None else public
-        if public != (question.annotation is not None):
-            raise DataError(f"{path}: question {question.id} and others differ in whether they have answers at all")
-        if question.annotation is not None and len(question.annotation.answers) < answers:
-            raise DataError(
-                f"{path}: question {question.id} has {len(question.annotation.answers)} answers, expected {answers}"
-            )
-        if (
-            not empty
-            and question.annotation is not None
-            and any(not a.text.strip() for a in question.annotation.answers)
-        ):
-            raise DataError(
-                f"{path}: question {question.id} has an empty answer; "
-                "if that is meant, set empty_answers = true in its benchmark's data section of flamingo-eval.toml"
-            )
-        yield question
+        with one_record():
+            if question.id in seen:
+                raise DataError(f"{path}: question {question.id} occurs twice")
+            seen.add(question.id)
+            public = question.annotation is not None if public is None else public
+            if public != (question.annotation is not None):
+                raise DataError(f"{path}: question {question.id} and others differ in whether they have answers at all")
+            if question.annotation is not None:
+                _check_answers(f"{path}: question {question.id}", question.annotation, answers, empty)
+            yield question
     if not seen:
         raise DataError(f"{path} holds no questions")
+
+
+def _check_answers(where: str, annotation: Annotation, count: int, empty: bool) -> None:
+    """Raises DataError for too few, or for one that is empty where that is not meant."""
+    if len(annotation.answers) < count:
+        raise DataError(f"{where} has {len(annotation.answers)} answers, expected {count}")
+    if not empty and any(not answer.text.strip() for answer in annotation.answers):
+        raise DataError(
+            f"{where} has an empty answer; "
+            "if that is meant, set empty_answers = true in its benchmark's data section of flamingo-eval.toml"
+        )
 
 
 def _vqa_form(path: Path, rows: list[Any], annotations: Path | None) -> Iterator[Question]:
@@ -186,14 +187,14 @@ def _vqa_form(path: Path, rows: list[Any], annotations: Path | None) -> Iterator
     asked: set[Id] = set()
     for number, row in enumerate(rows):
         where = f"{path}: questions[{number}]"
-        id = record_field(where, row, "question_id", int, str)
-        annotation = by_id.get(id)
-        asked.add(id)
-        if annotations is not None and annotation is None:
-            raise DataError(f"{annotations} has no annotation for question {id} of {path.name}")
-        yield Question(
-            id, record_field(where, row, "image_id", int, str), record_field(where, row, "question", str), annotation
-        )
+        with one_record():
+            id = record_field(where, row, "question_id", int, str)
+            annotation = by_id.get(id)
+            asked.add(id)
+            if annotations is not None and annotation is None:
+                raise DataError(f"{annotations} has no annotation for question {id} of {path.name}")
+            image_id, text = record_field(where, row, "image_id", int, str), record_field(where, row, "question", str)
+            yield Question(id, image_id, text, annotation)
     unasked = [id for id in by_id if id not in asked]
     if unasked:
         raise DataError(f"{path} has no question for {len(unasked)} annotations of {annotations}, such as {unasked[0]}")
@@ -207,14 +208,15 @@ def _annotations(path: Path) -> dict[Id, Annotation]:
     by_id: dict[Id, Annotation] = {}
     for number, row in enumerate(rows):
         where = f"{path}: annotations[{number}]"
-        id = record_field(where, row, "question_id", int, str)
-        if id in by_id:
-            raise DataError(f"{path}: question {id} is annotated twice")
-        by_id[id] = Annotation(
-            tuple(_human(where, answer) for answer in record_field(where, row, "answers", list)),
-            question_type=str(row.get("question_type", "other")),
-            answer_type=str(row.get("answer_type", "other")),
-        )
+        with one_record():
+            id = record_field(where, row, "question_id", int, str)
+            if id in by_id:
+                raise DataError(f"{path}: question {id} is annotated twice")
+            by_id[id] = Annotation(
+                tuple(_human(where, answer) for answer in record_field(where, row, "answers", list)),
+                question_type=str(row.get("question_type", "other")),
+                answer_type=str(row.get("answer_type", "other")),
+            )
     return by_id
 
 
@@ -222,28 +224,30 @@ def _textvqa_form(path: Path, rows: list[Any]) -> Iterator[Question]:
     """As converted for the reference: answer i gets ``answer_id`` i + 1 and confidence "yes"."""
     for number, row in enumerate(rows):
         where = f"{path}: data[{number}]"
-        annotation = None
-        if isinstance(row, dict) and "answers" in row:
-            records = [
-                {"answer": text, "answer_id": i, "answer_confidence": "yes"}
-                for i, text in enumerate(record_field(where, row, "answers", list), start=1)
-            ]
-            annotation = Annotation(tuple(_human(where, record) for record in records))
-        id, image_id = record_field(where, row, "question_id", int, str), record_field(where, row, "image_id", int, str)
-        yield Question(id, image_id, record_field(where, row, "question", str), annotation)
+        with one_record():
+            annotation = None
+            if isinstance(row, dict) and "answers" in row:
+                records = [
+                    {"answer": text, "answer_id": i, "answer_confidence": "yes"}
+                    for i, text in enumerate(record_field(where, row, "answers", list), start=1)
+                ]
+                annotation = Annotation(tuple(_human(where, record) for record in records))
+            id, text = record_field(where, row, "question_id", int, str), record_field(where, row, "question", str)
+            yield Question(id, record_field(where, row, "image_id", int, str), text, annotation)
 
 
 def _vizwiz_form(path: Path, rows: list[Any]) -> Iterator[Question]:
     """As converted for the reference: a question's id is its row's number, its type is its answer's type."""
     for number, row in enumerate(rows):
         where = f"{path}: [{number}]"
-        image, text = record_field(where, row, "image", str), record_field(where, row, "question", str)
-        annotation = None
-        if "answers" in row:
-            answers = tuple(_human(where, answer) for answer in record_field(where, row, "answers", list))
-            kind = str(row.get("answer_type", "other"))
-            annotation = Annotation(answers, question_type=kind, answer_type=kind)
-        yield Question(number, image, text, annotation)
+        with one_record():
+            image, text = record_field(where, row, "image", str), record_field(where, row, "question", str)
+            annotation = None
+            if "answers" in row:
+                answers = tuple(_human(where, answer) for answer in record_field(where, row, "answers", list))
+                kind = str(row.get("answer_type", "other"))
+                annotation = Annotation(answers, question_type=kind, answer_type=kind)
+            yield Question(number, image, text, annotation)
 
 
 def _human(where: str, record: Any) -> HumanAnswer:

@@ -230,7 +230,7 @@ def test_broken_configuration(cli: Cli, content: str, message: str) -> None:
 def test_data_where_shows_what_is_there(root: Path, cli: Cli) -> None:
     out = cli("data", "where", "coco", "--data-root", root).stdout
     assert "found    dataset_coco.json" in out
-    assert "missing  annotations/captions_val2014.json" in out
+    assert "absent   annotations/captions_val2014.json" in out
 
 
 @pytest.mark.slow

@@ -1,0 +1,295 @@
+"""Commands about data on the disk: ``data where``, ``data prepare``, ``data check``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flamingo_eval.cli import options as opt
+from flamingo_eval.cli import spec as specs
+from flamingo_eval.cli.output import emit
+from flamingo_eval.core.benchmark import Benchmark, benchmark_names, canonical_name, load_benchmark
+from flamingo_eval.core.errors import DataError, UserError, first_few
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.layout import Piece
+from flamingo_eval.core.paths import is_folder, user_path
+from flamingo_eval.core.progress import note
+from flamingo_eval.core.run_settings import DEMO, RunSettings
+from flamingo_eval.demo.root import data_folder
+
+app = typer.Typer(help="About benchmarks' data on the disk.", no_args_is_help=True)
+
+_Name = Annotated[str, typer.Argument(metavar="BENCHMARK", help="Name of a benchmark, or all.")]
+_Names = Annotated[list[str] | None, typer.Argument(metavar="BENCHMARK...", help="Names of benchmarks, or all.")]
+
+
+def register(parent: typer.Typer) -> None:
+    """Adds this module's commands."""
+    app.command("where")(opt.with_settings(specs.DATA)(data_where))
+    app.command("prepare")(opt.with_settings(specs.DATA_PREPARE)(data_prepare))
+    app.command("check")(opt.with_settings(specs.DATA_CHECK)(data_check))
+    parent.add_typer(app, name="data")
+
+
+def _chosen(names: Iterable[str]) -> list[str]:
+    """Benchmarks by name; ``all`` is every one."""
+    wanted = [one for name in names for one in (benchmark_names() if name == "all" else (canonical_name(name),))]
+    return list(dict.fromkeys(wanted))
+
+
+def _load(context: typer.Context, name: str, settings: RunSettings) -> Benchmark:
+    overrides = None if settings.data_root == DEMO else context.obj.data.get(name)
+    return load_benchmark(name, overrides, protocol=settings.protocol, split=settings.split)
+
+
+def data_where(
+    context: typer.Context,
+    benchmark: _Name,
+    layout: Annotated[
+        bool,
+        typer.Option("--layout", help="Only show what belongs where; nothing is looked for, and the exit code is 0."),
+    ] = False,
+    *,
+    given: opt.Given,
+) -> None:
+    """Show where a benchmark's files belong, which are there, and where the others can be had.
+
+    The exit code is 2 if one is missing.
+    """
+    from flamingo_eval.data.finding import search
+    from flamingo_eval.data.where import missing, states, steps
+
+    names = _chosen([benchmark])
+    gone: list[str] = []
+    for name in names:
+        settings = specs.settings_for(context.obj, [name], given, specs.DATA)
+        rules = _load(context, name, settings)
+        root = None if layout or settings.data_root == DEMO else user_path(settings.data_root, "--data-root")
+        emit(f"{rules.title}, split {rules.split}: {(root or Path('<data root>')) / rules.data.folder}/")
+        if root is None:
+            _show_layout(rules)
+        else:
+            found = states(rules, root, search([root / rules.data.folder, root]))
+            for state in found:
+                _show(state, settings.data_root)
+            for source, lines in steps(found):
+                _show_steps(source.name, lines)
+            gone += [f"{name}: {state.piece.path}" for state in missing(found)]
+        for line in rules.data.layout:
+            if isinstance(line, str):
+                emit(f"  {line}")
+        _show_owner(rules)
+        if len(names) == 1:
+            _show_settings(name, rules)
+        else:
+            emit("")
+    if gone:
+        raise DataError(f"{len(gone)} missing: {', '.join(gone)}")
+
+
+def _show_layout(rules: Benchmark) -> None:
+    for piece in rules.data.layout:
+        if isinstance(piece, Piece):
+            only = f" (for --split {' or '.join(piece.splits)})" if piece.splits else ""
+            emit(f"  {piece.path:<{_width(rules)}}  {piece.about}{only}{'; optional' if piece.optional else ''}")
+            for group in piece.instead:
+                emit(f"    or {' and '.join(group)}")
+
+
+def _width(rules: Benchmark) -> int:
+    return max((len(piece.path) for piece in rules.data.layout if isinstance(piece, Piece)), default=0)
+
+
+def _show(state: Any, data_root: str) -> None:
+    """A piece with what was found of it, and how it can be had."""
+    from flamingo_eval.data.where import Found, how
+
+    piece = state.piece
+    mark = "found  " if state.found is Found.THERE else "absent " if piece.optional else "MISSING"
+    as_ = f" (as {state.place})" if state.place else ""
+    emit(
+        f"  {mark}  {piece.path:<{_width(state.benchmark)}}  {piece.about}{as_}{'; optional' if piece.optional else ''}"
+    )
+    if state.found is Found.THERE:
+        return
+    for group in piece.instead:
+        emit(f"           or {' and '.join(group)}")
+    name = state.benchmark.name.replace("_", "-")
+    emit(f"           {how(state, f'flamingo-eval data prepare {name} --data-root {data_root}')}")
+
+
+def _show_steps(name: str, lines: Iterable[str]) -> None:
+    emit(f"  To get {name}:")
+    for number, line in enumerate(lines, start=1):
+        emit(f"    {number}. {line}")
+
+
+def _show_owner(rules: Benchmark) -> None:
+    if rules.download:
+        emit(f"Owner: {rules.download.page} ({rules.download.licence})")
+        emit(f"Addresses as of {rules.download.looked_up}.")
+
+
+def _show_settings(name: str, rules: Benchmark) -> None:
+    """Settings of ``[data]`` as they can be pasted."""
+    emit("Other file names: in flamingo-eval.toml, any of these lines changed:")
+    emit("")
+    shown = {"folder": rules.data.folder, "train": rules.data.train, **rules.data.options}
+    for line in _toml(f"{name}.data", shown):
+        emit(line)
+
+
+def _toml(section: str, table: Mapping[str, Any]) -> Iterable[str]:
+    """A table as TOML. JSON's texts, numbers and lists of them are TOML's too."""
+    yield f"[{section}]"
+    yield from (f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict))
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield ""
+            yield from _toml(f"{section}.{key}", value)
+
+
+From = Annotated[
+    list[str] | None,
+    typer.Option("--from", metavar="DIR_OR_URL", help="A folder with downloaded or unpacked files, under any of their "
+                 "owners' names, which are used where they lie; or the address of a mirror. Can be given several times."),
+]  # fmt: skip
+
+
+def data_prepare(
+    context: typer.Context,
+    benchmarks: _Names = None,
+    source: From = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be done, and how much it is.")
+    ] = False,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy what lies elsewhere instead of linking to it.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep-archives", help="Keep downloaded archives beside what was unpacked from them.")
+    ] = False,
+    reference_files: Annotated[
+        bool,
+        typer.Option(
+            "--reference-files",
+            help="Of TextVQA, VizWiz and Flickr30K take the annotations as they were "
+            "converted for OpenFlamingo's own harness, from its data repository.",
+        ),
+    ] = False,
+    *,
+    given: opt.Given,
+) -> None:
+    """Put benchmarks' data where it belongs, from what is there already, else from its owners.
+
+    Interrupted, the same command goes on. What may not be downloaded by a program is listed with what to do.
+    """
+    from flamingo_eval.data.finding import search
+    from flamingo_eval.data.origins import check_mirror, is_address
+    from flamingo_eval.data.planning import check_room, plan
+    from flamingo_eval.data.prepare import Preparation, alone
+    from flamingo_eval.data.where import missing, states, steps
+
+    names = _chosen(benchmarks or [])
+    if not names:
+        raise UserError(f"which benchmarks? Name some of {', '.join(benchmark_names())}, or all")
+    settings = specs.settings_for(context.obj, names, given, specs.DATA_PREPARE)
+    if settings.data_root == DEMO:
+        raise UserError("where should the data go? Name a folder: --data-root DIR (the demo's data is made by itself)")
+    root, all_rules = user_path(settings.data_root, "--data-root"), [_load(context, name, settings) for name in names]
+    variant = "reference" if reference_files else ""
+    mirrors = tuple(one for one in source or [] if is_address(one))
+    folders = [user_path(one, "--from") for one in source or [] if not is_address(one)]
+    for mirror in mirrors:
+        check_mirror(mirror)
+    for folder in folders:
+        if not is_folder(folder):
+            raise UserError(f"--from {folder} is not a folder")
+
+    def looked() -> tuple[Any, list[Any]]:
+        places = search([*(root / rules.data.folder for rules in all_rules), root, *folders])
+        return places, [state for rules in all_rules for state in states(rules, root, places, variant)]
+
+    places, found = looked()
+    if dry_run:
+        _show_plan(found, plan(found))
+        return
+    with alone(root):
+        places, found = looked()
+        what = plan(found)
+        if settings.offline and any(job.at is None for job in what.jobs):
+            names_ = ", ".join(job.source.name for job in what.jobs if job.at is None)
+            raise DataError(f"not there, and nothing is downloaded with --offline: {names_}")
+        check_room(root, what)
+        for rules in all_rules if any(job.at is None for job in what.jobs) else ():
+            if rules.download:
+                note(f"{rules.name}: from {rules.download.page}; {rules.download.licence}")
+        problems = list(Preparation(places, mirrors, copy=copy, keep=keep, said=emit).run(what))
+        _, found = looked()
+    for file, lines in steps(found):
+        _show_steps(file.name, lines)
+    gone = missing(found)
+    incomplete = {state.benchmark.name for state in gone}
+    for name in names:
+        if name not in incomplete:
+            emit(f"{name}:")
+            problems += [f"{name}: {one}" for one in _checked(context, name, settings, open_images=False)]
+    problems += [f"{state.benchmark.name}: {state.target} is missing" for state in gone]
+    if problems:
+        raise DataError("not everything is there:" + first_few(problems, at_most=100))
+
+
+def _show_plan(found: Iterable[Any], what: Any) -> None:
+    """What would be done."""
+    from flamingo_eval.data.where import Found, how, size_text, steps
+
+    for state in found:
+        done = "found" if state.found is Found.THERE else how(state, "data prepare")
+        emit(f"{state.target}: {done}")
+    for file, lines in steps(found):
+        _show_steps(file.name, lines)
+    unknown = [job.source.name for job in what.jobs if job.at is None and not job.source.size]
+    emit(f"to download: {size_text(what.bytes)}{' and ' + ', '.join(unknown) if unknown else ''}; "
+         f"room needed: up to {size_text(what.room)}")  # fmt: skip
+
+
+def data_check(
+    context: typer.Context,
+    benchmark: _Name,
+    images: Annotated[bool, typer.Option("--images", help="Open every image; takes minutes.")] = False,
+    *,
+    given: opt.Given,
+) -> None:
+    """Read all of a benchmark's files, count what is there, and say everything that is wrong."""
+    problems: list[str] = []
+    names = _chosen([benchmark])
+    for name in names:
+        settings = specs.settings_for(context.obj, [name], given, specs.DATA_CHECK)
+        if len(names) > 1:
+            emit(f"{name}:")
+        found = _checked(context, name, settings, open_images=images)
+        problems += [f"{name}: {one}" for one in found] if len(names) > 1 else found
+    if problems:
+        raise DataError(f"the data is not as it should be: {first_few(problems)}")
+
+
+def _checked(context: typer.Context, name: str, settings: RunSettings, *, open_images: bool) -> list[str]:
+    """Prints what a check finds; returns the problems."""
+    from flamingo_eval.data.check import check
+
+    real = settings.data_root != DEMO
+    report = check(
+        name,
+        Images(data_folder(settings.data_root), settings.formats),
+        context.obj.data.get(name) if real else None,
+        protocol=settings.protocol,
+        split=settings.split,
+        open_images=open_images,
+        compare=real,
+    )
+    for mark, lines in (("     ", report.remarks), ("ok   ", report.right), ("WRONG", report.wrong)):
+        for line in lines:
+            emit(f"{mark}  {line}")
+    return report.wrong

@@ -1,0 +1,161 @@
+"""What a benchmark's folder must hold, and where it comes from, as the benchmark's file says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from flamingo_eval.core.reading import inside_root
+from flamingo_eval.core.schema import Record
+
+Digest = Annotated[str, Meta(pattern=r"^(sha256:[0-9a-f]{64}|sha1:[0-9a-f]{40}|md5:[0-9a-f]{32})$")]
+
+
+class Piece(Record, frozen=True, kw_only=True):
+    """A file or a folder that a benchmark's folder must hold: a line of ``layout``.
+
+    Attributes:
+        path: where it is, relative to the benchmark's folder; a folder ends with ``/``.
+        setting: the setting of ``[data]`` that can name another path, such as ``splits.val.questions``; a template of
+            images stands for its folder.
+        about: what it is, for people.
+        splits: it is needed where one of these is queried; empty for always.
+        optional: nothing is wrong where it is not there.
+        variant: it is one of the files as others converted them; taken only where the user asks for this variant.
+        instead: groups of paths; where all of a group are there, they do as well.
+        file: the downloaded file that it is, or that holds it: a name of ``[[download.files]]``, or
+            ``benchmark/name`` for another benchmark's.
+        member: where it is in that archive, ``path`` if empty; folders may stand before it. ``.`` is all of it.
+        holds: what tells it from others of that name: an entry of a folder (a pattern), or words in a file's
+            first 100,000 characters.
+        shared: the folder beside the benchmark's in which it is kept once for several; it is linked from there.
+        arrange: what becomes of it before it is used. ``class_folders``: images that lie side by side are put into a
+            folder per class. ``class_archives``: an archive of an archive per class becomes a folder per class.
+        classes: files that tell which class each image is of, for ``class_folders``; any one of them does.
+        classes_in: a downloaded file that holds such a file.
+    """
+
+    path: str
+    setting: str = ""
+    about: str = ""
+    splits: tuple[str, ...] = ()
+    optional: bool = False
+    variant: str = ""
+    instead: tuple[tuple[str, ...], ...] = ()
+    file: str = ""
+    member: str = ""
+    holds: str = ""
+    shared: str = ""
+    arrange: Literal["", "class_folders", "class_archives"] = ""
+    classes: tuple[str, ...] = ()
+    classes_in: str = ""
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder."""
+        return self.path.endswith("/")
+
+    @property
+    def inner(self) -> str:
+        """Where it is in an archive, or in a folder of files from elsewhere."""
+        return self.member or self.path
+
+    def needed(self, split: str) -> bool:
+        """Whether it is needed to query a split."""
+        return not self.splits or split in self.splits
+
+
+class SourceFile(Record, frozen=True, kw_only=True):
+    """A file as its owner gives it away: an entry of ``[[download.files]]``.
+
+    Attributes:
+        name: what it is called.
+        address: where it is; empty where nobody may download it unasked. ``hf://datasets/OWNER/NAME/PATH`` is a file
+            of a data set on the Hugging Face hub.
+        also: other names under which people have it.
+        size: its bytes; 0 where nobody says so.
+        unpacked: about how many bytes it holds, where that is far from its size.
+        digest: ``sha256:``, ``sha1:`` or ``md5:`` and the digest; empty where nobody says so.
+        source: where address, size and digest were found.
+        steps: what a person has to do to get it.
+    """
+
+    name: Annotated[str, Meta(min_length=1)]
+    address: Annotated[str, Meta(pattern=r"^(https?://\S+|hf://datasets/[^/\s]+/[^/\s]+/\S+)?$")] = ""
+    also: tuple[str, ...] = ()
+    size: Annotated[int, Meta(ge=0)] = 0
+    unpacked: Annotated[int, Meta(ge=0)] = 0
+    digest: Digest | Literal[""] = ""
+    source: str
+    steps: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All its names."""
+        return (self.name, *self.also)
+
+
+class Download(Record, frozen=True, kw_only=True):
+    """Where a benchmark's data comes from: ``[download]``.
+
+    Attributes:
+        page: the owner's page.
+        licence: whose terms hold, in short.
+        looked_up: the day on which all this was looked up.
+        files: what there is.
+    """
+
+    page: str
+    licence: str
+    looked_up: date
+    files: tuple[SourceFile, ...] = ()
+
+
+def read_layout(
+    lines: tuple[str | Piece, ...], usual: Mapping[str, Any], options: Mapping[str, Any], where: str
+) -> tuple[str | Piece, ...]:
+    """The pieces of a benchmark's folder, where a user's own settings put them.
+
+    Args:
+        lines: of ``layout``; a text is for people only, and stays as it is.
+        usual: ``[data]`` as the benchmark's file has it.
+        options: the same with a user's settings.
+        where: file and section, for messages.
+
+    Raises:
+        UserError: a path leads out of the folder.
+    """
+    pieces: list[str | Piece] = []
+    for piece in lines:
+        if isinstance(piece, str):
+            pieces.append(piece)
+            continue
+        for path in (piece.path, piece.inner, *(path for group in piece.instead for path in group)):
+            inside_root(path.rstrip("/"), f"{where}: layout", "the benchmark's folder")
+        named = setting_at(options, piece.setting)
+        if piece.setting and named != setting_at(usual, piece.setting) and isinstance(named, str):
+            path = f"{_folder_of(named)}/" if piece.is_folder else named
+            piece = msgspec.structs.replace(piece, path=path, member=piece.inner, instead=())
+        pieces.append(piece)
+    return tuple(pieces)
+
+
+def setting_at(options: Mapping[str, Any], key: str) -> Any:
+    """The setting at a dotted key; None where there is none.
+
+    >>> setting_at({"splits": {"val": {"questions": "q.json"}}}, "splits.val.questions")
+    'q.json'
+    """
+    value: Any = options
+    for step in key.split("."):
+        value = value.get(step) if isinstance(value, dict) else None
+    return value
+
+
+def _folder_of(template: str) -> str:
+    """The folder of a template of images, or the folder itself."""
+    return (template.rpartition("/")[0] if "{" in template else template).rstrip("/") or "."

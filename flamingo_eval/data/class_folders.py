@@ -1,0 +1,96 @@
+"""Images that lie side by side, and a file that tells their classes: a folder per class, as loaders want them.
+
+ImageNet's validation images come so. Their classes are told by any of
+
+- Kaggle's table (``LOC_val_solution.csv``): ``ImageId,PredictionString``, where a prediction begins with the class;
+- a list of classes, a line per image (``imagenet_2012_validation_synset_labels.txt``);
+- a list of numbers, a line per image (``ILSVRC2012_validation_ground_truth.txt``), with ``meta.mat`` beside it, whose
+  ``synsets`` say which class a number is (the development kit's readme, section 2).
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.paths import exists
+from flamingo_eval.core.reading import inside_root, read_text
+from flamingo_eval.storage.files import storage_errors
+
+_NUMBER = re.compile(r"(\d+)$")
+_CLASS = re.compile(r"\w+")
+
+
+def classes_of(file: Path) -> Callable[[str], str | None]:
+    """From an image's file name to its class, as a file tells it; None for an image that it does not know.
+
+    Raises:
+        DataError: the file is none of the three kinds.
+    """
+    lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if lines and lines[0].lower().startswith("imageid,"):
+        rows = {name: told.split()[0] for name, told, *_ in csv.reader(lines[1:]) if told.split()}
+        return lambda name: rows.get(Path(name).stem)
+    if lines and all(line.isdecimal() for line in lines):
+        known = _synsets(file.with_name("meta.mat"))
+        unknown = next((line for line in lines if int(line) not in known), None)
+        if unknown is not None:
+            raise DataError(f"{file} has the class number {unknown}, which {file.with_name('meta.mat')} does not know")
+        lines = [known[int(line)] for line in lines]
+    if not lines or not all(_CLASS.fullmatch(line) for line in lines):
+        raise DataError(f"{file} does not tell images' classes: it is no table, and no list of classes or numbers")
+
+    def by_number(name: str) -> str | None:
+        match = _NUMBER.search(Path(name).stem)
+        number = int(match[1]) if match else 0
+        return lines[number - 1] if 1 <= number <= len(lines) else None
+
+    return by_number
+
+
+def _synsets(path: Path) -> Mapping[int, str]:
+    """Number -> class. A file of MATLAB's, version 5: numbers and texts; nothing in it is run."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    if not exists(path):
+        raise DataError(f"{path} does not exist; it says which classes the numbers stand for")
+    try:
+        table = loadmat(path, squeeze_me=True, variable_names=["synsets"])["synsets"]
+        return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table.ravel()}
+    except (MatReadError, NotImplementedError, KeyError, ValueError, TypeError, IndexError, OSError) as error:
+        raise DataError(f"{path} is not the development kit's table of classes: {error}") from error
+
+
+def arrange(images: Path, file: Path, into: Path, *, move: bool) -> None:
+    """Puts images into a folder per class.
+
+    Args:
+        images: folder with images side by side.
+        file: what tells their classes.
+        into: where the folders go; images that an earlier try put there stay.
+        move: whether images are moved, or linked to where they are.
+
+    Raises:
+        DataError: an image's class is not told; nothing is moved then.
+        StorageError: not allowed, disk full.
+    """
+    told = classes_of(file)
+    names = sorted(entry.name for entry in os.scandir(images) if not entry.name.startswith(".") and not entry.is_dir())
+    classes = {name: told(name) for name in names}
+    unknown = [name for name, one in classes.items() if one is None]
+    if unknown:
+        raise DataError(f"{file} does not tell the class of {len(unknown):,} images in {images}, such as {unknown[0]}")
+    with storage_errors(into):
+        into.mkdir(parents=True, exist_ok=True)
+        for name, one in classes.items():
+            target = into / inside_root(str(one), str(file)) / name
+            target.parent.mkdir(exist_ok=True)
+            if move:
+                (images / name).rename(target)
+            elif not target.is_symlink():
+                target.symlink_to((images / name).resolve())

@@ -1,0 +1,292 @@
+"""Downloads that go on where they stopped, and are what they were meant to be or not there at all.
+
+What is not there yet is ``NAME.part``, with ``NAME.part.json`` beside it: which version of the file it is a part of.
+The server is asked for the rest of that version only (``If-Range``, RFC 9110 section 13.1.5); of another one, all is
+fetched again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx2
+
+from flamingo_eval.core.errors import DataError, StorageError
+from flamingo_eval.core.layout import SourceFile
+from flamingo_eval.core.progress import progress_bar, warn
+from flamingo_eval.core.reading import odd_content
+from flamingo_eval.core.text import printable
+from flamingo_eval.data.origins import Address
+from flamingo_eval.storage.files import open_own, storage_errors, write_atomic
+
+WAITS = (1.0, 4.0, 15.0, 60.0)
+"""Seconds until a broken download goes on; begun anew whenever something came."""
+
+_CHUNK = 1 << 20
+_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+_REDIRECTS = 10
+
+
+class Progress:
+    """Bytes of all downloads together, with rate and time left.
+
+    Args:
+        sizes: name of each file -> its bytes, 0 where nobody has said so yet.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._sizes, self._lock = dict(sizes), threading.Lock()
+        self._bar = progress_bar(sum(self._sizes.values()), "B", "downloading", shown=bool(sizes), scaled=True)
+
+    def expect(self, name: str, size: int) -> None:
+        """A server says how large a file is."""
+        with self._lock:
+            if size and not self._sizes.get(name):
+                self._sizes[name] = size
+                self._bar.total += size
+                self._bar.refresh()
+
+    def update(self, count: int) -> None:
+        """So many bytes more, or, if negative, thrown away."""
+        with self._lock:
+            self._bar.update(count)
+
+    def close(self) -> None:
+        """No more will come."""
+        self._bar.close()
+
+
+class StoppedError(Exception):
+    """Somebody pressed Ctrl-C, or another download failed for good."""
+
+
+class _BrokenError(Exception):
+    """The connection was lost, or the server can't answer now."""
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Which version of a file a part is of, as the server names it."""
+
+    address: str
+    tag: str = ""
+    total: int = 0
+
+    @classmethod
+    def read(cls, path: Path) -> _Version | None:
+        """The one that was noted; None if there is none, or it can't be read."""
+        try:
+            noted = json.loads(path.read_bytes())
+            return cls(str(noted["address"]), str(noted["tag"]), int(noted["total"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+class Downloader:
+    """Fetches files; several threads may do so at once.
+
+    Args:
+        stop: set from outside, it ends every download in good order.
+        progress: told of every byte.
+    """
+
+    def __init__(self, stop: threading.Event, progress: Progress) -> None:
+        self._stop, self._progress = stop, progress
+        self._http = httpx2.Client(
+            timeout=httpx2.Timeout(60.0, connect=30.0), follow_redirects=True, max_redirects=_REDIRECTS
+        )
+
+    def close(self) -> None:
+        """Lets go of its connections."""
+        self._http.close()
+
+    def fetch(self, source: SourceFile, address: Address, part: Path) -> None:
+        """Downloads a file to ``part``, or the rest of it.
+
+        Args:
+            source: what is known of it.
+            address: where it is now.
+            part: what there is of it already, if anything.
+
+        Raises:
+            DataError: there is no such file, it may not be had, or it has another size than its owner says.
+            StorageError: disk full, read-only, not allowed.
+            StoppedError: it was told to stop.
+        """
+        self._progress.update(_size(part))
+        failures = 0
+        while True:
+            before = _size(part)
+            try:
+                self._go_on(source, address, part)
+                return
+            except _BrokenError as error:
+                failures = 1 if _size(part) > before else failures + 1
+                if failures > len(WAITS):
+                    raise DataError(
+                        f"{address.shown} can't be downloaded: {error}. Given again, the same command goes on with it"
+                    ) from error
+                wait = WAITS[failures - 1]
+                warn(f"{source.name}: {error}; goes on in {wait:g} s")
+                if self._stop.wait(wait):
+                    raise StoppedError from error
+
+    def _go_on(self, source: SourceFile, address: Address, part: Path) -> None:
+        """One request, for all that is missing."""
+        noted = part.with_name(f"{part.name}.json")
+        version = _Version.read(noted)
+        if version is not None and version.address != address.url:
+            version = None
+        have = _size(part)
+        if have and (version is None or not (version.tag or source.digest)):
+            have = self._discard(part)  # nobody could say whether the rest belongs to it
+        if version is not None and have and have == version.total:
+            return
+        headers = {**address.headers, "Accept-Encoding": "identity"}
+        if version is not None and have:
+            headers |= {"Range": f"bytes={have}-", **({"If-Range": version.tag} if version.tag else {})}
+        with self._response(address, headers) as response:
+            _check_way(address, response)
+            if response.status_code == 416 or (response.status_code == 206 and not _continues(response, version, have)):
+                self._discard(part)
+                raise _BrokenError("the server has another version of the file now")
+            _check_status(address, response)
+            if response.status_code == 200 and have:
+                have = self._discard(part)
+            self._receive(response, source, address, part, have)
+
+    @contextlib.contextmanager
+    def _response(self, address: Address, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        try:
+            with self._http.stream("GET", address.url, headers=dict(headers)) as response:
+                yield response
+        except httpx2.TooManyRedirects as error:
+            raise DataError(f"{address.shown} redirects more than {_REDIRECTS} times") from error
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeError) as error:
+            raise DataError(f"{address.shown} is no address of a file: {error}") from error
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
+            said = str(error) or type(error).__name__
+            if "CERTIFICATE" in said.upper():
+                raise DataError(f"{address.shown}: {said}; SSL_CERT_FILE names more certificates to trust") from error
+            what = "no connection" if isinstance(error, httpx2.ConnectError) else "the connection broke"
+            raise _BrokenError(f"{what}: {said}") from error
+
+    def _receive(self, response: httpx2.Response, source: SourceFile, address: Address, part: Path, have: int) -> None:
+        """Writes what comes behind what there is, once it is noted which version it is of."""
+        noted = part.with_name(f"{part.name}.json")
+        packed = response.headers.get("content-encoding", "identity") != "identity"
+        length = None if packed else response.headers.get("content-length")
+        total = have + int(length) if length is not None and length.isdecimal() else 0
+        _check_total(source, address, total)
+        if packed:  # though that was not asked for: its bytes are not the file's, and can't be gone on with
+            noted.unlink(missing_ok=True)
+        else:
+            write_atomic(noted, json.dumps({"address": address.url, "tag": _tag(response), "total": total}))
+        self._progress.expect(source.name, total)
+        with storage_errors(part), _appended(part, have) as file:
+            for chunk in response.iter_bytes(_CHUNK) if packed else response.iter_raw(_CHUNK):
+                if self._stop.is_set():
+                    raise StoppedError
+                file.write(chunk)
+                have += len(chunk)
+                self._progress.update(len(chunk))
+                if source.size and have > source.size:
+                    raise _too_long(source, response, have)
+
+    def _discard(self, part: Path) -> int:
+        """Throws away what there is; returns how much there is then."""
+        self._progress.update(-_size(part))
+        with storage_errors(part):
+            part.unlink(missing_ok=True)
+        return 0
+
+
+def _too_long(source: SourceFile, response: httpx2.Response, have: int) -> DataError:
+    return DataError(
+        f"{source.name}: {response.url.host} sends more than the {source.size:,} bytes that it has ({have:,} so far)"
+    )
+
+
+@contextlib.contextmanager
+def _appended(part: Path, have: int) -> Iterator[BinaryIO]:
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(open_own(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
+        file.truncate(have)
+        file.seek(have)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _tag(response: httpx2.Response) -> str:
+    """What names a version: a strong ETag, else the date. Weak ones say nothing of bytes."""
+    tag: str = response.headers.get("etag", "")
+    return tag if tag and not tag.startswith("W/") else str(response.headers.get("last-modified", ""))
+
+
+def _continues(response: httpx2.Response, version: _Version | None, have: int) -> bool:
+    """Whether a part is the one that was asked for, of the same version."""
+    begins = response.headers.get("content-range", "").strip().startswith(f"bytes {have}-")
+    return begins and version is not None and _tag(response) in ("", version.tag)
+
+
+def _check_way(address: Address, response: httpx2.Response) -> None:
+    """Raises DataError where an encrypted address leads to one that is not."""
+    urls = [*(one.url for one in response.history), response.url]
+    if any(a.scheme == "https" and b.scheme == "http" for a, b in itertools.pairwise(urls)):
+        raise DataError(f"{address.shown} redirects to {response.url.host} without encryption; nothing was downloaded")
+
+
+def _check_status(address: Address, response: httpx2.Response) -> None:
+    """Raises DataError for what will be no better next time, _BrokenError for what may be."""
+    status = response.status_code
+    if status in (200, 206):
+        return
+    if status in _AGAIN:
+        raise _BrokenError(f"the server answers {status}")
+    if status in (401, 403) and address.gated:
+        raise DataError(f"{address.shown}: {address.gated}")
+    reason = printable(response.reason_phrase)[:60]
+    more = {404: ": there is no such file any more", 410: ": it is gone", 403: ": it may not be had"}.get(status, "")
+    raise DataError(
+        f"{address.shown} answers {status} {reason}{more}. A mirror, or a folder that has the file, can be named with "
+        "--from"
+    )
+
+
+def _check_total(source: SourceFile, address: Address, total: int) -> None:
+    if source.size and total and total != source.size:
+        raise DataError(
+            f"{address.shown} has {total:,} bytes, and should have {source.size:,} (as said in {source.source}): "
+            "another file, or its owner has changed it. Nothing was downloaded"
+        )
+
+
+def check_begins(path: Path, name: str) -> None:
+    """Raises DataError where a file is obviously something else, such as a web page that asks to log in."""
+    odd = odd_content(path)
+    if odd is not None and "gzip" not in odd:
+        raise DataError(f"{name} {odd}")
+
+
+def check_free(folder: Path, wanted: int, what: str) -> None:
+    """Raises StorageError where a folder's disk has too little room."""
+    free = shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
+    if wanted > free:
+        raise StorageError(
+            f"{what}: {wanted / 1e9:.2f} GB are needed in {folder}, and {free / 1e9:.2f} GB are free. Make room, or "
+            "name a --data-root on another disk"
+        )

@@ -1,0 +1,118 @@
+"""Finds files and folders of a benchmark that are already on the disk, under the names that their owners gave them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from flamingo_eval.core.layout import Piece, SourceFile
+from flamingo_eval.core.paths import exists, is_file, is_folder, open_regular
+
+_DEPTH = 4
+"""How many folders deep other people's folders are searched."""
+
+_MANY = 200
+"""Where a folder has more folders than this, such as one per class, they are not looked into."""
+
+_SEEN = 100_000
+"""Characters of a file that must hold what tells it from others."""
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+
+OWN = ".prepare"
+"""Folder of what is half downloaded or half unpacked; nothing in it is ever taken for data."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """What some folders hold, by name, the least deep first; images are left out.
+
+    Attributes:
+        folders: that were searched, the most important first.
+        by_name: name -> paths.
+    """
+
+    folders: tuple[Path, ...]
+    by_name: dict[str, list[Path]] = field(default_factory=dict)
+
+    def file(self, source: SourceFile) -> Path | None:
+        """A file as its owner gave it away; None if it is not there, or is no regular file."""
+        found = (path for name in source.names for path in self.by_name.get(name, ()))
+        return next((path for path in found if is_file(path)), None)
+
+    def piece(self, piece: Piece, usual: Path) -> Path | None:
+        """A piece that lies somewhere else than ``usual``; None if there is none that holds what it must.
+
+        Args:
+            piece: what is sought, under its path in the owner's archive, or in the benchmark's folder.
+            usual: where it belongs.
+        """
+        for wanted in dict.fromkeys((piece.inner, piece.path)):
+            parts = PurePosixPath(wanted).parts  # none for ".", which is all that an archive holds
+            for path in self.by_name.get(parts[-1], ()) if parts else ():
+                if path.parts[-len(parts) :] == parts and path != usual and holds(piece, path):
+                    return path
+        return None
+
+
+def search(folders: Iterable[Path]) -> Places:
+    """Goes through folders and those within, links followed, a few levels deep."""
+    places = Places(tuple(dict.fromkeys(folder for folder in folders if is_folder(folder))))
+    seen: set[Path] = set()
+    for folder in places.folders:
+        level: list[Path] = [folder]
+        for _ in range(_DEPTH):
+            level = [inner for one in level for inner in _entries(one, places.by_name, seen)]
+    return places
+
+
+def _entries(folder: Path, by_name: dict[str, list[Path]], seen: set[Path]) -> list[Path]:
+    """Notes what a folder holds; returns the folders in it. One that nobody may read holds nothing."""
+    real = folder.resolve()
+    if real in seen:
+        return []
+    seen.add(real)
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []
+    folders = []
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name.lower().endswith(_IMAGES):
+            continue
+        by_name.setdefault(entry.name, []).append(Path(entry.path))
+        if entry.is_dir():
+            folders.append(Path(entry.path))
+    return folders if len(folders) <= _MANY else []
+
+
+def holds(piece: Piece, path: Path) -> bool:
+    """Whether what is at a path can be this piece: of its kind, not empty, and with what tells it from others."""
+    if piece.is_folder:
+        return is_folder(path) and any(fnmatchcase(entry.name, piece.holds or "[!.]*") for entry in _scan(path))
+    if not is_file(path):
+        return False
+    if not piece.holds:
+        return True
+    with open_regular(path) as file:
+        return piece.holds.encode() in file.read(_SEEN)
+
+
+def _scan(folder: Path) -> Iterable[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError:
+        return
+
+
+def there(folder: Path, paths: Sequence[str]) -> bool:
+    """Whether all these paths are there; a folder must hold something."""
+    return all(_there(folder / path, path.endswith("/")) for path in paths)
+
+
+def _there(path: Path, folder: bool) -> bool:
+    return any(not entry.name.startswith(".") for entry in _scan(path)) if folder else exists(path)

@@ -1,0 +1,76 @@
+"""Addresses: of owners, of mirrors, of data sets on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote, urlsplit
+
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.layout import SourceFile
+
+_HUB = "hf://datasets/"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a file is downloaded from.
+
+    Attributes:
+        url: http or https.
+        headers: what is sent with the request; never to another host.
+        gated: what to do where the file may not be had; empty where nothing helps.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    gated: str = ""
+
+    @property
+    def shown(self) -> str:
+        """For people: without a password."""
+        parts = urlsplit(self.url)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def check_mirror(text: str) -> None:
+    """Raises UserError if a mirror's address can't be one."""
+    try:
+        parts = urlsplit(text)
+        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and not parts.fragment
+    except ValueError:
+        fits = False
+    if not fits:
+        raise UserError(f"--from {text!r}: give a folder, or an address such as https://mirror.example/data")
+
+
+def is_address(text: str) -> bool:
+    """Whether ``--from`` names an address, no folder."""
+    return "://" in text
+
+
+def addresses(source: SourceFile, mirrors: tuple[str, ...]) -> list[Address]:
+    """Where a file can be had, mirrors first."""
+    found = [Address(f"{mirror.rstrip('/')}/{quote(source.name)}") for mirror in mirrors]
+    if source.address.startswith(_HUB):
+        found.append(_on_hub(source.address.removeprefix(_HUB)))
+    elif source.address:
+        found.append(Address(source.address))
+    return found
+
+
+def _on_hub(path: str) -> Address:
+    from huggingface_hub import constants, get_token, hf_hub_url
+
+    owner, name, file = path.split("/", 2)
+    token = get_token()
+    page = f"{constants.ENDPOINT}/datasets/{owner}/{name}"
+    gated = (
+        f"the repository is gated: accept its terms at {page}, then log in with `hf auth login` or set HF_TOKEN "
+        "(a token is sent already, and is not enough)"
+        if token
+        else f"the repository is gated or private: accept its terms at {page}, then log in with `hf auth login` or set "
+        "HF_TOKEN"
+    )
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return Address(hf_hub_url(f"{owner}/{name}", file, repo_type="dataset"), headers, gated)

@@ -1,0 +1,106 @@
+"""What has to be done for a benchmark's data to be where it belongs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from flamingo_eval.core.layout import Piece, SourceFile
+from flamingo_eval.data.download import check_free
+from flamingo_eval.data.finding import OWN
+from flamingo_eval.data.where import Found, PieceState
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file of an owner's, and what is made of it.
+
+    Attributes:
+        source: the file.
+        at: where it lies; None if it is to be downloaded.
+        pieces: where each piece is kept -> the piece.
+    """
+
+    source: SourceFile
+    at: Path | None
+    pieces: Mapping[Path, Piece]
+
+    @property
+    def own(self) -> Path:
+        """Folder for what is half done."""
+        kept, piece = next(iter(self.pieces.items()))
+        return own_folder(kept, piece)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What has to be done, in this order.
+
+    Attributes:
+        links: pieces that lie somewhere else.
+        jobs: files to be unpacked, or downloaded first.
+        shared: pieces that are then kept beside another benchmark's.
+        open: pieces that a person has to get, or that nobody knows how to get.
+    """
+
+    links: Sequence[PieceState] = ()
+    jobs: Sequence[Job] = ()
+    shared: Sequence[PieceState] = ()
+    open: Sequence[PieceState] = ()
+
+    @property
+    def bytes(self) -> int:
+        """What is to be downloaded, as far as it is known."""
+        return sum(job.source.size for job in self.jobs if job.at is None)
+
+    @property
+    def room(self) -> int:
+        """What will be taken up on the disk at most, as far as it is known: each file, and what is in it."""
+        return sum(
+            (job.source.size if job.at is None else 0) + (job.source.unpacked or job.source.size) for job in self.jobs
+        )
+
+
+def plan(found: Iterable[PieceState]) -> Plan:
+    """What has to be done for some pieces. Pure."""
+    links, shared, left = [], [], []
+    jobs: dict[tuple[str, Path | None], dict[Path, Piece]] = {}
+    sources: dict[str, SourceFile] = {}
+    for state in found:
+        match state.found:
+            case Found.ELSEWHERE:
+                links.append(state)
+            case Found.ARCHIVE | Found.DOWNLOAD:
+                assert state.source is not None
+                kept = kept_at(state)
+                sources[state.source.name] = state.source
+                jobs.setdefault((state.source.name, state.at), {})[kept] = state.piece
+                if kept != state.target:
+                    shared.append(state)
+            case Found.BY_HAND | Found.UNKNOWN:
+                left.append(state)
+    return Plan(links, [Job(sources[name], at, pieces) for (name, at), pieces in jobs.items()], shared, left)
+
+
+def kept_at(state: PieceState) -> Path:
+    """Where a piece is kept: where it belongs, or in the folder that shares it."""
+    if not state.piece.shared:
+        return state.target
+    return folder_of(state.target, state.piece).with_name(state.piece.shared) / state.piece.path
+
+
+def folder_of(target: Path, piece: Piece) -> Path:
+    """The benchmark's folder, from where one of its pieces belongs."""
+    return target.parents[len(PurePosixPath(piece.path).parts) - 1]
+
+
+def own_folder(target: Path, piece: Piece) -> Path:
+    """Where what is half done lies until a piece gets its place: on the same disk."""
+    return folder_of(target, piece) / OWN
+
+
+def check_room(root: Path, what: Plan) -> None:
+    """Raises StorageError if the data will not fit."""
+    if what.room:
+        check_free(root, what.room, "files and what is in them")

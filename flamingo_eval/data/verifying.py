@@ -1,0 +1,85 @@
+"""Whether a file is the one that its owner gives away; what was downloaded is noted in the benchmark's folder."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import threading
+from pathlib import Path
+
+from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.layout import SourceFile
+from flamingo_eval.core.progress import note
+from flamingo_eval.data.download import check_begins
+from flamingo_eval.data.planning import Job
+from flamingo_eval.storage.files import json_text, storage_errors, write_atomic
+
+RECORD = "prepared.json"
+"""What was downloaded, from where and when: a file in the benchmark's folder."""
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+
+
+def verify(source: SourceFile, file: Path) -> str:
+    """The digest of a file that is its owner's. Raises DataError."""
+    size = file.stat().st_size
+    if source.size and size != source.size:
+        check_begins(file, str(file))
+        raise DataError(
+            f"{file} has {size:,} bytes, and {source.name} has {source.size:,} (as said in {source.source}): it is not "
+            "all there, or another file"
+        )
+    digest = _digest(file, source.digest.partition(":")[0] or "sha256")
+    if source.digest and digest != source.digest:
+        raise DataError(
+            f"{file} has the digest {digest}, and {source.name} has {source.digest} (as said in {source.source})"
+        )
+    return digest
+
+
+def verify_download(job: Job, part: Path) -> str:
+    """The same of a download, which is thrown away if it is another file. Raises DataError."""
+    try:
+        check_begins(part, job.source.name)
+        digest = verify(job.source, part)
+        earlier = _recorded(job).get(job.source.name, {}).get("digest")
+        if earlier not in (None, digest) and not job.source.digest:
+            raise DataError(
+                f"{job.source.name} has the digest {digest}, and had {earlier} when it was first downloaded here: its "
+                f"owner has changed it. Where that is right, take it out of {job.own.parent / RECORD}"
+            )
+    except DataError as error:
+        with storage_errors(part):
+            part.unlink()
+        raise DataError(f"{error}; what was downloaded is deleted") from error
+    return digest
+
+
+def _recorded(job: Job) -> dict[str, dict[str, object]]:
+    try:
+        table = json.loads((job.own.parent / RECORD).read_bytes())
+        return {name: dict(one) for name, one in table["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+_record_lock = threading.Lock()
+
+
+def record(job: Job, digest: str) -> None:
+    """Notes what was downloaded, when, and whether its digest is the owner's, or only what was found."""
+    with _record_lock:
+        files = _recorded(job)
+        files[job.source.name] = {
+            "address": job.source.address,
+            "on": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "digest": digest,
+            "stated": bool(job.source.digest),
+        }
+        write_atomic(job.own.parent / RECORD, json_text({"files": files}))
+    if not job.source.digest:
+        note(f"{job.source.name}: nobody states its digest; {digest} is noted in {job.own.parent / RECORD}")

@@ -1,0 +1,175 @@
+"""What of a benchmark's data is there, and where the rest can be had."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from flamingo_eval.core.benchmark import Benchmark, load_benchmark
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.layout import Piece, SourceFile
+from flamingo_eval.data.finding import Places, there
+
+
+class Found(Enum):
+    """How a piece can be had.
+
+    Attributes:
+        THERE: it is where it belongs, or what does as well is there.
+        ELSEWHERE: it lies somewhere else.
+        ARCHIVE: the file that holds it lies somewhere.
+        DOWNLOAD: it can be downloaded.
+        BY_HAND: a person has to get it.
+        UNKNOWN: the benchmark's file does not say where it comes from.
+    """
+
+    THERE = "there"
+    ELSEWHERE = "elsewhere"
+    ARCHIVE = "archive"
+    DOWNLOAD = "download"
+    BY_HAND = "by hand"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class PieceState:
+    """A piece, and how it can be had.
+
+    Attributes:
+        benchmark: whose.
+        piece: it.
+        target: where it belongs.
+        found: how it can be had.
+        at: where it, or the file that holds it, lies now; None if it does not.
+        source: the file that is or holds it; None where nobody says.
+        place: what is there in its place, for people; empty for itself.
+    """
+
+    benchmark: Benchmark
+    piece: Piece
+    target: Path
+    found: Found
+    at: Path | None = None
+    source: SourceFile | None = None
+    place: str = ""
+
+
+def pieces_of(benchmark: Benchmark, variant: str = "") -> tuple[Piece, ...]:
+    """The pieces that must be there, or may be, to query the benchmark's split.
+
+    Args:
+        benchmark: whose.
+        variant: take the files as these converted them, in place of those that they do as well as.
+    """
+    needed = [piece for piece in benchmark.data.layout if isinstance(piece, Piece) and piece.needed(benchmark.split)]
+    converted = {piece.path for piece in needed if variant and piece.variant == variant}
+    return tuple(
+        piece
+        for piece in needed
+        if piece.variant in ("", variant) and not any(converted.issuperset(group) for group in piece.instead)
+    )
+
+
+def source_of(benchmark: Benchmark, piece: Piece) -> SourceFile | None:
+    """The file that a piece is, or that holds it. Raises UserError if no ``[download]`` lists it."""
+    if not piece.file:
+        return None
+    owner, _, name = piece.file.rpartition("/")
+    whose = load_benchmark(owner) if owner else benchmark
+    files = whose.download.files if whose.download else ()
+    source = next((file for file in files if file.name == name), None)
+    if source is None:
+        raise UserError(f"{benchmark.file}: [data]: layout names the file {piece.file!r}, which no [download] lists")
+    return source
+
+
+def states(benchmark: Benchmark, root: Path, places: Places, variant: str = "") -> list[PieceState]:
+    """How each piece of a benchmark can be had.
+
+    Args:
+        benchmark: with the user's own file names.
+        root: the data root.
+        places: other folders in which pieces, and files that hold them, may lie.
+        variant: see :func:`pieces_of`.
+
+    Raises:
+        UserError: the benchmark's file contradicts itself, or a folder can't be looked at.
+    """
+    return [_state(benchmark, piece, root, places) for piece in pieces_of(benchmark, variant)]
+
+
+def _state(benchmark: Benchmark, piece: Piece, root: Path, places: Places) -> PieceState:
+    folder = root / benchmark.data.folder
+    target, source = folder / piece.path, source_of(benchmark, piece)
+
+    def state(found: Found, at: Path | None = None, place: str = "") -> PieceState:
+        return PieceState(benchmark, piece, target, found, at, source, place)
+
+    if there(folder, [piece.path]) and not _to_arrange(piece, target):
+        return state(Found.THERE, target)
+    for group in piece.instead:
+        if there(folder, group):
+            return state(Found.THERE, folder / group[0], " and ".join(group))
+    if there(folder, [piece.path]):
+        return state(Found.ELSEWHERE, target)
+    lying = places.piece(piece, target)
+    if lying is not None:
+        return state(Found.ELSEWHERE, lying)
+    if source is None:
+        return state(Found.UNKNOWN)
+    archive = places.file(source)
+    if archive is not None:
+        return state(Found.ARCHIVE, archive)
+    return state(Found.DOWNLOAD if source.address else Found.BY_HAND)
+
+
+def _to_arrange(piece: Piece, target: Path) -> bool:
+    """Whether images lie side by side where a folder per class is wanted."""
+    return piece.arrange == "class_folders" and not any(
+        one.is_dir() for one in target.iterdir() if not one.name.startswith(".")
+    )
+
+
+def missing(found: Iterable[PieceState]) -> Sequence[PieceState]:
+    """What is needed and is not where it belongs."""
+    return [one for one in found if one.found is not Found.THERE and not one.piece.optional]
+
+
+def how(state: PieceState, command: str) -> str:
+    """Where a piece that is not there can be had, and by which command."""
+    source = state.source
+    match state.found:
+        case Found.ELSEWHERE if state.at == state.target:
+            return f"its images lie side by side; `{command}` puts them into a folder per class"
+        case Found.ELSEWHERE:
+            return f"it lies in {state.at}; `{command}` links it"
+        case Found.ARCHIVE:
+            return f"{state.at} holds it; `{command}` unpacks it"
+        case Found.DOWNLOAD if source is not None:
+            size = f" ({size_text(source.size)})" if source.size else ""
+            return f"from {source.address}{size}; `{command}` downloads it"
+        case Found.BY_HAND if source is not None:
+            return f"from {source.name}, which a person has to get (below); then `{command} --from FOLDER`"
+        case Found.THERE:
+            return "it is there"
+    return "nothing is known of where it comes from"
+
+
+def size_text(count: int) -> str:
+    """Bytes for people.
+
+    >>> size_text(13_510_573_713)
+    '13.5 GB'
+    """
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def steps(found: Iterable[PieceState]) -> Iterable[tuple[SourceFile, tuple[str, ...]]]:
+    """What a person has to do for each file that nobody may download unasked."""
+    sources = {one.source.name: one.source for one in found if one.found is Found.BY_HAND and one.source}
+    return [(source, source.steps) for source in sources.values()]

@@ -156,7 +156,7 @@ def _toml(section: str, table: Mapping[str, Any]) -> Iterable[str]:
 From = Annotated[
     list[str] | None,
     typer.Option("--from", metavar="DIR_OR_URL", help="A folder with downloaded or unpacked files, under any of their "
-                 "owners' names, which are used where they lie; or the address of a mirror. Can be given several times."),
+                 "owners' names, used where they lie; or the address of a mirror. Can be given several times."),
 ]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ class Piece(Record, frozen=True, kw_only=True):
             ``benchmark/name`` for another benchmark's.
         member: where it is in that archive, ``path`` if empty; folders may stand before it. ``.`` is all of it.
         holds: what tells it from others of that name: an entry of a folder (a pattern), or words in a file's
-            first 100,000 characters.
+            first 100,000 characters; behind ``!``, words that are not there.
         shared: the folder beside the benchmark's in which it is kept once for several; it is linked from there.
         arrange: what becomes of it before it is used. ``class_folders``: images that lie side by side are put into a
             folder per class. ``class_archives``: an archive of an archive per class becomes a folder per class.

@@ -31,7 +31,6 @@ from flamingo_eval.storage.files import open_own, storage_errors, write_atomic
 WAITS = (1.0, 4.0, 15.0, 60.0)
 """Seconds until a broken download goes on; begun anew whenever something came."""
 
-_CHUNK = 1 << 20
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = 10
 
@@ -40,18 +39,18 @@ class Progress:
     """Bytes of all downloads together, with rate and time left.
 
     Args:
-        sizes: name of each file -> its bytes, 0 where nobody has said so yet.
+        sizes: each file -> its bytes, 0 where nobody has said so yet.
     """
 
-    def __init__(self, sizes: Mapping[str, int]) -> None:
+    def __init__(self, sizes: Mapping[SourceFile, int]) -> None:
         self._sizes, self._lock = dict(sizes), threading.Lock()
         self._bar = progress_bar(sum(self._sizes.values()), "B", "downloading", shown=bool(sizes), scaled=True)
 
-    def expect(self, name: str, size: int) -> None:
+    def expect(self, source: SourceFile, size: int) -> None:
         """A server says how large a file is."""
         with self._lock:
-            if size and not self._sizes.get(name):
-                self._sizes[name] = size
+            if size and not self._sizes.get(source):
+                self._sizes[source] = size
                 self._bar.total += size
                 self._bar.refresh()
 
@@ -191,9 +190,9 @@ class Downloader:
             noted.unlink(missing_ok=True)
         else:
             write_atomic(noted, json.dumps({"address": address.url, "tag": _tag(response), "total": total}))
-        self._progress.expect(source.name, total)
+        self._progress.expect(source, total)
         with storage_errors(part), _appended(part, have) as file:
-            for chunk in response.iter_bytes(_CHUNK) if packed else response.iter_raw(_CHUNK):
+            for chunk in response.iter_bytes() if packed else response.iter_raw():
                 if self._stop.is_set():
                     raise StoppedError
                 file.write(chunk)

@@ -98,7 +98,7 @@ def holds(piece: Piece, path: Path) -> bool:
     if not piece.holds:
         return True
     with open_regular(path) as file:
-        return piece.holds.encode() in file.read(_SEEN)
+        return (piece.holds.removeprefix("!").encode() in file.read(_SEEN)) is not piece.holds.startswith("!")
 
 
 def _scan(folder: Path) -> Iterable[os.DirEntry[str]]:

@@ -46,4 +46,4 @@ def drop_empty(folder: Path) -> None:
     """Removes a folder, and those in it, as far as nothing is in them."""
     for path, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
-            os.rmdir(path)
+            Path(path).rmdir()

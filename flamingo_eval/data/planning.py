@@ -65,8 +65,7 @@ class Plan:
 def plan(found: Iterable[PieceState]) -> Plan:
     """What has to be done for some pieces. Pure."""
     links, shared, left = [], [], []
-    jobs: dict[tuple[str, Path | None], dict[Path, Piece]] = {}
-    sources: dict[str, SourceFile] = {}
+    jobs: dict[tuple[SourceFile, Path | None], dict[Path, Piece]] = {}
     for state in found:
         match state.found:
             case Found.ELSEWHERE:
@@ -74,13 +73,12 @@ def plan(found: Iterable[PieceState]) -> Plan:
             case Found.ARCHIVE | Found.DOWNLOAD:
                 assert state.source is not None
                 kept = kept_at(state)
-                sources[state.source.name] = state.source
-                jobs.setdefault((state.source.name, state.at), {})[kept] = state.piece
+                jobs.setdefault((state.source, state.at), {})[kept] = state.piece
                 if kept != state.target:
                     shared.append(state)
             case Found.BY_HAND | Found.UNKNOWN:
                 left.append(state)
-    return Plan(links, [Job(sources[name], at, pieces) for (name, at), pieces in jobs.items()], shared, left)
+    return Plan(links, [Job(*key, pieces) for key, pieces in jobs.items()], shared, left)
 
 
 def kept_at(state: PieceState) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ from flamingo_eval.data.download import Downloader, Progress, StoppedError, chec
 from flamingo_eval.data.finding import Places, holds, there
 from flamingo_eval.data.origins import addresses
 from flamingo_eval.data.placing import copy_to, drop_empty, finish, put_link
-from flamingo_eval.data.planning import Job, Plan, kept_at, own_folder
-from flamingo_eval.data.unpack import is_archive, unpack
+from flamingo_eval.data.planning import Job, Plan, folder_of, kept_at, own_folder
+from flamingo_eval.data.unpack import is_archive, names_in, select, unpack
 from flamingo_eval.data.verifying import record, verify, verify_download
 from flamingo_eval.data.where import PieceState
 from flamingo_eval.storage.claims import Claims
@@ -108,9 +108,10 @@ class Preparation:
         if not is_archive(archive):
             self._take(job, archive)
             return
-        staged = {job.own / "unpacked" / piece.path: piece for piece in job.pieces.values()}
+        pieces = _as_held(archive, job.pieces)
+        staged = {job.own / "unpacked" / piece.path: piece for piece in pieces.values()}
         unpack(archive, staged, self._stop)
-        for (kept, piece), stage in zip(job.pieces.items(), staged, strict=True):
+        for (kept, piece), stage in zip(pieces.items(), staged, strict=True):
             if piece.arrange == "class_folders" and not _has_folders(stage):
                 sorted_ = stage.with_name(f"{stage.name} by class")
                 with self._classes(piece, job.own) as told:
@@ -166,7 +167,7 @@ class Preparation:
         """Downloads several at once, and unpacks each when it is there."""
         if not jobs:
             return
-        progress = Progress({job.source.name: job.source.size for job in jobs})
+        progress = Progress({job.source: job.source.size for job in jobs})
         downloader = Downloader(self._stop, progress)
         pool = ThreadPoolExecutor(DOWNLOADS)
         try:
@@ -228,6 +229,19 @@ def alone(root: Path) -> Iterator[None]:
             yield
     finally:
         claims.close()
+
+
+def _as_held(archive: Path, pieces: Mapping[Path, Piece]) -> Mapping[Path, Piece]:
+    """The pieces as an archive has them: a file that it lacks may be there as what does as well."""
+    if not any(piece.instead and not piece.is_folder for piece in pieces.values()):
+        return pieces
+    names, held = names_in(archive), dict[Path, Piece]()
+    for kept, piece in pieces.items():
+        others = [[Piece(path=path, holds=piece.holds) for path in group] for group in piece.instead]
+        complete = (group for group in [[piece], *others] if all(select(names, one) for one in group))
+        for one in next(complete, [piece]):
+            held[folder_of(kept, piece) / one.path] = one
+    return held
 
 
 def _has_folders(folder: Path) -> bool:

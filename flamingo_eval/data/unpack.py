@@ -39,6 +39,18 @@ def is_archive(path: Path) -> bool:
     return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
 
 
+def names_in(archive: Path) -> list[str]:
+    """Names of an archive's members. Raises DataError if it is damaged."""
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as zipped:
+                return zipped.namelist()
+        with tarfile.open(archive, "r:*") as tarred:
+            return tarred.getnames()
+    except _DAMAGED as error:
+        raise DataError(f"{archive} can't be unpacked: {error or type(error).__name__}") from error
+
+
 def unpack(archive: Path, wanted: Wanted, stop: threading.Event) -> None:
     """Takes pieces out of an archive.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from flamingo_eval.core.benchmark import Benchmark, load_benchmark
 from flamingo_eval.core.errors import UserError
@@ -119,7 +119,8 @@ def _state(benchmark: Benchmark, piece: Piece, root: Path, places: Places) -> Pi
         return state(Found.ELSEWHERE, lying)
     if source is None:
         return state(Found.UNKNOWN)
-    archive = places.file(source)
+    itself = source.name == PurePosixPath(piece.inner).name  # no archive; it was sought as the piece, by its content
+    archive = None if itself else places.file(source)
     if archive is not None:
         return state(Found.ARCHIVE, archive)
     return state(Found.DOWNLOAD if source.address else Found.BY_HAND)

@@ -11,6 +11,7 @@ import typer
 
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
+from flamingo_eval.cli.manifests import copy_listed
 from flamingo_eval.cli.output import emit
 from flamingo_eval.core.benchmark import Benchmark, benchmark_names, canonical_name, load_benchmark
 from flamingo_eval.core.errors import DataError, UserError, first_few
@@ -179,6 +180,16 @@ def data_prepare(
             "converted for OpenFlamingo's own harness, from its data repository.",
         ),
     ] = False,
+    from_manifest: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-manifest",
+            parser=opt.path,
+            metavar="FILE",
+            help="Copy the files that a manifest lists (`plan "
+            "--manifest` writes it) from the data root that --from names; no benchmark is named then.",
+        ),
+    ] = None,
     *,
     given: opt.Given,
 ) -> None:
@@ -193,6 +204,10 @@ def data_prepare(
     from flamingo_eval.data.where import missing, states, steps
 
     names = _chosen(benchmarks or [])
+    if from_manifest is not None:
+        settings = specs.settings_for(context.obj, [], given, specs.DATA_PREPARE)
+        copy_listed(from_manifest, settings, names, source or [])
+        return
     if not names:
         raise UserError(f"which benchmarks? Name some of {', '.join(benchmark_names())}, or all")
     settings = specs.settings_for(context.obj, names, given, specs.DATA_PREPARE)

@@ -15,6 +15,7 @@ import typer
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import Config
+from flamingo_eval.cli.manifests import write_plan_manifest
 from flamingo_eval.cli.output import emit, wanted
 from flamingo_eval.cli.reading import check_nothing_missing, check_nothing_partial
 from flamingo_eval.core import registry
@@ -103,7 +104,12 @@ def plan(
         bool,
         typer.Option("--tokens", help="Show how many tokens the checkpoint's prompts have, and its limit; no weights."),
     ] = False,
-) -> None:
+    manifest: Annotated[
+        Path | None,
+        typer.Option("--manifest", parser=opt.path, metavar="FILE", help="Write the files that the plan needs, with "
+                     "sizes and digests: `data prepare --from-manifest` copies just these."),
+    ] = None,
+) -> None:  # fmt: skip
     """Show which queries and demonstrations a run would have, without loading a model."""
     from flamingo_eval.engine.plan import query_row
     from flamingo_eval.engine.prepare import notices, plan_all, rank_all, read_sources, trial_keys_of
@@ -118,6 +124,9 @@ def plan(
     keys = trial_keys_of(spec, sources)
     nearest = rank_all(spec, sources, keys, Retriever.of(spec))
     planned = plan_all(spec, sources, keys, source.renderer, nearest)
+    if manifest is not None:
+        write_plan_manifest(manifest, spec, sources, planned)
+        return
     counter = registry.token_counter(source) if tokens else None
     presentation = {name: value for name in SHOWN_TO_MODEL if (value := getattr(spec, name)) is not None}
     for trial in planned:

@@ -1,48 +1,47 @@
-"""Commands about data on the disk: ``data where``, ``data prepare``, ``data check``."""
+"""Commands about data on the disk: ``data where``, ``data check``; ``data prepare`` is beside it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
-from flamingo_eval.cli.manifests import copy_listed
 from flamingo_eval.cli.output import emit
 from flamingo_eval.core.benchmark import Benchmark, benchmark_names, canonical_name, load_benchmark
-from flamingo_eval.core.errors import DataError, UserError, first_few
+from flamingo_eval.core.errors import DataError, first_few
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.layout import Piece
-from flamingo_eval.core.paths import is_folder, user_path
-from flamingo_eval.core.progress import note
+from flamingo_eval.core.paths import user_path
 from flamingo_eval.core.run_settings import DEMO, RunSettings
 from flamingo_eval.demo.root import data_folder
+
+if TYPE_CHECKING:
+    from flamingo_eval.data.where import PieceState
 
 app = typer.Typer(help="About benchmarks' data on the disk.", no_args_is_help=True)
 
 _Name = Annotated[str, typer.Argument(metavar="BENCHMARK", help="Name of a benchmark, or all.")]
-_Names = Annotated[list[str] | None, typer.Argument(metavar="BENCHMARK...", help="Names of benchmarks, or all.")]
 
 
 def register(parent: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command("where")(opt.with_settings(specs.DATA)(data_where))
-    app.command("prepare")(opt.with_settings(specs.DATA_PREPARE)(data_prepare))
     app.command("check")(opt.with_settings(specs.DATA_CHECK)(data_check))
     parent.add_typer(app, name="data")
 
 
-def _chosen(names: Iterable[str]) -> list[str]:
+def chosen(names: Iterable[str]) -> list[str]:
     """Benchmarks by name; ``all`` is every one."""
     wanted = [one for name in names for one in (benchmark_names() if name == "all" else (canonical_name(name),))]
     return list(dict.fromkeys(wanted))
 
 
-def _load(context: typer.Context, name: str, settings: RunSettings) -> Benchmark:
+def load(context: typer.Context, name: str, settings: RunSettings) -> Benchmark:
     overrides = None if settings.data_root == DEMO else context.obj.data.get(name)
     return load_benchmark(name, overrides, protocol=settings.protocol, split=settings.split)
 
@@ -64,11 +63,11 @@ def data_where(
     from flamingo_eval.data.finding import search
     from flamingo_eval.data.where import missing, states, steps
 
-    names = _chosen([benchmark])
+    names = chosen([benchmark])
     gone: list[str] = []
     for name in names:
         settings = specs.settings_for(context.obj, [name], given, specs.DATA)
-        rules = _load(context, name, settings)
+        rules = load(context, name, settings)
         root = None if layout or settings.data_root == DEMO else user_path(settings.data_root, "--data-root")
         emit(f"{rules.title}, split {rules.split}: {(root or Path('<data root>')) / rules.data.folder}/")
         if root is None:
@@ -78,7 +77,7 @@ def data_where(
             for state in found:
                 _show(state, settings.data_root)
             for source, lines in steps(found):
-                _show_steps(source.name, lines)
+                show_steps(source.name, lines)
             gone += [f"{name}: {state.piece.path}" for state in missing(found)]
         for line in rules.data.layout:
             if isinstance(line, str):
@@ -105,7 +104,7 @@ def _width(rules: Benchmark) -> int:
     return max((len(piece.path) for piece in rules.data.layout if isinstance(piece, Piece)), default=0)
 
 
-def _show(state: Any, data_root: str) -> None:
+def _show(state: PieceState, data_root: str) -> None:
     """A piece with what was found of it, and how it can be had."""
     from flamingo_eval.data.where import Found, how
 
@@ -123,7 +122,7 @@ def _show(state: Any, data_root: str) -> None:
     emit(f"           {how(state, f'flamingo-eval data prepare {name} --data-root {data_root}')}")
 
 
-def _show_steps(name: str, lines: Iterable[str]) -> None:
+def show_steps(name: str, lines: Iterable[str]) -> None:
     emit(f"  To get {name}:")
     for number, line in enumerate(lines, start=1):
         emit(f"    {number}. {line}")
@@ -144,7 +143,7 @@ def _show_settings(name: str, rules: Benchmark) -> None:
         emit(line)
 
 
-def _toml(section: str, table: Mapping[str, Any]) -> Iterable[str]:
+def _toml(section: str, table: Mapping[str, object]) -> Iterable[str]:
     """A table as TOML. JSON's texts, numbers and lists of them are TOML's too."""
     yield f"[{section}]"
     yield from (f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict))
@@ -152,122 +151,6 @@ def _toml(section: str, table: Mapping[str, Any]) -> Iterable[str]:
         if isinstance(value, dict):
             yield ""
             yield from _toml(f"{section}.{key}", value)
-
-
-From = Annotated[
-    list[str] | None,
-    typer.Option("--from", metavar="DIR_OR_URL", help="A folder with downloaded or unpacked files, under any of their "
-                 "owners' names, used where they lie; or the address of a mirror. Can be given several times."),
-]  # fmt: skip
-
-
-def data_prepare(
-    context: typer.Context,
-    benchmarks: _Names = None,
-    source: From = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be done, and how much it is.")
-    ] = False,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy what lies elsewhere instead of linking to it.")] = False,
-    keep: Annotated[
-        bool, typer.Option("--keep-archives", help="Keep downloaded archives beside what was unpacked from them.")
-    ] = False,
-    reference_files: Annotated[
-        bool,
-        typer.Option(
-            "--reference-files",
-            help="Of TextVQA, VizWiz and Flickr30K take the annotations as they were "
-            "converted for OpenFlamingo's own harness, from its data repository.",
-        ),
-    ] = False,
-    from_manifest: Annotated[
-        Path | None,
-        typer.Option(
-            "--from-manifest",
-            parser=opt.path,
-            metavar="FILE",
-            help="Copy the files that a manifest lists (`plan "
-            "--manifest` writes it) from the data root that --from names; no benchmark is named then.",
-        ),
-    ] = None,
-    *,
-    given: opt.Given,
-) -> None:
-    """Put benchmarks' data where it belongs, from what is there already, else from its owners.
-
-    Interrupted, the same command goes on. What may not be downloaded by a program is listed with what to do.
-    """
-    from flamingo_eval.data.finding import search
-    from flamingo_eval.data.origins import check_mirror, is_address
-    from flamingo_eval.data.planning import check_room, plan
-    from flamingo_eval.data.prepare import Preparation, alone
-    from flamingo_eval.data.where import missing, states, steps
-
-    names = _chosen(benchmarks or [])
-    if from_manifest is not None:
-        settings = specs.settings_for(context.obj, [], given, specs.DATA_PREPARE)
-        copy_listed(from_manifest, settings, names, source or [])
-        return
-    if not names:
-        raise UserError(f"which benchmarks? Name some of {', '.join(benchmark_names())}, or all")
-    settings = specs.settings_for(context.obj, names, given, specs.DATA_PREPARE)
-    if settings.data_root == DEMO:
-        raise UserError("where should the data go? Name a folder: --data-root DIR (the demo's data is made by itself)")
-    root, all_rules = user_path(settings.data_root, "--data-root"), [_load(context, name, settings) for name in names]
-    variant = "reference" if reference_files else ""
-    mirrors = tuple(one for one in source or [] if is_address(one))
-    folders = [user_path(one, "--from") for one in source or [] if not is_address(one)]
-    for mirror in mirrors:
-        check_mirror(mirror)
-    for folder in folders:
-        if not is_folder(folder):
-            raise UserError(f"--from {folder} is not a folder")
-
-    def looked() -> tuple[Any, list[Any]]:
-        places = search([*(root / rules.data.folder for rules in all_rules), root, *folders])
-        return places, [state for rules in all_rules for state in states(rules, root, places, variant)]
-
-    places, found = looked()
-    if dry_run:
-        _show_plan(found, plan(found))
-        return
-    with alone(root):
-        places, found = looked()
-        what = plan(found)
-        if settings.offline and any(job.at is None for job in what.jobs):
-            names_ = ", ".join(job.source.name for job in what.jobs if job.at is None)
-            raise DataError(f"not there, and nothing is downloaded with --offline: {names_}")
-        check_room(root, what)
-        for rules in all_rules if any(job.at is None for job in what.jobs) else ():
-            if rules.download:
-                note(f"{rules.name}: from {rules.download.page}; {rules.download.licence}")
-        problems = list(Preparation(places, mirrors, copy=copy, keep=keep, said=emit).run(what))
-        _, found = looked()
-    for file, lines in steps(found):
-        _show_steps(file.name, lines)
-    gone = missing(found)
-    incomplete = {state.benchmark.name for state in gone}
-    for name in names:
-        if name not in incomplete:
-            emit(f"{name}:")
-            problems += [f"{name}: {one}" for one in _checked(context, name, settings, open_images=False)]
-    problems += [f"{state.benchmark.name}: {state.target} is missing" for state in gone]
-    if problems:
-        raise DataError("not everything is there:" + first_few(problems, at_most=100))
-
-
-def _show_plan(found: Iterable[Any], what: Any) -> None:
-    """What would be done."""
-    from flamingo_eval.data.where import Found, how, size_text, steps
-
-    for state in found:
-        done = "found" if state.found is Found.THERE else how(state, "data prepare")
-        emit(f"{state.target}: {done}")
-    for file, lines in steps(found):
-        _show_steps(file.name, lines)
-    unknown = [job.source.name for job in what.jobs if job.at is None and not job.source.size]
-    emit(f"to download: {size_text(what.bytes)}{' and ' + ', '.join(unknown) if unknown else ''}; "
-         f"room needed: up to {size_text(what.room)}")  # fmt: skip
 
 
 def data_check(
@@ -279,18 +162,18 @@ def data_check(
 ) -> None:
     """Read all of a benchmark's files, count what is there, and say everything that is wrong."""
     problems: list[str] = []
-    names = _chosen([benchmark])
+    names = chosen([benchmark])
     for name in names:
         settings = specs.settings_for(context.obj, [name], given, specs.DATA_CHECK)
         if len(names) > 1:
             emit(f"{name}:")
-        found = _checked(context, name, settings, open_images=images)
+        found = checked(context, name, settings, open_images=images)
         problems += [f"{name}: {one}" for one in found] if len(names) > 1 else found
     if problems:
         raise DataError(f"the data is not as it should be: {first_few(problems)}")
 
 
-def _checked(context: typer.Context, name: str, settings: RunSettings, *, open_images: bool) -> list[str]:
+def checked(context: typer.Context, name: str, settings: RunSettings, *, open_images: bool) -> list[str]:
     """Prints what a check finds; returns the problems."""
     from flamingo_eval.data.check import check
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flamingo_eval.cli import bench, comparing, data, demonstrations, publishing, reading, runs, tools
+from flamingo_eval.cli import bench, comparing, data, demonstrations, prepare, publishing, reading, runs, tools
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import read_config
@@ -89,6 +89,7 @@ def _command() -> Callable[..., object]:
     bench.register(app)
     tools.register(app)
     data.register(app)
+    prepare.register(data.app)
     return typer.main.get_command(app)
 
 

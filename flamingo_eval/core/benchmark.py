@@ -252,6 +252,11 @@ class _Data(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, int] = msgspec.field(default_factory=dict)
 
 
+def _own(data: Mapping[str, object]) -> dict[str, object]:
+    """What the loader alone understands of ``[data]``."""
+    return {key: value for key, value in data.items() if key not in ("loader", "folder", "train", "layout")}
+
+
 class Submission(Record, frozen=True, kw_only=True):
     """How an evaluation server wants answers.
 
@@ -318,6 +323,7 @@ def parse_benchmark(
         raise UserError(f"{path}: the name {file.name!r} must be the file's, {path.stem!r}")
     if (split or file.split) not in file.splits:
         raise UserError(f"{path.stem} has no split {split or file.split!r}; it has: {', '.join(file.splits)}")
+    layout = read_layout(data.layout, file.data, overridden, f"{where}: [data]")
     alternatives = {
         other: merge(base, rules)["scoring"]
         for other, rules in protocols.items()
@@ -325,9 +331,6 @@ def parse_benchmark(
     }
     if alternatives and "scoring" in chosen:
         alternatives[DEFAULT_PROTOCOL] = base["scoring"]
-    layout = read_layout(data.layout, file.data, overridden, f"{where}: [data]")
-    named = ("loader", "folder", "train", "layout")
-    options = {key: value for key, value in overridden.items() if key not in named}
     return Benchmark(
         name=file.name,
         title=file.title,
@@ -337,7 +340,7 @@ def parse_benchmark(
         metric=file.metric,
         scoring=file.scoring,
         alternatives=alternatives,
-        data=DataRules(data.loader, data.folder, data.train, layout, options, f"{path}: [data]"),
+        data=DataRules(data.loader, data.folder, data.train, layout, _own(overridden), f"{path}: [data]"),
         plan=file.plan,
         prompt=file.prompt,
         task=task,

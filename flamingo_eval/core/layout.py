@@ -116,7 +116,7 @@ class Download(Record, frozen=True, kw_only=True):
 
 
 def read_layout(
-    lines: tuple[str | Piece, ...], usual: Mapping[str, Any], options: Mapping[str, Any], where: str
+    lines: tuple[str | Piece, ...], usual: Mapping[str, object], options: Mapping[str, object], where: str
 ) -> tuple[str | Piece, ...]:
     """The pieces of a benchmark's folder, where a user's own settings put them.
 
@@ -144,7 +144,7 @@ def read_layout(
     return tuple(pieces)
 
 
-def setting_at(options: Mapping[str, Any], key: str) -> Any:
+def setting_at(options: Mapping[str, object], key: str) -> Any:
     """The setting at a dotted key; None where there is none.
 
     >>> setting_at({"splits": {"val": {"questions": "q.json"}}}, "splits.val.questions")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from tqdm import tqdm
 
@@ -18,7 +17,7 @@ from flamingo_eval.core.reading import all_problems
 from flamingo_eval.core.records import Example
 from flamingo_eval.core.source import Source, read_source
 from flamingo_eval.data.finding import Places, there
-from flamingo_eval.data.where import missing, pieces_of, states
+from flamingo_eval.data.where import how, missing, pieces_of, states
 
 
 @dataclass
@@ -43,7 +42,7 @@ class Report:
 def check(
     name: str,
     images: Images,
-    overrides: Mapping[str, Any] | None,
+    overrides: Mapping[str, object] | None,
     *,
     protocol: str,
     split: str | None,
@@ -91,14 +90,16 @@ def _begun(benchmark: Benchmark, images: Images) -> bool:
 def _check_split(
     benchmark: Benchmark,
     images: Images,
-    overrides: Mapping[str, Any] | None,
+    overrides: Mapping[str, object] | None,
     report: Report,
     *,
     open_images: bool,
     compare: bool,
 ) -> None:
     lacking = missing(states(benchmark, images.root, Places(())))
-    report.wrong += [f"{state.target} is missing" for state in lacking]
+    report.wrong += [f"{state.target} is missing" for state in lacking if state.at is None]
+    command = f"flamingo-eval data prepare {benchmark.name.replace('_', '-')}"
+    report.remarks += [how(state, command) for state in lacking if state.at is not None]
     if not is_folder(images.root / benchmark.data.folder):
         report.wrong.append(f"{images.root / benchmark.data.folder} is not a folder")
         return

@@ -143,7 +143,7 @@ def how(state: PieceState, command: str) -> str:
     source = state.source
     match state.found:
         case Found.ELSEWHERE if state.at == state.target:
-            return f"its images lie side by side; `{command}` puts them into a folder per class"
+            return f"{state.target}: images lie side by side; `{command}` puts them into a folder per class"
         case Found.ELSEWHERE:
             return f"it lies in {state.at}; `{command}` links it"
         case Found.ARCHIVE:

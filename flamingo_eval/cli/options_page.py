@@ -18,6 +18,8 @@ _COMMANDS = {
     "`reproduce`": specs.REPRODUCE,
     "`score`": specs.SCORE,
     "`report`": specs.REPORT,
+    "`data where`": specs.DATA,
+    "`data prepare`": specs.DATA_PREPARE,
     "`data check`": specs.DATA_CHECK,
 }
 _HEAD = """# Options

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from msgspec import UNSET
 
-from flamingo_eval.analysis.evidence import Evidence
-from flamingo_eval.analysis.statistics import Difference, detectable_drop, holm, paired_difference
+from flamingo_eval.analysis.differences import Difference, paired_difference
+from flamingo_eval.analysis.evidence import Evidence, scale_of
+from flamingo_eval.analysis.statistics import holm
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.protocols import UNPINNED
 from flamingo_eval.core.run_settings import SETTINGS
@@ -40,7 +42,6 @@ class CellDifference:
         difference: paired.
         p: two-sided, corrected for the number of cells compared.
         p_drop: one-sided, of a drop, corrected likewise.
-        clusters: images it rests on.
     """
 
     benchmark: str
@@ -52,11 +53,6 @@ class CellDifference:
     difference: Difference
     p: float
     p_drop: float
-    clusters: int
-
-    def detectable(self, cells: int) -> float:
-        """The drop that would be found with 80% probability among so many cells."""
-        return detectable_drop(self.difference.error, self.clusters, cells)
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,7 @@ class Comparison:
         rows: the cells that both have.
         warnings: what differs between them besides the checkpoint, and does not forbid a comparison.
         checkpoints: each side's name -> its checkpoint, where that is known.
+        demo: which sides are the demo's, and what that means.
         unpinned: names of the sides whose answers come from a server.
     """
 
@@ -77,6 +74,7 @@ class Comparison:
     rows: tuple[CellDifference, ...]
     warnings: tuple[str, ...]
     checkpoints: tuple[tuple[str, str], ...] = ()
+    demo: tuple[str, ...] = ()
     unpinned: tuple[str, ...] = ()
 
 
@@ -104,12 +102,28 @@ def compare(run: Evidence, baseline: Evidence, *, all_of_baseline: bool = False)
     found = [_difference(run, baseline, name, shots) for name, shots in common]
     p, p_drop = holm([row[1].p for row in found]), holm([row[1].p_drop for row in found])
     rows = tuple(
-        CellDifference(name, shots, run.cells[name, shots].metric, seeds, *means, difference, p[i], p_drop[i], clusters)
-        for i, ((name, shots), (seeds, difference, clusters, means)) in enumerate(zip(common, found, strict=True))
+        CellDifference(name, shots, run.cells[name, shots].metric, seeds, *means, difference, p[i], p_drop[i])
+        for i, ((name, shots), (seeds, difference, means)) in enumerate(zip(common, found, strict=True))
     )
     unpinned = tuple(side.name for side in (run, baseline) if side.about.checkpoint.server is not UNSET)
-    warnings = (*_warnings(run, baseline), *(f"{name}: {UNPINNED}" for name in unpinned))
-    return Comparison(run.name, baseline.name, rows, warnings, _checkpoints(run, baseline), unpinned)
+    warnings = (*_warnings(run, baseline), *(f"{name}: {UNPINNED}" for name in unpinned), *_limits(rows))
+    demo = tuple(f"{side.name}: {side.about.demo}" for side in (run, baseline) if side.about.demo)
+    return Comparison(run.name, baseline.name, rows, warnings, _checkpoints(run, baseline), demo, unpinned)
+
+
+def _limits(rows: Sequence[CellDifference]) -> Iterator[str]:
+    """What some of these differences do not say."""
+    one = [f"{row.benchmark} at {row.shots} shots" for row in rows if row.difference.of_these_demonstrations]
+    if one:
+        which = "" if len(one) == len(rows) else f" ({', '.join(one)})"
+        yield f"one trial{which}: interval and p hold for these demonstrations only; others may give another difference"
+    for row in rows:
+        if row.difference.fragile:
+            unseen = 100 * row.difference.unseen / row.difference.span
+            yield (
+                f"{row.benchmark}, {row.shots} shots: {row.difference.clusters} images do not show a large change in "
+                f"up to {unseen:.1f}% of all, which could outweigh this difference"
+            )
 
 
 def _checkpoints(run: Evidence, baseline: Evidence) -> tuple[tuple[str, str], ...]:
@@ -182,7 +196,7 @@ def _warnings(run: Evidence, baseline: Evidence) -> Iterator[str]:
 
 def _difference(
     run: Evidence, baseline: Evidence, name: str, shots: int
-) -> tuple[tuple[int, ...], Difference, int, tuple[float, float]]:
+) -> tuple[tuple[int, ...], Difference, tuple[float, float]]:
     seeds = tuple(trial.seed for trial in run.cells[name, shots].trials if (name, shots, trial.seed) in baseline.trials)
     if not seeds:
         raise UserError(f"{name} at {shots} shots: {run.name} and {baseline.name} have no trial of the same seed")
@@ -195,8 +209,8 @@ def _difference(
                 f"{len(a.influence.keys() & b.influence.keys())} in common)"
             )
     images = {query: image for trial in ours for query, image in trial.images.items()}
-    difference, clusters = paired_difference(
-        [(t.value, t.influence) for t in ours], [(t.value, t.influence) for t in theirs], images
-    )
+    scale = scale_of(run.cells[name, shots], ours[0])
+    span = scale.high if math.isfinite(scale.high) else max(trial.highest for trial in (*ours, *theirs))
+    difference = paired_difference([t.moves for t in ours], [t.moves for t in theirs], images, span)
     means = (sum(t.value for t in ours) / len(seeds), sum(t.value for t in theirs) / len(seeds))
-    return seeds, difference, clusters, means
+    return seeds, difference, means

@@ -13,14 +13,8 @@ import numpy as np
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from flamingo_eval.analysis.statistics import (
-    Uncertainty,
-    auc_influence,
-    bootstrap_interval,
-    cluster_sums,
-    mean_influence,
-)
-from flamingo_eval.analysis.statistics import mean_uncertainty as uncertainty_of_mean
+from flamingo_eval.analysis.statistics import auc_influence, mean_influence
+from flamingo_eval.analysis.uncertainty import AUC, OPEN, PERCENT, Moves, Scale, Uncertainty, mean_uncertainty
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.numbers import all_finite, same_number
 from flamingo_eval.core.paths import is_file
@@ -59,6 +53,17 @@ class TrialEvidence:
     images: Mapping[str, str]
     row: TrialColumns
 
+    @property
+    def moves(self) -> Moves:
+        """How far each query moves the metric."""
+        labels = None if self.row.labels is UNSET else dict(zip(self.row.queries, self.row.labels, strict=True))
+        return Moves(self.value, self.influence, labels)
+
+    @property
+    def highest(self) -> float:
+        """The highest score of a query; of a ROC AUC its scale's end."""
+        return AUC.high if self.row.scores is UNSET else max(map(float, self.row.scores), default=0.0)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -80,16 +85,23 @@ class Evidence:
 
     def uncertainty(self, cell: Cell) -> Uncertainty:
         """How sure a cell's mean is."""
-        trials = [self.trials[cell.benchmark, cell.shots, trial.seed] for trial in cell.trials]
-        images = {query: image for trial in trials for query, image in trial.images.items()}
-        return uncertainty_of_mean([t.value for t in trials], [t.influence for t in trials], images)
+        return self._of([self.trials[cell.benchmark, cell.shots, trial.seed] for trial in cell.trials], cell)
 
-    def trial_interval(self, key: TrialKey) -> tuple[float, float]:
-        """95% bootstrap interval of one trial's metric, over queries, clustered by image."""
-        trial = self.trials[key]
-        influence = np.array([*trial.influence.values()])
-        sums = cluster_sums(influence, [trial.images[query] for query in trial.influence])
-        return bootstrap_interval(trial.value, sums, len(influence))
+    def trial_interval(self, cell: Cell, seed: int) -> tuple[float, float]:
+        """95% interval of one trial's metric, over its queries."""
+        found = self._of([self.trials[cell.benchmark, cell.shots, seed]], cell)
+        return found.low, found.high
+
+    def _of(self, trials: Sequence[TrialEvidence], cell: Cell) -> Uncertainty:
+        images = {query: image for trial in trials for query, image in trial.images.items()}
+        return mean_uncertainty([trial.moves for trial in trials], images, scale_of(cell, trials[0]))
+
+
+def scale_of(cell: Cell, trial: TrialEvidence) -> Scale:
+    """Where a cell's values can be: accuracies are in percent, and say so."""
+    if trial.row.labels is not UNSET:
+        return AUC
+    return PERCENT if cell.metric.endswith("%") else OPEN
 
 
 def read_evidence(path: Path) -> Evidence:

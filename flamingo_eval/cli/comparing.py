@@ -27,6 +27,11 @@ Margin = Annotated[
     typer.Option("--margin", min=0.0,
                  help="Also fail a cell unless it is, with 95% confidence, at most this many points worse."),
 ]  # fmt: skip
+RequirePower = Annotated[
+    float | None,
+    typer.Option("--require-power", min=0.5, max=0.999,
+                 help="Also fail a cell that would not find a drop of --max-drop with this probability, such as 0.8."),
+]  # fmt: skip
 AllowUnpinned = Annotated[
     bool,
     typer.Option("--allow-unpinned",
@@ -64,6 +69,7 @@ def check(
     ],
     max_drop: MaxDrop = 1.0,
     margin: Margin = None,
+    require_power: RequirePower = None,
     markdown: Annotated[
         Path | None, typer.Option("--markdown", parser=opt.path,
                 metavar="FILE", help="Write a table for a pull request.")
@@ -104,8 +110,8 @@ def check(
             f"{' and '.join(comparison.unpinned)}: the answers come from a server and are not reproducible by us, so a "
             "difference may be the server's; --allow-unpinned checks all the same"
         )
-    verdicts = judge(comparison, max_drop=max_drop, margin=margin)
-    for warning in comparison.warnings:
+    verdicts = judge(comparison, max_drop=max_drop, margin=margin, require_power=require_power)
+    for warning in (*comparison.demo, *comparison.warnings):
         note(warning)
     emit(gate.as_text(verdicts), end="")
     if markdown is not None:

@@ -25,12 +25,16 @@ def _p(value: float) -> str:
 
 
 def _caption(comparison: Comparison) -> list[str]:
-    least = max(row.detectable(len(comparison.rows)) for row in comparison.rows)
+    tests = {len(row.seeds) > 1 for row in comparison.rows}
+    kinds = [*(["sign-flip permutation for one trial"] if False in tests else []),
+             *(["t over trials and queries for several"] if True in tests else [])]  # fmt: skip
+    least = max(row.difference.detectable(len(comparison.rows)) for row in comparison.rows)
     return [
         *(f"{name}: checkpoint {checkpoint}" for name, checkpoint in comparison.checkpoints),
         f"{comparison.run} minus {comparison.baseline}: same queries and trials, paired by query, clustered by image",
-        "p: sign-flip permutation, two-sided; Holm: corrected for the number of rows",
+        f"p: two-sided, {', '.join(kinds)}; Holm: corrected for the number of rows",
         f"a drop of {least:.2f} would be found in any row with 80% probability (5%, one-sided, corrected)",
+        *comparison.demo,
         *(f"note: {warning}" for warning in comparison.warnings),
     ]
 
@@ -52,15 +56,22 @@ def as_json(comparison: Comparison) -> str:
          "baseline": row.baseline, "difference": row.difference.value, "low": _number(row.difference.low),
          "high": _number(row.difference.high), "standard_error": _number(row.difference.error), "p": row.difference.p,
          "p_drop": row.difference.p_drop, "p_corrected": row.p, "p_drop_corrected": row.p_drop,
-         "queries": row.difference.queries, "clusters": row.clusters,
-         "detectable_drop": _number(row.detectable(len(comparison.rows)))}
+         "queries": row.difference.queries, "clusters": row.difference.clusters,
+         "detectable_drop": _number(row.difference.detectable(len(comparison.rows)))}
         for row in comparison.rows
     ]  # fmt: skip
     names = {"run": comparison.run, "baseline": comparison.baseline}
     checkpoints = [checkpoint for _, checkpoint in comparison.checkpoints]
     return (
         json.dumps(
-            {**names, "checkpoints": checkpoints, "warnings": list(comparison.warnings), "cells": rows}, indent=1
+            {
+                **names,
+                "checkpoints": checkpoints,
+                "demo": list(comparison.demo),
+                "warnings": list(comparison.warnings),
+                "cells": rows,
+            },
+            indent=1,
         )
         + "\n"
     )

@@ -42,7 +42,7 @@ def _intervals(evidence: Evidence) -> dict[tuple[str, int], Interval]:
     found = {}
     for key, cell in evidence.cells.items():
         uncertainty = evidence.uncertainty(cell)
-        trials = tuple(evidence.trial_interval((*key, trial.seed)) for trial in cell.trials)
+        trials = tuple(evidence.trial_interval(cell, trial.seed) for trial in cell.trials)
         found[key] = Interval(
             uncertainty.low, uncertainty.high, uncertainty.queries, uncertainty.demonstrations, trials
         )

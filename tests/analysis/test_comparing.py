@@ -119,11 +119,39 @@ def test_comparison_and_gate(two_runs: tuple[Path, Path], cli: Cli) -> None:
 
 def test_a_margin_fails_where_the_sample_is_too_small(two_runs: tuple[Path, Path], cli: Cli) -> None:
     good, bad = two_runs
-    assert cli("check", good, "--baseline", good, "--margin", "0.5").returncode == 0
+    assert cli("check", good, "--baseline", good, "--margin", "8").returncode == 0
+    same = cli("check", good, "--baseline", good, "--margin", "0.5")
+    assert same.returncode == 1, "forty images without a difference do not show that there is none"
+    assert "may be worse by 7.2" in same.stderr
     scored(bad, 98.0, every=7)  # nothing significant, but who knows
     result = cli("check", bad, "--baseline", good, "--margin", "0.1")
     assert result.returncode == 1
     assert "more than the margin 0.1, with these queries" in result.stderr
+
+
+def test_a_gate_says_what_it_could_have_seen(two_runs: tuple[Path, Path], cli: Cli) -> None:
+    """In its output, in Markdown and in JUnit; --require-power makes blindness a failure."""
+    good, bad = two_runs
+    scored(bad, 98.0, every=7)
+    files = ("--markdown", "m.md", "--junit", "j.xml")
+    result = cli("check", bad, "--baseline", good, "--max-drop", "1", *files)
+    assert result.returncode == 0
+    for text in (result.stdout, Path("m.md").read_text(), Path("j.xml").read_text()):
+        assert "would be found with 80% probability" in text or "would find" in text
+        assert "more than the drop it guards against" in text or "blind" in text
+    required = cli("check", bad, "--baseline", good, "--max-drop", "1", "--require-power", "0.8", *files)
+    assert required.returncode == 1
+    assert "can't see a drop of 1: a drop of" in required.stderr
+    assert ElementTree.parse("j.xml").getroot().attrib["failures"] == "2"
+    assert cli("check", bad, "--baseline", good, "--max-drop", "50", "--require-power", "0.8").returncode == 0
+
+
+def test_no_difference_is_no_certainty(two_runs: tuple[Path, Path], cli: Cli) -> None:
+    """A run against itself: never a drop of 0.00 that would be found, nor an interval of +0.00 to +0.00."""
+    good, _ = two_runs
+    text = cli("compare", good, good).stdout
+    assert "+0.00 to +0.00" not in text
+    assert "a drop of 0.00 would be found" not in text
 
 
 @pytest.mark.slow

@@ -111,8 +111,8 @@ def test_junit_is_xml_whatever_a_benchmark_is_called() -> None:
         benchmark, shots, metric, run, baseline = "a\x1b\x00b", 4, "m\x07", 1.0, 2.0
 
     row: Any = Row()
-    comparison: Any = type("C", (), {"run": "r\x1b", "baseline": "b", "rows": [row], "warnings": []})
-    text = as_junit(comparison, [Verdict(row, "worse\x0b")])
+    comparison: Any = type("C", (), {"run": "r\x1b", "baseline": "b", "rows": [row], "warnings": [], "demo": ()})
+    text = as_junit(comparison, [Verdict(row, "worse\x0b", 1.0, 0.8, False)])
     assert ElementTree.fromstring(text).find(".//failure") is not None  # our own
 
 

@@ -1,0 +1,147 @@
+"""Paired differences between two runs over the same trials: interval, p-value, and what could not have been seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flamingo_eval.analysis.statistics import cluster_sums, sign_flip_p, t_quantile
+from flamingo_eval.analysis.uncertainty import Moves, Parts, parts_of
+
+FEW = 10
+"""Where fewer images than this differ, t says too little of those that were not drawn."""
+
+_SAME = 1e-12
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference, run minus baseline, over the same queries and demonstrations.
+
+    Attributes:
+        value: in the metric's unit.
+        low: lower end of its 95% interval.
+        high: upper end.
+        p: two-sided.
+        p_drop: one-sided, of a drop.
+        queries: how many queries both answered in each trial.
+        clusters: images they are about.
+        fell: images that the run does worse on.
+        rose: ... and better.
+        span: the most that one query's score can change.
+        parts: its variance.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    p_drop: float
+    queries: int
+    clusters: int
+    fell: int
+    rose: int
+    span: float
+    parts: Parts
+
+    @property
+    def error(self) -> float:
+        """Its standard error."""
+        return self.parts.error
+
+    @property
+    def of_these_demonstrations(self) -> bool:
+        """Whether it holds for these demonstrations only: one trial says nothing of others."""
+        return self.parts.demonstrations is None
+
+    @property
+    def unseen(self) -> float:
+        """A change that no image of these showed can be as large as this, with 95% confidence (the rule of three)."""
+        return self.span * _most(0, self.clusters, 0.05)
+
+    @property
+    def fragile(self) -> bool:
+        """Whether it is called a difference, and a rare large change that these images do not show could undo it."""
+        return self.p < 0.05 and abs(self.value) <= self.unseen
+
+    def lower_bound(self) -> float:
+        """With 95% confidence the difference is above this (one-sided)."""
+        reach = self.parts.reach(0.9)
+        return _widened(self, -1, reach, 0.05)
+
+    def detectable(self, cells: int = 1, power: float = 0.8) -> float:
+        """The drop that would be found with this probability, among so many cells (5%, one-sided, corrected)."""
+        reach = self.parts.reach(1 - 0.1 / cells)
+        degrees = max(part.degrees for part in self.parts.parts)
+        found = reach + t_quantile(degrees, 2 * power - 1) * self.error
+        return max(found, self.span * _most(0, self.clusters, 0.05 / cells))
+
+
+def _most(count: int, of: int, alpha: float) -> float:
+    """The largest share of images that could have changed, where ``count`` did (Clopper and Pearson, one-sided).
+
+    >>> round(_most(0, 100, 0.05), 4)
+    0.0295
+    """
+    from scipy.stats import beta
+
+    return 1.0 if count >= of else float(beta.ppf(1 - alpha, count + 1, of - count))
+
+
+def _widened(one: Difference, sign: int, reach: float, alpha: float) -> float:
+    """An end of an interval; where few images differ, as far out as those that were not drawn could bring it."""
+    end = one.value + sign * reach
+    if one.fell + one.rose < FEW:
+        count = one.fell if sign < 0 else one.rose
+        far = one.value + sign * one.span * (_most(count, one.clusters, alpha) - count / one.clusters)
+        end = min(end, far) if sign < 0 else max(end, far)
+    return max(-one.span, min(one.span, end))
+
+
+def paired_difference(
+    ours: Sequence[Moves], theirs: Sequence[Moves], clusters: Mapping[str, str], span: float
+) -> Difference:
+    """The difference of two means over the same trials.
+
+    Args:
+        ours: each trial.
+        theirs: the same of the baseline, over the same queries.
+        clusters: query -> image.
+        span: the most that one query's score can change.
+
+    Of one trial the p-value is that of flipped signs, and holds for its demonstrations. Of several, what their
+    demonstrations do to the difference is a part of its variance: two models that are equal on average over
+    demonstrations differ for any three sets of them.
+    """
+    apart = [
+        Moves(a.value - b.value, {query: moved - b.influence[query] for query, moved in a.influence.items()}, a.labels)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    value = float(np.mean([trial.value for trial in apart]))
+    parts = parts_of(apart, clusters)
+    sums = _image_sums(apart, clusters)
+    if len(apart) == 1:
+        p, p_drop = sign_flip_p(sums)
+    else:
+        p = parts.p(value)
+        p_drop = p / 2 if value < 0 else 1 - p / 2
+    least = _SAME * max(1.0, span if math.isfinite(span) else 1.0)
+    queries = sum(len(trial.influence) for trial in apart) // len(apart)
+    one = Difference(value, value, value, p, p_drop, queries, len(sums), int((sums < -least).sum()),
+                     int((sums > least).sum()), span, parts)  # fmt: skip
+    reach = parts.reach()
+    low, high = (_widened(one, sign, reach, 0.025) for sign in (-1, 1))
+    return Difference(value, low, high, p, p_drop, queries, one.clusters, one.fell, one.rose, span, parts)
+
+
+def _image_sums(apart: Sequence[Moves], clusters: Mapping[str, str]) -> np.ndarray:
+    """Each image's share of the difference."""
+    shares: dict[str, float] = {}
+    for trial in apart:
+        for query, moved in trial.influence.items():
+            share = (moved + trial.value) / (len(trial.influence) * len(apart))
+            shares[query] = shares.get(query, 0.0) + share
+    return cluster_sums(np.array([*shares.values()]), [clusters[query] for query in shares])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,9 @@ from flamingo_eval.cli.reading import check_nothing_missing
 from flamingo_eval.core.errors import GateError, UserError
 from flamingo_eval.core.paths import exists, is_folder
 from flamingo_eval.core.progress import note
+
+if TYPE_CHECKING:
+    from flamingo_eval.analysis.evidence import Evidence
 
 Baseline = Annotated[
     Path, typer.Argument(parser=opt.path, metavar="BASELINE", help="A run folder, or a file that check --update wrote.")
@@ -83,7 +86,7 @@ def check(
 ) -> None:  # fmt: skip
     """Fail (exit 1) if a run is worse than its baseline; 2 if they can't be compared."""
     from flamingo_eval.analysis.compare import compare as compared
-    from flamingo_eval.analysis.evidence import read_evidence, write_baseline
+    from flamingo_eval.analysis.evidence import read_evidence
     from flamingo_eval.analysis.gate import failed, judge
     from flamingo_eval.report import gate
     from flamingo_eval.storage.outputs import write_output
@@ -93,12 +96,7 @@ def check(
     if is_folder(run):
         check_nothing_missing(RunFolder(run))
     if update:
-        if not found.cells:
-            raise UserError(f"{run} has no scored cells to keep")
-        if is_folder(baseline):
-            raise UserError(f"{baseline} is a folder; --update writes a file")
-        write_baseline(baseline, found)
-        emit(f"{baseline} now holds {len(found.cells)} cells of {run}")
+        _update(found, run, baseline)
         return
     if not exists(baseline):
         raise UserError(f"{baseline} does not exist; --update writes it from this run")
@@ -122,3 +120,15 @@ def check(
     if bad:
         cells = "; ".join(f"{v.row.benchmark}, {v.row.shots} shots: {v.reason}" for v in bad)
         raise GateError(f"{run} does not pass against {baseline}: {cells}")
+
+
+def _update(found: Evidence, run: Path, baseline: Path) -> None:
+    """Writes a run as the new baseline."""
+    from flamingo_eval.analysis.evidence import write_baseline
+
+    if not found.cells:
+        raise UserError(f"{run} has no scored cells to keep")
+    if is_folder(baseline):
+        raise UserError(f"{baseline} is a folder; --update writes a file")
+    write_baseline(baseline, found)
+    emit(f"{baseline} now holds {len(found.cells)} cells of {run}")

@@ -13,7 +13,7 @@ from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.output import emit
 from flamingo_eval.core.benchmark import Benchmark, benchmark_names, canonical_name, load_benchmark
-from flamingo_eval.core.errors import DataError, first_few
+from flamingo_eval.core.errors import DataError, UserError
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.layout import Piece
 from flamingo_eval.core.paths import user_path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="About benchmarks' data on the disk.", no_args_is_help=True)
 
-_Name = Annotated[str, typer.Argument(metavar="BENCHMARK", help="Name of a benchmark, or all.")]
+_Names = Annotated[list[str], typer.Argument(metavar="BENCHMARK...", help="Names of benchmarks, or all.")]
 
 
 def register(parent: typer.Typer) -> None:
@@ -48,47 +48,64 @@ def load(context: typer.Context, name: str, settings: RunSettings) -> Benchmark:
 
 def data_where(
     context: typer.Context,
-    benchmark: _Name,
+    benchmarks: _Names,
     layout: Annotated[
         bool,
         typer.Option("--layout", help="Only show what belongs where; nothing is looked for, and the exit code is 0."),
     ] = False,
+    settings: Annotated[
+        bool, typer.Option("--settings", help="Also print the settings that name the files, to be pasted and changed.")
+    ] = False,
     *,
     given: opt.Given,
 ) -> None:
-    """Show where a benchmark's files belong, which are there, and where the others can be had.
+    """Show where benchmarks' files belong, which are there, and where the others can be had.
 
     The exit code is 2 if one is missing.
     """
-    from flamingo_eval.data.finding import search
-    from flamingo_eval.data.where import missing, states, steps
-
-    names = chosen([benchmark])
     gone: list[str] = []
-    for name in names:
-        settings = specs.settings_for(context.obj, [name], given, specs.DATA)
-        rules = load(context, name, settings)
-        root = None if layout or settings.data_root == DEMO else user_path(settings.data_root, "--data-root")
+    for name in chosen(benchmarks):
+        said = specs.settings_for(context.obj, [name], given, specs.DATA)
+        try:
+            rules = load(context, name, said)
+        except UserError as error:
+            if benchmarks != ["all"]:
+                raise
+            emit(f"{name}: {error}")  # a protocol that has no such benchmark
+            continue
+        root = None if layout or said.data_root == DEMO else user_path(said.data_root, "--data-root")
         emit(f"{rules.title}, split {rules.split}: {(root or Path('<data root>')) / rules.data.folder}/")
         if root is None:
             _show_layout(rules)
         else:
-            found = states(rules, root, search([root / rules.data.folder, root]))
-            for state in found:
-                _show(state, settings.data_root)
-            for source, lines in steps(found):
-                show_steps(source.name, lines)
-            gone += [f"{name}: {state.piece.path}" for state in missing(found)]
+            gone += _show_states(rules, root, said.data_root)
         for line in rules.data.layout:
             if isinstance(line, str):
                 emit(f"  {line}")
         _show_owner(rules)
-        if len(names) == 1:
+        if settings:
             _show_settings(name, rules)
-        else:
-            emit("")
+        emit("")
     if gone:
         raise DataError(f"{len(gone)} missing: {', '.join(gone)}")
+
+
+def _show_states(rules: Benchmark, root: Path, data_root: str) -> list[str]:
+    """Prints what there is of a benchmark; returns what is missing."""
+    from flamingo_eval.data.finding import search
+    from flamingo_eval.data.where import Found, missing, states, steps
+
+    found = states(rules, root, search([root / rules.data.folder, root]))
+    for state in found:
+        _show(state)
+    for source, lines in steps(found):
+        show_steps(source.name, lines)
+    gone = missing(found)
+    if gone:
+        by_hand = any(state.found is Found.BY_HAND for state in gone)
+        command = f"flamingo-eval data prepare {rules.name.replace('_', '-')} --data-root {data_root}"
+        emit(f"  To get what is missing: {command}{' --from FOLDER' if by_hand else ''}")
+    return [f"{rules.name}: {state.piece.path}" for state in gone]
 
 
 def _show_layout(rules: Benchmark) -> None:
@@ -104,7 +121,7 @@ def _width(rules: Benchmark) -> int:
     return max((len(piece.path) for piece in rules.data.layout if isinstance(piece, Piece)), default=0)
 
 
-def _show(state: PieceState, data_root: str) -> None:
+def _show(state: PieceState) -> None:
     """A piece with what was found of it, and how it can be had."""
     from flamingo_eval.data.where import Found, how
 
@@ -118,8 +135,8 @@ def _show(state: PieceState, data_root: str) -> None:
         return
     for group in piece.instead:
         emit(f"           or {' and '.join(group)}")
-    name = state.benchmark.name.replace("_", "-")
-    emit(f"           {how(state, f'flamingo-eval data prepare {name} --data-root {data_root}')}")
+    if not piece.optional or state.source is not None:
+        emit(f"           {how(state)}")
 
 
 def show_steps(name: str, lines: Iterable[str]) -> None:
@@ -136,7 +153,7 @@ def _show_owner(rules: Benchmark) -> None:
 
 def _show_settings(name: str, rules: Benchmark) -> None:
     """Settings of ``[data]`` as they can be pasted."""
-    emit("Other file names: in flamingo-eval.toml, any of these lines changed:")
+    emit("Files with other names: any of these lines, changed, in flamingo-eval.toml:")
     emit("")
     shown = {"folder": rules.data.folder, "train": rules.data.train, **rules.data.options}
     for line in _toml(f"{name}.data", shown):
@@ -155,22 +172,20 @@ def _toml(section: str, table: Mapping[str, object]) -> Iterable[str]:
 
 def data_check(
     context: typer.Context,
-    benchmark: _Name,
-    images: Annotated[bool, typer.Option("--images", help="Open every image; takes minutes.")] = False,
+    benchmarks: _Names,
+    images: Annotated[bool, typer.Option("--images", help="Also open every image; takes minutes.")] = False,
     *,
     given: opt.Given,
 ) -> None:
-    """Read all of a benchmark's files, count what is there, and say everything that is wrong."""
-    problems: list[str] = []
-    names = chosen([benchmark])
+    """Read benchmarks' annotation files, look for every image, count, and say everything that is wrong."""
+    names, wrong = chosen(benchmarks), 0
     for name in names:
         settings = specs.settings_for(context.obj, [name], given, specs.DATA_CHECK)
         if len(names) > 1:
             emit(f"{name}:")
-        found = checked(context, name, settings, open_images=images)
-        problems += [f"{name}: {one}" for one in found] if len(names) > 1 else found
-    if problems:
-        raise DataError(f"the data is not as it should be: {first_few(problems)}")
+        wrong += len(checked(context, name, settings, open_images=images))
+    if wrong:
+        raise DataError(f"the data is not as it should be: {wrong} problem{'s' * (wrong > 1)}, listed above")
 
 
 def checked(context: typer.Context, name: str, settings: RunSettings, *, open_images: bool) -> list[str]:
@@ -187,7 +202,7 @@ def checked(context: typer.Context, name: str, settings: RunSettings, *, open_im
         open_images=open_images,
         compare=real,
     )
-    for mark, lines in (("     ", report.remarks), ("ok   ", report.right), ("WRONG", report.wrong)):
+    for mark, lines in (("ok   ", report.right), ("     ", report.remarks), ("WRONG", report.wrong)):
         for line in lines:
             emit(f"{mark}  {line}")
     return report.wrong

@@ -134,7 +134,7 @@ def _run(arguments: list[str], debug: bool) -> int:
         traceback.print_exc()
         return _OUR_MISTAKE
     if code == _INTERRUPTED:  # typer turns Ctrl-C into this
-        print("\ninterrupted; a run keeps its finished batches, and the same command continues it", file=sys.stderr)
+        print("\ninterrupted; what is finished is kept, and the same command goes on", file=sys.stderr)
     return code
 
 

@@ -40,7 +40,9 @@ def write_plan_manifest(file: Path, spec: RunSpec, sources: Mapping[str, Source]
     emit(f"{file}: {len(paths)} files of {root}, {size:,} bytes")
 
 
-def copy_listed(file: Path, settings: RunSettings, names: Sequence[str], places: Sequence[str]) -> None:
+def copy_listed(
+    file: Path, settings: RunSettings, names: Sequence[str], places: Sequence[str], *, dry_run: bool
+) -> None:
     """Copies what a manifest lists from one data root to another."""
     from flamingo_eval.data.manifest import copy_files, read_manifest
     from flamingo_eval.data.prepare import alone
@@ -51,6 +53,9 @@ def copy_listed(file: Path, settings: RunSettings, names: Sequence[str], places:
     if not is_folder(old):
         raise UserError(f"--from {old} is not a folder")
     manifest = read_manifest(file)
+    if dry_run:
+        emit(f"{len(manifest.files)} files, {sum(entry.size for entry in manifest.files):,} bytes")
+        return
     with alone(root):
         problems = copy_files(manifest, old, root)
     if problems:

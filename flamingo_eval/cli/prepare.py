@@ -16,7 +16,7 @@ from flamingo_eval.cli.manifests import copy_listed
 from flamingo_eval.cli.output import emit
 from flamingo_eval.core.benchmark import Benchmark, benchmark_names
 from flamingo_eval.core.errors import DataError, UserError, first_few
-from flamingo_eval.core.paths import is_folder, user_path
+from flamingo_eval.core.paths import exists, is_folder, user_path
 from flamingo_eval.core.progress import note
 from flamingo_eval.core.run_settings import DEMO
 
@@ -72,7 +72,7 @@ def data_prepare(
     names = chosen(benchmarks or [])
     settings = specs.settings_for(context.obj, names, given, specs.DATA_PREPARE)
     if from_manifest is not None:
-        copy_listed(from_manifest, settings, names, source or [])
+        copy_listed(from_manifest, settings, names, source or [], dry_run=dry_run)
         return
     if not names:
         raise UserError(f"which benchmarks? Name some of {', '.join(benchmark_names())}, or all")
@@ -85,12 +85,17 @@ def data_prepare(
         variant="reference" if reference_files else "",
     )
     if dry_run:
-        _show_plan(search.look()[1])
+        _show_plan(search.look()[1], mirrors=bool(search.mirrors), root=search.root)
         return
     gone, problems = _prepare(search, offline=settings.offline, copy=copy, keep=keep)
     for name in [name for name in names if name not in {state.benchmark.name for state in gone}]:
         emit(f"{name}:")
-        problems += [f"{name}: {one}" for one in checked(context, name, settings, open_images=False)]
+        wrong = checked(context, name, settings, open_images=False)
+        if wrong:
+            problems.append(
+                f"{name}: {len(wrong)} problems, listed above; what is there is never replaced: move a folder that "
+                "lacks files away, and prepare again"
+            )
     problems += [f"{state.benchmark.name}: {state.target} is missing" for state in gone]
     if problems:
         raise DataError(f"not everything is there:{first_few(problems, 100)}")
@@ -130,7 +135,8 @@ class _Search:
         folders = [user_path(one, "--from") for one in self.places if not is_address(one)]
         for folder in folders:
             if not is_folder(folder):
-                raise UserError(f"--from {folder} is not a folder")
+                more = ": name the folder that it is in" if exists(folder) else ""
+                raise UserError(f"--from {folder} is not a folder{more}")
         return folders
 
     @property
@@ -147,10 +153,12 @@ def _prepare(search: _Search, *, offline: bool, copy: bool, keep: bool) -> tuple
     from flamingo_eval.data.prepare import Preparation, alone
     from flamingo_eval.data.where import missing, steps
 
+    if exists(search.root) and not is_folder(search.root):
+        raise UserError(f"--data-root {search.root} is not a folder")
     search.look()  # a place that is none is said before a folder is made
     with alone(search.root):
         places, found = search.look()
-        what = plan(found)
+        what = plan(found, mirrors=bool(search.mirrors))
         wanted = [job.source.name for job in what.jobs if job.at is None]
         if offline and wanted:
             raise DataError(f"not there, and nothing is downloaded with --offline: {', '.join(wanted)}")
@@ -158,25 +166,28 @@ def _prepare(search: _Search, *, offline: bool, copy: bool, keep: bool) -> tuple
         for rules in search.benchmarks if wanted else ():
             if rules.download:
                 note(f"{rules.name}: from {rules.download.page}; {rules.download.licence}")
-        problems = list(Preparation(places, search.mirrors, copy=copy, keep=keep, said=emit).run(what))
+        problems = list(Preparation(places, search.root, search.mirrors, copy=copy, keep=keep, said=emit).run(what))
         _, found = search.look()
     for file, lines in steps(found):
         show_steps(file.name, lines)
     return missing(found), problems
 
 
-def _show_plan(found: Sequence[PieceState]) -> None:
+def _show_plan(found: Sequence[PieceState], *, mirrors: bool, root: Path) -> None:
     """What would be done."""
+    import shutil
+
     from flamingo_eval.data.planning import plan
-    from flamingo_eval.data.where import Found, how, size_text, steps
+    from flamingo_eval.data.where import Found, size_text, steps, would
 
-    what = plan(found)
-
+    what = plan(found, mirrors=mirrors)
     for state in found:
-        done = "found" if state.found is Found.THERE else how(state, "data prepare")
-        emit(f"{state.target}: {done}")
+        if state.found is Found.THERE or not state.piece.optional or state.source is not None:
+            emit(f"{state.target}: {would(state)}")
     for file, lines in steps(found):
         show_steps(file.name, lines)
-    unknown = [job.source.name for job in what.jobs if job.at is None and not job.source.size]
-    emit(f"to download: {size_text(what.bytes)}{' and ' + ', '.join(unknown) if unknown else ''}; "
-         f"room needed: up to {size_text(what.room)}")  # fmt: skip
+    unknown = sum(job.at is None and not job.source.size for job in what.jobs)
+    more = f" and {unknown} files whose size nobody states" if unknown else ""
+    free = shutil.disk_usage(next(one for one in (root, *root.absolute().parents) if one.exists())).free
+    needed = f"room needed: up to {size_text(what.room)}, free: {size_text(free)}"
+    emit(f"to download: {size_text(what.bytes)}{more}; {needed}")

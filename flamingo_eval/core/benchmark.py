@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -202,9 +203,13 @@ def canonical_name(name: str) -> str:
     Raises:
         UserError: unknown name; the message lists the known ones.
     """
-    spelled = name.replace("-", "_")
-    if spelled not in benchmark_names():
-        raise UserError(f"unknown benchmark {name!r}; known benchmarks: {', '.join(benchmark_names())}")
+    spelled, known = name.replace("-", "_"), benchmark_names()
+    if spelled not in known:
+        near = get_close_matches(spelled.lower(), known, 1)
+        raise UserError(
+            f"unknown benchmark {name!r}{f' (did you mean {near[0]}?)' if near else ''}; known benchmarks: "
+            f"{', '.join(known)}"
+        )
     return spelled
 
 

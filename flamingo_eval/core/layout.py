@@ -49,7 +49,7 @@ class Piece(Record, frozen=True, kw_only=True):
     file: str = ""
     member: str = ""
     holds: str = ""
-    shared: str = ""
+    shared: Annotated[str, Meta(pattern=r"^[\w-]*$")] = ""
     arrange: Literal["", "class_folders", "class_archives"] = ""
     classes: tuple[str, ...] = ()
     classes_in: str = ""
@@ -139,7 +139,12 @@ def read_layout(
         named = setting_at(options, piece.setting)
         if piece.setting and named != setting_at(usual, piece.setting) and isinstance(named, str):
             path = f"{_folder_of(named)}/" if piece.is_folder else named
-            piece = msgspec.structs.replace(piece, path=path, member=piece.inner, instead=())
+            inside_root(path.rstrip("/") or path, f"{where}: {piece.setting}", "the benchmark's folder")
+            # images that lie in the benchmark's folder itself are nobody's to put there
+            source = "" if path == "./" else piece.file
+            piece = msgspec.structs.replace(
+                piece, path=path, member=piece.inner, instead=(), file=source, shared=piece.shared if source else ""
+            )
         pieces.append(piece)
     return tuple(pieces)
 

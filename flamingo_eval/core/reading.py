@@ -46,6 +46,11 @@ def all_problems(found: list[str]) -> Iterator[None]:
         _problems.reset(token)
 
 
+def passed_over() -> bool:
+    """Whether records have been left out, since all problems are wanted."""
+    return bool(_problems.get())
+
+
 class one_record:  # a context, as those of contextlib; a class, since there are millions of records
     """Around what a loader does with one record of a file: its mistakes are its own (:func:`all_problems`)."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +13,7 @@ from flamingo_eval.core.benchmark import Benchmark, load_benchmark
 from flamingo_eval.core.errors import DataError, UserError, first_few
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.paths import exists, is_file, is_folder
-from flamingo_eval.core.reading import all_problems
+from flamingo_eval.core.reading import all_problems, read_json
 from flamingo_eval.core.records import Example
 from flamingo_eval.core.source import Source, read_source
 from flamingo_eval.data.finding import Places, there
@@ -98,17 +98,17 @@ def _check_split(
 ) -> None:
     lacking = missing(states(benchmark, images.root, Places(())))
     report.wrong += [f"{state.target} is missing" for state in lacking if state.at is None]
-    command = f"flamingo-eval data prepare {benchmark.name.replace('_', '-')}"
-    report.remarks += [how(state, command) for state in lacking if state.at is not None]
-    if not is_folder(images.root / benchmark.data.folder):
-        report.wrong.append(f"{images.root / benchmark.data.folder} is not a folder")
+    report.remarks += [how(state) for state in lacking if state.at is not None]
+    folder = images.root / benchmark.data.folder
+    if not is_folder(folder):
+        report.wrong.append(f"{folder} {'is not a folder' if exists(folder) else 'does not exist'}")
         return
     with all_problems(report.wrong):
         try:
             source = read_source(benchmark.name, images, overrides, protocol=benchmark.protocol, split=benchmark.split)
             counts = list(count_lines(source, compare=compare))
         except DataError as error:
-            report.wrong += [str(error), *_of_each_part(benchmark, images, known=str(error))]
+            report.wrong += [str(error), *_of_each_part(benchmark, images, known=str(error), open_images=open_images)]
             return
     report.remarks += source.data.notes
     report.right += [text for text, right in counts if right]
@@ -120,15 +120,28 @@ def _check_split(
         report.right.append("images opened" if open_images else "image files exist")
 
 
-def _of_each_part(benchmark: Benchmark, images: Images, known: str) -> list[str]:
-    """What else is wrong, once something is: each split read by itself, which says nothing of how they fit together."""
+def _of_each_part(benchmark: Benchmark, images: Images, known: str, *, open_images: bool) -> list[str]:
+    """What else is wrong, once something is: each split and file read by itself, which says nothing of how they fit."""
     found = []
     for part in dict.fromkeys((benchmark.data.train, benchmark.split)):
         try:
-            registry.loader(benchmark.data.loader).examples(replace(benchmark.data, train=part), images.root, part)
+            data = registry.loader(benchmark.data.loader).examples(
+                replace(benchmark.data, train=part), images.root, part
+            )
         except UserError as error:
             found.append(str(error))
-    return [problem for problem in found if problem != known]
+            continue
+        problems = _image_problems(images, (example.image for example in data.test), open_them=open_images)
+        if problems:
+            found.append(f"{part}: {len(problems)} images are missing or unreadable:{first_few(problems)}")
+    for piece in pieces_of(benchmark):
+        file = images.root / benchmark.data.folder / piece.path
+        if file.suffix == ".json" and exists(file):
+            try:
+                read_json(file)
+            except UserError as error:
+                found.append(str(error))
+    return [problem for problem in dict.fromkeys(found) if problem != known]
 
 
 def count_lines(source: Source, *, compare: bool) -> Iterator[tuple[str, bool]]:
@@ -157,15 +170,18 @@ def count_lines(source: Source, *, compare: bool) -> Iterator[tuple[str, bool]]:
 def image_problems(source: Source, open_them: bool) -> list[str]:
     """What is wrong with the images: missing files, or, opened, unreadable ones."""
     examples: list[Example] = [*source.data.train, *source.data.test]
-    images = dict.fromkeys(example.image for example in examples)
-    problems = []
-    for image in tqdm(images, unit="image", desc="images", disable=not open_them):
+    return _image_problems(source.images, (example.image for example in examples), open_them=open_them)
+
+
+def _image_problems(images: Images, names: Iterable[str], *, open_them: bool) -> list[str]:
+    problems, wanted = [], dict.fromkeys(names)
+    for image in tqdm(wanted, unit="image", desc="images", disable=not open_them):
+        path = images.root / image
         try:
             if open_them:
-                source.images.decode(image, lambda _: None)
-            elif not is_file(source.root / image):
-                there = exists(source.root / image)
-                problems.append(f"{source.root / image} {'is not a regular file' if there else 'does not exist'}")
+                images.decode(image, lambda _: None)
+            elif not is_file(path):
+                problems.append(f"{path} {'is not a regular file' if exists(path) else 'does not exist'}")
         except UserError as error:  # it can't be decoded, or nobody may look
             problems.append(str(error))
     return problems

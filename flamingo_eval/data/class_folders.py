@@ -18,8 +18,8 @@ from pathlib import Path
 
 from flamingo_eval.core.errors import DataError
 from flamingo_eval.core.paths import exists
-from flamingo_eval.core.reading import inside_root, read_text
-from flamingo_eval.storage.files import storage_errors
+from flamingo_eval.core.reading import read_text
+from flamingo_eval.data.finding import is_image
 
 _NUMBER = re.compile(r"(\d+)$")
 _CLASS = re.compile(r"\w+")
@@ -33,8 +33,9 @@ def classes_of(file: Path) -> Callable[[str], str | None]:
     """
     lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if lines and lines[0].lower().startswith("imageid,"):
-        rows = {name: told.split()[0] for name, told, *_ in csv.reader(lines[1:]) if told.split()}
-        return lambda name: rows.get(Path(name).stem)
+        rows = [row for row in csv.reader(lines[1:]) if len(row) > 1 and row[1].split()]
+        classes = {row[0]: row[1].split()[0] for row in rows}
+        return lambda name: classes.get(Path(name).stem)
     if lines and all(line.isdecimal() for line in lines):
         known = _synsets(file.with_name("meta.mat"))
         unknown = next((line for line in lines if int(line) not in known), None)
@@ -62,35 +63,30 @@ def _synsets(path: Path) -> Mapping[int, str]:
     try:
         table = loadmat(path, squeeze_me=True, variable_names=["synsets"])["synsets"]
         return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table.ravel()}
-    except (MatReadError, NotImplementedError, KeyError, ValueError, TypeError, IndexError, OSError) as error:
+    except (MatReadError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, OSError) as error:
         raise DataError(f"{path} is not the development kit's table of classes: {error}") from error
 
 
-def arrange(images: Path, file: Path, into: Path, *, move: bool) -> None:
+def arrange(images: Path, file: Path, put: Callable[[str, str], None]) -> None:
     """Puts images into a folder per class.
 
     Args:
-        images: folder with images side by side.
+        images: folder with images side by side; what is no image stays.
         file: what tells their classes.
-        into: where the folders go; images that an earlier try put there stay.
-        move: whether images are moved, or linked to where they are.
+        put: what puts an image (a file name) into a class.
 
     Raises:
-        DataError: an image's class is not told; nothing is moved then.
-        StorageError: not allowed, disk full.
+        DataError: an image's class is not told, or can't be a folder's name; nothing is put anywhere then.
     """
     told = classes_of(file)
-    names = sorted(entry.name for entry in os.scandir(images) if not entry.name.startswith(".") and not entry.is_dir())
+    with os.scandir(images) as entries:
+        names = sorted(entry.name for entry in entries if is_image(entry.name) and not entry.is_dir())
     classes = {name: told(name) for name in names}
     unknown = [name for name, one in classes.items() if one is None]
     if unknown:
         raise DataError(f"{file} does not tell the class of {len(unknown):,} images in {images}, such as {unknown[0]}")
-    with storage_errors(into):
-        into.mkdir(parents=True, exist_ok=True)
-        for name, one in classes.items():
-            target = into / inside_root(str(one), str(file)) / name
-            target.parent.mkdir(exist_ok=True)
-            if move:
-                (images / name).rename(target)
-            elif not target.is_symlink():
-                target.symlink_to((images / name).resolve())
+    strange = next((one for one in classes.values() if not _CLASS.fullmatch(str(one))), None)
+    if strange is not None:
+        raise DataError(f"{file} tells of a class {strange!r}, which no folder can be called")
+    for name, one in classes.items():
+        put(name, str(one))

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import httpx2
 
-from flamingo_eval.core.errors import DataError, StorageError
+from flamingo_eval.core.errors import DataError, StorageError, UserError
 from flamingo_eval.core.layout import SourceFile
 from flamingo_eval.core.progress import progress_bar, warn
 from flamingo_eval.core.reading import odd_content
@@ -30,6 +30,12 @@ from flamingo_eval.storage.files import open_own, storage_errors, write_atomic
 
 WAITS = (1.0, 4.0, 15.0, 60.0)
 """Seconds until a broken download goes on; begun anew whenever something came."""
+
+NO_WAY = (1.0, 4.0)
+"""The same where there is no connection at all."""
+
+_SILENCE = 15.0
+"""Seconds without a byte until a connection counts as broken."""
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = 10
@@ -69,7 +75,11 @@ class StoppedError(Exception):
 
 
 class _BrokenError(Exception):
-    """The connection was lost, or the server can't answer now."""
+    """The connection was lost, or the server can't answer now; ``away``: there was none at all."""
+
+    def __init__(self, message: str, *, away: bool = False) -> None:
+        super().__init__(message)
+        self.away = away
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ class _Version:
         try:
             noted = json.loads(path.read_bytes())
             return cls(str(noted["address"]), str(noted["tag"]), int(noted["total"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None
 
 
@@ -100,9 +110,14 @@ class Downloader:
 
     def __init__(self, stop: threading.Event, progress: Progress) -> None:
         self._stop, self._progress = stop, progress
-        self._http = httpx2.Client(
-            timeout=httpx2.Timeout(60.0, connect=30.0), follow_redirects=True, max_redirects=_REDIRECTS
-        )
+        try:
+            self._http = httpx2.Client(
+                timeout=httpx2.Timeout(_SILENCE, connect=_SILENCE), follow_redirects=True, max_redirects=_REDIRECTS
+            )
+        except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+            raise UserError(
+                f"the proxy or the certificates that the environment names can't be used: {error}"
+            ) from error
 
     def close(self) -> None:
         """Lets go of its connections."""
@@ -130,12 +145,13 @@ class Downloader:
                 return
             except _BrokenError as error:
                 failures = 1 if _size(part) > before else failures + 1
-                if failures > len(WAITS):
+                waits = NO_WAY if error.away else WAITS
+                if failures > len(waits):
                     raise DataError(
-                        f"{address.shown} can't be downloaded: {error}. Given again, the same command goes on with it"
+                        f"{address.shown} can't be downloaded: {error}; the same command, given later, goes on with it"
                     ) from error
-                wait = WAITS[failures - 1]
-                warn(f"{source.name}: {error}; goes on in {wait:g} s")
+                wait = waits[failures - 1]
+                warn(f"{source.name}: {error}; tried again in {wait:g} s")
                 if self._stop.wait(wait):
                     raise StoppedError from error
 
@@ -143,7 +159,7 @@ class Downloader:
         """One request, for all that is missing."""
         noted = part.with_name(f"{part.name}.json")
         version = _Version.read(noted)
-        if version is not None and version.address != address.url:
+        if version is not None and version.address != address.shown:
             version = None
         have = _size(part)
         if have and (version is None or not (version.tag or source.digest)):
@@ -171,13 +187,14 @@ class Downloader:
         except httpx2.TooManyRedirects as error:
             raise DataError(f"{address.shown} redirects more than {_REDIRECTS} times") from error
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeError) as error:
-            raise DataError(f"{address.shown} is no address of a file: {error}") from error
+            said = address.hidden(str(error))
+            raise DataError(f"{address.shown} is no address of a file: {said}") from error
         except (httpx2.TransportError, httpx2.DecodingError) as error:
-            said = str(error) or type(error).__name__
+            said = address.hidden(str(error) or type(error).__name__)
             if "CERTIFICATE" in said.upper():
-                raise DataError(f"{address.shown}: {said}; SSL_CERT_FILE names more certificates to trust") from error
-            what = "no connection" if isinstance(error, httpx2.ConnectError) else "the connection broke"
-            raise _BrokenError(f"{what}: {said}") from error
+                raise DataError(f"{address.shown}: {said}; SSL_CERT_FILE names the certificates to trust") from error
+            away = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError)
+            raise _BrokenError(f"{'no connection' if away else 'the connection broke'}: {said}", away=away) from error
 
     def _receive(self, response: httpx2.Response, source: SourceFile, address: Address, part: Path, have: int) -> None:
         """Writes what comes behind what there is, once it is noted which version it is of."""
@@ -185,12 +202,15 @@ class Downloader:
         packed = response.headers.get("content-encoding", "identity") != "identity"
         length = None if packed else response.headers.get("content-length")
         total = have + int(length) if length is not None and length.isdecimal() else 0
+        whole = response.headers.get("content-range", "").rpartition("/")[2]
+        total = int(whole) if response.status_code == 206 and whole.isdecimal() else total
         _check_total(source, address, total)
         if packed:  # though that was not asked for: its bytes are not the file's, and can't be gone on with
             noted.unlink(missing_ok=True)
         else:
-            write_atomic(noted, json.dumps({"address": address.url, "tag": _tag(response), "total": total}))
+            write_atomic(noted, json.dumps({"address": address.shown, "tag": _tag(response), "total": total}))
         self._progress.expect(source, total)
+        check_free(part.parent, max(0, total - have), source.name)
         with storage_errors(part), _appended(part, have) as file:
             for chunk in response.iter_bytes() if packed else response.iter_raw():
                 if self._stop.is_set():
@@ -200,6 +220,8 @@ class Downloader:
                 self._progress.update(len(chunk))
                 if source.size and have > source.size:
                     raise _too_long(source, response, have)
+        if total and have < total:
+            raise _BrokenError(f"{total - have:,} bytes did not come")
 
     def _discard(self, part: Path) -> int:
         """Throws away what there is; returns how much there is then."""
@@ -233,7 +255,8 @@ def _size(path: Path) -> int:
 def _tag(response: httpx2.Response) -> str:
     """What names a version: a strong ETag, else the date. Weak ones say nothing of bytes."""
     tag: str = response.headers.get("etag", "")
-    return tag if tag and not tag.startswith("W/") else str(response.headers.get("last-modified", ""))
+    named = tag if tag and not tag.startswith("W/") else str(response.headers.get("last-modified", ""))
+    return named if named.isascii() and named.isprintable() else ""
 
 
 def _continues(response: httpx2.Response, version: _Version | None, have: int) -> bool:

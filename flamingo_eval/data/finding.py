@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.layout import Piece, SourceFile
 from flamingo_eval.core.paths import exists, is_file, is_folder, open_regular
 
@@ -39,9 +41,14 @@ class Places:
     by_name: dict[str, list[Path]] = field(default_factory=dict)
 
     def file(self, source: SourceFile) -> Path | None:
-        """A file as its owner gave it away; None if it is not there, or is no regular file."""
+        """A file as its owner gave it away, of its size if that is known; None if there is none."""
         found = (path for name in source.names for path in self.by_name.get(name, ()))
-        return next((path for path in found if is_file(path)), None)
+        return next((path for path in found if _is_file(path) and source.size in (0, path.stat().st_size)), None)
+
+    def other_size(self, source: SourceFile) -> Path | None:
+        """A file of its name that has another size."""
+        found = (path for name in source.names for path in self.by_name.get(name, ()))
+        return next((path for path in found if _is_file(path)), None)
 
     def piece(self, piece: Piece, usual: Path) -> Path | None:
         """A piece that lies somewhere else than ``usual``; None if there is none that holds what it must.
@@ -71,42 +78,61 @@ def search(folders: Iterable[Path]) -> Places:
 
 def _entries(folder: Path, by_name: dict[str, list[Path]], seen: set[Path]) -> list[Path]:
     """Notes what a folder holds; returns the folders in it. One that nobody may read holds nothing."""
-    real = folder.resolve()
-    if real in seen:
-        return []
-    seen.add(real)
     try:
+        real = folder.resolve()
+        if real in seen:
+            return []
+        seen.add(real)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
+    except (OSError, RuntimeError):
         return []
     folders = []
     for entry in entries:
-        if entry.name.startswith(".") or entry.name.lower().endswith(_IMAGES):
+        if entry.name.startswith(".") or is_image(entry.name):
             continue
         by_name.setdefault(entry.name, []).append(Path(entry.path))
-        if entry.is_dir():
-            folders.append(Path(entry.path))
+        with contextlib.suppress(OSError):  # a link that leads in a circle, or where nobody may look
+            if entry.is_dir():
+                folders.append(Path(entry.path))
     return folders if len(folders) <= _MANY else []
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image, by its name."""
+    return name.lower().endswith(_IMAGES) and not name.startswith(".")
 
 
 def holds(piece: Piece, path: Path) -> bool:
     """Whether what is at a path can be this piece: of its kind, not empty, and with what tells it from others."""
     if piece.is_folder:
-        return is_folder(path) and any(fnmatchcase(entry.name, piece.holds or "[!.]*") for entry in _scan(path))
-    if not is_file(path):
+        return _has(path, piece.holds or "[!.]*")
+    if not _is_file(path):
         return False
     if not piece.holds:
         return True
-    with open_regular(path) as file:
-        return (piece.holds.removeprefix("!").encode() in file.read(_SEEN)) is not piece.holds.startswith("!")
+    try:
+        with open_regular(path) as file:
+            begins = file.read(_SEEN)
+    except OSError:
+        return False
+    return (piece.holds.removeprefix("!").encode() in begins) is not piece.holds.startswith("!")
 
 
-def _scan(folder: Path) -> Iterable[os.DirEntry[str]]:
+def _is_file(path: Path) -> bool:
+    """Whether it is a regular file; not where nobody can say."""
+    try:
+        return is_file(path)
+    except UserError:
+        return False
+
+
+def _has(folder: Path, pattern: str) -> bool:
+    """Whether a folder has an entry whose name fits; not where it is none, or nobody may look."""
     try:
         with os.scandir(folder) as entries:
-            yield from entries
+            return any(fnmatchcase(entry.name, pattern) for entry in entries)
     except OSError:
-        return
+        return False
 
 
 def there(folder: Path, paths: Sequence[str]) -> bool:
@@ -115,4 +141,4 @@ def there(folder: Path, paths: Sequence[str]) -> bool:
 
 
 def _there(path: Path, folder: bool) -> bool:
-    return any(not entry.name.startswith(".") for entry in _scan(path)) if folder else exists(path)
+    return _has(path, "[!.]*") if folder else exists(path)

@@ -16,6 +16,7 @@ from flamingo_eval.core.progress import progress_bar
 from flamingo_eval.core.reading import inside_root, read_json
 from flamingo_eval.core.schema import Record, typed
 from flamingo_eval.core.source import Source
+from flamingo_eval.data.download import check_free
 from flamingo_eval.storage.files import json_text, open_atomic, write_atomic
 
 _CHUNK = 1 << 20
@@ -97,6 +98,8 @@ def copy_files(manifest: Manifest, from_: Path, to: Path) -> list[str]:
         StorageError: disk full, read-only, not allowed.
     """
     problems = []
+    missing = sum(entry.size for entry in manifest.files if not os.path.exists(to / entry.path))  # noqa: PTH110
+    check_free(to, missing, "the files of the manifest")
     bar = progress_bar(sum(entry.size for entry in manifest.files), "B", "copying", scaled=True)
     for entry in manifest.files:
         if not _is_there(to / entry.path, entry):
@@ -124,10 +127,13 @@ class _OtherError(Exception):
 
 def _copy(entry: Entry, from_: Path, to: Path) -> str | None:
     """Copies a file; returns what is wrong with it."""
+    if os.path.lexists(to):
+        return f"{to} is another file; nothing is written over it"
+    if not os.path.isfile(from_):  # noqa: PTH113  # pathlib's raises for a name that is too long
+        return f"{from_} is not there, or is no file"
     digest = hashlib.sha256()
     try:
-        content = open_regular(from_)
-        with content as file, open_atomic(to, durable=False) as copy:
+        with open_regular(from_) as file, open_atomic(to, durable=False) as copy:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
                 copy.write(chunk)
@@ -135,6 +141,6 @@ def _copy(entry: Entry, from_: Path, to: Path) -> str | None:
                 raise _OtherError
     except _OtherError:
         return f"{from_} has another content than when the manifest was written"
-    except FileNotFoundError:
-        return f"{from_} does not exist"
+    except OSError as error:
+        return f"{from_} can't be read: {error.strerror}"
     return None

@@ -26,6 +26,14 @@ class Address:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     gated: str = ""
 
+    def hidden(self, text: str) -> str:
+        """A message without what is secret in this address and its headers."""
+        secrets = [value.removeprefix("Bearer ") for value in self.headers.values()]
+        for secret in filter(None, (*secrets, urlsplit(self.url).password)):
+            for form in (secret, repr(secret)[1:-1]):
+                text = text.replace(form, "***")
+        return text
+
     @property
     def shown(self) -> str:
         """For people: without a password."""
@@ -41,7 +49,9 @@ def check_mirror(text: str) -> None:
     except ValueError:
         fits = False
     if not fits:
-        raise UserError(f"--from {text!r}: give a folder, or an address such as https://mirror.example/data")
+        raise UserError(
+            "--from: give a folder, or an address such as https://mirror.example/data (no query, no fragment)"
+        )
 
 
 def is_address(text: str) -> bool:

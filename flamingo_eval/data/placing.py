@@ -1,45 +1,84 @@
-"""Gives files and folders their place: whole, or not at all."""
+"""Gives files and folders their place: whole, or not at all; what is in the way stays."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from flamingo_eval.core.layout import Piece
-from flamingo_eval.data.planning import folder_of, own_folder
+from flamingo_eval.core.errors import DataError
 from flamingo_eval.storage.files import storage_errors
 
 
-def finish(stage: Path, target: Path) -> None:
-    """Gives what is whole, and on the disk, its own name."""
+def check_place(target: Path) -> None:
+    """Raises DataError if something is where a piece belongs; an empty folder is nothing."""
+    if target.is_symlink() and not target.exists():
+        raise DataError(f"{target} is a link to {target.readlink()}, which is not there: mount that disk, or remove it")
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        return
+    if os.path.lexists(target):
+        raise DataError(f"{target} is in the way: it is not what belongs there; move it elsewhere")
+
+
+def _make_room(target: Path) -> None:
+    check_place(target)
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            target.rmdir()
+
+
+def finish(stage: Path, target: Path) -> None:
+    """Gives what is whole, and on the disk, its own name. Raises DataError, StorageError."""
+    _make_room(target)
+    with storage_errors(target):
         os.sync()
         stage.rename(target)
 
 
-def put_link(there: Path, target: Path, piece: Piece) -> None:
-    """A link to what lies elsewhere; relative within one data root, so that the root can be moved."""
+def put_link(there: Path, target: Path, root: Path) -> None:
+    """A link to what lies elsewhere; relative within one data root, so that the root can be moved.
+
+    Raises:
+        DataError: something is in the way.
+        StorageError: not allowed.
+    """
+    _make_room(target)
     with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_symlink() and not target.exists():
-            target.unlink()  # it led to what is gone
-        inside = there.absolute().is_relative_to(folder_of(target, piece).parent.absolute())
-        to = os.path.relpath(there.absolute(), target.parent.absolute()) if inside else there.resolve()
+        inside = all(path.absolute().is_relative_to(root.absolute()) for path in (there, target))
+        straight = target.parent.resolve() == target.parent.absolute()  # no link on the way, which a ".." would take
+        to = os.path.relpath(there.absolute(), target.parent.absolute()) if inside and straight else there.resolve()
         target.symlink_to(to)
 
 
-def copy_to(from_: Path, target: Path, piece: Piece) -> None:
-    stage = own_folder(target, piece) / "unpacked" / piece.path
-    with storage_errors(target):
-        stage.parent.mkdir(parents=True, exist_ok=True)
-        if from_.is_dir():
-            shutil.copytree(from_, stage, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(from_, stage)
-    finish(stage, target)
+def copy_tree(from_: Path, stage: Path, *, keep: Callable[[Path], bool] = lambda _: True) -> None:
+    """Copies a file, or the files of a folder and those within; links to folders are not followed.
+
+    Raises:
+        DataError: it can't be read.
+        StorageError: disk full, not allowed.
+    """
+    files = [from_] if from_.is_file() else [Path(top, name) for top, _, names in os.walk(from_) for name in names]
+    for file in filter(keep, files):
+        to = stage if from_.is_file() else stage / file.relative_to(from_)
+        with storage_errors(to):
+            to.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            source = file.open("rb")
+        except OSError as error:
+            raise DataError(f"{file} can't be read: {error.strerror}") from error
+        with source, storage_errors(to), to.open("wb", buffering=0) as copy:
+            shutil.copyfileobj(source, copy, 1 << 20)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder and in those within."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(entry.stat().st_size for top, _, names in os.walk(path) for entry in map(Path(top).joinpath, names)
+               if entry.is_file())  # fmt: skip
 
 
 def drop_empty(folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from flamingo_eval.core.layout import Piece, SourceFile
 from flamingo_eval.data.download import check_free
 from flamingo_eval.data.finding import OWN
+from flamingo_eval.data.placing import size_of
 from flamingo_eval.data.where import Found, PieceState
 
 
@@ -28,9 +29,24 @@ class Job:
 
     @property
     def own(self) -> Path:
-        """Folder for what is half done."""
+        """Folder for what is half downloaded."""
         kept, piece = next(iter(self.pieces.items()))
         return own_folder(kept, piece)
+
+    @property
+    def part(self) -> Path:
+        """What is downloaded of it so far."""
+        return self.own / f"{self.source.name}.part"
+
+    @property
+    def complete(self) -> Path:
+        """It, downloaded and verified."""
+        return self.own / self.source.name
+
+    @property
+    def have(self) -> int:
+        """Bytes of it that are on the disk already."""
+        return sum(path.stat().st_size for path in (self.part, self.complete) if path.is_file())
 
 
 @dataclass(frozen=True)
@@ -56,27 +72,40 @@ class Plan:
 
     @property
     def room(self) -> int:
-        """What will be taken up on the disk at most, as far as it is known: each file, and what is in it."""
-        return sum(
-            (job.source.size if job.at is None else 0) + (job.source.unpacked or job.source.size) for job in self.jobs
-        )
+        """What will be taken up on the disk at most, as far as it is known: each file, and what is in it.
+
+        Without what is there already: of an archive that is complete, what is in it may be unpacked in part.
+        """
+        total = 0
+        for job in self.jobs:
+            inside = job.source.unpacked or job.source.size
+            staged = sum(size_of(own_folder(*one)) for one in job.pieces.items()) - job.have
+            total += max(0, inside - max(0, staged)) + (max(0, job.source.size - job.have) if job.at is None else 0)
+        return total
 
 
-def plan(found: Iterable[PieceState]) -> Plan:
-    """What has to be done for some pieces. Pure."""
+def plan(found: Iterable[PieceState], *, mirrors: bool = False) -> Plan:
+    """What has to be done for some pieces. Pure.
+
+    Args:
+        found: how each can be had.
+        mirrors: whether there are any: they are also asked for what a person would have to get.
+    """
     links, shared, left = [], [], []
     jobs: dict[tuple[SourceFile, Path | None], dict[Path, Piece]] = {}
     for state in found:
         match state.found:
             case Found.ELSEWHERE:
                 links.append(state)
-            case Found.ARCHIVE | Found.DOWNLOAD:
+            case Found.BY_HAND if not mirrors:
+                left.append(state)
+            case Found.ARCHIVE | Found.DOWNLOAD | Found.BY_HAND:
                 assert state.source is not None
                 kept = kept_at(state)
                 jobs.setdefault((state.source, state.at), {})[kept] = state.piece
                 if kept != state.target:
                     shared.append(state)
-            case Found.BY_HAND | Found.UNKNOWN:
+            case Found.UNKNOWN:
                 left.append(state)
     return Plan(links, [Job(*key, pieces) for key, pieces in jobs.items()], shared, left)
 
@@ -90,7 +119,8 @@ def kept_at(state: PieceState) -> Path:
 
 def folder_of(target: Path, piece: Piece) -> Path:
     """The benchmark's folder, from where one of its pieces belongs."""
-    return target.parents[len(PurePosixPath(piece.path).parts) - 1]
+    depth = len(PurePosixPath(piece.path).parts)
+    return target.parents[depth - 1] if depth else target
 
 
 def own_folder(target: Path, piece: Piece) -> Path:

@@ -10,21 +10,21 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flamingo_eval.core.errors import DataError
 from flamingo_eval.core.layout import Piece
 from flamingo_eval.core.progress import note
 from flamingo_eval.data import class_folders
-from flamingo_eval.data.download import Downloader, Progress, StoppedError, check_begins
+from flamingo_eval.data.download import Downloader, Progress, check_begins, check_free
 from flamingo_eval.data.finding import Places, holds, there
 from flamingo_eval.data.origins import addresses
-from flamingo_eval.data.placing import copy_to, drop_empty, finish, put_link
+from flamingo_eval.data.placing import check_place, copy_tree, drop_empty, finish, put_link, size_of
 from flamingo_eval.data.planning import Job, Plan, folder_of, kept_at, own_folder
 from flamingo_eval.data.unpack import is_archive, names_in, select, unpack
 from flamingo_eval.data.verifying import record, verify, verify_download
-from flamingo_eval.data.where import PieceState
+from flamingo_eval.data.where import PieceState, flat_name
 from flamingo_eval.storage.claims import Claims
 from flamingo_eval.storage.files import storage_errors
 
@@ -38,6 +38,7 @@ class Preparation:
 
     Args:
         places: folders that were searched, for files that tell classes.
+        root: the data root.
         mirrors: addresses that are tried before the owners'.
         copy: copy what lies elsewhere instead of linking to it.
         keep: keep downloaded archives.
@@ -45,6 +46,7 @@ class Preparation:
     """
 
     places: Places
+    root: Path
     mirrors: tuple[str, ...] = ()
     copy: bool = False
     keep: bool = False
@@ -61,17 +63,20 @@ class Preparation:
         for state in what.links:
             with self._collected():
                 self._link(state)
+        to_download = [job for job in what.jobs if job.at is None]
         for job in what.jobs:
-            if job.at is not None:
-                with self._collected():
-                    self._unpack(job, job.at)
-        self._download([job for job in what.jobs if job.at is None])
+            if job.at is not None and not self._unpacked(job, job.at):
+                to_download.append(replace(job, at=None))
+        self._download(to_download)
         for state in what.shared:
-            if there(kept_at(state).parent, [state.piece.path.rstrip("/").rpartition("/")[2]]):
-                put_link(kept_at(state), state.target, state.piece)
-                self.said(f"{state.target} linked to {kept_at(state)}")
-        for own in {job.own for job in what.jobs} | {own_folder(one.target, one.piece) for one in what.links}:
-            drop_empty(own)
+            with self._collected():
+                if there(kept_at(state).parent, [f"{kept_at(state).name}{'/' * state.piece.is_folder}"]):
+                    put_link(kept_at(state), state.target, self.root)
+                    self.said(f"{state.target} linked to {kept_at(state)}")
+        for state in (*what.links, *what.shared):
+            drop_empty(own_folder(state.target, state.piece))
+        for job in what.jobs:
+            self._tidy(job)
         return self.problems
 
     @contextmanager
@@ -82,85 +87,138 @@ class Preparation:
             self.problems.append(str(error))
 
     def _link(self, state: PieceState) -> None:
-        assert state.at is not None
-        piece, target = state.piece, state.target
-        if piece.arrange == "class_folders" and not _has_folders(state.at):
-            own = own_folder(target, piece)
+        """What lies elsewhere is linked, or copied."""
+        for at, target in state.links:
+            if state.piece.arrange == "class_folders" and not _has_folders(at):
+                self._arrange(state.piece, at, target)
+                continue
+            if target.exists() and target.resolve() == at.resolve():
+                continue  # linked already, for another piece
+            check_place(target)
+            if self.copy:
+                check_free(target, size_of(at), f"copying {at}")
+                stage = self._stage(target, state.piece, "copy") / target.name
+                copy_tree(at, stage)
+                finish(stage, target)
+            else:
+                put_link(at, target, self.root)
+            self.said(f"{target} {'copied from' if self.copy else 'linked to'} {at}")
+
+    def _arrange(self, piece: Piece, at: Path, target: Path) -> None:
+        """A folder per class of images that lie side by side and are the user's: they stay where they are.
+
+        If they lie where the folders belong, they get another name first.
+        """
+        stage = self._stage(target, piece, "by class")
+        flat = target.with_name(flat_name(target))
+        here = at in (target, flat)
+
+        def put(name: str, one: str) -> None:
+            to = stage / one / name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            if self.copy and not here:
+                copy_tree(at / name, to)
+            else:
+                to.symlink_to(Path("..", "..", flat.name, name) if here else (at / name).resolve())
+
+        with self._classes(piece, stage.parent) as told, storage_errors(stage):
+            class_folders.arrange(at, told, put)
+        if at == target:
+            check_place(flat)
             with storage_errors(target):
-                (own / "unpacked").mkdir(parents=True, exist_ok=True)
-            staged = own / "unpacked" / piece.path
-            with self._classes(piece, own) as told:
-                class_folders.arrange(state.at, told, staged, move=state.at == target)
-            with storage_errors(target):
-                if state.at == target:
-                    target.rmdir()
-            finish(staged, target)
-        elif self.copy:
-            copy_to(state.at, target, piece)
-        else:
-            put_link(state.at, target, piece)
-        verb = "arranged from" if state.at == target else "copied from" if self.copy else "linked to"
-        self.said(f"{target} {verb} {state.at}")
+                target.rename(flat)
+        finish(stage, target)
+        self.said(f"{target} arranged by class; the images are in {flat if here else target if self.copy else at}")
+
+    def _stage(self, target: Path, piece: Piece, key: str) -> Path:
+        """An empty folder, on the same disk, for what will become a piece."""
+        stage = own_folder(target, piece) / key
+        with storage_errors(stage):
+            shutil.rmtree(stage, ignore_errors=True)
+            stage.mkdir(parents=True)
+        return stage
+
+    def _unpacked(self, job: Job, archive: Path) -> bool:
+        """Uses a file that lies somewhere; if it is no good, and can be downloaded, that is said and done instead."""
+        try:
+            self._unpack(job, archive)
+        except DataError as error:
+            if not job.source.address:
+                self.problems.append(str(error))
+                return True
+            note(f"{error}; it is downloaded instead")
+            return False
+        return True
 
     def _unpack(self, job: Job, archive: Path) -> None:
         """Makes pieces of a file that is there."""
-        verify(job.source, archive)
+        digest = verify(job.source, archive)
+        for kept in job.pieces:
+            check_place(kept)
         if not is_archive(archive):
             self._take(job, archive)
             return
         pieces = _as_held(archive, job.pieces)
-        staged = {job.own / "unpacked" / piece.path: piece for piece in pieces.values()}
-        unpack(archive, staged, self._stop)
-        for (kept, piece), stage in zip(pieces.items(), staged, strict=True):
-            if piece.arrange == "class_folders" and not _has_folders(stage):
-                sorted_ = stage.with_name(f"{stage.name} by class")
-                with self._classes(piece, job.own) as told:
-                    class_folders.arrange(stage, told, sorted_, move=True)
-                stage.rmdir()
-                sorted_.rename(stage)
-            if not holds(piece, stage):
-                raise DataError(
-                    f"{archive} holds a {piece.path} without {piece.holds or 'anything'} in it: it is another file "
-                    f"than {job.source.name}"
-                )
-            finish(stage, kept)
-            self.said(f"{kept} unpacked from {archive.name}")
+        key = f"unpacked-{digest.rpartition(':')[2][:16]}"  # what is left of another file's content is no use
+        staged = {own_folder(kept, piece) / key / piece.path: piece for kept, piece in pieces.items()}
+        try:
+            unpack(archive, staged, self._stop)
+            for (kept, piece), stage in zip(pieces.items(), staged, strict=True):
+                self._place(piece, stage, kept, job, archive)
+        except DataError:
+            for kept, piece in pieces.items():
+                shutil.rmtree(own_folder(kept, piece) / key, ignore_errors=True)
+            raise
+
+    def _place(self, piece: Piece, stage: Path, kept: Path, job: Job, archive: Path) -> None:
+        if piece.arrange == "class_folders" and not _has_folders(stage):
+            arranged = stage.parent / "by class"
+
+            def put(name: str, one: str) -> None:
+                (arranged / one).mkdir(parents=True, exist_ok=True)
+                (stage / name).rename(arranged / one / name)
+
+            with self._classes(piece, stage.parent) as told, storage_errors(arranged):
+                class_folders.arrange(stage, told, put)
+            stage = arranged
+        if not holds(piece, stage):
+            raise DataError(
+                f"{archive} holds a {piece.path} without {piece.holds or 'anything'} in it: it is another file "
+                f"than {job.source.name}"
+            )
+        finish(stage, kept)
+        self.said(f"{kept} unpacked from {archive.name}")
 
     def _take(self, job: Job, file: Path) -> None:
         """A file that is no archive is the piece."""
         kept, piece = next(iter(job.pieces.items()))
         check_begins(file, str(file))
-        if piece.is_folder or len(job.pieces) > 1 or not holds(piece, file):
-            raise DataError(f"{file} is not the archive that {job.source.name} should be")
-        if job.at is None:
-            finish(file, kept)
-        elif self.copy:
-            copy_to(file, kept, piece)
-        else:
-            put_link(file, kept, piece)
+        lies_elsewhere = job.at is not None  # a file that is the piece itself would have been linked
+        if lies_elsewhere or piece.is_folder or len(job.pieces) > 1 or not holds(piece, file) or not _is_table(file):
+            raise DataError(f"{file} is not what {job.source.name} should be")
+        finish(file, kept)
         self.said(f"{kept} is there")
 
     @contextmanager
     def _classes(self, piece: Piece, own: Path) -> Iterator[Path]:
         """The file that tells images' classes."""
-        told = self._told(piece, self.places)
-        archive = next((path for path in self.places.by_name.get(piece.classes_in, ()) if path.is_file()), None)
+        told = self._told(piece.classes)
+        archive = self._told((piece.classes_in,))
+        folder = own / "classes"
         if told is None and archive is not None:
-            folder = own / "classes"
             wanted = {folder / name: Piece(path=name) for name in (piece.classes[-1], "meta.mat")}
             unpack(archive, wanted, self._stop)
             told = folder / piece.classes[-1]
         if told is None:
             raise DataError(
                 f"{piece.path}: the images lie side by side, and nothing tells their classes: put "
-                f"{' or '.join((*piece.classes, piece.classes_in))} beside them, or name its folder with --from"
+                f"{' or '.join((*piece.classes, piece.classes_in))} into the data root, or name its folder with --from"
             )
         yield told
-        shutil.rmtree(own / "classes", ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
-    @staticmethod
-    def _told(piece: Piece, places: Places) -> Path | None:
-        found = (path for name in piece.classes for path in places.by_name.get(name, ()))
+    def _told(self, names: Sequence[str]) -> Path | None:
+        found = (path for name in names for path in self.places.by_name.get(name, ()))
         return next((path for path in found if path.is_file()), None)
 
     def _download(self, jobs: Sequence[Job]) -> None:
@@ -177,43 +235,59 @@ class Preparation:
                     self._use(futures[future], future.result())
         finally:
             self._stop.set()
+            downloader.close()  # wakes those that wait for a byte
             pool.shutdown(wait=True, cancel_futures=True)
-            downloader.close()
             progress.close()
 
     def _fetch(self, downloader: Downloader, job: Job) -> Path:
-        part = job.own / f"{job.source.name}.part"
-        complete = part.with_suffix("")
-        if complete.exists():  # an earlier try was ended while it was unpacked
-            return complete
+        """The file, downloaded and verified."""
+        for kept in job.pieces:
+            check_place(kept)
         where = addresses(job.source, self.mirrors)
         for number, address in enumerate(where):
             try:
-                downloader.fetch(job.source, address, part)
+                if not job.complete.exists():  # else an earlier try was ended while it was unpacked
+                    downloader.fetch(job.source, address, job.part)
+                    verify_download(job)
                 break
             except DataError as error:
                 if number + 1 == len(where):
                     raise
                 note(f"{error}; next, from {where[number + 1].shown}")
-        digest = verify_download(job, part)
-        with storage_errors(complete):
-            part.rename(complete)
-            part.with_name(f"{part.name}.json").unlink(missing_ok=True)
-        record(job, digest)
-        return complete
+        return job.complete
 
     def _use(self, job: Job, file: Path) -> None:
+        digest = verify(job.source, file)
         try:
             self._unpack(job, file)
-        except StoppedError:
-            raise
         except DataError:
-            file.unlink(missing_ok=True)  # it would be of no more use the next time
+            if not job.source.digest:  # it is not even known to be the owner's
+                file.unlink(missing_ok=True)
             raise
+        record(job, digest)
         with storage_errors(file):
             if self.keep and file.exists():
                 file.rename(job.own.parent / job.source.name)
             file.unlink(missing_ok=True)
+
+    def _tidy(self, job: Job) -> None:
+        """Leaves nothing behind of what is complete."""
+        if all(kept.exists() for kept in job.pieces):
+            job.complete.unlink(missing_ok=True)
+            for kept, piece in job.pieces.items():
+                for left in own_folder(kept, piece).glob("unpacked-*"):
+                    shutil.rmtree(left, ignore_errors=True)
+        for kept, piece in job.pieces.items():
+            drop_empty(own_folder(kept, piece))
+
+
+def _is_table(file: Path) -> bool:
+    """Whether a file begins as JSON does, if its name says that it is some."""
+    with file.open("rb") as opened:
+        return file.suffix not in (".json", ".jsonl") or opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1] in (
+            b"{",
+            b"[",
+        )
 
 
 @contextmanager

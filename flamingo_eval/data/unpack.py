@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import stat
@@ -86,7 +87,8 @@ def _unzip(archive: Path, wanted: Wanted, stop: threading.Event) -> None:
             _check_kind(archive, info.filename, stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG))
         total = sum(info.file_size for info in chosen.values())
         _check_ratio(archive, total)
-        check_free(_shared(wanted), total, f"unpacking {archive.name}")
+        have = sum(path.stat().st_size for path in chosen if path.is_file())  # from an earlier try
+        check_free(_shared(wanted), max(0, total - have), f"unpacking {archive.name}")
         for path, info in chosen.items():
             _check_stop(stop)
             if not _is_this(path, info):
@@ -228,12 +230,21 @@ def _shared(wanted: Wanted) -> Path:
     return Path(os.path.commonpath([*wanted]))
 
 
+_UNUSABLE = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.EINVAL, errno.ENOENT, errno.EILSEQ)
+"""What the system says of names that no files can have, or not beside each other."""
+
+
 def _write(path: Path, content: IO[bytes], size: int) -> None:
     """Copies what has this many bytes into a file of our own."""
-    with storage_errors(path):
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    with os.fdopen(handle, "wb") as file:
+    except OSError as error:
+        if error.errno in _UNUSABLE:
+            raise DataError(f"the archive's {path.name[:80]!r} can't be written: {error.strerror}") from error
+        with storage_errors(path):
+            raise
+    with os.fdopen(handle, "wb", buffering=0) as file:  # so that closing it writes nothing, and raises nothing
         left = size
         while left > 0:
             chunk = content.read(min(_CHUNK, left))  # outside: what it raises is of the archive
@@ -241,6 +252,6 @@ def _write(path: Path, content: IO[bytes], size: int) -> None:
                 raise EOFError(f"{path.name} ends {left:,} bytes early")
             left -= len(chunk)
             with storage_errors(path):
-                file.write(chunk)
-        with storage_errors(path):
-            file.flush()
+                rest = memoryview(chunk)
+                while rest:
+                    rest = rest[file.write(rest) :]

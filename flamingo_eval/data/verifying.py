@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -19,9 +20,17 @@ RECORD = "prepared.json"
 """What was downloaded, from where and when: a file in the benchmark's folder."""
 
 
+_known: dict[tuple[int, ...], str] = {}
+
+
 def _digest(path: Path, algorithm: str) -> str:
+    """The digest of a file, worked out once as long as it stays as it is, whatever it is called."""
     with path.open("rb") as file:
-        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+        state = os.fstat(file.fileno())
+        key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+        if not _known.get(key, "").startswith(algorithm):
+            _known[key] = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+        return _known[key]
 
 
 def verify(source: SourceFile, file: Path) -> str:
@@ -31,7 +40,7 @@ def verify(source: SourceFile, file: Path) -> str:
         check_begins(file, str(file))
         raise DataError(
             f"{file} has {size:,} bytes, and {source.name} has {source.size:,} (as said in {source.source}): it is not "
-            "all there, or another file"
+            "all there, or another file; delete it, or leave its folder out"
         )
     digest = _digest(file, source.digest.partition(":")[0] or "sha256")
     if source.digest and digest != source.digest:
@@ -41,11 +50,16 @@ def verify(source: SourceFile, file: Path) -> str:
     return digest
 
 
-def verify_download(job: Job, part: Path) -> str:
-    """The same of a download, which is thrown away if it is another file. Raises DataError."""
+def verify_download(job: Job) -> None:
+    """Gives a download its name; it is thrown away if it is another file.
+
+    Raises:
+        DataError: it is another one than its owner's, or than when it was first downloaded here.
+        StorageError: not allowed.
+    """
     try:
-        check_begins(part, job.source.name)
-        digest = verify(job.source, part)
+        check_begins(job.part, job.source.name)
+        digest = verify(job.source, job.part)
         earlier = _recorded(job).get(job.source.name, {}).get("digest")
         if earlier not in (None, digest) and not job.source.digest:
             raise DataError(
@@ -53,18 +67,23 @@ def verify_download(job: Job, part: Path) -> str:
                 f"owner has changed it. Where that is right, take it out of {job.own.parent / RECORD}"
             )
     except DataError as error:
-        with storage_errors(part):
-            part.unlink()
+        with storage_errors(job.part):
+            job.part.unlink()
         raise DataError(f"{error}; what was downloaded is deleted") from error
-    return digest
+    with storage_errors(job.complete):
+        job.part.rename(job.complete)
+        job.part.with_name(f"{job.part.name}.json").unlink(missing_ok=True)
 
 
 def _recorded(job: Job) -> dict[str, dict[str, object]]:
+    path = job.own.parent / RECORD
     try:
-        table = json.loads((job.own.parent / RECORD).read_bytes())
+        table = json.loads(path.read_bytes())
         return {name: dict(one) for name, one in table["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}, which says what was downloaded, is damaged; delete it to begin anew") from error
 
 
 _record_lock = threading.Lock()

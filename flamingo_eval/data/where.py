@@ -43,6 +43,7 @@ class PieceState:
         target: where it belongs.
         found: how it can be had.
         at: where it, or the file that holds it, lies now; None if it does not.
+        links: where it lies -> where it belongs; several where what does as well lies elsewhere.
         source: the file that is or holds it; None where nobody says.
         place: what is there in its place, for people; empty for itself.
     """
@@ -54,6 +55,7 @@ class PieceState:
     at: Path | None = None
     source: SourceFile | None = None
     place: str = ""
+    links: tuple[tuple[Path, Path], ...] = ()
 
 
 def pieces_of(benchmark: Benchmark, variant: str = "") -> tuple[Piece, ...]:
@@ -105,7 +107,8 @@ def _state(benchmark: Benchmark, piece: Piece, root: Path, places: Places) -> Pi
     target, source = folder / piece.path, source_of(benchmark, piece)
 
     def state(found: Found, at: Path | None = None, place: str = "") -> PieceState:
-        return PieceState(benchmark, piece, target, found, at, source, place)
+        links = ((at, target),) if at is not None and found is Found.ELSEWHERE else ()
+        return PieceState(benchmark, piece, target, found, at, source, place, links)
 
     if there(folder, [piece.path]) and not _to_arrange(piece, target):
         return state(Found.THERE, target)
@@ -114,9 +117,18 @@ def _state(benchmark: Benchmark, piece: Piece, root: Path, places: Places) -> Pi
             return state(Found.THERE, folder / group[0], " and ".join(group))
     if there(folder, [piece.path]):
         return state(Found.ELSEWHERE, target)
+    if piece.arrange == "class_folders" and there(folder, [f"{flat_name(target)}/"]):
+        return state(Found.ELSEWHERE, target.with_name(flat_name(target)))
     lying = places.piece(piece, target)
     if lying is not None:
         return state(Found.ELSEWHERE, lying)
+    for group in piece.instead:
+        found = [places.piece(_named(benchmark, piece, path), folder / path) for path in group]
+        links = tuple((one, folder / path) for one, path in zip(found, group, strict=True) if one is not None)
+        if len(links) == len(group):
+            return PieceState(
+                benchmark, piece, target, Found.ELSEWHERE, links[0][0], source, " and ".join(group), links
+            )
     if source is None:
         return state(Found.UNKNOWN)
     itself = source.name == PurePosixPath(piece.inner).name  # no archive; it was sought as the piece, by its content
@@ -124,6 +136,18 @@ def _state(benchmark: Benchmark, piece: Piece, root: Path, places: Places) -> Pi
     if archive is not None:
         return state(Found.ARCHIVE, archive)
     return state(Found.DOWNLOAD if source.address else Found.BY_HAND)
+
+
+def _named(benchmark: Benchmark, piece: Piece, path: str) -> Piece:
+    """What does as well as a piece, as a piece: as the layout has it, else one of the same kind."""
+    listed = (one for one in benchmark.data.layout if isinstance(one, Piece) and one.path == path)
+    holds = "*.jpg" if path.endswith("/") else piece.holds
+    return next(listed, Piece(path=path, holds=holds))
+
+
+def flat_name(target: Path) -> str:
+    """What a folder of images side by side is called once the folder per class has its name."""
+    return f"{target.name}.flat"
 
 
 def _to_arrange(piece: Piece, target: Path) -> bool:
@@ -138,23 +162,41 @@ def missing(found: Iterable[PieceState]) -> Sequence[PieceState]:
     return [one for one in found if one.found is not Found.THERE and not one.piece.optional]
 
 
-def how(state: PieceState, command: str) -> str:
-    """Where a piece that is not there can be had, and by which command."""
+def how(state: PieceState) -> str:
+    """Where a piece that is not there can be had, and what ``data prepare`` does about it."""
     source = state.source
     match state.found:
         case Found.ELSEWHERE if state.at == state.target:
-            return f"{state.target}: images lie side by side; `{command}` puts them into a folder per class"
+            return f"{state.target}: images lie side by side; `data prepare` puts them into a folder per class"
         case Found.ELSEWHERE:
-            return f"it lies in {state.at}; `{command}` links it"
+            return f"it lies in {state.at}; `data prepare` links it"
         case Found.ARCHIVE:
-            return f"{state.at} holds it; `{command}` unpacks it"
+            return f"{state.at} holds it; `data prepare` unpacks it"
         case Found.DOWNLOAD if source is not None:
             size = f" ({size_text(source.size)})" if source.size else ""
-            return f"from {source.address}{size}; `{command}` downloads it"
+            return f"from {source.address}{size}"
         case Found.BY_HAND if source is not None:
-            return f"from {source.name}, which a person has to get (below); then `{command} --from FOLDER`"
+            return f"from {source.name}, which a person has to get (below)"
         case Found.THERE:
             return "it is there"
+    return "nothing is known of where it comes from"
+
+
+def would(state: PieceState) -> str:
+    """What would be done about a piece."""
+    source = state.source
+    match state.found:
+        case Found.THERE:
+            return "found"
+        case Found.ELSEWHERE:
+            return f"would be taken from {state.at}"
+        case Found.ARCHIVE:
+            return f"would be unpacked from {state.at}"
+        case Found.DOWNLOAD if source is not None:
+            size = f" ({size_text(source.size)})" if source.size else ""
+            return f"would be downloaded from {source.address}{size}"
+        case Found.BY_HAND if source is not None:
+            return f"from {source.name}, which a person has to get"
     return "nothing is known of where it comes from"
 
 

@@ -20,7 +20,7 @@ from flamingo_eval.core.benchmark import DataRules
 from flamingo_eval.core.errors import DataError, UserError
 from flamingo_eval.core.paths import exists
 from flamingo_eval.core.protocols import DataSet, References
-from flamingo_eval.core.reading import inside_root, one_record, read_json, record_field
+from flamingo_eval.core.reading import inside_root, one_record, passed_over, read_json, record_field
 from flamingo_eval.core.records import Annotation, Example, HumanAnswer, Id
 from flamingo_eval.core.schema import Record, image_name
 
@@ -167,7 +167,7 @@ def _checked(path: Path, questions: Iterator[Question], answers: int, empty: boo
             if question.annotation is not None:
                 _check_answers(f"{path}: question {question.id}", question.annotation, answers, empty)
             yield question
-    if not seen:
+    if not seen and not passed_over():
         raise DataError(f"{path} holds no questions")
 
 

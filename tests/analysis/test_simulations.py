@@ -10,7 +10,7 @@ import pytest
 from flamingo_eval.analysis.differences import paired_difference
 from flamingo_eval.analysis.statistics import Array, holm
 from flamingo_eval.analysis.uncertainty import AUC, OPEN, PERCENT, Moves, mean_uncertainty
-from tests.analysis.test_statistics import moves, ranked, themselves
+from tests.support.trials import moves, ranked, themselves
 
 pytestmark = pytest.mark.slow
 DRAWS = 1000

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from flamingo_eval.analysis import statistics
 from flamingo_eval.analysis.differences import paired_difference
 from flamingo_eval.analysis.statistics import (
-    Array,
     auc_influence,
     cluster_sums,
     holm,
@@ -21,6 +20,7 @@ from flamingo_eval.analysis.statistics import (
     standard_error,
 )
 from flamingo_eval.analysis.uncertainty import AUC, OPEN, PERCENT, Moves, Part, Parts, mean_uncertainty
+from tests.support.trials import moves, ranked, themselves
 
 
 def test_a_mean_by_hand() -> None:
@@ -73,18 +73,6 @@ def test_many_clusters_are_taken_as_normal(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0.01 < normal[1] < 0.5
 
 
-def moves(scores: Array | list[float], names: list[str] | None = None) -> Moves:
-    """A trial of these scores."""
-    influence = mean_influence(np.asarray(scores, np.float64))
-    names = names or [str(i) for i in range(len(influence))]
-    return Moves(float(np.mean(scores)), dict(zip(names, influence.tolist(), strict=True)))
-
-
-def themselves(count: int) -> dict[str, str]:
-    """An image a query."""
-    return {str(i): str(i) for i in range(count)}
-
-
 def shifted(trial: Moves, by: float) -> Moves:
     return Moves(trial.value + by, trial.influence)
 
@@ -132,16 +120,6 @@ def test_scales_are_kept() -> None:
         assert 0 <= found.low < np.mean(scores) < found.high <= scale.high
     lost = mean_uncertainty([moves([50.0])], themselves(1), PERCENT)
     assert (lost.low, lost.high) == (0, 100), "one query says nothing"
-
-
-def ranked(values: Array, labels: np.ndarray) -> Moves:
-    auc, influence = auc_influence(values, labels)
-    names = [str(i) for i in range(len(values))]
-    return Moves(
-        100 * auc,
-        dict(zip(names, (100 * influence).tolist(), strict=True)),
-        dict(zip(names, labels.tolist(), strict=True)),
-    )
 
 
 def test_a_perfect_auc_is_no_point() -> None:

@@ -18,7 +18,7 @@ from tests.support.helpers import FAST, Cli, run_cli
         (("coco", "--checkpoint", "scripted", "--data-root", "nowhere"), "nowhere is not a folder"),
         (("coco", "--checkpoint", "scripted", "--data-root", "."), "coco is not a folder; coco is read from"),
         (("coco", "--checkpoint", "openflamingo-4b", "--data-root", "."), "unknown checkpoint"),
-        (("plan", "cocoa"), "unknown benchmark 'cocoa'; known benchmarks: coco, flickr30k, "),
+        (("plan", "cocoa"), "unknown benchmark 'cocoa' (did you mean coco?); known benchmarks: coco, flickr30k, "),
         (("coco", "--shots", "four"), "--shots 'four': give whole numbers from 0 to 10000"),
         (("coco", "--shots", "-1"), "--shots '-1'"),
         (("coco", "--seeds", "x"), "--seeds 'x'"),

@@ -132,7 +132,7 @@ def test_flat_validation_images(cli: Cli, tmp_path: Path) -> None:
     result = cli("data", "check", "imagenet", "--data-root", tmp_path / "d")
     assert result.returncode == 2
     assert "val holds images directly; they must lie in a folder per class" in result.stdout
-    assert "`flamingo-eval data prepare imagenet` puts them into a folder per class" in result.stdout
+    assert "`data prepare` puts them into a folder per class" in result.stdout
     assert "ipynb" not in result.stdout
     assert "is missing" not in result.stdout
 

@@ -24,10 +24,11 @@ def test_data_check(call: Any, tmp_path: Path) -> None:
     broken = root / "coco/val2014/COCO_val2014_000000000500.png"
     broken.write_bytes(broken.read_bytes()[:50])
     (root / "coco/val2014/COCO_val2014_000000000501.png").unlink()
-    _, _, err = call("data", "check", "coco", "--data-root", root, "--images")
-    assert "2 images are missing or unreadable" in err
-    assert "501.png does not exist" in err
-    assert "1 images are missing" in call("data", "check", "coco", "--data-root", root)[2], (
+    _, out, err = call("data", "check", "coco", "--data-root", root, "--images")
+    assert "2 images are missing or unreadable" in out
+    assert "501.png does not exist" in out
+    assert "listed above" in err
+    assert "1 images are missing" in call("data", "check", "coco", "--data-root", root)[1], (
         "not opened without --images"
     )
 
@@ -67,6 +68,21 @@ def test_every_record_and_every_file(call: Call, tmp_path: Path) -> None:
     ):  # fmt: skip
         assert any(line.startswith("WRONG") and place in line for line in out.splitlines()), place
     assert "the data is not as it should be" in err
+
+
+def test_a_broken_file_hides_nothing(call: Call, tmp_path: Path) -> None:
+    """Neither another broken file of the same split, nor missing images of the other split."""
+    questions, annotations = owners._vqa(owners.VQA, "train")
+    root = write(tmp_path, "vqav2", {
+        "v2_OpenEnded_mscoco_train2014_questions.json": owners.dumped(questions),
+        "v2_mscoco_train2014_annotations.json": owners.dumped(annotations),
+        "v2_OpenEnded_mscoco_val2014_questions.json": b"[",
+        "v2_mscoco_val2014_annotations.json": b"{",
+        "train2014/COCO_train2014_000000000300.jpg": owners.jpeg(1),
+    })  # fmt: skip
+    out = call("data", "check", "vqav2", "--data-root", root)[1]
+    for found in ("val2014_questions.json is not", "val2014_annotations.json is not", "train: 11 images are missing"):
+        assert found in out
 
 
 @pytest.mark.parametrize("name", ["coco", "textvqa", "vizwiz", "hateful_memes"])

@@ -26,10 +26,9 @@ from flamingo_eval.data.origins import Address
 from tests.data.conftest import use_files
 from tests.support import owners
 from tests.support.owners import Shelf
+from tests.support.preparing import BIG, is_right, process
 
 Call = Callable[..., tuple[int, str, str]]
-BIG = "train_val_images.zip"
-"""The file that things happen to, 12 kB."""
 
 
 @pytest.fixture
@@ -44,17 +43,6 @@ def prepare(call: Call, tmp_path: Path) -> Callable[..., tuple[int, str]]:
 
 
 Prepare = Callable[..., tuple[int, str]]
-
-
-def is_right(root: Path) -> bool:
-    """Whether TextVQA is there as its owner has it, and nothing else."""
-    made = {f"train_images/{n:016x}.jpg": owners.jpeg(n) for n in range(owners.TRAIN + owners.TEST)}
-    files = owners.textvqa()
-    made |= {name: files[name] for name in ("TextVQA_0.5.1_train.json", "TextVQA_0.5.1_val.json")}
-    folder = root / "textvqa"
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    found.pop("prepared.json")
-    return found == made
 
 
 def half_done(root: Path) -> list[Path]:
@@ -307,31 +295,6 @@ def test_a_full_disk(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-DRIVER = """
-import sys, time
-sys.path.insert(0, {here!r})
-from pathlib import Path
-from flamingo_eval.core import benchmark
-from flamingo_eval.core.paths import resource_folder
-folder = Path({folder!r})
-benchmark.resource_folder = lambda name: folder if name == "benchmarks" else resource_folder(name)
-from flamingo_eval.data import download
-raw = download.httpx2.Response.iter_raw
-download.httpx2.Response.iter_raw = lambda self: raw(self, 512)
-read = download.Progress.update
-download.Progress.update = lambda self, count: (time.sleep({pause}), read(self, count))
-from flamingo_eval.cli.main import main
-sys.argv = ["flamingo-eval", "data", "prepare", "textvqa", "--data-root", {root!r}]
-main()
-"""
-
-
-def process(tmp_path: Path, pause: float = 0.02) -> subprocess.Popen[str]:
-    """A command that downloads slowly."""
-    code = DRIVER.format(here=str(Path(__file__).parents[2]), folder=str(tmp_path / "benchmarks"), root=str(tmp_path / "d"), pause=pause)  # fmt: skip
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     for _ in range(600):
         if condition():
@@ -433,7 +396,7 @@ def damaged() -> bytes:
         (lambda: owners.packed({"other/a.jpg": b"x"}), "does not hold train_images/; it begins with: other/a.jpg"),
         (lambda: owners.packed({}), "does not hold train_images/; it begins with: nothing"),
         (lambda: owners.packed({"train_images/readme.txt": b"x"}), "without *.jpg in it"),
-        (lambda: b"PK\x03\x04" + b"x" * 100, "is not the archive that"),
+        (lambda: b"PK\x03\x04" + b"x" * 100, "is not what train_val_images.zip should be"),
         (lambda: b"", "is empty"),
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 from tests.data.conftest import use_files
 from tests.support import owners
 from tests.support.owners import COCO, OK, TEST, TRAIN, VALIDATION, VQA, Shelf, answer
+from tests.support.preparing import unpacked
 
 Call = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.usefixtures("shelf")
@@ -132,7 +133,7 @@ def test_dry_run_writes_nothing(call: Call, shelf: Shelf, tmp_path: Path) -> Non
     assert code == 0
     total = sum(len(shelf.files[name]) for name in ("train2014.zip", "val2014.zip", "annotations_trainval2014.zip", "caption_datasets.zip"))  # fmt: skip
     assert f"to download: {total / 1000:.1f} kB" in out
-    assert f"from {shelf.url}/train2014.zip" in out
+    assert f"would be downloaded from {shelf.url}/train2014.zip" in out
     assert not shelf.asked
     assert not (tmp_path / "d").exists()
 
@@ -164,7 +165,9 @@ def test_reference_files(call: Call, shelf: Shelf, tmp_path: Path, monkeypatch: 
     assert not list((tmp_path / "d" / name).glob("*train.json"))
     other = {"textvqa": "vizwiz", "vizwiz": "textvqa"}[name]
     out = call("data", "prepare", other, "--data-root", tmp_path / "d", "--reference-files", "--dry-run")[1]
-    assert f"{tmp_path}/d/{other}/train_questions_vqa_format.json: from hf://datasets/" in out, "another benchmark's"
+    assert f"{tmp_path}/d/{other}/train_questions_vqa_format.json: would be downloaded from hf://datasets/" in out, (
+        "another benchmark's"
+    )
 
 
 def test_a_mirror(call: Call, shelf: Shelf, tmp_path: Path) -> None:
@@ -188,21 +191,11 @@ def test_mistakes(call: Call, tmp_path: Path) -> None:
     assert "unknown benchmark 'coc'" in call("data", "prepare", "coc", "--data-root", "d")[2]
     (tmp_path / "file").write_text("")
     code, _, err = call("data", "prepare", "coco", "--data-root", tmp_path / "file")
-    assert code == 3
-    assert "can't write" in err
+    assert code == 2
+    assert "is not a folder" in err
 
 
 # --- what is there already ---------------------------------------------------------------------------------------
-
-
-def unpacked(shelf: Shelf, folder: Path, *names: str) -> Path:
-    """Owners' archives, unpacked by hand."""
-    for name in names:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(shelf.files[name])
-        shutil.unpack_archive(folder / name, folder)
-        (folder / name).unlink()
-    return folder
 
 
 def test_unpacked_trees_are_linked(call: Call, shelf: Shelf, tmp_path: Path) -> None:
@@ -234,9 +227,7 @@ def test_archives_in_the_data_root(call: Call, shelf: Shelf, tmp_path: Path) -> 
         (folder / name).write_bytes(shelf.files[name])
     code, out, _ = call("data", "where", "coco", "--data-root", tmp_path / "d")
     assert code == 2
-    assert (
-        f"{folder}/train2014.zip holds it; `flamingo-eval data prepare coco --data-root {tmp_path}/d` unpacks it" in out
-    )
+    assert f"{folder}/train2014.zip holds it; `data prepare` unpacks it" in out
     assert call("data", "prepare", "coco", "--data-root", tmp_path / "d")[0] == 0
     assert not shelf.asked
     assert all((folder / name).is_file() for name in names)
@@ -313,9 +304,12 @@ def test_flat_images_in_the_data_root(call: Call, shelf: Shelf, tmp_path: Path) 
     assert "nothing tells their classes: put LOC_val_solution.csv or" in err
     assert len(list((folder / "val").glob("*.JPEG"))) == len(VALIDATION)
     unpacked(shelf, tmp_path / "d", "ILSVRC2012_devkit_t12.tar.gz")
+    (folder / "val/.DS_Store").write_text("?")
     assert "side by side" in call("data", "where", "imagenet", "--data-root", tmp_path / "d")[1]
     assert call("data", "prepare", "imagenet", "--data-root", tmp_path / "d")[0] == 0
     assert len(list((folder / "val").glob("n*/*.JPEG"))) == len(VALIDATION)
+    assert len(list((folder / "val.flat").glob("*.JPEG"))) == len(VALIDATION), "the images stay together, as they were"
+    assert all(image.read_bytes() for image in (folder / "val").glob("n*/*.JPEG"))
 
 
 def test_another_train_json_is_not_taken(call: Call, tmp_path: Path) -> None:

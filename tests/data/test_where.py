@@ -23,10 +23,8 @@ def test_what_is_missing_and_where_it_comes_from(call: Call, tmp_path: Path) -> 
     code, out, err = call("data", "where", "vqav2", "--data-root", tmp_path / "d")
     assert code == 2
     assert "MISSING  v2_mscoco_val2014_annotations.json" in out
-    assert (
-        "from https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/v2_Annotations_Val_mscoco.zip (10.5 MB); `flamingo-eval data "
-        f"prepare vqav2 --data-root {tmp_path}/d` downloads it"
-    ) in out
+    assert "from https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/v2_Annotations_Val_mscoco.zip (10.5 MB)" in out
+    assert f"To get what is missing: flamingo-eval data prepare vqav2 --data-root {tmp_path}/d" in out
     assert "or train2017/ and val2017/" in out
     assert "Owner: https://visualqa.org/download.html" in out
     assert "v2_mscoco_val2014_annotations.json" in err
@@ -44,6 +42,13 @@ def test_exit_codes(call: Call, tmp_path: Path) -> None:
         assert code == 0
         assert "MISSING" not in out
     assert call("data", "where", "coco")[0] == 0, "without a folder it is the layout"
+    code, out, _ = call("data", "where", "coco", "okvqa", "--data-root", root)
+    assert code == 2
+    assert "COCO captions" in out
+    assert "OK-VQA" in out
+    code, out, _ = call("data", "where", "all", "--protocol", "openflamingo-2023-03")
+    assert code == 0
+    assert "imagenet: imagenet is not run under openflamingo-2023-03" in out
 
 
 def test_an_empty_folder_is_missing(call: Call, tmp_path: Path) -> None:
@@ -56,10 +61,10 @@ def test_an_empty_folder_is_missing(call: Call, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", benchmark_names())
 def test_settings_can_be_pasted(call: Call, tmp_path: Path, name: str) -> None:
     """The lines that are printed are a file that says what holds anyway."""
-    out = call("data", "where", name)[1]
+    out = call("data", "where", name, "--settings")[1]
     pasted = out[out.index(f"[{name}.data]") :]
     (tmp_path / "flamingo-eval.toml").write_text(pasted, encoding="utf-8")
-    assert call("data", "where", name)[1] == out
+    assert call("data", "where", name, "--settings")[1] == out
     own = tomllib.loads(pasted)[name]["data"]
     assert own["folder"] == load_benchmark(name).data.folder
 

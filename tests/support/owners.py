@@ -121,7 +121,7 @@ def coco() -> dict[str, bytes]:
 
 def flickr30k() -> dict[str, bytes]:
     images = {f"flickr30k-images/{n}.jpg": jpeg(n) for n in range(1000, 1000 + TRAIN + TEST)}
-    rows = [{"image_id": n, "caption": f"a thing {n}"} for n in range(1000, 1000 + TRAIN + TEST)]
+    rows = [{"image_id": str(n), "caption": f"a thing {n}"} for n in range(1000, 1000 + TRAIN + TEST)]
     style = {"images": [{"id": row["image_id"]} for row in rows], "annotations": rows}
     return {"flickr30k-images.tar.gz": tarred(images, "w:gz"), "dataset_flickr30k_coco_style.json": dumped(style)}
 

@@ -11,7 +11,7 @@ import numpy as np
 from flamingo_eval.analysis.statistics import cluster_sums, sign_flip_p, t_quantile
 from flamingo_eval.analysis.uncertainty import Moves, Parts, parts_of
 
-FEW = 10
+FEW = 40
 """Where fewer images than this differ, t says too little of those that were not drawn."""
 
 _SAME = 1e-12

@@ -1,23 +1,89 @@
-"""Numbers that others have published (``results/published.csv``), each with its source."""
+"""Numbers that others have published (``results/published.csv``), each with its source, and what is known of how it was
+made (``results/published.toml``)."""
 
 from __future__ import annotations
 
 import csv
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Annotated
+
+from msgspec import Meta
 
 from flamingo_eval.core import registry
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.paths import resource_folder
+from flamingo_eval.core.reading import read_toml
+from flamingo_eval.core.schema import Record, typed
+
+
+class Source(Record, frozen=True, kw_only=True):
+    """What made the numbers of a source.
+
+    Attributes:
+        begins: how the source begins.
+        protocols: whose rules it can have been, the likeliest first; none where nobody knows.
+        trials: over how many.
+        ddof: of the deviations; None where nobody knows.
+        known: what is known, and from where.
+        inferred: what is not known but likely, and why.
+    """
+
+    begins: str
+    protocols: tuple[str, ...]
+    trials: Annotated[int, Meta(ge=1)] = 1
+    ddof: int | None = None
+    known: tuple[str, ...] = ()
+    inferred: tuple[str, ...] = ()
+
+
+class Evaluated(Record, frozen=True, kw_only=True):
+    """What a number was measured on.
+
+    Attributes:
+        source: how its source begins; empty for all others.
+        benchmark: as the source calls it.
+        split: what we run.
+        theirs: theirs, where that is another one or not sure.
+        queries: how many they asked.
+        num_samples: how many we ask; None for all.
+        ensemble: in how many orders.
+        same: whether both sides ask the same queries.
+        how: how all this is known.
+    """
+
+    source: str
+    benchmark: str
+    split: str
+    theirs: str = ""
+    queries: int
+    num_samples: int | None = None
+    ensemble: int = 1
+    same: bool = True
+    how: str
+
+
+class KnownDifference(Record, frozen=True, kw_only=True):
+    """What is known to differ all the same; without a benchmark for all of the protocol's."""
+
+    protocol: str
+    benchmark: str = ""
+    text: str
+
+
+class _Knowledge(Record, frozen=True, kw_only=True):
+    rows: dict[str, str]
+    source: tuple[Source, ...]
+    evaluated: tuple[Evaluated, ...]
+    difference: tuple[KnownDifference, ...]
 
 
 @cache
-def knowledge() -> dict[str, Any]:
-    """``results/published.toml``: which harness made which number, and what is known to differ."""
-    return tomllib.loads((resource_folder("results") / "published.toml").read_text(encoding="utf-8"))
+def knowledge() -> _Knowledge:
+    """``results/published.toml``."""
+    path = resource_folder("results") / "published.toml"
+    return typed(read_toml(path), _Knowledge, str(path))
 
 
 @dataclass(frozen=True)
@@ -29,8 +95,8 @@ class Published:
         benchmark: ours; ``row`` is what the source evaluated, where that is less or other.
         row: the benchmark as the file has it.
         shots: number of demonstrations.
-        mean: in our unit (CIDEr x 100, percent).
-        std: over trials; None where the source gives none.
+        text: the mean as it was published, in our unit (CIDEr x 100, percent).
+        std_text: the deviation over trials as it was published; empty where the source gives none.
         selector: how demonstrations were picked.
         source: paper and table, or model card.
     """
@@ -39,29 +105,63 @@ class Published:
     benchmark: str
     row: str
     shots: int
-    mean: float
-    std: float | None
+    text: str
+    std_text: str
     selector: str
     source: str
 
     @property
-    def protocol(self) -> str | None:
-        """Of the harness that made it; None for models that are not released."""
+    def mean(self) -> float:
+        """The mean."""
+        return float(self.text)
+
+    @property
+    def std(self) -> float | None:
+        """The deviation over trials; None where the source gives none."""
+        return float(self.std_text) if self.std_text else None
+
+    @property
+    def shown(self) -> str:
+        """Mean and deviation with their own digits."""
+        return self.text + (f" ({self.std_text})" if self.std_text else "")
+
+    @property
+    def digits(self) -> int:
+        """Behind the point."""
+        return len(self.text.partition(".")[2])
+
+    @property
+    def made_by(self) -> Source | None:
+        """What made it; None where nothing is known, as of models that are not released."""
         if "quoting" in self.source:
             return None
-        fitting = (one["protocol"] for one in knowledge()["harness"] if self.source.startswith(one["source"]))
+        return next((one for one in knowledge().source if self.source.startswith(one.begins)), None)
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Whose rules it can have been, the likeliest first."""
+        return self.made_by.protocols if self.made_by else ()
+
+    @property
+    def evaluated(self) -> Evaluated | None:
+        """What it was measured on; None where nothing is known."""
+        if self.made_by is None:
+            return None
+        fitting = (
+            one for one in knowledge().evaluated if one.benchmark == self.row and self.source.startswith(one.source)
+        )
         return next(fitting, None)
 
 
 @cache
 def published() -> tuple[Published, ...]:
     """All of them, in the file's order."""
-    names: dict[str, str] = knowledge()["rows"]
+    names = knowledge().rows
     with (resource_folder("results") / "published.csv").open(encoding="utf-8", newline="") as file:
         return tuple(
             Published(
                 row["checkpoint"], names.get(row["benchmark"], row["benchmark"]), row["benchmark"], int(row["shots"]),
-                float(row["mean"]), float(row["std"]) if row["std"] else None, row["selection"], row["source"],
+                row["mean"], row["std"], row["selection"], row["source"],
             )
             for row in csv.DictReader(file)
         )  # fmt: skip
@@ -96,6 +196,21 @@ def chosen(
             f"checkpoints with numbers: {names}"
         )
     return found
+
+
+def command_for(one: Published) -> str:
+    """The command that comes nearest to a number; empty where there is none."""
+    on = one.evaluated
+    if on is None or not one.protocols:
+        return ""
+    options = [
+        f"--protocol {one.protocols[0]}", f"--split {on.split}", f"--shots {one.shots}",
+        *([f"--num-samples {on.num_samples}"] if on.num_samples else []),
+        *([f"--ensemble {on.ensemble}"] if on.ensemble > 1 else []),
+        *([f"--select {one.selector}"] if one.selector != "random" else []),
+    ]  # fmt: skip
+    name = one.benchmark.replace("_", "-")
+    return f"flamingo-eval {name} --checkpoint openflamingo/{one.checkpoint} --data-root DIR {' '.join(options)}"
 
 
 def curves(rows: Sequence[Published]) -> Iterator[tuple[str, list[Published]]]:

@@ -1,105 +1,246 @@
-"""Our numbers beside published ones: what to run under which harness's rules, and what is known to differ."""
+"""Our numbers beside published ones: what to run under whose rules, and whether the two agree as far as can be told.
+
+Where both sides ask the same queries, what differs between them by chance is the demonstrations, and the yardstick is
+the spread over trials, theirs and ours together (Student's t: three trials each are four degrees of freedom). What the
+choice of queries does counts only where the two ask different ones.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
 
 from flamingo_eval.analysis.evidence import Evidence
-from flamingo_eval.analysis.published import Published, knowledge
+from flamingo_eval.analysis.published import Evaluated, Published, knowledge
+from flamingo_eval.analysis.statistics import t_quantile
+from flamingo_eval.analysis.uncertainty import Part, Parts
+from flamingo_eval.core.records import Cell
 from flamingo_eval.storage.run_records import FIRST_RENDERING
 
-_PUBLISHED_TRIALS = 3
-"""The paper and the cards of June 2023 give mean and (population) standard deviation over three (arXiv 2308.01390)."""
+LARGE = 2.0
+"""A gap in points that a comparison must be able to see to call two numbers consistent ..."""
+
+DEVIATIONS = 3.5
+"""... or a gap of so many of their deviations over trials, if that is more: three trials on each side see three."""
+
+
+class Setup(NamedTuple):
+    """One benchmark as it is run for some numbers."""
+
+    protocol: str
+    selector: str
+    benchmark: str
+    split: str
+    num_samples: int | None
+    ensemble: int
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether a published number and ours agree.
+
+    Attributes:
+        verdict: consistent, differs, too imprecise to tell; or why nothing can be said.
+        difference: ours minus theirs.
+        seen: the gap that would have been called different with 80% probability.
+    """
+
+    verdict: str
+    difference: float | None = None
+    seen: float | None = None
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our number.
+
+    Attributes:
+        values: each trial's.
+        queries: standard error that comes from which queries were asked.
+        count: how many queries a trial has.
+        seeds: of the trials.
+        rendering: how prompts were rendered.
+        demo: what has to be said of the demo's data; empty for real data.
+        subset: whether other queries were asked, or fewer, than theirs.
+    """
+
+    values: tuple[float, ...]
+    queries: float
+    count: int
+    seeds: tuple[int, ...]
+    rendering: str = FIRST_RENDERING
+    demo: str = ""
+    subset: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Over trials."""
+        return float(np.mean(self.values))
+
+    @property
+    def std(self) -> float | None:
+        """Over trials, ddof 0 as in every table; None for one trial."""
+        return float(np.std(self.values)) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Reproduced:
-    """One published number and ours.
+    """A published number, all that give it, and ours.
 
     Attributes:
-        number: theirs.
-        ours: our mean; None where it could not be run.
-        error: our standard error, of queries and demonstrations.
-        why_not: why it could not be run.
+        numbers: the same number, as each of its sources has it.
+        setup: as it was run, or would have been; None where nothing is known of how.
+        ours: None where it could not be run.
+        judgement: what comes of it.
+        nearest: among several protocols, whether this one came nearest.
     """
 
-    number: Published
-    ours: float | None
-    error: float | None
-    why_not: str | None = None
-    rendering: str | None = None
+    numbers: tuple[Published, ...]
+    setup: Setup | None
+    ours: Ours | None
+    judgement: Judgement
+    nearest: bool = False
 
     @property
-    def combined(self) -> float | None:
-        """Standard error of the difference; their part is missing where they give no deviation."""
-        if self.error is None:
-            return None
-        std = self.number.std or 0.0
-        theirs = std / math.sqrt(_PUBLISHED_TRIALS - 1)  # ddof 0 -> 1, then of the mean
-        return math.hypot(self.error, theirs)
-
-    @property
-    def verdict(self) -> str:
-        """Whether the difference lies within two combined standard errors."""
-        if self.ours is None or self.combined is None:
-            return f"not run: {self.why_not}"
-        if not math.isfinite(self.combined):
-            return "too few queries to tell"
-        within = abs(self.ours - self.number.mean) <= 2 * self.combined
-        return ("within" if within else "OUTSIDE") + (
-            " (no standard deviation published)" if self.number.std is None else ""
-        )
+    def number(self) -> Published:
+        """The first of them."""
+        return self.numbers[0]
 
 
-def plan_of(numbers: Sequence[Published]) -> dict[tuple[str, str, str], list[int]]:
-    """(protocol, selector, benchmark) -> numbers of shots to run."""
-    wanted: dict[tuple[str, str, str], list[int]] = {}
+def distinct(numbers: Sequence[Published]) -> list[tuple[Published, ...]]:
+    """The same number from several sources once, with all of them.
+
+    The same is what has the same checkpoint, row, shots, demonstrations and value; a source without a deviation gives
+    the same as one with.
+    """
+    groups: dict[tuple[str, str, int, str, str], list[Published]] = {}
     for one in numbers:
-        if one.protocol is not None:
-            shots = wanted.setdefault((one.protocol, one.selector, one.benchmark), [])
-            if one.shots not in shots:
-                shots.append(one.shots)
-    return wanted
+        groups.setdefault((one.checkpoint, one.row, one.shots, one.selector, one.text), []).append(one)
+    return [tuple(sorted(group, key=lambda one: not one.std_text)) for group in groups.values()]
+
+
+def setups_of(group: Sequence[Published], *, every: bool = False) -> list[Setup]:
+    """How a number is run: by the likeliest rules of its first source, or by all that are possible."""
+    found: dict[Setup, None] = {}
+    for one in group:
+        on = one.evaluated
+        for protocol in one.protocols if on is not None else ():
+            assert on is not None
+            found[Setup(protocol, one.selector, one.benchmark, on.split, on.num_samples, on.ensemble)] = None
+    return [*found] if every else [*found][:1]
+
+
+def judge(number: Published, ours: Ours) -> Judgement:
+    """Whether a published number and ours agree, as far as these trials and queries tell."""
+    difference = ours.mean - number.mean
+    if ours.demo:
+        return Judgement("not comparable: our data is the demo's", difference)
+    parts = _parts(number, ours)
+    if parts is None:
+        return Judgement("too imprecise to tell: neither side has several trials", difference)
+    seen = parts.reach() + t_quantile(min(part.degrees for part in parts.parts), 0.6) * parts.error
+    if abs(difference) > parts.reach():
+        return Judgement("differs", difference, seen)
+    wanted = max(LARGE, DEVIATIONS * (number.std or 0.0))
+    if seen > wanted:
+        return Judgement(f"too imprecise to tell: only a gap of {seen:.1f} would have been seen", difference, seen)
+    return Judgement("consistent", difference, seen)
+
+
+def _parts(number: Published, ours: Ours) -> Parts | None:
+    """The variance of the difference; None where nothing says how far trials lie apart."""
+    source, on = number.made_by, number.evaluated
+    trials = [(len(ours.values), float(np.var(ours.values, ddof=1)))] if len(ours.values) > 1 else []
+    theirs = source.trials if source else 1
+    rounding = (10.0**-number.digits) ** 2 / 12
+    if number.std is not None and theirs > 1:  # of an unknown ddof the larger deviation is taken
+        trials.append(
+            (theirs, (number.std**2 + rounding) * theirs / (theirs - (0 if source and source.ddof == 1 else 1)))
+        )
+    if not trials:
+        return None
+    degrees = sum(count - 1 for count, _ in trials)
+    of_one = sum((count - 1) * variance for count, variance in trials) / degrees
+    among = of_one * (1 / len(ours.values) + 1 / theirs)
+    parts = [Part(among, degrees), Part(rounding, math.inf)]
+    if ours.subset or on is None or not on.same:
+        asked = ours.queries**2
+        parts.append(Part(asked * (1 + ours.count / (on.queries if on else ours.count)), ours.count - 1))
+    return Parts(tuple(parts), math.sqrt(among), None, ours.count)
+
+
+def ours_of(evidence: Evidence, cell: Cell, on: Evaluated | None, setup: Setup) -> Ours:
+    """What a run says of a cell."""
+    uncertainty = evidence.uncertainty(cell)
+    count = cell.trials[0].queries
+    as_theirs = (
+        on is not None and (setup.split, setup.num_samples) == (on.split, on.num_samples) and count == on.queries
+    )
+    return Ours(
+        tuple(trial.value for trial in cell.trials),
+        uncertainty.queries,
+        count,
+        tuple(trial.seed for trial in cell.trials),
+        evidence.about.identity.rendering,
+        evidence.about.demo or "",
+        not as_theirs,
+    )
 
 
 def beside(
-    numbers: Sequence[Published],
-    found: Mapping[tuple[str, str, str], Evidence],
-    problems: Mapping[tuple[str, str, str], str],
+    wanted: Sequence[tuple[tuple[Published, ...], Sequence[Setup]]],
+    found: Mapping[Setup, Evidence],
+    problems: Mapping[Setup, str],
 ) -> list[Reproduced]:
-    """Every published number with ours, where there is one."""
+    """Every published number with ours, where there is one.
+
+    Args:
+        wanted: numbers, each with all its sources, and how it was to be run.
+        found: what was run.
+        problems: why something could not be.
+    """
     rows = []
-    for one in numbers:
-        key = (one.protocol or "", one.selector, one.benchmark)
-        cell = found[key].cells.get((one.benchmark, one.shots)) if key in found else None
-        if cell is None:
-            rows.append(Reproduced(one, None, None, problems.get(key, "no such trial")))
-            continue
-        uncertainty = found[key].uncertainty(cell)
-        rows.append(Reproduced(one, cell.mean, uncertainty.error, rendering=found[key].about.identity.rendering))
+    for group, setups in wanted:
+        if not setups:
+            rows.append(Reproduced(group, None, None, Judgement("not run: nothing is known of how it was made")))
+        own = [_row(group, setup, found, problems) for setup in setups]
+        gaps = [math.inf if row.judgement.difference is None else abs(row.judgement.difference) for row in own]
+        for row, gap in zip(own, gaps, strict=True):
+            rows.append(replace(row, nearest=len(own) > 1 and gap == min(gaps) < math.inf))
     return rows
 
 
+def _row(
+    group: tuple[Published, ...], setup: Setup, found: Mapping[Setup, Evidence], problems: Mapping[Setup, str]
+) -> Reproduced:
+    number = group[0]
+    cell = found[setup].cells.get((number.benchmark, number.shots)) if setup in found else None
+    if cell is None:
+        return Reproduced(group, setup, None, Judgement(f"not run: {problems.get(setup, 'no such trial')}"))
+    ours = ours_of(found[setup], cell, number.evaluated, setup)
+    return Reproduced(group, setup, ours, judge(number, ours))
+
+
 def known_differences(rows: Sequence[Reproduced]) -> list[str]:
-    """What is known to differ between ours and theirs, for the benchmarks shown."""
-    shown = {(row.number.protocol, row.number.benchmark) for row in rows}
-    protocols = {protocol for protocol, _ in shown}
+    """What is known to differ between ours and theirs, and what is only inferred, for the numbers shown."""
+    setups = [row.setup for row in rows if row.setup is not None]
+    protocols = {setup.protocol for setup in setups}
+    shown = {(setup.protocol, setup.benchmark) for setup in setups}
     lines = [
-        f"{known.get('benchmark', 'all')} ({known['protocol']}): {known['text']}"
-        for known in knowledge()["difference"]
-        if (
-            known["protocol"] in protocols
-            if "benchmark" not in known
-            else (known["protocol"], known["benchmark"]) in shown
-        )
+        f"{known.benchmark or 'all'} ({known.protocol}): {known.text}"
+        for known in knowledge().difference
+        if ((known.protocol, known.benchmark) in shown if known.benchmark else known.protocol in protocols)
     ]
-    for name in sorted({row.rendering for row in rows if row.rendering} - {FIRST_RENDERING}):
-        lines.append(f"ours: rendering {name}; theirs: OpenFlamingo's prompts, where the source names no other")
-    sources: dict[tuple[str, int, str], set[str]] = {}
     for row in rows:
-        sources.setdefault((row.number.benchmark, row.number.shots, row.number.selector), set()).add(row.number.source)
-    if any(len(found) > 1 for found in sources.values()):
-        lines.append("where sources differ both are shown, each beside a run under its own harness's rules")
-    return lines
+        on = row.number.evaluated
+        if on is not None and (on.theirs or not on.same):
+            theirs = f"theirs on {on.theirs}, ours on {on.split}" if on.theirs else "different queries"
+            lines.append(f"{row.number.row}: {theirs} ({on.how})")
+    for name in sorted({row.ours.rendering for row in rows if row.ours} - {FIRST_RENDERING}):
+        lines.append(f"ours: rendering {name}; theirs: OpenFlamingo's prompts, where the source names no other")
+    lines.append("which rules made a number is an inference: `flamingo-eval published NAME --how` gives the evidence")
+    return list(dict.fromkeys(lines))

@@ -21,9 +21,13 @@ from numpy.typing import NDArray
 
 from flamingo_eval.analysis.statistics import LEVEL, Array, cluster_sums, standard_error, t_quantile
 
-_PRIOR = 0.5
+_PRIOR = 0.4
 """Of an observation that is added to each kind's placements in a ROC AUC's variance: ten of the rarer kind can all be
 placed alike, and say too little of those that were not drawn (found by simulation, tests/analysis)."""
+
+_APART = 0.9
+"""Where trials differ by so much of what their queries' own rest makes of it, they may differ in their demonstrations,
+and few trials say how much. (By simulation: at 1 three trials cover too little, at a half too much.)"""
 
 RARE = 10
 """With fewer of the rarer kind the interval of a ROC AUC covers less, or more, than it says."""
@@ -134,7 +138,7 @@ def parts_of(trials: Sequence[Moves], clusters: Mapping[str, str], prior: float 
     rest = count * float(np.square(by_image - by_image.mean(axis=0)).sum()) / (count - 1)
     among = float(np.var([trial.value for trial in trials], ddof=1)) / count
     alone = max(0.0, queries - rest) / queries if queries else 0.0
-    beyond = Part(among, count - 1) if among > rest else Part(rest, own[-1].degrees)
+    beyond = Part(max(among, rest), count - 1 if among > _APART * rest else own[-1].degrees)
     parts = (*(Part(part.variance * alone, part.degrees) for part in own), beyond)
     return Parts(parts, math.sqrt(queries), math.sqrt(max(0.0, among - rest)), fewest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,8 @@ from flamingo_eval.demo.root import data_folder
 
 if TYPE_CHECKING:
     from flamingo_eval.analysis.evidence import Evidence
+    from flamingo_eval.analysis.published import Published
+    from flamingo_eval.analysis.reproduce import Setup
 
 
 def register(app: typer.Typer) -> None:
@@ -35,15 +38,21 @@ def published(
     select: Annotated[
         str | None, typer.Option("--select", metavar="NAME", help="Only demonstrations picked by this selector.")
     ] = None,
-    format: Annotated[str, typer.Option("--format", metavar="table|markdown", help="How it is printed.")] = "table",
-) -> None:
+    how: Annotated[
+        bool, typer.Option("--how", help="What each was measured on, what is known and inferred of how, and the "
+                           "command that comes nearest.")
+    ] = False,
+    format: Annotated[
+        str, typer.Option("--format", metavar="table|markdown|csv|json", help="How it is printed.")
+    ] = "table",
+) -> None:  # fmt: skip
     """Print the numbers that papers and model cards give for the released checkpoints, each with its source."""
     from flamingo_eval.analysis.published import chosen
-    from flamingo_eval.report.published import FORMATS
+    from flamingo_eval.report.published import FORMATS, HOW
 
     opt.check_format(format, FORMATS)
     names = [canonical_name(name) for name in benchmarks.split(",")] if benchmarks else []
-    emit(FORMATS[format](chosen(checkpoint, names, select)), end="")
+    emit((HOW if how else FORMATS)[format](chosen(checkpoint, names, select)), end="")
 
 
 def reproduce(
@@ -60,11 +69,11 @@ def reproduce(
 ) -> None:
     """Run what is missing of a released checkpoint's published numbers, and print ours beside theirs.
 
-    Each number is run under the rules of the harness that made it. Known differences are listed. With --select only
-    numbers with such demonstrations.
+    Each number is run once, under the rules that likeliest made it; --protocol all runs it under all that are possible.
+    Known differences are listed. With --select only numbers with such demonstrations.
     """
     from flamingo_eval.analysis.published import chosen
-    from flamingo_eval.analysis.reproduce import beside, plan_of
+    from flamingo_eval.analysis.reproduce import beside, distinct
     from flamingo_eval.report import reproduce as reproducing
 
     format = specs.settings_for(context.obj, (), given, specs.REPORT).format
@@ -79,28 +88,59 @@ def reproduce(
         name: specs.settings_for(context.obj, [name], given, specs.REPRODUCE) for name in {n.benchmark for n in every}
     }
     numbers = [n for n in every if n.shots in own[n.benchmark].shots and n.selector == own[n.benchmark].select]
-    found: dict[tuple[str, str, str], Evidence] = {}
-    problems: dict[tuple[str, str, str], str] = {}
-    reasons: dict[tuple[str, str, str], UserError] = {}
-    for key, asked in plan_of(numbers).items():
+    wanted = _wanted(distinct(numbers), context.obj, given)
+    found: dict[Setup, Evidence] = {}
+    problems: dict[Setup, str] = {}
+    reasons: list[UserError] = []
+    for setup, asked in wanted.shots.items():
         try:
-            evidence = _reproduced(context.obj, given, checkpoint, key, asked)
+            evidence = _reproduced(context.obj, given, checkpoint, setup, asked)
         except CheckpointError:
             raise
         except UserError as error:
-            note(f"{key[2]} under {key[0]}: {error}")
-            problems[key], reasons[key] = str(error).partition("\n")[0][:60], error
+            note(f"{setup.benchmark} under {setup.protocol}: {error}")
+            problems[setup] = str(error).partition("\n")[0][:60]
+            reasons.append(error)
             continue
         if evidence is None:
             return  # the first of several processes shows the table
-        found[key] = evidence
+        found[setup] = evidence
     if problems and not found:
-        raise UserError(f"nothing could be run: {next(iter(reasons.values()))}")
-    emit(reproducing.FORMATS[format](beside(numbers, found, problems)), end="")
+        raise UserError(f"nothing could be run: {reasons[0]}")
+    emit(reproducing.FORMATS[format](beside(wanted.setups, found, problems)), end="")
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be run: for each number how, and for each way of running which shots."""
+
+    setups: list[tuple[tuple[Published, ...], list[Setup]]]
+    shots: dict[Setup, list[int]]
+
+
+def _wanted(groups: Sequence[tuple[Published, ...]], config: Config, given: opt.Given) -> _Wanted:
+    """The setups of numbers, as far as the user does not say otherwise."""
+    from flamingo_eval.analysis.reproduce import setups_of
+
+    setups: list[tuple[tuple[Published, ...], list[Setup]]] = []
+    shots: dict[Setup, list[int]] = {}
+    for group in groups:
+        said = specs.resolve(config, group[0].benchmark, given, specs.REPRODUCE)
+        protocol = said["protocol"].value if "protocol" in said else None
+        own = {name: said[name].value for name in ("split", "num_samples", "ensemble") if name in said}
+        possible = [one._replace(**own) for one in setups_of(group, every=protocol is not None)]
+        if protocol not in (None, "all"):
+            possible = list(dict.fromkeys(one._replace(protocol=protocol) for one in possible))
+        setups.append((group, possible))
+        for one in possible:
+            asked = shots.setdefault(one, [])
+            if group[0].shots not in asked:
+                asked.append(group[0].shots)
+    return _Wanted(setups, shots)
 
 
 def _reproduced(
-    config: Config, given: opt.Given, checkpoint: str, key: tuple[str, str, str], shots: Sequence[int]
+    config: Config, given: opt.Given, checkpoint: str, setup: Setup, shots: Sequence[int]
 ) -> Evidence | None:
     """One benchmark, run as the harness that made the numbers did; None for others than the first of several processes.
 
@@ -111,13 +151,16 @@ def _reproduced(
     from flamingo_eval.cli.runs import among_processes
     from flamingo_eval.engine.run import execute
 
-    protocol, select, benchmark = key
-    if "data_root" not in specs.resolve(config, benchmark, given, specs.REPRODUCE):
+    if "data_root" not in specs.resolve(config, setup.benchmark, given, specs.REPRODUCE):
         raise UserError("name the data with --data-root")
-    fixed = {"checkpoint": checkpoint, "protocol": protocol, "select": select, "shots": tuple(shots)}
+    fixed = {
+        "checkpoint": checkpoint, "protocol": setup.protocol, "select": setup.selector, "shots": tuple(shots),
+        "split": setup.split, "ensemble": setup.ensemble,
+        **({"num_samples": setup.num_samples} if setup.num_samples else {}),
+    }  # fmt: skip
     fixed_values = {name: opt.GivenValue(value, opt.ON_COMMAND_LINE, f"--{name}") for name, value in fixed.items()}
     spec = among_processes(
-        specs.make_spec(config, [benchmark], {**given, **fixed_values}, specs.REPRODUCE | fixed.keys())
+        specs.make_spec(config, [setup.benchmark], {**given, **fixed_values}, specs.REPRODUCE | fixed.keys())
     )
     run = execute(spec, data_folder, None)
     return None if spec.worker.rank else read_evidence(run.folder.path)

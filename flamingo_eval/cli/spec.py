@@ -28,7 +28,7 @@ RUN = ALL
 BENCH = ALL - {"on_error", "process", "executor", "out"}
 PLAN = BENCH - {"precision", "batch_size", "feature_cache", "plain", "format", "device_map"}
 FEATURES = frozenset({"data_root", "protocol", "split", "select", "device", "image_formats", "offline"})
-REPRODUCE = RUN - {"seeds", "trials", "protocol", "split", "ensemble", "checkpoint", "out"}
+REPRODUCE = RUN - {"seeds", "trials", "checkpoint", "out"}
 CONTROLS = frozenset(
     {*SERVER_SETTINGS, "weights", "offline", "device", "device_map", "batch_size", "feature_cache", "plain", "format"}
 )

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from flamingo_eval.analysis.differences import paired_difference
+from flamingo_eval.analysis.published import Published
+from flamingo_eval.analysis.reproduce import Ours, judge
 from flamingo_eval.analysis.statistics import Array, holm
 from flamingo_eval.analysis.uncertainty import AUC, OPEN, PERCENT, Moves, mean_uncertainty
 from tests.support.trials import moves, ranked, themselves
@@ -84,7 +86,7 @@ def test_auc_with_rare_positives(asked: int, positive: int, auc: float) -> None:
         values = np.random.default_rng(i).normal(0, 1, asked) + apart * labels
         found = mean_uncertainty([ranked(values, labels)], themselves(asked), AUC)
         hits.append(found.low <= 100 * auc <= found.high)
-    assert 0.92 <= share(hits) <= 0.98, share(hits)
+    assert 92 <= round(100 * share(hits)) <= 98, share(hits)
 
 
 def trials_of(draw: np.random.Generator, level: Array, trials: int, spread: float, noise: float) -> list[Moves]:
@@ -107,8 +109,8 @@ def test_differences_over_demonstrations(trials: int, spread: float, own: float)
         ours = trials_of(draw, base + apart, trials, spread, 7)
         found = paired_difference(ours, theirs, clusters, 100.0)
         hits.append(found.low <= 0 <= found.high)
-        assert (found.p < 0.05) == (not hits[-1]) or found.fell + found.rose < 10
-    assert 0.93 <= share(hits) <= 0.97, share(hits)
+        assert (found.p < 0.05) == (not hits[-1]) or found.fell + found.rose < 40
+    assert 93 <= round(100 * share(hits)) <= 97, share(hits)
 
 
 @pytest.mark.parametrize("trials", [1, 3])
@@ -185,3 +187,17 @@ def test_means_over_trials_cover_the_truth(trials: int, spread: float, asked: st
         found = mean_uncertainty(of, {name: name for trial in of for name in trial.influence})
         hits.append(found.low <= 50 <= found.high)
     assert 0.925 <= share(hits) <= 0.98, share(hits)
+
+
+@pytest.mark.parametrize(("gap", "least", "most"), [(0.0, 0.0, 0.065), (3.0, 0.75, 1.0)])
+def test_verdicts_on_published_numbers(gap: float, least: float, most: float) -> None:
+    """Two sets of three trials, theirs printed as tables are: a gap of three deviations is found 8 times of 10, and
+    equal runs are called different in at most 6.5 of 100. (By theory 78.3: noncentral t, 4 degrees, 3 * sqrt(3 / 2).)
+    """
+    different = 0
+    for i in range(DRAWS):
+        draw = np.random.default_rng(i)
+        theirs, ours = draw.normal(80, 1, 3), draw.normal(80 + gap, 1, 3)
+        number = Published("x", "coco", "coco", 4, f"{theirs.mean():.1f}", f"{theirs.std():.1f}", "random", "arXiv:2308.01390v2 Table 11")  # fmt: skip
+        different += judge(number, Ours(tuple(ours.tolist()), 3.0, 5000, (42, 43, 44))).verdict == "differs"
+    assert least <= different / DRAWS <= most, different

@@ -16,7 +16,7 @@ from flamingo_eval.core.benchmark import canonical_name
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.protocols import ModelSource
 from flamingo_eval.core.records import Cell
-from flamingo_eval.core.run_settings import COMMAND_LINE_ONLY, SETTINGS, SHOWN_TO_MODEL, RunSpec
+from flamingo_eval.core.run_settings import COMMAND_LINE_ONLY, DEMO_CHECKPOINTS, SETTINGS, SHOWN_TO_MODEL, RunSpec
 from flamingo_eval.core.workers import bound_spinning
 
 
@@ -80,7 +80,8 @@ def evaluate(
         name: what to call a live module.
         settings: those of the command line, by their names with underscores and with the same defaults, such as
             ``shots=[0, 4]``, ``seeds=[42]``, ``data_root="/data"``, ``batch_size=8``; those of the selector among them.
-            ``out`` names a run folder, to keep the answers and to resume; without it nothing is kept.
+            ``data_root`` must be given unless the model is the demo's. ``out`` names a run folder, to keep the answers
+            and to resume; without it nothing is kept.
             ``help(flamingo_eval.evaluate)`` lists them.
 
     Raises:
@@ -95,14 +96,18 @@ def evaluate(
     if not listed or not all(isinstance(one, str) for one in listed):
         raise UserError(f"benchmarks is {repr(benchmarks)[:60]}: give a name, or some")
     names = tuple(canonical_name(one) for one in listed)
-    spec = _spec(names, model if isinstance(model, str) else name, settings)
+    called = model if isinstance(model, str) else name
+    if "data_root" not in settings and model not in DEMO_CHECKPOINTS:
+        raise UserError(f'{called} is evaluated, but no data is named: add data_root=... (or data_root="demo")')
+    spec = _spec(names, called, settings)
     with tempfile.TemporaryDirectory(prefix="flamingo-eval-") as scratch:
         folder = Path(scratch) / "run" if spec.out is None else spec.out
         with _left_as_it_was(model):
             parts = {"processor": processor, "tokenizer": tokenizer, "transform": transform}
             source = _source(model, parts, name, spec.model_options)
             spec = replace(spec, **getattr(source, "settings", {}))
-            return execute(spec, data_folder, folder, model_source=source).cells
+            cells = execute(spec, data_folder, folder, model_source=source).cells
+    return [replace(cell, data=spec.data_root) for cell in cells]
 
 
 _OF_MODELS = frozenset(("rendering", "device_map", *SHOWN_TO_MODEL))

@@ -58,7 +58,7 @@ def test_the_interleaved_example(demo: Any, tmp_path: Path) -> None:
 
 
 def test_a_loaded_model_is_evaluated_as_on_the_command_line(demo: Any, tmp_path: Path) -> None:
-    cells = flamingo_eval.evaluate(demo, "coco", shots=[0, 2], seeds=[42], num_samples=12)
+    cells = flamingo_eval.evaluate(demo, "coco", shots=[0, 2], seeds=[42], num_samples=12, data_root="demo")
     result = run_cli("coco", "--shots", "0,2", "--seeds", "42", "--num-samples", "12", "--device", "cpu", "--out", "run",
                      "--format", "json")  # fmt: skip
     theirs = json.loads(result.stdout)["cells"]
@@ -66,12 +66,15 @@ def test_a_loaded_model_is_evaluated_as_on_the_command_line(demo: Any, tmp_path:
     by_name = flamingo_eval.evaluate("demo", ["coco"], shots=[2], seeds=[42], num_samples=12, out=tmp_path / "kept")
     assert by_name[0].mean == cells[1].mean
     assert (tmp_path / "kept" / "journal.jsonl").is_file()
+    assert {cell.data for cell in cells} == {"demo"}, "what they were measured on"
+    with pytest.raises(UserError, match="scripted is evaluated, but no data is named: add data_root"):
+        flamingo_eval.evaluate("scripted", "coco")
     with pytest.raises(UserError, match="unknown benchmark 'cocoa'"):
-        flamingo_eval.evaluate(demo, "cocoa")
+        flamingo_eval.evaluate(demo, "cocoa", data_root="demo")
     with pytest.raises(UserError, match="give a name, or some"):
-        flamingo_eval.evaluate(demo, [])
+        flamingo_eval.evaluate(demo, [], data_root="demo")
     with pytest.raises(UserError, match="dict is no model"):
-        flamingo_eval.evaluate({}, "coco")
+        flamingo_eval.evaluate({}, "coco", data_root="demo")
 
 
 def released_module(toml: Path) -> tuple[Any, Any, Any]:
@@ -111,7 +114,7 @@ def test_a_live_module_in_training(tmp_path: Path, host: str) -> None:
     """The same cells as from its files; its tensors shared, so that another step of training gives other answers."""
     toml = DEMO_SPEC if host == "demo" else write_flamingo(tmp_path / host, host)
     module, tokenizer, transform = released_module(toml)
-    options: dict[str, Any] = {"shots": [2], "seeds": [42], "num_samples": 8}
+    options: dict[str, Any] = {"shots": [2], "seeds": [42], "num_samples": 8, "data_root": "demo"}
     live: dict[str, Any] = {"tokenizer": tokenizer, "transform": transform, **options}
     keys = set(module.state_dict())
     first = flamingo_eval.evaluate(module, "coco", **live, out=tmp_path / "live")
@@ -137,8 +140,14 @@ def test_live_modules_that_wont_do() -> None:
 
     module, tokenizer, transform = released_module(DEMO_SPEC)
     with pytest.raises(CheckpointError, match="needs its tokenizer and its image transform"):
-        flamingo_eval.evaluate(module, "coco", shots=[1], num_samples=2)
+        flamingo_eval.evaluate(module, "coco", shots=[1], num_samples=2, data_root="demo")
     with pytest.raises(CheckpointError, match="Linear has no perceiver"):
         flamingo_eval.evaluate(
-            nn.Linear(2, 2), "coco", shots=[1], num_samples=2, tokenizer=tokenizer, transform=transform
+            nn.Linear(2, 2),
+            "coco",
+            shots=[1],
+            num_samples=2,
+            tokenizer=tokenizer,
+            transform=transform,
+            data_root="demo",
         )

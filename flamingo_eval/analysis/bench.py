@@ -19,6 +19,7 @@ from flamingo_eval.core.records import WITHHELD, Answer, Decoding
 from flamingo_eval.core.run_settings import RunSpec
 from flamingo_eval.core.source import Source
 from flamingo_eval.engine.answer import answer, describe_failures
+from flamingo_eval.engine.identity import demo_note
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.prepare import RootOf, check_model, plan_all, rank_all, read_sources, trial_keys_of
 from flamingo_eval.engine.requests import Pending
@@ -95,6 +96,7 @@ class Bench:
         device: where it ran.
         precision: how.
         stability: by number of shots, if that was asked for.
+        demo: what has to be said of the demo; empty where nothing is the demo's.
     """
 
     rows: Sequence[Measured]
@@ -107,6 +109,7 @@ class Bench:
     device: str
     precision: str
     stability: Sequence[Stability] = ()
+    demo: str = ""
 
     @property
     def estimate(self) -> float:
@@ -161,6 +164,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int, *, stability: bool =
         device=device,
         precision=precision,
         stability=moved,
+        demo=demo_note(spec) or "",
     )
 
 

@@ -300,7 +300,18 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell of the table: a benchmark at a number of shots, over its trials."""
+    """One cell of the table: a benchmark at a number of shots, over its trials.
+
+    Attributes:
+        benchmark: its name.
+        split: the split that was queried.
+        shots: number of demonstrations.
+        selector: how they were picked.
+        protocol: whose rules.
+        metric: title of the metric, with its unit.
+        trials: each trial's score.
+        data: what it was measured on, as ``evaluate`` says it: the data root, or ``demo``; else empty.
+    """
 
     benchmark: str
     split: str
@@ -309,6 +320,7 @@ class Cell:
     protocol: str
     metric: str
     trials: tuple[Trial, ...]
+    data: str = field(default="", compare=False)
 
     @property
     def complete(self) -> bool:

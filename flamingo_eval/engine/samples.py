@@ -16,20 +16,20 @@ from flamingo_eval.storage.scores import item_rows, read_scores
 
 
 def samples(folder: RunFolder, trials: Iterable[TrialPlan], journal: Journal) -> Iterator[dict[str, Any]]:
-    """A row per scored query: the plan's fields, raw text or log-likelihoods, answer, score.
+    """A row per scored query: the plan's fields, raw text or log-likelihoods, answer, score, whether it is the demo's.
 
     Raises:
         UserError: the run is not scored, or its files are broken.
     """
     read_scores(folder)
-    items = item_rows(folder)
+    items, demo = item_rows(folder), bool(folder.read_run().demo)
     for trial in trials:
         for query in trial:
             prediction = journal.get((*trial.key, query.id, query.occurrence))
             item = items.get((*trial.key, query.id))
             check_scored(folder, trial, query, prediction, item)
             if prediction is not None and item is not None:
-                yield sample_row(trial, query, prediction, item)
+                yield {**sample_row(trial, query, prediction, item), "demo": demo}
 
 
 def check_scored(

@@ -63,7 +63,7 @@ def _lines(bench: Bench) -> list[str]:
     lines.append(f"whole run: {sum(bench.all_queries.values()):,} queries, {bench.images:,} distinct images, "
                  f"about {duration(bench.estimate)}")  # fmt: skip
     lines += [_stability(row) for row in bench.stability]
-    return lines
+    return [*lines, *([bench.demo] if bench.demo else [])]
 
 
 def _stability(row: Stability) -> str:

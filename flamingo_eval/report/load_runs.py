@@ -44,7 +44,7 @@ def _intervals(evidence: Evidence) -> dict[tuple[str, int], Interval]:
         uncertainty = evidence.uncertainty(cell)
         trials = tuple(evidence.trial_interval(cell, trial.seed) for trial in cell.trials)
         found[key] = Interval(
-            uncertainty.low, uncertainty.high, uncertainty.queries, uncertainty.demonstrations, trials
+            uncertainty.low, uncertainty.high, uncertainty.queries, uncertainty.demonstrations, trials, uncertainty.rare
         )
     return found
 

@@ -12,7 +12,7 @@ from flamingo_eval.core.text import neutralised, printable
 
 Row = Mapping[str, Any]
 COLUMNS = ("benchmark", "shots", "seed", "query_id", "demonstration_ids", "images", "prompt", "raw", "class_logprobs",
-           "answer", "score")  # fmt: skip
+           "answer", "score", "demo")  # fmt: skip
 """Columns of CSV and Parquet. Ids are text there, since some benchmarks' are numbers and some are not."""
 
 _ROWS_AT_ONCE = 10_000
@@ -51,7 +51,8 @@ def write_parquet(rows: Iterable[Row], file: BinaryIO) -> None:
     from pyarrow import parquet
 
     text, texts, integer = pyarrow.string(), pyarrow.list_(pyarrow.string()), pyarrow.int64()
-    kinds = {"shots": integer, "seed": integer, "demonstration_ids": texts, "images": texts, "score": pyarrow.float64()}
+    kinds = {"shots": integer, "seed": integer, "demonstration_ids": texts, "images": texts, "score": pyarrow.float64(),
+             "demo": pyarrow.bool_()}  # fmt: skip
     schema = pyarrow.schema([(column, kinds.get(column, text)) for column in COLUMNS])
     with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
         left = iter(rows)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flamingo_eval.core.benchmark import load_benchmark
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.prompting import ELSEWHERE, Chat
 from flamingo_eval.core.records import Cell
@@ -31,6 +32,7 @@ class Interval(NamedTuple):
         queries: standard error that comes from the queries.
         demonstrations: ... from the demonstrations; None for one trial.
         trials: each trial's own 95% interval, over its queries.
+        rare: whether it is of a ROC AUC with too few of the rarer kind.
     """
 
     low: float
@@ -38,6 +40,7 @@ class Interval(NamedTuple):
     queries: float | None = None
     demonstrations: float | None = None
     trials: tuple[tuple[float, float], ...] = ()
+    rare: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,11 @@ def _legend(part: Shown) -> list[str]:
     if not part.intervals:
         return lines
     interval = "[95% interval]: queries, clustered by image, and, where there are several trials, demonstrations"
-    return [lines[0].replace("mean (standard deviation, ddof 0)", "mean"), interval, *lines[1:]]
+    if any(len(cell.trials) == 1 for cell in part.cells):
+        interval += "; of one trial it does not cover demonstrations: others may give another number"
+    rare = [f"{name} at {shots} shots" for (name, shots), one in part.intervals.items() if one.rare]
+    few = [f"{', '.join(rare)}: fewer than ten of the rarer kind, too few for an interval of a ROC AUC"] if rare else []
+    return [lines[0].replace("mean (standard deviation, ddof 0)", "mean"), interval, *few, *lines[1:]]
 
 
 def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str]) -> list[str]:
@@ -125,6 +132,7 @@ def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str]) -
         *_rendering(cells, run),
         *_retrieval(cells, run),
         *(run.checkpoint.notes or ()),
+        *_kept_defects(cells, run),
         *notes,
     ]
     lines += _alternative_scores(cells)
@@ -133,6 +141,26 @@ def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str]) -
     if not all(cell.complete for cell in cells):
         lines.append("* answers are missing: a partial number, not comparable with others")
     return lines
+
+
+def _kept_defects(cells: Sequence[Cell], run: RunRecord) -> list[str]:
+    """Where a number is what the reference's code gives, and not what its paper describes."""
+    if run.identity.rendering != FIRST_RENDERING:  # only prompts of the Flamingo family repeat it
+        return []
+    names = [cell.benchmark for cell in cells if cell.shots == 0 and _keeps_images(cell)]
+    if not names:
+        return []
+    return [
+        f"{', '.join(dict.fromkeys(names))} at 0 shots: prompts hold a demonstration's image, as the reference's code "
+        "has them; its paper says that images are removed, and --protocol official removes them"
+    ]
+
+
+def _keeps_images(cell: Cell) -> bool:
+    try:
+        return load_benchmark(cell.benchmark, protocol=cell.protocol).prompt.zero_shot_keeps_images
+    except UserError:  # a benchmark, or a protocol, that is not installed here
+        return False
 
 
 def _shown(cells: Sequence[Cell], run: RunRecord) -> str:

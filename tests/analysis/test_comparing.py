@@ -150,6 +150,31 @@ def test_a_gate_says_what_it_could_have_seen(two_runs: tuple[Path, Path], cli: C
     assert cli("check", bad, "--baseline", good, "--max-drop", "50", "--require-power", "0.8").returncode == 0
 
 
+def test_the_demo_is_named_everywhere(two_runs: tuple[Path, Path], cli: Cli) -> None:
+    """In comparisons, gates, samples; a table says which numbers are the reference's defect's."""
+    arguments = (
+        "run",
+        "coco",
+        "--checkpoint",
+        "scripted",
+        "--data-root",
+        "demo",
+        "--shots",
+        "0",
+        "--num-samples",
+        "20",
+        "--out",
+        "d",
+    )
+    assert cli(*arguments).returncode == 0
+    assert cli("check", "d", "--baseline", "d", "--markdown", "m.md", "--junit", "j.xml").returncode == 0
+    for text in (cli("compare", "d", "d").stdout, Path("m.md").read_text(), Path("j.xml").read_text()):
+        assert "demo" in text
+        assert "generated images" in text
+    assert json.loads(cli("samples", "d").stdout.splitlines()[0])["demo"] is True
+    assert json.loads(cli("samples", two_runs[0]).stdout.splitlines()[0])["demo"] is False
+
+
 def test_no_difference_is_no_certainty(two_runs: tuple[Path, Path], cli: Cli) -> None:
     """A run against itself: never a drop of 0.00 that would be found, nor an interval of +0.00 to +0.00."""
     good, _ = two_runs

@@ -1,4 +1,7 @@
-"""Simulations that decide what intervals, p-values and verdicts claim; each with generators of its own."""
+"""Simulations that decide what intervals, p-values and verdicts claim; each with generators of its own.
+
+All of them: ``pytest -m simulation`` (five minutes). A small sample runs with the other tests.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from flamingo_eval.analysis.statistics import Array, holm
 from flamingo_eval.analysis.uncertainty import AUC, OPEN, PERCENT, Moves, mean_uncertainty
 from tests.support.trials import moves, ranked, themselves
 
-pytestmark = pytest.mark.slow
 DRAWS = 1000
 ASKED, IMAGES = 900, 300
 
@@ -40,6 +42,7 @@ def share(hits: list[bool]) -> float:
     return sum(hits) / len(hits)
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("kind", ["vqa", "cider"])
 def test_intervals_of_one_trial_cover_the_truth(kind: str) -> None:
     """95% intervals hold it in 93 to 97% of 1,000 draws: questions about shared images, skewed scores."""
@@ -59,6 +62,7 @@ def test_intervals_of_one_trial_cover_the_truth(kind: str) -> None:
     assert 0.93 <= share(hits) <= 0.97, share(hits)
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize(
     ("accuracy", "asked"), [(0.01, 100), (0.01, 300), (0.02, 100), (0.05, 50), (0.95, 100), (0.99, 100), (0.99, 1000)]
 )
@@ -75,6 +79,7 @@ def test_extreme_accuracies(accuracy: float, asked: int) -> None:
     assert 0.92 <= covered <= 0.98, covered
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize(("asked", "positive", "auc"), [(200, 10, 0.55), (200, 10, 0.7), (200, 10, 0.85), (400, 20, 0.7), (400, 20, 0.85), (400, 20, 0.95), (500, 200, 0.85), (500, 200, 0.99)])  # fmt: skip
 def test_auc_with_rare_positives(asked: int, positive: int, auc: float) -> None:
     """Two normal distributions; 5% positives."""
@@ -94,6 +99,7 @@ def trials_of(draw: np.random.Generator, level: Array, trials: int, spread: floa
     return [moves(level + draw.normal(0, spread) + draw.normal(0, noise, len(level))) for _ in range(trials)]
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("trials", [3, 5])
 @pytest.mark.parametrize(("spread", "own"), [(0.5, 10.0), (1.0, 10.0), (2.0, 10.0), (5.0, 10.0), (1.0, 2.0)])
 def test_differences_over_demonstrations(trials: int, spread: float, own: float) -> None:
@@ -113,6 +119,7 @@ def test_differences_over_demonstrations(trials: int, spread: float, own: float)
     assert 93 <= round(100 * share(hits)) <= 97, share(hits)
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("trials", [1, 3])
 def test_equal_runs_relabelled(trials: int) -> None:
     """One pair of runs, whose answers are exchanged at random, query by query, a thousand times: 5% are called different."""
@@ -128,6 +135,7 @@ def test_equal_runs_relabelled(trials: int) -> None:
     assert 0.02 <= alarms / DRAWS <= 0.065, alarms
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize(("asked", "margin"), [(100, 2.0), (500, 2.0), (500, 5.0), (2000, 1.0)])
 def test_a_margin_at_its_boundary(asked: int, margin: float) -> None:
     """A run that is worse by exactly the margin: seldom does it pass. Answers are right or wrong, and some turn."""
@@ -142,6 +150,7 @@ def test_a_margin_at_its_boundary(asked: int, margin: float) -> None:
     assert passed / DRAWS <= 0.065, passed
 
 
+@pytest.mark.simulation
 def test_the_gate_seldom_raises_a_false_alarm_and_finds_what_it_says() -> None:
     """Of 1,000 pairs of equal models over five cells at most 6.5% fail; a drop as large as promised is found by 80%."""
     clusters = {str(i): str(i // 2) for i in range(600)}
@@ -169,6 +178,7 @@ def test_the_gate_seldom_raises_a_false_alarm_and_finds_what_it_says() -> None:
     assert found / 300 >= 0.75, (found, drop)
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize("trials", [3, 5])
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("asked", ["the same", "their own", "overlapping"])
@@ -189,6 +199,7 @@ def test_means_over_trials_cover_the_truth(trials: int, spread: float, asked: st
     assert 0.925 <= share(hits) <= 0.98, share(hits)
 
 
+@pytest.mark.simulation
 @pytest.mark.parametrize(("gap", "least", "most"), [(0.0, 0.0, 0.065), (3.0, 0.75, 1.0)])
 def test_verdicts_on_published_numbers(gap: float, least: float, most: float) -> None:
     """Two sets of three trials, theirs printed as tables are: a gap of three deviations is found 8 times of 10, and
@@ -201,3 +212,17 @@ def test_verdicts_on_published_numbers(gap: float, least: float, most: float) ->
         number = Published("x", "coco", "coco", 4, f"{theirs.mean():.1f}", f"{theirs.std():.1f}", "random", "arXiv:2308.01390v2 Table 11")  # fmt: skip
         different += judge(number, Ours(tuple(ours.tolist()), 3.0, 5000, (42, 43, 44))).verdict == "differs"
     assert least <= different / DRAWS <= most, different
+
+
+def test_a_sample_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few draws, and bounds so wide that chance alone does not cross them."""
+    monkeypatch.setattr("tests.analysis.test_simulations.DRAWS", 200)
+    test_a_margin_at_its_boundary(500, 2.0)
+    hits, clusters = [], themselves(300)
+    for i in range(200):
+        draw = np.random.default_rng(i)
+        base, apart = draw.normal(50, 20, 300), draw.normal(0, 10, 300)
+        ours, theirs = trials_of(draw, base + apart, 3, 2.0, 7), trials_of(draw, base, 3, 0, 7)
+        found = paired_difference(ours, theirs, clusters, 100.0)
+        hits.append(found.low <= 0 <= found.high)
+    assert 0.9 <= share(hits) <= 0.995, share(hits)

@@ -282,8 +282,8 @@ def test_a_full_disk(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this user may not mount a file system")
     try:
-        monkeypatch.setattr("flamingo_eval.data.planning.check_free", lambda *_: None)
-        monkeypatch.setattr("flamingo_eval.data.unpack.check_free", lambda *_: None)
+        for module in ("planning", "unpack", "download"):
+            monkeypatch.setattr(f"flamingo_eval.data.{module}.check_free", lambda *_: None)
         code, _, err = call("data", "prepare", "textvqa", "--data-root", disk)
         assert code == 3
         assert "the disk is full" in err

@@ -7,9 +7,11 @@ import io
 import json
 
 import pytest
+from msgspec.structs import replace
 
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.report.table import FORMATS, render
+from flamingo_eval.core.records import Cell, Trial
+from flamingo_eval.report.table import FORMATS, caption_lines, render
 from tests.support.helpers import cell, run_record
 
 RUN = run_record()
@@ -90,3 +92,22 @@ def test_unknown_format_and_nothing_to_show() -> None:
     assert json.loads(render([], RUN, [note], "json"))["cells"] == []
     assert json.loads(render([], RUN, [note], "json"))["notes"] == [note]
     assert render([], RUN, [note], "csv") == render([cell(0, 1.0)], RUN, [], "csv").splitlines(keepends=True)[0]
+
+
+@pytest.mark.parametrize(("benchmark", "shots", "protocol", "rendering", "named"), [
+    ("imagenet", 0, "openflamingo", "flamingo", True),
+    ("hateful_memes", 0, "openflamingo", "flamingo", True),
+    ("hateful_memes", 4, "openflamingo", "flamingo", False),
+    ("hateful_memes", 0, "official", "flamingo", False),
+    ("hateful_memes", 0, "openflamingo", "chat", False),
+    ("coco", 0, "openflamingo", "flamingo", False),
+])  # fmt: skip
+def test_the_references_kept_defect_stands_under_its_numbers(
+    benchmark: str, shots: int, protocol: str, rendering: str, named: bool
+) -> None:
+    """Zero-shot ImageNet and Hateful Memes show a demonstration's image, as the reference's code does."""
+    run = run_record()
+    run = replace(run, identity=replace(run.identity, rendering=rendering))
+    one = Cell(benchmark, "val", shots, "random", protocol, "top-1 accuracy %", (Trial(42, 8.6, 100, 100),))
+    text = "\n".join(caption_lines([one], run, []))
+    assert ("prompts hold a demonstration's image, as the reference's code has them" in text) == named

@@ -13,6 +13,7 @@ import typer
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.output import binary_output, emit
+from flamingo_eval.core.benchmark import canonical_name
 from flamingo_eval.core.errors import DataError, PartialError, UserError, first_few
 from flamingo_eval.core.paths import is_folder
 from flamingo_eval.core.progress import note
@@ -89,8 +90,14 @@ def samples(
 def show(
     run: opt.Run,
     query: Annotated[str | None, typer.Option("--query", metavar="ID", help="Show all about this query.")] = None,
+    benchmark: Annotated[
+        str | None, typer.Option("--benchmark", metavar="NAME", help="With --query: only of this benchmark.")
+    ] = None,
     shots: Annotated[int | None, typer.Option("--shots", help="With --query: only at this number of shots.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="With --query: only in this trial.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="With --query: of every trial that asks it, not only the first.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     data_root: opt.MovedData = None,
 ) -> None:  # fmt: skip
@@ -106,7 +113,11 @@ def show(
         return
     from flamingo_eval.engine.query_details import query_details
 
-    rows = query_details(folder, data_folder, query, shots=shots, seed=seed, data_root=data_root)
+    name = None if benchmark is None else canonical_name(benchmark)
+    rows = query_details(folder, data_folder, query, benchmark=name, shots=shots, seed=seed, data_root=data_root)
+    if len(rows) > 1 and not every:
+        note(f"{len(rows) - 1} more trials ask query {query}: --all shows them, --benchmark, --shots, --seed choose")
+        rows = rows[:1]
     if as_json:
         for row in rows:
             emit(json.dumps(row, ensure_ascii=False))

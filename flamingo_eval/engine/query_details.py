@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from flamingo_eval.core.records import Example
 from flamingo_eval.engine.plan import TrialPlan, select_trials
 from flamingo_eval.engine.prepare import RootOf
 from flamingo_eval.engine.reopen import reopen_answered
-from flamingo_eval.engine.samples import check_scored, sample_row
+from flamingo_eval.engine.samples import check_scored, plain_reference, sample_row
 from flamingo_eval.storage.journal import Journal
 from flamingo_eval.storage.run_folder import RunFolder
 from flamingo_eval.storage.run_records import ItemRow
@@ -24,6 +23,7 @@ def query_details(
     root_of: RootOf,
     id: str,
     *,
+    benchmark: str | None = None,
     shots: int | None = None,
     seed: int | None = None,
     data_root: str | None = None,
@@ -34,6 +34,7 @@ def query_details(
         folder: the run.
         root_of: from a data root as users name it to the folder.
         id: the query's, as the plan prints it.
+        benchmark: only this one's trials.
         shots: only trials at this number of shots.
         seed: only this trial.
         data_root: where the data is now, if it has moved.
@@ -42,7 +43,7 @@ def query_details(
         UserError: no trial asks such a query; see also :func:`flamingo_eval.engine.reopen.reopen`.
     """
     _, trials, journal = reopen_answered(folder, root_of, data_root)
-    chosen = select_trials(trials, shots, seed)
+    chosen = [trial for trial in select_trials(trials, shots, seed) if benchmark in (None, trial.key[0])]
     reasons = {(*row.slot[:3], str(row.query_id)): row.reason for row in folder.read_failures()}
     items = (
         {key: row for key, row in item_rows(folder).items() if str(key[3]) == id} if exists(folder.items_file) else {}
@@ -76,7 +77,7 @@ def _details(
             **sample_row(trial, query, prediction, items.get((*trial.key, query_id))),
             "example": _described(data.test[trial.queries[position]]),
             "demonstrations": [_described(data.train[i]) for i in trial.demonstrations[position][0]],
-            "references": dataclasses.asdict(reference) if dataclasses.is_dataclass(reference) else reference,  # type: ignore[arg-type]
+            "references": plain_reference(reference),
             "failed": None if prediction else reasons.get((*trial.key, id)),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +17,8 @@ from flamingo_eval.storage.scores import item_rows, read_scores
 
 
 def samples(folder: RunFolder, trials: Iterable[TrialPlan], journal: Journal) -> Iterator[dict[str, Any]]:
-    """A row per scored query: the plan's fields, raw text or log-likelihoods, answer, score, whether it is the demo's.
+    """A row per scored query: the plan's fields, raw text or log-likelihoods, answer, references, score, and
+    whether it is the demo's.
 
     Raises:
         UserError: the run is not scored, or its files are broken.
@@ -29,7 +31,13 @@ def samples(folder: RunFolder, trials: Iterable[TrialPlan], journal: Journal) ->
             item = items.get((*trial.key, query.id))
             check_scored(folder, trial, query, prediction, item)
             if prediction is not None and item is not None:
-                yield {**sample_row(trial, query, prediction, item), "demo": demo}
+                reference = plain_reference(trial.source.references.by_id.get(query.id))
+                yield {**sample_row(trial, query, prediction, item), "references": reference, "demo": demo}
+
+
+def plain_reference(reference: Any) -> Any:
+    """What an answer is compared with, as JSON has it: a text, texts, or annotators' answers."""
+    return dataclasses.asdict(reference) if dataclasses.is_dataclass(reference) else reference  # type: ignore[arg-type]
 
 
 def check_scored(

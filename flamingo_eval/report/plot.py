@@ -1,4 +1,4 @@
-"""Score against shots: as PNG or SVG by matplotlib, and small, as text, for the terminal."""
+"""Score against shots: as PNG, SVG or PDF by matplotlib, and small, as text, for the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from flamingo_eval.core.text import one_line
 from flamingo_eval.report.table import Shown
 from flamingo_eval.storage.outputs import open_output
 
-FORMATS = ("png", "svg")
+FORMATS = ("png", "svg", "pdf")
+_QUIET = "#8a8a8a"
+"""Published curves stand behind one's own, told apart by markers and dashes."""
+_DASHES = ("--", ":", "-.")
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 """Okabe and Ito's, which colour-blind people tell apart; markers and dashes differ too."""
 _MARKERS = "osD^vPX"
@@ -72,7 +75,7 @@ def curves_of(shown: Sequence[Shown], numbers: Sequence[Published]) -> dict[str,
 
 
 def write_plot(path: Path, panels: dict[str, list[Curve]], errors: str) -> None:
-    """Draws a panel per benchmark into a PNG or SVG file.
+    """Draws a panel per benchmark into a PNG, SVG or PDF file.
 
     Args:
         path: its ending says which.
@@ -85,36 +88,47 @@ def write_plot(path: Path, panels: dict[str, list[Curve]], errors: str) -> None:
     """
     kind = path.suffix.lower().lstrip(".")
     if kind not in FORMATS:
-        raise UserError(f"--out {path}: the file's ending says the format; known endings: .png, .svg")
+        raise UserError(f"--out {path}: the file's ending says the format; known endings: .png, .svg, .pdf")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.6 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.2 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots(len(panels), 1, squeeze=False)
     for axis, (title, lines) in zip(axes[:, 0], panels.items(), strict=True):
         _draw(axis, title, lines)
     figure.supxlabel(f"shots (in-context demonstrations); bars: {errors}", fontsize=10)
     with open_output(path) as file:
-        figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+        figure.savefig(file, format=kind, dpi=150, metadata=undated.get(kind))
 
 
 def _draw(axis: Any, title: str, lines: Sequence[Curve]) -> None:
     shots = sorted({k for line in lines for k in line.shots})
     places = {k: i for i, k in enumerate(shots)}
+    own = [line for line in lines if not line.published]
     for i, line in enumerate(lines):
         # side by side, so that bars at the same number of shots don't hide each other
         x = [places[k] + 0.06 * (i - (len(lines) - 1) / 2) for k in line.shots]
         bars = [[(error or (0.0, 0.0))[side] for error in line.errors] for side in (0, 1)]
-        axis.errorbar(
-            x, line.means, yerr=bars if any(line.errors) else None, label=_plain(line.label),
-            color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)],
-            linestyle="--" if line.published else "-", capsize=3, linewidth=1.6,
-        )  # fmt: skip
+        axis.errorbar(x, line.means, yerr=bars if any(line.errors) else None, label=_plain(line.label),
+                      marker=_MARKERS[i % len(_MARKERS)], capsize=3, **_style(line, i - len(own)))  # fmt: skip
     axis.set_xticks(range(len(shots)), [str(k) for k in shots])
-    axis.set_title(_plain(title), fontsize=11)
+    benchmark, _, metric = title.rpartition(", ")
+    axis.set_title(_plain(benchmark), fontsize=11)
+    axis.set_ylabel(_plain(metric), fontsize=10)
     axis.grid(axis="y", alpha=0.3)
-    axis.legend(fontsize=8, loc="best", framealpha=0.9)
+    if not any(mean for line in lines for mean in line.means):
+        axis.set_ylim(0, 1)  # else matplotlib invents a scale around nothing
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False)
+
+
+def _style(line: Curve, published: int) -> dict[str, Any]:
+    """A curve of one's own in a colour; a published one, the n-th, behind it."""
+    if line.published:
+        return {"color": _QUIET, "linestyle": _DASHES[published % len(_DASHES)], "linewidth": 1.0, "markersize": 4,
+                "zorder": 1}  # fmt: skip
+    return {"color": _COLOURS[published % len(_COLOURS)], "linestyle": "-", "linewidth": 1.8, "zorder": 3}
 
 
 def _plain(text: str) -> str:

@@ -12,7 +12,7 @@ from flamingo_eval.core.text import neutralised, printable
 
 Row = Mapping[str, Any]
 COLUMNS = ("benchmark", "shots", "seed", "query_id", "demonstration_ids", "images", "prompt", "raw", "class_logprobs",
-           "answer", "score", "demo")  # fmt: skip
+           "answer", "references", "score", "demo")  # fmt: skip
 """Columns of CSV and Parquet. Ids are text there, since some benchmarks' are numbers and some are not."""
 
 _ROWS_AT_ONCE = 10_000
@@ -69,6 +69,7 @@ def _flat(row: Row) -> dict[str, Any]:
         "demonstration_ids": [str(id) for id in ids],
         "prompt": row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"], ensure_ascii=False),
         "class_logprobs": None if logprobs is None else json.dumps(logprobs, ensure_ascii=False),
+        "references": None if row["references"] is None else json.dumps(row["references"], ensure_ascii=False),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -301,15 +302,23 @@ def _with_intervals(row: dict[str, Any], uncertainty: Interval) -> dict[str, Any
 
 
 def as_latex(shown: Sequence[Shown]) -> str:
-    """A LaTeX table environment, without any package."""
+    """A LaTeX table environment, for the package booktabs."""
     grid = grid_of(shown)
     lines = [" & ".join(_escape_latex(word) for word in row) + r" \\" for row in (grid.head, *grid.body)]
     columns = "l" * grid.left + "r" * (len(grid.head) - grid.left)
     caption = ". ".join(_escape_latex(line) for line in legend(shown))
     return "\n".join(
-        [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\hline", lines[0], r"\hline",
-         *lines[1:], r"\hline", r"\end{tabular}", rf"\caption{{{caption}.}}", r"\end{table}", ""]
+        ["% \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
+         lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}.}}",
+         rf"\label{{tab:{_label(shown)}}}", r"\end{table}", ""]
     )  # fmt: skip
+
+
+def _label(shown: Sequence[Shown]) -> str:
+    """Letters, digits and dashes: the benchmarks, or how many runs."""
+    names = dict.fromkeys(cell.benchmark for part in shown for cell in part.cells)
+    words = [*names] if len(names) <= 3 else [f"{len(names)} benchmarks"]
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(["flamingo-eval", *words]).lower()).strip("-")
 
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",

@@ -255,7 +255,10 @@ def test_plots(two_runs: tuple[Path, Path], cli: Cli) -> None:
     assert "a: good, random" in text
     assert "b: bad, random" in text
     assert sum(line.count("a") for line in text.splitlines() if "|" in line) >= 2
-    assert "known endings: .png, .svg" in cli("plot", good, "--out", "curve.pdf").stderr
+    assert cli(*arguments, "--out", "curve.pdf").returncode == 0
+    assert Path("curve.pdf").read_bytes().startswith(b"%PDF-")
+    assert b"CIDEr x 100" in first or b"CIDEr" in first, "a label at the y axis"
+    assert "known endings: .png, .svg, .pdf" in cli("plot", good, "--out", "curve.gif").stderr
     assert "checkpoints with numbers: OpenFlamingo-3B" in cli("plot", good, "--published", "nothing").stderr
 
 

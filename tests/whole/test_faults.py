@@ -102,7 +102,7 @@ def test_a_run_and_a_query_are_shown(root: Path, cli: Cli) -> None:
     text = cli("show", "run").stdout
     for wanted in ("checkpoint", "scripted-1", "coco, 2 shots, seed 43", "versions", "answered"):
         assert wanted in text
-    rows = [json.loads(line) for line in cli("show", "run", "--query", "501", "--json").stdout.splitlines()]
+    rows = [json.loads(line) for line in cli("show", "run", "--query", "501", "--all", "--json").stdout.splitlines()]
     assert [(row["shots"], row["seed"]) for row in rows] == [(0, 42), (0, 43), (2, 42), (2, 43)]
     row = rows[3]
     assert row["references"] == ["a thing 501", "thing 501 on a table", "there is thing 501"]
@@ -111,6 +111,9 @@ def test_a_run_and_a_query_are_shown(root: Path, cli: Cli) -> None:
     ]
     assert row["raw"] == row["answer"] == f"a thing {row['demonstration_ids'][-1]}"
     assert row["prompt"].endswith("<image>Output:")
+    first = cli("show", "run", "--query", "501", "--benchmark", "coco", "--shots", "2")
+    assert first.stdout.count("shots, seed") == 1, "one answer"
+    assert "1 more trials ask query 501: --all shows them" in first.stderr
     text = cli("show", "run", "--query", "501", "--shots", "2", "--seed", "43").stdout
     for wanted in (row["demonstrations"][0]["image"], "there is thing 501", repr(row["raw"]), "score"):
         assert wanted in text

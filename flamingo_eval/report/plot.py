@@ -112,7 +112,7 @@ def _draw(axis: Any, title: str, lines: Sequence[Curve]) -> None:
         x = [places[k] + 0.06 * (i - (len(lines) - 1) / 2) for k in line.shots]
         bars = [[(error or (0.0, 0.0))[side] for error in line.errors] for side in (0, 1)]
         axis.errorbar(x, line.means, yerr=bars if any(line.errors) else None, label=_plain(line.label),
-                      marker=_MARKERS[i % len(_MARKERS)], capsize=3, **_style(line, i - len(own)))  # fmt: skip
+                      marker=_MARKERS[i % len(_MARKERS)], capsize=3, **_style(line, i - len(own) * line.published))  # fmt: skip
     axis.set_xticks(range(len(shots)), [str(k) for k in shots])
     benchmark, _, metric = title.rpartition(", ")
     axis.set_title(_plain(benchmark), fontsize=11)
@@ -123,12 +123,12 @@ def _draw(axis: Any, title: str, lines: Sequence[Curve]) -> None:
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False)
 
 
-def _style(line: Curve, published: int) -> dict[str, Any]:
-    """A curve of one's own in a colour; a published one, the n-th, behind it."""
+def _style(line: Curve, number: int) -> dict[str, Any]:
+    """A curve of one's own in a colour; a published one behind it; each the n-th of its kind."""
     if line.published:
-        return {"color": _QUIET, "linestyle": _DASHES[published % len(_DASHES)], "linewidth": 1.0, "markersize": 4,
+        return {"color": _QUIET, "linestyle": _DASHES[number % len(_DASHES)], "linewidth": 1.0, "markersize": 4,
                 "zorder": 1}  # fmt: skip
-    return {"color": _COLOURS[published % len(_COLOURS)], "linestyle": "-", "linewidth": 1.8, "zorder": 3}
+    return {"color": _COLOURS[number % len(_COLOURS)], "linestyle": "-", "linewidth": 1.8, "zorder": 3}
 
 
 def _plain(text: str) -> str:

@@ -111,8 +111,17 @@ def _draw(axis: Any, title: str, lines: Sequence[Curve]) -> None:
         # side by side, so that bars at the same number of shots don't hide each other
         x = [places[k] + 0.06 * (i - (len(lines) - 1) / 2) for k in line.shots]
         bars = [[(error or (0.0, 0.0))[side] for error in line.errors] for side in (0, 1)]
-        axis.errorbar(x, line.means, yerr=bars if any(line.errors) else None, label=_plain(line.label),
-                      marker=_MARKERS[i % len(_MARKERS)], capsize=3, **_style(line, i - len(own) * line.published))  # fmt: skip
+        style = _style(line, i - len(own) * line.published)
+        marker = _MARKERS[i % len(_MARKERS)]
+        axis.errorbar(
+            x,
+            line.means,
+            yerr=bars if any(line.errors) else None,
+            label=_plain(line.label),
+            marker=marker,
+            capsize=3,
+            **style,
+        )
     axis.set_xticks(range(len(shots)), [str(k) for k in shots])
     benchmark, _, metric = title.rpartition(", ")
     axis.set_title(_plain(benchmark), fontsize=11)

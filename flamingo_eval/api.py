@@ -97,9 +97,11 @@ def evaluate(
         raise UserError(f"benchmarks is {repr(benchmarks)[:60]}: give a name, or some")
     names = tuple(canonical_name(one) for one in listed)
     called = model if isinstance(model, str) else name
-    if "data_root" not in settings and model not in DEMO_CHECKPOINTS:
+    if settings.get("data_root") is None and not (isinstance(model, str) and model in DEMO_CHECKPOINTS):
         raise UserError(f'{called} is evaluated, but no data is named: add data_root=... (or data_root="demo")')
-    spec = _spec(names, called, settings)
+    spec = _spec(
+        names, called, {key: value for key, value in settings.items() if key != "data_root" or value is not None}
+    )
     with tempfile.TemporaryDirectory(prefix="flamingo-eval-") as scratch:
         folder = Path(scratch) / "run" if spec.out is None else spec.out
         with _left_as_it_was(model):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from msgspec import UNSET
 
 from flamingo_eval.analysis.differences import Difference, paired_difference
-from flamingo_eval.analysis.evidence import Evidence, scale_of
+from flamingo_eval.analysis.evidence import Evidence, kept_defects, scale_of
 from flamingo_eval.analysis.statistics import holm
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.protocols import UNPINNED
@@ -106,9 +106,19 @@ def compare(run: Evidence, baseline: Evidence, *, all_of_baseline: bool = False)
         for i, ((name, shots), (seeds, difference, means)) in enumerate(zip(common, found, strict=True))
     )
     unpinned = tuple(side.name for side in (run, baseline) if side.about.checkpoint.server is not UNSET)
-    warnings = (*_warnings(run, baseline), *(f"{name}: {UNPINNED}" for name in unpinned), *_limits(rows))
-    demo = tuple(f"{side.name}: {side.about.demo}" for side in (run, baseline) if side.about.demo)
+    warnings = (
+        *_warnings(run, baseline),
+        *(f"{name}: {UNPINNED}" for name in unpinned),
+        *_limits(rows),
+        *_defects(run, baseline, common),
+    )
+    demo = tuple(dict.fromkeys(f"{side.name}: {side.about.demo}" for side in (run, baseline) if side.about.demo))
     return Comparison(run.name, baseline.name, rows, warnings, _checkpoints(run, baseline), demo, unpinned)
+
+
+def _defects(run: Evidence, baseline: Evidence, common: Sequence[tuple[str, int]]) -> list[str]:
+    cells = [(side.cells[key], side.about.identity.rendering) for side in (run, baseline) for key in common]
+    return list(dict.fromkeys(line for cell, rendering in cells for line in kept_defects([cell], rendering)))
 
 
 def _limits(rows: Sequence[CellDifference]) -> Iterator[str]:
@@ -210,7 +220,7 @@ def _difference(
             )
     images = {query: image for trial in ours for query, image in trial.images.items()}
     scale = scale_of(run.cells[name, shots], ours[0])
-    span = scale.high if math.isfinite(scale.high) else max(trial.highest for trial in (*ours, *theirs))
+    span = scale.high if math.isfinite(scale.high) else max(100.0, *(trial.highest for trial in (*ours, *theirs)))
     difference = paired_difference([t.moves for t in ours], [t.moves for t in theirs], images, span)
     means = (sum(t.value for t in ours) / len(seeds), sum(t.value for t in theirs) / len(seeds))
     return seeds, difference, means

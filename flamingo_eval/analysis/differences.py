@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flamingo_eval.analysis.statistics import cluster_sums, sign_flip_p, t_quantile
+from flamingo_eval.analysis.statistics import cluster_sums, sign_flip_p
 from flamingo_eval.analysis.uncertainty import Moves, Parts, parts_of
 
 FEW = 40
@@ -60,7 +60,7 @@ class Difference:
     @property
     def unseen(self) -> float:
         """A change that no image of these showed can be as large as this, with 95% confidence (the rule of three)."""
-        return self.span * _most(0, self.clusters, 0.05)
+        return self.span * _most(0, self.parts.count, 0.05)
 
     @property
     def fragile(self) -> bool:
@@ -73,11 +73,29 @@ class Difference:
         return _widened(self, -1, reach, 0.05)
 
     def detectable(self, cells: int = 1, power: float = 0.8) -> float:
-        """The drop that would be found with this probability, among so many cells (5%, one-sided, corrected)."""
-        reach = self.parts.reach(1 - 0.1 / cells)
-        degrees = max(part.degrees for part in self.parts.parts)
-        found = reach + t_quantile(degrees, 2 * power - 1) * self.error
-        return max(found, self.span * _most(0, self.clusters, 0.05 / cells))
+        """The drop that would be found with this probability, among so many cells (5%, one-sided, corrected).
+
+        No less than what it takes for enough images to fall: of one trial so many that flipping their signs makes it
+        significant. The whole scale where nothing is known.
+        """
+        from scipy.stats import beta
+
+        falls = math.ceil(math.log2(cells / 0.05)) + 1
+        if falls > self.parts.count or not math.isfinite(self.error):
+            return self.span
+        least = self.span * float(beta.ppf(power, falls, self.parts.count - falls + 1))
+        return max(least, self._by_t(1 - 0.1 / cells, power))
+
+    def _by_t(self, level: float, power: float) -> float:
+        """The same by noncentral t, with the degrees of the part that has the fewest."""
+        from scipy.optimize import brentq
+        from scipy.stats import nct
+
+        if self.error == 0:
+            return 0.0
+        needed = self.parts.reach(level) / self.error
+        degrees = min(part.degrees for part in self.parts.parts if part.variance > 0)
+        return float(self.error * brentq(lambda drop: nct.sf(needed, degrees, drop) - power, 0, 10 * needed + 10))
 
 
 def _most(count: int, of: int, alpha: float) -> float:
@@ -95,8 +113,8 @@ def _widened(one: Difference, sign: int, reach: float, alpha: float) -> float:
     """An end of an interval; where few images differ, as far out as those that were not drawn could bring it."""
     end = one.value + sign * reach
     if one.fell + one.rose < FEW:
-        count = one.fell if sign < 0 else one.rose
-        far = one.value + sign * one.span * (_most(count, one.clusters, alpha) - count / one.clusters)
+        count, images = one.fell if sign < 0 else one.rose, one.parts.count
+        far = one.value + sign * one.span * (_most(count, images, alpha) - count / images)
         end = min(end, far) if sign < 0 else max(end, far)
     return max(-one.span, min(one.span, end))
 
@@ -123,15 +141,18 @@ def paired_difference(
     value = float(np.mean([trial.value for trial in apart]))
     parts = parts_of(apart, clusters)
     sums = _image_sums(apart, clusters)
-    if len(apart) == 1:
-        p, p_drop = sign_flip_p(sums)
-    else:
-        p = parts.p(value)
-        p_drop = p / 2 if value < 0 else 1 - p / 2
-    least = _SAME * max(1.0, span if math.isfinite(span) else 1.0)
+    least = _SAME * max(1.0, span)
+    fell, rose = int((sums < -least).sum()), int((sums > least).sum())
+    if ours[0].labels is not None and fell + rose:  # every query moves a little where one does: they say not how many
+        fell = rose = len(sums)
+    p, p_drop = sign_flip_p(sums)
+    if len(apart) > 1:
+        by_t = parts.p(value)
+        few = fell + rose < FEW  # then t believes too much
+        p_drop = max(by_t / 2 if value < 0 else 1 - by_t / 2, p_drop if few else 0.0)
+        p = max(by_t, p if few else 0.0)
     queries = sum(len(trial.influence) for trial in apart) // len(apart)
-    one = Difference(value, value, value, p, p_drop, queries, len(sums), int((sums < -least).sum()),
-                     int((sums > least).sum()), span, parts)  # fmt: skip
+    one = Difference(value, value, value, p, p_drop, queries, len(sums), fell, rose, span, parts)
     reach = parts.reach()
     low, high = (_widened(one, sign, reach, 0.025) for sign in (-1, 1))
     return Difference(value, low, high, p, p_drop, queries, one.clusters, one.fell, one.rose, span, parts)

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from flamingo_eval.analysis.statistics import auc_influence, mean_influence
 from flamingo_eval.analysis.uncertainty import AUC, OPEN, PERCENT, Moves, Scale, Uncertainty, mean_uncertainty
+from flamingo_eval.core.benchmark import load_benchmark
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.numbers import all_finite, same_number
 from flamingo_eval.core.paths import is_file
@@ -24,6 +25,7 @@ from flamingo_eval.storage.identity_tables import with_identity
 from flamingo_eval.storage.outputs import write_output
 from flamingo_eval.storage.run_folder import RunFolder, now
 from flamingo_eval.storage.run_records import (
+    FIRST_RENDERING,
     FORMAT,
     BaselineRecord,
     ItemRow,
@@ -95,6 +97,26 @@ class Evidence:
     def _of(self, trials: Sequence[TrialEvidence], cell: Cell) -> Uncertainty:
         images = {query: image for trial in trials for query, image in trial.images.items()}
         return mean_uncertainty([trial.moves for trial in trials], images, scale_of(cell, trials[0]))
+
+
+def kept_defects(cells: Sequence[Cell], rendering: str) -> list[str]:
+    """Where a number is what the reference's code gives, and not what its paper describes."""
+    if rendering != FIRST_RENDERING:  # only prompts of the Flamingo family repeat it
+        return []
+    names = [cell.benchmark for cell in cells if cell.shots == 0 and _keeps_images(cell)]
+    if not names:
+        return []
+    return [
+        f"{', '.join(dict.fromkeys(names))} at 0 shots: prompts hold a demonstration's image, as the reference's code "
+        "has them; its paper says that images are removed, and --protocol official removes them"
+    ]
+
+
+def _keeps_images(cell: Cell) -> bool:
+    try:
+        return load_benchmark(cell.benchmark, protocol=cell.protocol).prompt.zero_shot_keeps_images
+    except UserError:  # a benchmark, or a protocol, that is not installed here
+        return False
 
 
 def scale_of(cell: Cell, trial: TrialEvidence) -> Scale:

@@ -49,6 +49,7 @@ class Evaluated(Record, frozen=True, kw_only=True):
         queries: how many they asked.
         num_samples: how many we ask; None for all.
         ensemble: in how many orders.
+        seeds: of their trials, where these are known; empty for the protocol's.
         same: whether both sides ask the same queries.
         how: how all this is known.
     """
@@ -60,6 +61,7 @@ class Evaluated(Record, frozen=True, kw_only=True):
     queries: int
     num_samples: int | None = None
     ensemble: int = 1
+    seeds: tuple[int, ...] = ()
     same: bool = True
     how: str
 
@@ -147,10 +149,9 @@ class Published:
         """What it was measured on; None where nothing is known."""
         if self.made_by is None:
             return None
-        fitting = (
-            one for one in knowledge().evaluated if one.benchmark == self.row and self.source.startswith(one.source)
-        )
-        return next(fitting, None)
+        rows = [one for one in knowledge().evaluated if one.benchmark == self.row]
+        fitting = (one for one in rows if self.source.startswith(one.source))
+        return max(fitting, key=lambda one: len(one.source), default=None)
 
 
 @cache
@@ -207,6 +208,7 @@ def command_for(one: Published) -> str:
         f"--protocol {one.protocols[0]}", f"--split {on.split}", f"--shots {one.shots}",
         *([f"--num-samples {on.num_samples}"] if on.num_samples else []),
         *([f"--ensemble {on.ensemble}"] if on.ensemble > 1 else []),
+        *([f"--seeds {','.join(map(str, on.seeds))}"] if on.seeds else []),
         *([f"--select {one.selector}"] if one.selector != "random" else []),
     ]  # fmt: skip
     name = one.benchmark.replace("_", "-")

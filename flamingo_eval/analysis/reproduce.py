@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flamingo_eval.analysis.evidence import Evidence
+from flamingo_eval.analysis.evidence import Evidence, kept_defects
 from flamingo_eval.analysis.published import Evaluated, Published, knowledge
 from flamingo_eval.analysis.statistics import t_quantile
 from flamingo_eval.analysis.uncertainty import Part, Parts
@@ -24,8 +24,9 @@ from flamingo_eval.storage.run_records import FIRST_RENDERING
 LARGE = 2.0
 """A gap in points that a comparison must be able to see to call two numbers consistent ..."""
 
-DEVIATIONS = 3.5
-"""... or a gap of so many of their deviations over trials, if that is more: three trials on each side see three."""
+DEVIATIONS = 4.5
+"""... or a gap of so many of their deviations over trials (ddof 0), if that is more: three trials on each side, equally
+far apart, see 3.7."""
 
 
 class Setup(NamedTuple):
@@ -37,6 +38,7 @@ class Setup(NamedTuple):
     split: str
     num_samples: int | None
     ensemble: int
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Ours:
         rendering: how prompts were rendered.
         demo: what has to be said of the demo's data; empty for real data.
         subset: whether other queries were asked, or fewer, than theirs.
+        own_queries: whether each trial asks queries of its own, so that the spread over trials holds what they do.
+        missing: whether answers are missing.
     """
 
     values: tuple[float, ...]
@@ -75,6 +79,8 @@ class Ours:
     rendering: str = FIRST_RENDERING
     demo: str = ""
     subset: bool = False
+    own_queries: bool = False
+    missing: bool = False
 
     @property
     def mean(self) -> float:
@@ -130,7 +136,8 @@ def setups_of(group: Sequence[Published], *, every: bool = False) -> list[Setup]
         on = one.evaluated
         for protocol in one.protocols if on is not None else ():
             assert on is not None
-            found[Setup(protocol, one.selector, one.benchmark, on.split, on.num_samples, on.ensemble)] = None
+            seeds = on.seeds if one.selector == "random" else ()
+            found[Setup(protocol, one.selector, one.benchmark, on.split, on.num_samples, on.ensemble, seeds)] = None
     return [*found] if every else [*found][:1]
 
 
@@ -138,11 +145,15 @@ def judge(number: Published, ours: Ours) -> Judgement:
     """Whether a published number and ours agree, as far as these trials and queries tell."""
     difference = ours.mean - number.mean
     if ours.demo:
-        return Judgement("not comparable: our data is the demo's", difference)
+        return Judgement("not comparable: ours is the demo's", difference)
+    if ours.missing:
+        return Judgement("not comparable: answers are missing", difference)
     parts = _parts(number, ours)
     if parts is None:
         return Judgement("too imprecise to tell: neither side has several trials", difference)
     seen = parts.reach() + t_quantile(min(part.degrees for part in parts.parts), 0.6) * parts.error
+    if not math.isfinite(seen):
+        return Judgement("too imprecise to tell: too few queries", difference)
     if abs(difference) > parts.reach():
         return Judgement("differs", difference, seen)
     wanted = max(LARGE, DEVIATIONS * (number.std or 0.0))
@@ -167,7 +178,7 @@ def _parts(number: Published, ours: Ours) -> Parts | None:
     of_one = sum((count - 1) * variance for count, variance in trials) / degrees
     among = of_one * (1 / len(ours.values) + 1 / theirs)
     parts = [Part(among, degrees), Part(rounding, math.inf)]
-    if ours.subset or on is None or not on.same:
+    if (ours.subset or on is None or not on.same) and not ours.own_queries:
         asked = ours.queries**2
         parts.append(Part(asked * (1 + ours.count / (on.queries if on else ours.count)), ours.count - 1))
     return Parts(tuple(parts), math.sqrt(among), None, ours.count)
@@ -180,14 +191,19 @@ def ours_of(evidence: Evidence, cell: Cell, on: Evaluated | None, setup: Setup) 
     as_theirs = (
         on is not None and (setup.split, setup.num_samples) == (on.split, on.num_samples) and count == on.queries
     )
+    asked = [evidence.trials[cell.benchmark, cell.shots, trial.seed].influence.keys() for trial in cell.trials]
+    # where all are right, or wrong, the queries' own error is not zero: as many as there are say how far it may be
+    unseen = 100 * (1 - 0.05 ** (1 / count)) / 1.96 if cell.metric.endswith("%") else 0.0
     return Ours(
         tuple(trial.value for trial in cell.trials),
-        uncertainty.queries,
+        max(uncertainty.queries, unseen) if math.isfinite(uncertainty.queries) else math.inf,
         count,
         tuple(trial.seed for trial in cell.trials),
         evidence.about.identity.rendering,
         evidence.about.demo or "",
         not as_theirs,
+        any(queries != asked[0] for queries in asked),
+        not cell.complete,
     )
 
 
@@ -210,7 +226,8 @@ def beside(
         own = [_row(group, setup, found, problems) for setup in setups]
         gaps = [math.inf if row.judgement.difference is None else abs(row.judgement.difference) for row in own]
         for row, gap in zip(own, gaps, strict=True):
-            rows.append(replace(row, nearest=len(own) > 1 and gap == min(gaps) < math.inf))
+            several = sum(math.isfinite(one) for one in gaps) > 1 and not any(one.ours and one.ours.demo for one in own)
+            rows.append(replace(row, nearest=several and gap == min(gaps)))
     return rows
 
 
@@ -236,10 +253,20 @@ def known_differences(rows: Sequence[Reproduced]) -> list[str]:
         if ((known.protocol, known.benchmark) in shown if known.benchmark else known.protocol in protocols)
     ]
     for row in rows:
-        on = row.number.evaluated
-        if on is not None and (on.theirs or not on.same):
-            theirs = f"theirs on {on.theirs}, ours on {on.split}" if on.theirs else "different queries"
+        on, setup = row.number.evaluated, row.setup
+        if on is None or setup is None:
+            continue
+        if (setup.split, setup.num_samples) != (on.split, on.num_samples):
+            asked = f"{setup.num_samples} queries of {setup.split}" if setup.num_samples else f"all of {setup.split}"
+            lines.append(f"{row.number.row}: ours on {asked}, as asked for; theirs on {on.theirs or on.split}")
+        elif on.theirs or not on.same:
+            theirs = f"theirs on {on.theirs}, ours on {setup.split}" if on.theirs else "different queries"
             lines.append(f"{row.number.row}: {theirs} ({on.how})")
+    for row in rows:
+        if row.ours is not None and row.setup is not None:
+            protocol, benchmark = row.setup.protocol, row.number.benchmark
+            cell = Cell(benchmark, row.setup.split, row.number.shots, row.setup.selector, protocol, "", ())
+            lines += kept_defects([cell], row.ours.rendering)
     for name in sorted({row.ours.rendering for row in rows if row.ours} - {FIRST_RENDERING}):
         lines.append(f"ours: rendering {name}; theirs: OpenFlamingo's prompts, where the source names no other")
     lines.append("which rules made a number is an inference: `flamingo-eval published NAME --how` gives the evidence")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -88,6 +89,8 @@ def reproduce(
         name: specs.settings_for(context.obj, [name], given, specs.REPRODUCE) for name in {n.benchmark for n in every}
     }
     numbers = [n for n in every if n.shots in own[n.benchmark].shots and n.selector == own[n.benchmark].select]
+    if not numbers:
+        raise UserError("there are no published numbers at these shots, with these demonstrations")
     wanted = _wanted(distinct(numbers), context.obj, given)
     found: dict[Setup, Evidence] = {}
     problems: dict[Setup, str] = {}
@@ -99,7 +102,7 @@ def reproduce(
             raise
         except UserError as error:
             note(f"{setup.benchmark} under {setup.protocol}: {error}")
-            problems[setup] = str(error).partition("\n")[0][:60]
+            problems[setup] = shorten(str(error).partition("\n")[0], 90, placeholder=" ...")
             reasons.append(error)
             continue
         if evidence is None:
@@ -157,6 +160,7 @@ def _reproduced(
         "checkpoint": checkpoint, "protocol": setup.protocol, "select": setup.selector, "shots": tuple(shots),
         "split": setup.split, "ensemble": setup.ensemble,
         **({"num_samples": setup.num_samples} if setup.num_samples else {}),
+        **({"seeds": setup.seeds} if setup.seeds else {}),
     }  # fmt: skip
     fixed_values = {name: opt.GivenValue(value, opt.ON_COMMAND_LINE, f"--{name}") for name, value in fixed.items()}
     spec = among_processes(

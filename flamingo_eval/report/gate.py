@@ -63,7 +63,7 @@ def as_junit(comparison: Comparison, verdicts: Sequence[Verdict]) -> str:
         case = ElementTree.SubElement(
             suite, "testcase", classname=one_line(row.benchmark), name=one_line(f"{row.shots} shots, {row.metric}")
         )
-        said = [verdict.seen, *comparison.demo]
+        said = [verdict.seen, *comparison.demo, *comparison.warnings]
         if verdict.reason is not None:
             detail = f"{row.run:.4f} against {row.baseline:.4f} ({comparison.run} against {comparison.baseline})"
             ElementTree.SubElement(case, "failure", message=one_line(verdict.reason)).text = one_line(detail)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flamingo_eval.core.benchmark import load_benchmark
+from flamingo_eval.analysis.evidence import kept_defects
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.prompting import ELSEWHERE, Chat
 from flamingo_eval.core.records import Cell
@@ -133,7 +134,7 @@ def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str]) -
         *_rendering(cells, run),
         *_retrieval(cells, run),
         *(run.checkpoint.notes or ()),
-        *_kept_defects(cells, run),
+        *kept_defects(cells, run.identity.rendering),
         *notes,
     ]
     lines += _alternative_scores(cells)
@@ -142,26 +143,6 @@ def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str]) -
     if not all(cell.complete for cell in cells):
         lines.append("* answers are missing: a partial number, not comparable with others")
     return lines
-
-
-def _kept_defects(cells: Sequence[Cell], run: RunRecord) -> list[str]:
-    """Where a number is what the reference's code gives, and not what its paper describes."""
-    if run.identity.rendering != FIRST_RENDERING:  # only prompts of the Flamingo family repeat it
-        return []
-    names = [cell.benchmark for cell in cells if cell.shots == 0 and _keeps_images(cell)]
-    if not names:
-        return []
-    return [
-        f"{', '.join(dict.fromkeys(names))} at 0 shots: prompts hold a demonstration's image, as the reference's code "
-        "has them; its paper says that images are removed, and --protocol official removes them"
-    ]
-
-
-def _keeps_images(cell: Cell) -> bool:
-    try:
-        return load_benchmark(cell.benchmark, protocol=cell.protocol).prompt.zero_shot_keeps_images
-    except UserError:  # a benchmark, or a protocol, that is not installed here
-        return False
 
 
 def _shown(cells: Sequence[Cell], run: RunRecord) -> str:
@@ -297,8 +278,11 @@ def as_json(shown: Sequence[Shown]) -> str:
 
 def _with_intervals(row: dict[str, Any], uncertainty: Interval) -> dict[str, Any]:
     trials = [trial | {"interval": list(own)} for trial, own in zip(row["trials"], uncertainty.trials, strict=False)]
-    return row | {"interval": [uncertainty.low, uncertainty.high], "error_queries": uncertainty.queries,
-                  "error_demonstrations": uncertainty.demonstrations, "trials": trials or row["trials"]}  # fmt: skip
+    ends = [value if math.isfinite(value) else None for value in (uncertainty.low, uncertainty.high)]
+    errors = [None if value is None or not math.isfinite(value) else value
+              for value in (uncertainty.queries, uncertainty.demonstrations)]  # fmt: skip
+    return row | {"interval": ends, "error_queries": errors[0], "error_demonstrations": errors[1],
+                  "rare": uncertainty.rare, "trials": trials or row["trials"]}  # fmt: skip
 
 
 def as_latex(shown: Sequence[Shown]) -> str:

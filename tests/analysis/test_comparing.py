@@ -264,7 +264,7 @@ def test_plots(two_runs: tuple[Path, Path], cli: Cli) -> None:
 
 def test_published_numbers_and_their_harnesses(cli: Cli) -> None:
     numbers = published()
-    assert len(numbers) == 709
+    assert len(numbers) == 708
     likeliest = {one.source: one.protocols[0] if one.protocols else None for one in numbers}
     assert likeliest["arXiv:2308.01390v2 Table 11"] == "openflamingo"
     assert likeliest["model card of OpenFlamingo-4B-vitl-rpj3b"] == "openflamingo-2023-06"
@@ -329,9 +329,12 @@ def test_a_verdict_by_hand() -> None:
 
 @pytest.mark.parametrize(("ours", "verdict"), [
     (Ours((81.0, 81.6, 82.2), 1.0, 500, (1, 2, 3), subset=True), "too imprecise to tell: only a gap of"),
-    (Ours((81.0, 81.6, 82.2), 0.1, 5000, (1, 2, 3), demo="generated images"), "not comparable: our data is the demo's"),
+    (Ours((81.0, 81.6, 82.2), 0.1, 5000, (1, 2, 3), demo="generated images"), "not comparable: ours is the demo's"),
     (Ours((81.7,), 1.0, 5000, (1,)), "too imprecise to tell: only a gap of 3.0"),
     (Ours((90.0,), 1.0, 5000, (1,)), "differs"),
+    (Ours((81.0, 81.6, 82.2), 0.1, 5000, (1, 2, 3), missing=True), "not comparable: answers are missing"),
+    (Ours((10.0, 50.0, 20.0), math.nan, 1, (1, 2, 3), subset=True), "too imprecise to tell"),
+    (Ours((80.6, 81.8, 83.0), 0.1, 5000, (1, 2, 3)), "too imprecise to tell: only a gap of"),
 ])  # fmt: skip
 def test_verdicts(ours: Ours, verdict: str) -> None:
     assert judge(number(), ours).verdict.startswith(verdict)
@@ -359,7 +362,15 @@ def test_a_number_is_run_once_and_by_all_rules_on_request() -> None:
     (setup,) = setups_of([memes])
     assert (setup.split, setup.ensemble) == ("test_seen", 6)
     subset = next(one for one in published() if one.row == "vqav2_val_subset")
-    assert setups_of([subset])[0].num_samples == 5000
+    assert setups_of([subset])[0][4:] == (5000, 1, (0, 1, 2))
+    old = {one.row: one for one in published() if one.checkpoint == "OpenFlamingo-9B-deprecated"}
+    (coco_setup,), (okvqa_setup,) = (setups_of([old[row]]) for row in ("coco", "okvqa"))
+    assert coco_setup.split == "train", "the entry that says most of the source"
+    assert okvqa_setup.num_samples == 2998
+    spread = number("60.0", "1.0")
+    assert judge(spread, Ours((58.8, 60.0, 61.2), 0.5, 5000, (1, 2, 3))).verdict == "consistent", (
+        "trials as far apart as theirs"
+    )
 
 
 def test_the_documentations_published_table_is_what_the_command_prints(cli: Cli) -> None:
@@ -404,7 +415,7 @@ def test_reproduce(tmp_path: Path, cli: Cli) -> None:
         "--num-samples",
         "5",
     )
-    assert "not comparable: our data is the demo's" in demo.stdout
+    assert "not comparable: ours is the demo's" in demo.stdout
     assert "consistent" not in demo.stdout
     assert rows["vqav2", "openflamingo", 4]["ours"] is None
     assert rows["vqav2", "openflamingo", 4]["verdict"].startswith("not run: ")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,7 @@ import typer
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.output import emit
-from flamingo_eval.core.benchmark import Benchmark, benchmark_names, canonical_name, load_benchmark
+from flamingo_eval.core.benchmark import DEFAULT_PROTOCOL, Benchmark, benchmark_names, canonical_name, load_benchmark
 from flamingo_eval.core.errors import DataError, UserError
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.layout import Piece
@@ -28,6 +29,9 @@ app = typer.Typer(help="About benchmarks' data on the disk.", no_args_is_help=Tr
 _Names = Annotated[list[str], typer.Argument(metavar="BENCHMARK...", help="Names of benchmarks, or all.")]
 
 
+_USUAL = (None, DEFAULT_PROTOCOL)
+
+
 def register(parent: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command("where")(opt.with_settings(specs.DATA)(data_where))
@@ -39,6 +43,21 @@ def chosen(names: Iterable[str]) -> list[str]:
     """Benchmarks by name; ``all`` is every one."""
     wanted = [one for name in names for one in (benchmark_names() if name == "all" else (canonical_name(name),))]
     return list(dict.fromkeys(wanted))
+
+
+def usable(context: typer.Context, names: Sequence[str], given: opt.Given) -> list[str]:
+    """The benchmarks that are named; of ``all`` those that the protocol has."""
+    found = []
+    for name in chosen(names):
+        try:
+            load(context, name, specs.settings_for(context.obj, [name], given, specs.DATA))
+        except UserError as error:
+            if [*names] != ["all"]:
+                raise
+            emit(f"{name}: {error}")
+            continue
+        found.append(name)
+    return found
 
 
 def load(context: typer.Context, name: str, settings: RunSettings) -> Benchmark:
@@ -64,21 +83,15 @@ def data_where(
     The exit code is 2 if one is missing.
     """
     gone: list[str] = []
-    for name in chosen(benchmarks):
+    for name in usable(context, benchmarks, given):
         said = specs.settings_for(context.obj, [name], given, specs.DATA)
-        try:
-            rules = load(context, name, said)
-        except UserError as error:
-            if benchmarks != ["all"]:
-                raise
-            emit(f"{name}: {error}")  # a protocol that has no such benchmark
-            continue
+        rules = load(context, name, said)
         root = None if layout or said.data_root == DEMO else user_path(said.data_root, "--data-root")
         emit(f"{rules.title}, split {rules.split}: {(root or Path('<data root>')) / rules.data.folder}/")
         if root is None:
             _show_layout(rules)
         else:
-            gone += _show_states(rules, root, said.data_root)
+            gone += _show_states(rules, root, said)
         for line in rules.data.layout:
             if isinstance(line, str):
                 emit(f"  {line}")
@@ -90,7 +103,7 @@ def data_where(
         raise DataError(f"{len(gone)} missing: {', '.join(gone)}")
 
 
-def _show_states(rules: Benchmark, root: Path, data_root: str) -> list[str]:
+def _show_states(rules: Benchmark, root: Path, said: RunSettings) -> list[str]:
     """Prints what there is of a benchmark; returns what is missing."""
     from flamingo_eval.data.finding import search
     from flamingo_eval.data.where import Found, missing, states, steps
@@ -103,7 +116,9 @@ def _show_states(rules: Benchmark, root: Path, data_root: str) -> list[str]:
     gone = missing(found)
     if gone:
         by_hand = any(state.found is Found.BY_HAND for state in gone)
-        command = f"flamingo-eval data prepare {rules.name.replace('_', '-')} --data-root {data_root}"
+        more = [f" --{name} {value}" for name in ("split", "protocol") if (value := getattr(said, name)) not in _USUAL]
+        where = f"--data-root {shlex.quote(said.data_root)}{''.join(more)}"
+        command = f"flamingo-eval data prepare {rules.name.replace('_', '-')} {where}"
         emit(f"  To get what is missing: {command}{' --from FOLDER' if by_hand else ''}")
     return [f"{rules.name}: {state.piece.path}" for state in gone]
 
@@ -178,7 +193,7 @@ def data_check(
     given: opt.Given,
 ) -> None:
     """Read benchmarks' annotation files, look for every image, count, and say everything that is wrong."""
-    names, wrong = chosen(benchmarks), 0
+    names, wrong = usable(context, benchmarks, given), 0
     for name in names:
         settings = specs.settings_for(context.obj, [name], given, specs.DATA_CHECK)
         if len(names) > 1:

@@ -11,7 +11,7 @@ import typer
 
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
-from flamingo_eval.cli.data import checked, chosen, load, show_steps
+from flamingo_eval.cli.data import checked, load, show_steps, usable
 from flamingo_eval.cli.manifests import copy_listed
 from flamingo_eval.cli.output import emit
 from flamingo_eval.core.benchmark import Benchmark, benchmark_names
@@ -69,7 +69,7 @@ def data_prepare(
 
     Interrupted, the same command goes on. What may not be downloaded by a program is listed with what to do.
     """
-    names = chosen(benchmarks or [])
+    names = usable(context, benchmarks or [], given)
     settings = specs.settings_for(context.obj, names, given, specs.DATA_PREPARE)
     if from_manifest is not None:
         copy_listed(from_manifest, settings, names, source or [], dry_run=dry_run)
@@ -162,11 +162,11 @@ def _prepare(search: _Search, *, offline: bool, copy: bool, keep: bool) -> tuple
         wanted = [job.source.name for job in what.jobs if job.at is None]
         if offline and wanted:
             raise DataError(f"not there, and nothing is downloaded with --offline: {', '.join(wanted)}")
-        check_room(search.root, what)
+        check_room(what)
         for rules in search.benchmarks if wanted else ():
             if rules.download:
                 note(f"{rules.name}: from {rules.download.page}; {rules.download.licence}")
-        problems = list(Preparation(places, search.root, search.mirrors, copy=copy, keep=keep, said=emit).run(what))
+        problems = list(Preparation(places, search.root, search.mirrors, copy, keep, offline, said=emit).run(what))
         _, found = search.look()
     for file, lines in steps(found):
         show_steps(file.name, lines)

@@ -159,8 +159,6 @@ class Downloader:
         """One request, for all that is missing."""
         noted = part.with_name(f"{part.name}.json")
         version = _Version.read(noted)
-        if version is not None and version.address != address.shown:
-            version = None
         have = _size(part)
         if have and (version is None or not (version.tag or source.digest)):
             have = self._discard(part)  # nobody could say whether the rest belongs to it
@@ -171,6 +169,8 @@ class Downloader:
             headers |= {"Range": f"bytes={have}-", **({"If-Range": version.tag} if version.tag else {})}
         with self._response(address, headers) as response:
             _check_way(address, response)
+            if response.status_code == 416 and response.headers.get("content-range") == f"bytes */{have}":
+                return  # all of it is there
             if response.status_code == 416 or (response.status_code == 206 and not _continues(response, version, have)):
                 self._discard(part)
                 raise _BrokenError("the server has another version of the file now")
@@ -201,9 +201,8 @@ class Downloader:
         noted = part.with_name(f"{part.name}.json")
         packed = response.headers.get("content-encoding", "identity") != "identity"
         length = None if packed else response.headers.get("content-length")
-        total = have + int(length) if length is not None and length.isdecimal() else 0
-        whole = response.headers.get("content-range", "").rpartition("/")[2]
-        total = int(whole) if response.status_code == 206 and whole.isdecimal() else total
+        total = have + int(length) if length is not None and length.isdecimal() and len(length) < 19 else 0
+        total = (_whole(response) or total) if response.status_code == 206 else total
         _check_total(source, address, total)
         if packed:  # though that was not asked for: its bytes are not the file's, and can't be gone on with
             noted.unlink(missing_ok=True)
@@ -262,7 +261,15 @@ def _tag(response: httpx2.Response) -> str:
 def _continues(response: httpx2.Response, version: _Version | None, have: int) -> bool:
     """Whether a part is the one that was asked for, of the same version."""
     begins = response.headers.get("content-range", "").strip().startswith(f"bytes {have}-")
-    return begins and version is not None and _tag(response) in ("", version.tag)
+    if not begins or version is None or _tag(response) not in ("", version.tag):
+        return False
+    return not version.total or _whole(response) in (0, version.total)
+
+
+def _whole(response: httpx2.Response) -> int:
+    """The size of all of a file of which a part comes; 0 where that is not said."""
+    said = response.headers.get("content-range", "").rpartition("/")[2]
+    return int(said) if said.isdecimal() and len(said) < 19 else 0
 
 
 def _check_way(address: Address, response: httpx2.Response) -> None:

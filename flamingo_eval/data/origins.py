@@ -45,7 +45,13 @@ def check_mirror(text: str) -> None:
     """Raises UserError if a mirror's address can't be one."""
     try:
         parts = urlsplit(text)
-        fits = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and not parts.fragment
+        fits = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and parts.port != 0
+            and not parts.query
+            and not parts.fragment
+        )
     except ValueError:
         fits = False
     if not fits:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from flamingo_eval.core.errors import DataError
@@ -14,6 +14,13 @@ from flamingo_eval.storage.files import storage_errors
 
 def check_place(target: Path) -> None:
     """Raises DataError if something is where a piece belongs; an empty folder is nothing."""
+    try:
+        _check_place(target)
+    except OSError as error:
+        raise DataError(f"{str(target)[:200]} can't be looked at: {error.strerror}") from error
+
+
+def _check_place(target: Path) -> None:
     if target.is_symlink() and not target.exists():
         raise DataError(f"{target} is a link to {target.readlink()}, which is not there: mount that disk, or remove it")
     if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
@@ -35,7 +42,16 @@ def finish(stage: Path, target: Path) -> None:
     _make_room(target)
     with storage_errors(target):
         os.sync()
-        stage.rename(target)
+        try:
+            stage.rename(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            beside = target.with_name(f".{target.name}.prepare")  # its folder leads to another disk
+            shutil.rmtree(beside, ignore_errors=True)
+            copy_tree(stage, beside)
+            beside.rename(target)
+            shutil.rmtree(stage, ignore_errors=True) if stage.is_dir() else stage.unlink()
 
 
 def put_link(there: Path, target: Path, root: Path) -> None:
@@ -53,7 +69,7 @@ def put_link(there: Path, target: Path, root: Path) -> None:
         target.symlink_to(to)
 
 
-def copy_tree(from_: Path, stage: Path, *, keep: Callable[[Path], bool] = lambda _: True) -> None:
+def copy_tree(from_: Path, stage: Path) -> None:
     """Copies a file, or the files of a folder and those within; links to folders are not followed.
 
     Raises:
@@ -61,7 +77,9 @@ def copy_tree(from_: Path, stage: Path, *, keep: Callable[[Path], bool] = lambda
         StorageError: disk full, not allowed.
     """
     files = [from_] if from_.is_file() else [Path(top, name) for top, _, names in os.walk(from_) for name in names]
-    for file in filter(keep, files):
+    for file in files:
+        if not file.is_file():
+            continue  # a pipe, a device, a link that leads nowhere
         to = stage if from_.is_file() else stage / file.relative_to(from_)
         with storage_errors(to):
             to.parent.mkdir(parents=True, exist_ok=True)

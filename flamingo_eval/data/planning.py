@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path, PurePosixPath
 
+from flamingo_eval.core.digests import bytes_digest
 from flamingo_eval.core.layout import Piece, SourceFile
 from flamingo_eval.data.download import check_free
 from flamingo_eval.data.finding import OWN
@@ -33,10 +35,9 @@ class Job:
         kept, piece = next(iter(self.pieces.items()))
         return own_folder(kept, piece)
 
-    @property
-    def part(self) -> Path:
-        """What is downloaded of it so far."""
-        return self.own / f"{self.source.name}.part"
+    def part(self, address: str) -> Path:
+        """What is downloaded of it so far from an address; each has its own."""
+        return self.own / f"{self.source.name}.{bytes_digest(address.encode())[:8]}.part"
 
     @property
     def complete(self) -> Path:
@@ -44,9 +45,29 @@ class Job:
         return self.own / self.source.name
 
     @property
+    def parts(self) -> list[Path]:
+        """All that is downloaded of it so far, from any address, and the notes beside it."""
+        return [path for path in _glob(self.own, f"{escape(self.source.name)}.*.part*") if path.is_file()]
+
+    @property
     def have(self) -> int:
         """Bytes of it that are on the disk already."""
-        return sum(path.stat().st_size for path in (self.part, self.complete) if path.is_file())
+        return max((path.stat().st_size for path in (*self.parts, self.complete) if path.is_file()), default=0)
+
+    @property
+    def room(self) -> int:
+        """What it will take up on the disk at most: itself, and what is in it, without what is there already."""
+        inside = self.source.unpacked or self.source.size
+        staged = sum(
+            size_of(stage / piece.path)
+            for kept, piece in self.pieces.items()
+            for stage in _glob(own_folder(kept, piece), "unpacked-*")
+        )
+        return max(0, inside - staged) + (max(0, self.source.size - self.have) if self.at is None else 0)
+
+
+def _glob(folder: Path, pattern: str) -> list[Path]:
+    return [*folder.glob(pattern)] if folder.is_dir() else []
 
 
 @dataclass(frozen=True)
@@ -72,16 +93,8 @@ class Plan:
 
     @property
     def room(self) -> int:
-        """What will be taken up on the disk at most, as far as it is known: each file, and what is in it.
-
-        Without what is there already: of an archive that is complete, what is in it may be unpacked in part.
-        """
-        total = 0
-        for job in self.jobs:
-            inside = job.source.unpacked or job.source.size
-            staged = sum(size_of(own_folder(*one)) for one in job.pieces.items()) - job.have
-            total += max(0, inside - max(0, staged)) + (max(0, job.source.size - job.have) if job.at is None else 0)
-        return total
+        """What will be taken up at most, as far as it is known."""
+        return sum(job.room for job in self.jobs)
 
 
 def plan(found: Iterable[PieceState], *, mirrors: bool = False) -> Plan:
@@ -112,7 +125,7 @@ def plan(found: Iterable[PieceState], *, mirrors: bool = False) -> Plan:
 
 def kept_at(state: PieceState) -> Path:
     """Where a piece is kept: where it belongs, or in the folder that shares it."""
-    if not state.piece.shared:
+    if not state.piece.shared or not PurePosixPath(state.benchmark.data.folder).parts:  # it is the data root itself
         return state.target
     return folder_of(state.target, state.piece).with_name(state.piece.shared) / state.piece.path
 
@@ -128,7 +141,13 @@ def own_folder(target: Path, piece: Piece) -> Path:
     return folder_of(target, piece) / OWN
 
 
-def check_room(root: Path, what: Plan) -> None:
-    """Raises StorageError if the data will not fit."""
-    if what.room:
-        check_free(root, what.room, "files and what is in them")
+def check_room(what: Plan) -> None:
+    """Raises StorageError if the data will not fit, on whichever disk it goes to."""
+    wanted: dict[int, tuple[Path, int]] = {}
+    for job in what.jobs:
+        folder = next(one for one in (job.own, *job.own.parents) if one.exists())
+        device = folder.stat().st_dev
+        wanted[device] = (folder, wanted.get(device, (folder, 0))[1] + job.room)
+    for folder, room in wanted.values():
+        if room:
+            check_free(folder, room, "files and what is in them")

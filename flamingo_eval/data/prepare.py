@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +42,7 @@ class Preparation:
         mirrors: addresses that are tried before the owners'.
         copy: copy what lies elsewhere instead of linking to it.
         keep: keep downloaded archives.
+        offline: download nothing.
         said: told what has been done, a line each.
     """
 
@@ -50,8 +51,10 @@ class Preparation:
     mirrors: tuple[str, ...] = ()
     copy: bool = False
     keep: bool = False
+    offline: bool = False
     said: Callable[[str], None] = note
     problems: list[str] = field(default_factory=list)
+    _placed: set[Path] = field(default_factory=set)
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self, what: Plan) -> Sequence[str]:
@@ -92,8 +95,8 @@ class Preparation:
             if state.piece.arrange == "class_folders" and not _has_folders(at):
                 self._arrange(state.piece, at, target)
                 continue
-            if target.exists() and target.resolve() == at.resolve():
-                continue  # linked already, for another piece
+            if target in self._placed:
+                continue  # for another piece that it does as well for
             check_place(target)
             if self.copy:
                 check_free(target, size_of(at), f"copying {at}")
@@ -102,6 +105,7 @@ class Preparation:
                 finish(stage, target)
             else:
                 put_link(at, target, self.root)
+            self._placed.add(target)
             self.said(f"{target} {'copied from' if self.copy else 'linked to'} {at}")
 
     def _arrange(self, piece: Piece, at: Path, target: Path) -> None:
@@ -121,13 +125,19 @@ class Preparation:
             else:
                 to.symlink_to(Path("..", "..", flat.name, name) if here else (at / name).resolve())
 
-        with self._classes(piece, stage.parent) as told, storage_errors(stage):
-            class_folders.arrange(at, told, put)
-        if at == target:
-            check_place(flat)
-            with storage_errors(target):
-                target.rename(flat)
-        finish(stage, target)
+        try:
+            if self.copy and not here:
+                check_free(target, size_of(at), f"copying {at}")
+            with self._classes(piece, stage.parent) as told, storage_errors(stage):
+                class_folders.arrange(at, told, put)
+            if at == target:
+                check_place(flat)
+                with storage_errors(target):
+                    target.rename(flat)
+            finish(stage, target)
+        except DataError:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
         self.said(f"{target} arranged by class; the images are in {flat if here else target if self.copy else at}")
 
     def _stage(self, target: Path, piece: Piece, key: str) -> Path:
@@ -143,7 +153,7 @@ class Preparation:
         try:
             self._unpack(job, archive)
         except DataError as error:
-            if not job.source.address:
+            if self.offline or not (job.source.address or self.mirrors):
                 self.problems.append(str(error))
                 return True
             note(f"{error}; it is downloaded instead")
@@ -187,6 +197,7 @@ class Preparation:
                 f"than {job.source.name}"
             )
         finish(stage, kept)
+        self._placed.add(kept)
         self.said(f"{kept} unpacked from {archive.name}")
 
     def _take(self, job: Job, file: Path) -> None:
@@ -197,6 +208,7 @@ class Preparation:
         if lies_elsewhere or piece.is_folder or len(job.pieces) > 1 or not holds(piece, file) or not _is_table(file):
             raise DataError(f"{file} is not what {job.source.name} should be")
         finish(file, kept)
+        self._placed.add(kept)
         self.said(f"{kept} is there")
 
     @contextmanager
@@ -214,8 +226,10 @@ class Preparation:
                 f"{piece.path}: the images lie side by side, and nothing tells their classes: put "
                 f"{' or '.join((*piece.classes, piece.classes_in))} into the data root, or name its folder with --from"
             )
-        yield told
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield told
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _told(self, names: Sequence[str]) -> Path | None:
         found = (path for name in names for path in self.places.by_name.get(name, ()))
@@ -229,26 +243,37 @@ class Preparation:
         downloader = Downloader(self._stop, progress)
         pool = ThreadPoolExecutor(DOWNLOADS)
         try:
-            futures: dict[Future[Path], Job] = {pool.submit(self._fetch, downloader, job): job for job in jobs}
-            for future in as_completed(futures):
-                with self._collected():
-                    self._use(futures[future], future.result())
+            running: dict[Future[Path], tuple[Job, int]] = {
+                pool.submit(self._fetch, downloader, job, 0): (job, 0) for job in jobs
+            }
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job, tried = running.pop(future)
+                    with self._collected():
+                        if not self._used(job, future.result(), tried):
+                            running[pool.submit(self._fetch, downloader, job, tried + 1)] = (job, tried + 1)
         finally:
             self._stop.set()
             downloader.close()  # wakes those that wait for a byte
             pool.shutdown(wait=True, cancel_futures=True)
             progress.close()
 
-    def _fetch(self, downloader: Downloader, job: Job) -> Path:
-        """The file, downloaded and verified."""
+    def _fetch(self, downloader: Downloader, job: Job, first: int) -> Path:
+        """The file, downloaded from the first address that has it, and verified."""
         for kept in job.pieces:
             check_place(kept)
-        where = addresses(job.source, self.mirrors)
-        for number, address in enumerate(where):
+        if job.complete.exists():  # an earlier try was ended while it was unpacked
             try:
-                if not job.complete.exists():  # else an earlier try was ended while it was unpacked
-                    downloader.fetch(job.source, address, job.part)
-                    verify_download(job)
+                verify(job.source, job.complete)
+                return job.complete
+            except DataError:
+                job.complete.unlink()
+        where = addresses(job.source, self.mirrors)[first:]
+        for number, address in enumerate(where):
+            part = job.part(address.shown)
+            try:
+                downloader.fetch(job.source, address, part)
+                verify_download(job, part)
                 break
             except DataError as error:
                 if number + 1 == len(where):
@@ -256,24 +281,35 @@ class Preparation:
                 note(f"{error}; next, from {where[number + 1].shown}")
         return job.complete
 
-    def _use(self, job: Job, file: Path) -> None:
+    def _used(self, job: Job, file: Path, tried: int) -> bool:
+        """Makes pieces of a download; False if it is no good, and another address may have a better one."""
         digest = verify(job.source, file)
         try:
             self._unpack(job, file)
-        except DataError:
-            if not job.source.digest:  # it is not even known to be the owner's
-                file.unlink(missing_ok=True)
-            raise
+        except DataError as error:
+            if job.source.digest:
+                raise
+            file.unlink(missing_ok=True)  # it is not even known to be the owner's
+            if tried + 1 >= len(addresses(job.source, self.mirrors)):
+                raise
+            note(f"{error}; asked elsewhere")
+            return False
         record(job, digest)
+        kept = job.own.parent / job.source.name
         with storage_errors(file):
             if self.keep and file.exists():
-                file.rename(job.own.parent / job.source.name)
+                if kept.exists() or kept.is_symlink():
+                    note(f"{kept} is there already; the downloaded one is not kept")
+                else:
+                    file.rename(kept)
             file.unlink(missing_ok=True)
+        return True
 
     def _tidy(self, job: Job) -> None:
         """Leaves nothing behind of what is complete."""
-        if all(kept.exists() for kept in job.pieces):
-            job.complete.unlink(missing_ok=True)
+        if self._placed.issuperset(job.pieces):
+            for left in (job.complete, *job.parts):
+                left.unlink(missing_ok=True)
             for kept, piece in job.pieces.items():
                 for left in own_folder(kept, piece).glob("unpacked-*"):
                     shutil.rmtree(left, ignore_errors=True)

@@ -36,8 +36,13 @@ Wanted = Mapping[Path, Piece]
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is packed, by its content."""
-    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+    """Whether a file is packed, by its content. Raises DataError for the beginning of a zip file."""
+    if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
+        return True
+    with path.open("rb") as file:
+        if file.read(4) == b"PK\x03\x04":
+            raise DataError(f"{path} can't be unpacked: it is a zip file without its end, so it is not all there")
+    return False
 
 
 def names_in(archive: Path) -> list[str]:
@@ -87,8 +92,10 @@ def _unzip(archive: Path, wanted: Wanted, stop: threading.Event) -> None:
             _check_kind(archive, info.filename, stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG))
         total = sum(info.file_size for info in chosen.values())
         _check_ratio(archive, total)
-        have = sum(path.stat().st_size for path in chosen if path.is_file())  # from an earlier try
-        check_free(_shared(wanted), max(0, total - have), f"unpacking {archive.name}")
+        for target in wanted:
+            own = [(path, info.file_size) for path, info in chosen.items() if path == target or target in path.parents]
+            have = sum(path.stat().st_size for path, _ in own if path.is_file())  # from an earlier try
+            check_free(target, max(0, sum(size for _, size in own) - have), f"unpacking {archive.name}")
         for path, info in chosen.items():
             _check_stop(stop)
             if not _is_this(path, info):
@@ -224,10 +231,6 @@ def _check_stop(stop: threading.Event) -> None:
 def _lacking(archive: Path, piece: Piece, names: Iterable[str]) -> DataError:
     some = ", ".join(name for name, _ in zip(names, range(5), strict=False))
     return DataError(f"{archive} does not hold {piece.inner}; it begins with: {some or 'nothing'}")
-
-
-def _shared(wanted: Wanted) -> Path:
-    return Path(os.path.commonpath([*wanted]))
 
 
 _UNUSABLE = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.EINVAL, errno.ENOENT, errno.EILSEQ)

@@ -50,7 +50,7 @@ def verify(source: SourceFile, file: Path) -> str:
     return digest
 
 
-def verify_download(job: Job) -> None:
+def verify_download(job: Job, part: Path) -> None:
     """Gives a download its name; it is thrown away if it is another file.
 
     Raises:
@@ -58,8 +58,8 @@ def verify_download(job: Job) -> None:
         StorageError: not allowed.
     """
     try:
-        check_begins(job.part, job.source.name)
-        digest = verify(job.source, job.part)
+        check_begins(part, job.source.name)
+        digest = verify(job.source, part)
         earlier = _recorded(job).get(job.source.name, {}).get("digest")
         if earlier not in (None, digest) and not job.source.digest:
             raise DataError(
@@ -67,12 +67,13 @@ def verify_download(job: Job) -> None:
                 f"owner has changed it. Where that is right, take it out of {job.own.parent / RECORD}"
             )
     except DataError as error:
-        with storage_errors(job.part):
-            job.part.unlink()
+        with storage_errors(part):
+            part.unlink()
+            part.with_name(f"{part.name}.json").unlink(missing_ok=True)
         raise DataError(f"{error}; what was downloaded is deleted") from error
     with storage_errors(job.complete):
-        job.part.rename(job.complete)
-        job.part.with_name(f"{job.part.name}.json").unlink(missing_ok=True)
+        part.rename(job.complete)
+        part.with_name(f"{part.name}.json").unlink(missing_ok=True)
 
 
 def _recorded(job: Job) -> dict[str, dict[str, object]]:

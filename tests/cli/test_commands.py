@@ -72,6 +72,8 @@ def test_samples(root: Path, cli: Cli) -> None:
         "raw",
         "answer",
         "score",
+        "references",
+        "demo",
     ]
     assert row["raw"] == row["answer"] == f"a thing {row['demonstration_ids'][-1]}"
     cells = json.loads(cli("report", "run", "--format", "json").stdout)["cells"]

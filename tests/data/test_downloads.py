@@ -26,7 +26,7 @@ from flamingo_eval.data.origins import Address
 from tests.data.conftest import use_files
 from tests.support import owners
 from tests.support.owners import Shelf
-from tests.support.preparing import BIG, is_right, process
+from tests.support.preparing import BIG, is_right, part_of, process
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -147,11 +147,10 @@ def test_a_part_of_another_version_that_a_server_sends_all_the_same(
     prepare: Prepare, shelf: Shelf, tmp_path: Path
 ) -> None:
     """A server that does not know If-Range, but names the version that it sends."""
-    folder = tmp_path / "d/textvqa/.prepare"
-    folder.mkdir(parents=True)
-    (folder / f"{BIG}.part").write_bytes(b"x" * 100)
+    part = part_of(tmp_path / "d", shelf)
+    part.write_bytes(b"x" * 100)
     noted = {"address": f"{shelf.url}/{BIG}", "tag": '"older"', "total": len(shelf.files[BIG])}
-    (folder / f"{BIG}.part.json").write_text(json.dumps(noted))
+    part.with_name(f"{part.name}.json").write_text(json.dumps(noted))
     code, err = prepare()
     assert code == 0, err
     assert is_right(tmp_path / "d")
@@ -316,7 +315,8 @@ def test_killed_again_and_again(shelf: Shelf, tmp_path: Path, how: signal.Signal
         one.send_signal(how)
         _, err = one.communicate(timeout=30)
         if how == signal.SIGINT and one.returncode != 0:
-            assert one.returncode == 130, err
+            # -SIGINT: all was done, and the signal met an interpreter that was already closing.
+            assert one.returncode in (130, -signal.SIGINT), err
             assert "Traceback" not in err
         for path in half_done(tmp_path / "d") if (tmp_path / "d").exists() else []:
             right = owners.textvqa().get(path.name)
@@ -396,7 +396,7 @@ def damaged() -> bytes:
         (lambda: owners.packed({"other/a.jpg": b"x"}), "does not hold train_images/; it begins with: other/a.jpg"),
         (lambda: owners.packed({}), "does not hold train_images/; it begins with: nothing"),
         (lambda: owners.packed({"train_images/readme.txt": b"x"}), "without *.jpg in it"),
-        (lambda: b"PK\x03\x04" + b"x" * 100, "is not what train_val_images.zip should be"),
+        (lambda: b"PK\x03\x04" + b"x" * 100, "a zip file without its end"),
         (lambda: b"", "is empty"),
     ],
 )
@@ -428,9 +428,7 @@ def test_links_in_the_way(call: Call, shelf: Shelf, tmp_path: Path) -> None:
     """Nothing is written through a link that somebody put where a part would go."""
     outside = tmp_path / "outside"
     outside.write_text("mine")
-    folder = tmp_path / "d/textvqa/.prepare"
-    folder.mkdir(parents=True)
-    (folder / f"{BIG}.part").symlink_to(outside)
+    part_of(tmp_path / "d", shelf).symlink_to(outside)
     code, _, err = call("data", "prepare", "textvqa", "--data-root", tmp_path / "d")
     assert outside.read_text() == "mine", err
     assert code in (0, 3)

@@ -19,7 +19,7 @@ from flamingo_eval.data import unpack as unpacking
 from tests.data.conftest import BY_HAND, use_files
 from tests.support import owners
 from tests.support.owners import VALIDATION, Shelf
-from tests.support.preparing import BIG, is_right, process, unpacked
+from tests.support.preparing import BIG, is_right, part_of, process, unpacked
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -229,10 +229,9 @@ def test_tags_that_no_header_can_hold(call: Call, shelf: Shelf, tmp_path: Path, 
 
 @pytest.mark.parametrize("noted", ['{"address": "x", "tag": "", "total": 1e999}', "[", '{"address": 1}'])
 def test_a_note_that_is_damaged(call: Call, shelf: Shelf, tmp_path: Path, noted: str) -> None:
-    folder = tmp_path / "d/textvqa/.prepare"
-    folder.mkdir(parents=True)
-    (folder / f"{BIG}.part").write_bytes(b"x" * 50)
-    (folder / f"{BIG}.part.json").write_text(noted)
+    part = part_of(tmp_path / "d", shelf)
+    part.write_bytes(b"x" * 50)
+    part.with_name(f"{part.name}.json").write_text(noted)
     assert call("data", "prepare", "textvqa", "--data-root", tmp_path / "d")[0] == 0
     assert shelf.asked
     assert is_right(tmp_path / "d")
@@ -418,3 +417,116 @@ def test_labels_beside_the_images(call: Call, shelf: Shelf, imagenet: Path) -> N
     (val / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + rows)
     assert call("data", "prepare", "imagenet", "--data-root", imagenet)[0] == 0
     assert by_class(imagenet) == SORTED
+
+
+def test_a_users_own_archive_is_not_written_over(call: Call, shelf: Shelf, tmp_path: Path) -> None:
+    (tmp_path / "d/textvqa").mkdir(parents=True)
+    (tmp_path / "d/textvqa" / BIG).write_bytes(b"mine")
+    assert call("data", "prepare", "textvqa", "--data-root", tmp_path / "d", "--keep-archives")[0] == 0
+    assert (tmp_path / "d/textvqa" / BIG).read_bytes() == b"mine"
+    assert shelf.asked
+
+
+def test_a_data_root_that_is_the_benchmarks_folder(call: Call, shelf: Shelf, tmp_path: Path) -> None:
+    """Nothing is shared outside of it."""
+    (tmp_path / "flamingo-eval.toml").write_text('[vqav2.data]\nfolder = "."\n')
+    code, _, err = call("data", "prepare", "vqav2", "--data-root", tmp_path / "in/d")
+    assert code == 0, err
+    assert shelf.asked
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["d"]
+
+
+def test_offline_holds_for_damaged_archives_too(call: Call, shelf: Shelf, tmp_path: Path) -> None:
+    have = tmp_path / "have"
+    have.mkdir()
+    for name in ("train.zip", "val.zip", "Annotations.zip"):
+        (have / name).write_bytes(shelf.files[name])
+    (have / "train.zip").write_bytes(shelf.files["train.zip"][:3000])
+    code, _, err = call("data", "prepare", "vizwiz", "--data-root", tmp_path / "d", "--from", have, "--offline")
+    assert code == 2
+    assert "train.zip can't be unpacked" in err
+    assert not shelf.asked
+
+
+def test_a_mirror_that_fails_costs_nothing(call: Call, shelf: Shelf, tmp_path: Path) -> None:
+    """What came from the owner is gone on with, though a mirror is asked first."""
+    shelf.cut = lambda name: 2000 if name == BIG and len(shelf.asked) < 4 else 0 if name == BIG else None
+    assert call("data", "prepare", "textvqa", "--data-root", tmp_path / "d")[0] == 2
+    shelf.cut, mirror = lambda _: None, Shelf({})
+    shelf.asked.clear()
+    try:
+        assert call("data", "prepare", "textvqa", "--data-root", tmp_path / "d", "--from", mirror.url)[0] == 0
+    finally:
+        mirror.close()
+    assert shelf.asked[0][1].startswith("bytes="), "from where it stopped"
+    assert is_right(tmp_path / "d")
+
+
+def test_what_is_in_the_way_does_not_cost_the_archive(
+    call: Call, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("data", "prepare", "textvqa", "--data-root", tmp_path / "d")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "unpack", killed)
+        assert call(*arguments)[0] == 130
+    (tmp_path / "d/textvqa/train_images").mkdir(exist_ok=True)
+    (tmp_path / "d/textvqa/train_images/.DS_Store").write_text("?")
+    assert call(*arguments)[0] == 2
+    (tmp_path / "d/textvqa/train_images/.DS_Store").unlink()
+    shelf.asked.clear()
+    assert call(*arguments)[0] == 0
+    assert BIG not in {name for name, _ in shelf.asked}
+    assert is_right(tmp_path / "d")
+
+
+def test_a_mirror_whose_archive_is_none(call: Call, shelf: Shelf, tmp_path: Path) -> None:
+    """Of a file without a stated digest it turns out when it is unpacked; then the owner is asked."""
+    mirror = Shelf({"Annotations.zip": b"plain text"})
+    try:
+        code, _, err = call("data", "prepare", "vizwiz", "--data-root", tmp_path / "d", "--from", mirror.url)
+        assert code == 0, err
+    finally:
+        mirror.close()
+    assert "Annotations.zip" in {name for name, _ in shelf.asked}
+
+
+def test_copies_of_what_does_as_well(call: Call, shelf: Shelf, tmp_path: Path) -> None:
+    for year, other in (("train2014", "train2017"), ("val2014", "val2017")):
+        unpacked(shelf, tmp_path / "x", f"{year}.zip")
+        (tmp_path / "have" / other).mkdir(parents=True)
+        for file in (tmp_path / "x" / year).iterdir():
+            file.rename(tmp_path / "have" / other / file.name.rpartition("_")[2])
+    code, _, err = call("data", "prepare", "coco", "--data-root", tmp_path / "d", "--from", tmp_path / "have", "--copy")
+    assert code == 0, err
+
+
+def test_all_of_a_protocol(call: Call, shelf: Shelf, tmp_path: Path, by_hand: Path) -> None:
+    """What it does not have is named, and left out."""
+    how = ("--protocol", "openflamingo-2023-03", "--data-root", tmp_path / "d")
+    code, out, err = call("data", "prepare", "all", *how, "--from", by_hand, "--dry-run")
+    assert code == 0, err
+    assert "textvqa is not run under openflamingo-2023-03" in out
+    assert not shelf.asked
+    assert "textvqa is not run under" in call("data", "check", "all", *how)[1]
+
+
+@pytest.mark.usefixtures("shelf")
+def test_the_command_that_gets_the_rest(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "my data").mkdir()
+    out = call("data", "where", "vizwiz", "--split", "test", "--data-root", "my data")[1]
+    assert "flamingo-eval data prepare vizwiz --data-root 'my data' --split test" in out
+
+
+def test_numbers_without_end(call: Call, shelf: Shelf, tmp_path: Path) -> None:
+    """A manifest's size, a name of a folder."""
+    (tmp_path / "m.json").write_text(
+        '{"format": 1, "files": [{"path": "x", "size": 1' + "0" * 400 + ', "sha256": "' + "0" * 64 + '"}]}'
+    )
+    assert call("data", "prepare", "--from-manifest", "m.json", "--from", tmp_path, "--data-root", "new")[0] == 2
+    (tmp_path / "flamingo-eval.toml").write_text(f'[vizwiz.data.splits.val]\nimages = "{"y" * 300}/{{image_id}}"\n')
+    assert call("data", "prepare", "vizwiz", "--data-root", tmp_path / "d")[0] == 2
+    assert shelf.asked

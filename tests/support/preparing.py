@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flamingo_eval.core.digests import bytes_digest
 from tests.support import owners
 from tests.support.owners import Shelf
 
@@ -25,6 +26,13 @@ def is_right(root: Path) -> bool:
     return found == made
 
 
+def part_of(root: Path, shelf: Shelf) -> Path:
+    """Where what is downloaded so far of the file lies; its folder is made."""
+    part = root / "textvqa/.prepare" / f"{BIG}.{bytes_digest(f'{shelf.url}/{BIG}'.encode())[:8]}.part"
+    part.parent.mkdir(parents=True)
+    return part
+
+
 def unpacked(shelf: Shelf, folder: Path, *names: str) -> Path:
     """Owners' archives, unpacked by hand."""
     for name in names:
@@ -36,7 +44,8 @@ def unpacked(shelf: Shelf, folder: Path, *names: str) -> Path:
 
 
 DRIVER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 sys.path.insert(0, {here!r})
 from pathlib import Path
 from flamingo_eval.core import benchmark

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.explaining import Explanation, Rules
 from flamingo_eval.core.records import Answer, Id, Score
 from flamingo_eval.core.schema import Record
 
@@ -26,7 +27,7 @@ class AccuracyMetric:
         self,
         trials: Sequence[Mapping[Id, Answer]],
         references: Mapping[Id, str],
-        rules: Mapping[str, Any],  # noqa: ARG002
+        rules: Rules,  # noqa: ARG002
     ) -> list[Score]:
         """One score per trial (query id -> a class name, or class name -> log-likelihood).
 
@@ -37,6 +38,20 @@ class AccuracyMetric:
         50.0
         """
         return [_score(answers, references) for answers in trials]
+
+    def explain(
+        self,
+        id: Id,
+        answers: Mapping[Id, Answer],
+        references: Mapping[Id, str],
+        rules: Rules,  # noqa: ARG002
+    ) -> Explanation:
+        """Which place the right name has among all."""
+        answer, right = answers[id], references[id]
+        if isinstance(answer, str) or right not in answer:
+            return Explanation(lines=(f"the right name is {right!r}",))
+        above = sum(value > answer[right] for value in answer.values())
+        return Explanation(lines=(f"the right name is {right!r}, number {above + 1} of {len(answer)}",))
 
 
 def _score(answers: Mapping[Id, Answer], references: Mapping[Id, str]) -> Score:

@@ -7,14 +7,15 @@ frequencies come from the references of the evaluated images, so scores over dif
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from typing import Any
 
 from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.explaining import Explanation, Rules
 from flamingo_eval.core.records import Id, Score
 from flamingo_eval.core.schema import Record
+from flamingo_eval.metrics._cider_parts import DocumentFrequencies
 from flamingo_eval.metrics._ptb import tokenize
 
-_NO_RULES: Mapping[str, Any] = {}
+_NO_RULES: Rules = {}
 
 
 class CiderMetric:
@@ -27,6 +28,7 @@ class CiderMetric:
 
     def __init__(self) -> None:
         self._tokens: dict[str, str] = {}
+        self._counted: tuple[list[Sequence[str]], DocumentFrequencies] | None = None
 
     def check(self, trials: Sequence[Mapping[Id, Sequence[str]]] = ()) -> Sequence[str]:
         """Runs the tokenizer once, and finds out whose score is 0 whatever the captions.
@@ -65,7 +67,7 @@ class CiderMetric:
         self,
         trials: Sequence[Mapping[Id, str]],
         references: Mapping[Id, Sequence[str]],
-        rules: Mapping[str, Any] = _NO_RULES,  # noqa: ARG002  # CIDEr has none
+        rules: Rules = _NO_RULES,  # noqa: ARG002  # CIDEr has none
     ) -> list[Score]:
         """One score per trial (image id -> caption).
 
@@ -89,6 +91,25 @@ class CiderMetric:
             cider_of_tokens({id: tokens[captions[id]] for id in evaluated if id in captions}, tokenized)
             for captions in trials
         ]
+
+    def explain(
+        self,
+        id: Id,
+        answers: Mapping[Id, str],
+        references: Mapping[Id, Sequence[str]],
+        rules: Rules = _NO_RULES,  # noqa: ARG002
+    ) -> Explanation:
+        """What 1-grams to 4-grams add to the score; document frequencies are counted once per trial."""
+        asked = [references[one] for one in answers]
+        tokens = self._tokenize({answers[id], *(text for texts in asked for text in texts)})
+        if self._counted is None or self._counted[0] != asked:
+            counted = DocumentFrequencies([tokens[text] for text in texts] for texts in asked)
+            self._counted = (asked, counted)
+        parts = self._counted[1].parts(tokens[answers[id]], [tokens[text] for text in references[id]])
+        return Explanation(
+            lines=(f"compared as {tokens[answers[id]]!r}", "the score is the sum of four parts"),
+            parts={f"{n}-grams": 100 * part for n, part in enumerate(parts, start=1)},
+        )
 
 
 def cider_of_tokens(captions: Mapping[Id, str], references: Mapping[Id, Sequence[str]]) -> Score:

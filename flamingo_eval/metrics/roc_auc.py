@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.explaining import Explanation, Rules
 from flamingo_eval.core.records import Id, Score
 from flamingo_eval.core.schema import Record, typed
 
@@ -43,7 +44,7 @@ class RocAucMetric:
         self,
         trials: Sequence[Mapping[Id, Mapping[str, float] | float]],
         references: Mapping[Id, str],
-        rules: Mapping[str, Any],
+        rules: Rules,
     ) -> list[Score]:
         """One score per trial (query id -> class name -> log-likelihood).
 
@@ -53,6 +54,29 @@ class RocAucMetric:
         return [
             _score(answers, references, typed(dict(rules), RocAucRules, "[scoring]").positive) for answers in trials
         ]
+
+    def explain(
+        self,
+        id: Id,
+        answers: Mapping[Id, Mapping[str, float] | float],
+        references: Mapping[Id, str],
+        rules: Rules,
+    ) -> Explanation:
+        """The value that decides, and how many queries of the other label it is on the right side of."""
+        positive = typed(dict(rules), RocAucRules, "[scoring]").positive
+        values = {one: _positive_score(answer, positive) for one, answer in answers.items()}
+        value, is_positive = values[id], references[id] == positive
+        others = [values[one] for one in values if (references[one] == positive) != is_positive]
+        right = sum((value > other) if is_positive else (value < other) for other in others)
+        ties = sum(value == other for other in others)
+        return Explanation(
+            lines=(
+                f"the probability of {positive!r} is {value:.4f}; the label is {references[id]!r}",
+                f"of {len(others)} queries with the other label {right} stand on the right side of it"
+                + (f", {ties} are equal" if ties else ""),
+                "a single query has no score: the score is the share of pairs in the right order",
+            )
+        )
 
 
 def _score(answers: Mapping[Id, Mapping[str, float] | float], references: Mapping[Id, str], positive: str) -> Score:

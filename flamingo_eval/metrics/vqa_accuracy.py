@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from flamingo_eval.core.errors import DataError
+from flamingo_eval.core.explaining import Explanation, Rules
 from flamingo_eval.core.records import Annotation, Id, Score
 from flamingo_eval.core.schema import Record, typed
 from flamingo_eval.core.vqa_text import normalise, strip_spaces, tokenise_as_mmf
@@ -51,7 +52,7 @@ class VqaAccuracyMetric:
         return ()
 
     def compute(
-        self, trials: Sequence[Mapping[Id, str]], references: Mapping[Id, Annotation], rules: Mapping[str, Any]
+        self, trials: Sequence[Mapping[Id, str]], references: Mapping[Id, Annotation], rules: Rules
     ) -> list[Score]:
         """One score per trial (question id -> answer).
 
@@ -60,6 +61,17 @@ class VqaAccuracyMetric:
         """
         chosen = typed(dict(rules), VqaRules, "[scoring]")
         return [_score(answers, references, chosen) for answers in trials]
+
+    def explain(
+        self, id: Id, answers: Mapping[Id, str], references: Mapping[Id, Annotation], rules: Rules
+    ) -> Explanation:
+        """What was compared, and which annotators gave the answer."""
+        predicted, texts = _compared(answers[id], references[id], typed(dict(rules), VqaRules, "[scoring]"))
+        agrees = tuple(text == predicted for text in texts)
+        lines = [f"compared as {predicted!r}; {sum(agrees)} of {len(texts)} annotators gave it"]
+        if len(texts) > 1:
+            lines.append(f"each answer is compared with the others', and {_ENOUGH} of them make it right")
+        return Explanation(lines=tuple(lines), agrees=agrees)
 
 
 def _score(answers: Mapping[Id, str], references: Mapping[Id, Annotation], rules: VqaRules) -> Score:
@@ -86,11 +98,7 @@ def accuracy(prediction: str, annotation: Annotation, rules: VqaRules) -> float:
     >>> round(accuracy("Red.", people, VqaRules()), 6)  # three annotators see two others, seven see three
     0.9
     """
-    raw = [strip_spaces(answer.text) for answer in annotation.answers]
-    differ = len(set(raw)) > 1
-    tokenise = _TOKENISATIONS[rules.tokenisation]
-    predicted = _text(tokenise(prediction), rules.normalise_prediction, differ)
-    texts = [_text(tokenise(text), rules.normalise_annotations, differ) for text in raw]
+    predicted, texts = _compared(prediction, annotation, rules)
     if len(texts) == 1:
         return float(predicted == texts[0])
     matches = texts.count(predicted)
@@ -102,6 +110,15 @@ def accuracy(prediction: str, annotation: Annotation, rules: VqaRules) -> float:
     shares = [min(1.0, (matches - gone) / _ENOUGH) for gone in vanish]
     shares += [min(1.0, matches / _ENOUGH)] * (len(texts) - matches)
     return sum(shares) / len(shares)
+
+
+def _compared(prediction: str, annotation: Annotation, rules: VqaRules) -> tuple[str, list[str]]:
+    """An answer and the annotators', as they are compared."""
+    raw = [strip_spaces(answer.text) for answer in annotation.answers]
+    differ = len(set(raw)) > 1
+    tokenise = _TOKENISATIONS[rules.tokenisation]
+    predicted = _text(tokenise(prediction), rules.normalise_prediction, differ)
+    return predicted, [_text(tokenise(text), rules.normalise_annotations, differ) for text in raw]
 
 
 def _text(text: str, when: str, differ: bool) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flamingo_eval.cli import bench, comparing, data, demonstrations, prepare, publishing, reading, runs, tools
+from flamingo_eval.cli import bench, comparing, data, demonstrations, prepare, publishing, reading, runs, tools, viewing
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import read_config
@@ -83,6 +83,7 @@ def _command() -> Callable[..., object]:
             app.command(name, hidden=True)(_benchmark_command(name))
     runs.register(app)
     reading.register(app)
+    viewing.register(app)
     comparing.register(app)
     publishing.register(app)
     demonstrations.register(app)

@@ -258,6 +258,15 @@ def _any_of(marks: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(f"{re.escape(first)}(?:{'|'.join(rest)})" for first, rest in alike.items()) or r"(?!)")
 
 
+def fields_in(template: str) -> set[str]:
+    """Names of the fields that a template shows.
+
+    >>> sorted(fields_in("{text|strip}: {label}"))
+    ['label', 'text']
+    """
+    return {slot[1] for slot in _SLOT.finditer(template)}
+
+
 def answer_field(rules: PromptRules) -> str:
     """The field that is a demonstration's answer.
 
@@ -267,7 +276,7 @@ def answer_field(rules: PromptRules) -> str:
     Raises:
         UserError: there is none, or more than one.
     """
-    names = sorted({slot[1] for slot in _SLOT.finditer(rules.answer)})
+    names = sorted(fields_in(rules.answer))
     if len(names) != 1:
         raise UserError(f"which field of {rules.answer!r} is the answer? Found: {', '.join(names) or 'none'}")
     return names[0]

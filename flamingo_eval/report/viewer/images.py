@@ -1,0 +1,96 @@
+"""Images for the page: those that a run's plan names, decoded, scaled to what the page shows, kept once."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from flamingo_eval.core.digests import bytes_digest, digest
+from flamingo_eval.core.errors import QueryError
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.records import WITHHELD
+from flamingo_eval.report.viewer.payload import ImagePayload
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SIDE = 512
+"""Pixels of the longer side; the page shows no more."""
+
+_SMALL = 96
+"""Up to so many pixels an image is kept as it is, without loss: the demo's are that small."""
+
+Put = Callable[[str, bytes], None]
+
+
+def scaled(image: Image.Image) -> tuple[str, bytes]:
+    """An image as the page shows it, the way up that a model sees it: ending and bytes; no metadata is kept."""
+    image = image.convert("RGB")
+    image.thumbnail((SIDE, SIDE))
+    small, kept = max(image.size) <= _SMALL, io.BytesIO()
+    image.save(kept, "PNG" if small else "JPEG", **({} if small else {"quality": 85}))
+    return ("png" if small else "jpg"), kept.getvalue()
+
+
+class ShownImages:
+    """Images by the name that the page knows them by; only those that :meth:`name` has named can be had."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Images, str]] = {}
+        self._scaled = lru_cache(maxsize=256)(self._scale)
+
+    def name(self, images: Images, path: str) -> ImagePayload:
+        """How the page asks for an image."""
+        if path == WITHHELD:
+            return ImagePayload(path="", file="", problem="withheld from the model")
+        file = digest([str(images.root), path])[:24]
+        self._known[file] = (images, path)
+        return ImagePayload(path=path, file=file)
+
+    def read(self, file: str) -> tuple[str, bytes] | None:
+        """Ending and bytes of an image by its name; None if nothing has that name.
+
+        Raises:
+            QueryError: it is gone, no regular file, or can't be decoded.
+        """
+        return self._scaled(file) if file in self._known else None
+
+    def _scale(self, file: str) -> tuple[str, bytes]:
+        images, path = self._known[file]
+        return images.decode(path, scaled)
+
+
+class BundledImages(ShownImages):
+    """The same, put into files at once, each content once.
+
+    Args:
+        put: writes a file, given its name and bytes.
+    """
+
+    def __init__(self, put: Put) -> None:
+        super().__init__()
+        self._put = put
+        self._done: dict[str, ImagePayload] = {}
+        self._files: set[str] = set()
+
+    def name(self, images: Images, path: str) -> ImagePayload:
+        """Where the bundle has an image; its problem if it can't be shown."""
+        key = f"{images.root}\0{path}"
+        if key not in self._done:
+            self._done[key] = self._bundled(images, path)
+        return self._done[key]
+
+    def _bundled(self, images: Images, path: str) -> ImagePayload:
+        if path == WITHHELD:
+            return super().name(images, path)
+        try:
+            ending, content = images.decode(path, scaled)
+        except QueryError as error:
+            return ImagePayload(path=path, file="", problem=str(error))
+        file = f"{bytes_digest(content)[:24]}.{ending}"
+        if file not in self._files:
+            self._files.add(file)
+            self._put(f"images/{file}", content)
+        return ImagePayload(path=path, file=file)

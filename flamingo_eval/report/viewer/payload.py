@@ -1,0 +1,216 @@
+"""What the page is given: plain records that become JSON. ``page/*.js`` reads these names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import msgspec
+
+from flamingo_eval.core.prompting import OpenAIMessage
+
+
+class Columns(msgspec.Struct, frozen=True):
+    """Some answers, a list per column.
+
+    Attributes:
+        trial: number of the trial in ``RunPayload.trials``.
+        position: place of the query in its trial.
+        id: the query's, as text.
+        occurrence: how often the trial has asked the same id before.
+        text: what the example's fields say: a question, a text on a meme.
+        answer: after post-processing; of a ranking the most likely name.
+        score: in the metric's unit; None where a single query has none, or the trial is not scored yet.
+        failed: why there is no answer; None if there is one.
+        kind: what sort of query it is: answer type, or the right class name.
+        group: what sort of question it is.
+    """
+
+    trial: list[int]
+    position: list[int]
+    id: list[str]
+    occurrence: list[int]
+    text: list[str]
+    answer: list[str]
+    score: list[float | None]
+    failed: list[str | None]
+    kind: list[str]
+    group: list[str]
+
+
+class TrialPayload(msgspec.Struct, frozen=True):
+    """A trial: what it is, how far it is, and its score."""
+
+    benchmark: str
+    shots: int
+    seed: int
+    planned: int
+    answered: int
+    failed: int
+    value: float | None
+
+
+class CellPayload(msgspec.Struct, frozen=True):
+    """A cell of the table; ``groups``: kind of grouping -> group -> mean over trials."""
+
+    benchmark: str
+    split: str
+    shots: int
+    selector: str
+    protocol: str
+    metric: str
+    mean: float
+    std: float | None
+    trials: int
+    complete: bool
+    groups: dict[str, dict[str, float]]
+
+
+class CurvePayload(msgspec.Struct, frozen=True):
+    """Published numbers of one source."""
+
+    benchmark: str
+    label: str
+    shots: list[int]
+    means: list[float]
+    deviations: list[float | None]
+
+
+class SessionPayload(msgspec.Struct, frozen=True):
+    """A command that brought answers."""
+
+    start: str
+    device: str
+    precision: str
+    answered: int
+    seconds: dict[str, float]
+
+
+class RunPayload(msgspec.Struct, frozen=True):
+    """A run, without its answers.
+
+    Attributes:
+        name: the folder's.
+        path: the folder.
+        version: another one where answers or scores that were there have changed: all is read again then.
+        rows: how many rows of answers there are.
+        chunk: rows in a file of them.
+        group: answers in a file of details.
+        live: whether a process is at work on it.
+        checkpoint: its name.
+        demo: what the demo says of itself; empty for a real run.
+        ranking: names of the benchmarks that rank class names.
+        trials: in the order that ``Columns.trial`` counts.
+        cells: of the table.
+        caption: what has to stand under it, the most important first.
+        published: curves behind the run's own.
+        provenance: ``run.json``, for people.
+        sessions: who brought the answers.
+    """
+
+    name: str
+    path: str
+    version: int
+    rows: int
+    chunk: int
+    group: int
+    live: bool
+    checkpoint: str
+    demo: str
+    ranking: list[str]
+    trials: list[TrialPayload]
+    cells: list[CellPayload]
+    caption: list[str]
+    published: list[CurvePayload]
+    provenance: str
+    sessions: list[SessionPayload]
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """What a reader has said of an answer; ``gone`` takes an earlier mark with the same tag back."""
+
+    run: str
+    benchmark: str
+    shots: int
+    seed: int
+    query_id: str
+    occurrence: int = 0
+    tag: str
+    gone: bool = False
+    when: str = ""
+
+
+class State(msgspec.Struct, frozen=True):
+    """What the page begins with, and asks for again while a run is live."""
+
+    runs: list[RunPayload]
+    marks: list[Mark]
+    kept: str
+
+
+class ImagePayload(msgspec.Struct, frozen=True):
+    """An image of a prompt.
+
+    Attributes:
+        path: relative to the data root.
+        file: where the page has it; empty if it can't be shown.
+        problem: why not.
+    """
+
+    path: str
+    file: str
+    problem: str = ""
+
+
+class TurnPayload(msgspec.Struct, frozen=True):
+    """A demonstration, or the query; ``hidden``: images of a demonstration that is shown as text alone."""
+
+    id: str
+    images: list[ImagePayload]
+    hidden: list[ImagePayload]
+    text: str
+    answer: str | None
+    same: bool
+
+
+class ReferencePayload(msgspec.Struct, frozen=True):
+    """What an answer is compared with, and how often it is there."""
+
+    text: str
+    count: int
+
+
+class DetailPayload(msgspec.Struct, frozen=True):
+    """One answer: what the model was shown and said, and what that was compared with."""
+
+    turns: list[TurnPayload]
+    fields: dict[str, str]
+    rendering: str
+    prompt: str | list[OpenAIMessage]
+    orders: int
+    raw: str | None
+    logprobs: list[tuple[str, float | None]]
+    names: int
+    references: list[ReferencePayload]
+    kinds: list[str]
+
+
+class ExplanationPayload(msgspec.Struct, frozen=True):
+    """How a score came about.
+
+    Attributes:
+        lines: sentences.
+        parts: name -> what it adds to the score.
+        agreeing: the references by which the answer is right; None where one reference alone decides nothing.
+        problem: why nobody can say how it came about.
+    """
+
+    lines: tuple[str, ...] = ()
+    parts: dict[str, float] = {}
+    agreeing: list[str] | None = None
+    problem: str = ""
+
+
+def encode(payload: msgspec.Struct | Sequence[msgspec.Struct]) -> bytes:
+    """JSON in ASCII: halves of characters, which texts of models can hold, stay what they are."""
+    return json.dumps(msgspec.to_builtins(payload), separators=(",", ":"), allow_nan=False).encode("ascii")

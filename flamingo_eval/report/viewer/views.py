@@ -1,0 +1,97 @@
+"""One or two runs that a page shows, and what the page asks of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.engine.prepare import RootOf
+from flamingo_eval.report.viewer.images import ShownImages
+from flamingo_eval.report.viewer.marks import add_mark, marks_file, read_marks
+from flamingo_eval.report.viewer.payload import Columns, DetailPayload, ExplanationPayload, Mark, State
+from flamingo_eval.report.viewer.run_view import RunView
+
+MOST_RUNS = 2
+
+PAGE = ("index.html", "viewer.css", "icon.svg", "dom.js", "store.js", "filter.js", "curve.js", "run.js", "list.js",
+        "answer.js", "marks.js", "main.js")  # fmt: skip
+"""The files of the page; scripts in the order they are loaded in."""
+
+
+def page_file(name: str) -> bytes:
+    """One of the files of the page."""
+    return (Path(__file__).parent / "page" / name).read_bytes()
+
+
+class Views:
+    """Runs side by side; several threads may ask at once.
+
+    Args:
+        paths: of one run or two.
+        root_of: from a data root as users name it to the folder.
+        data_root: where the data is now, if it has moved.
+        images: where the page gets images from.
+        group: answers in a file of details.
+
+    Raises:
+        UserError, DataError: a run can't be read, or is given twice.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], root_of: RootOf, data_root: str | None, images: ShownImages, group: int = 1
+    ) -> None:
+        if not 1 <= len(paths) <= MOST_RUNS:
+            raise UserError("view takes one run, or two to compare")
+        if len({path.resolve() for path in paths}) < len(paths):
+            raise UserError(f"{paths[0]} is given twice; view takes one run, or two to compare")
+        self.images = images
+        self.runs = [RunView(path, root_of, data_root, images, group) for path in paths]
+        if len({run.name for run in self.runs}) < len(self.runs):
+            for run in self.runs:
+                run.name = str(run.folder.path)
+        self._lock = threading.Lock()
+
+    def state(self, *, refresh: bool = True) -> State:
+        """The runs, without their answers, and all marks.
+
+        Raises:
+            FlamingoEvalError: a run has been replaced, or can't be read any more.
+        """
+        with self._lock:
+            for run in self.runs if refresh else ():
+                run.refresh()
+            marks = [mark for run in self.runs for mark in read_marks(run.folder.path)]
+            kept = ", ".join(str(marks_file(run.folder.path)) for run in self.runs)
+            return State([run.summary() for run in self.runs], marks, kept)
+
+    def columns(self, run: int, chunk: int) -> Columns:
+        """Some of a run's answers. Raises LookupError if there are no such."""
+        with self._lock:
+            found = self.runs[run].rows
+            if chunk and not found.has_chunk(chunk):
+                raise IndexError(chunk)
+            return found.chunk(chunk)
+
+    def detail(self, run: int, trial: int, position: int) -> DetailPayload:
+        """One answer. Raises LookupError if there is none."""
+        with self._lock:
+            return self.runs[run].detail(trial, position)
+
+    def explanation(self, run: int, trial: int, position: int) -> ExplanationPayload:
+        """How its score came about. Raises LookupError if there is no such answer."""
+        with self._lock:
+            return self.runs[run].explanation(trial, position)
+
+    def mark(self, mark: Mark) -> Mark:
+        """Keeps a mark beside the run that it names.
+
+        Raises:
+            UserError, StorageError: see :func:`flamingo_eval.report.viewer.marks.add_mark`; or there is no such run.
+        """
+        with self._lock:
+            for run in self.runs:
+                if run.name == mark.run:
+                    return add_mark(run.folder.path, mark)
+        raise UserError("a mark is of an answer of a run that is shown")

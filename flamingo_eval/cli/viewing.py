@@ -78,21 +78,22 @@ def _serve(runs: Sequence[Path], data_root: str | None, host: str, port: int | N
 
     views = Views(runs, data_folder, data_root, ShownImages())
     with listen(host, port, PORT) as own:
-        used = own.getsockname()[1]
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{used}/"
-        emit(f"{address}  (Ctrl-C ends it)")
-        if host not in (_LOOPBACK, "localhost", "::1"):
-            warn("whoever can reach this machine can read these runs, and mark answers")
-        if "SSH_CONNECTION" in os.environ:
-            note(
-                f"through SSH: on your own machine `ssh -L {used}:{host}:{used} {socket.gethostname()}`, then {address}"
-            )
-        elif browser:
-            webbrowser.open(address)
         config = uvicorn.Config(application(views, host), log_level="warning", access_log=False, lifespan="off",
                                 server_header=False, timeout_graceful_shutdown=1)  # fmt: skip
         try:
+            _announce(host, own.getsockname()[1], browser=browser)
             uvicorn.Server(config).run(sockets=[own])
         except KeyboardInterrupt:
             note("ended")  # the way to end it, and no mistake
+
+
+def _announce(host: str, port: int, *, browser: bool) -> None:
+    """Says where the page is, and opens it."""
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    emit(f"{address}  (Ctrl-C ends it)")
+    if host not in (_LOOPBACK, "localhost", "::1"):
+        warn("whoever can reach this machine can read these runs, and mark answers")
+    if "SSH_CONNECTION" in os.environ:
+        note(f"through SSH: on your own machine `ssh -L {port}:{host}:{port} {socket.gethostname()}`, then {address}")
+    elif browser:
+        webbrowser.open(address)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from flamingo_eval.core import registry
+from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.images import FORMATS, Images, formats_with
+from flamingo_eval.core.paths import is_folder
 from flamingo_eval.core.prompting import is_chat, is_elsewhere
 from flamingo_eval.core.records import Cell
 from flamingo_eval.core.run_settings import SETTINGS, RunSpec
@@ -39,6 +41,9 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
     def images_of(name: str) -> Images:
         """Where a benchmark's images are; benchmarks that share them share what is known of their content too."""
         root, formats = root_of(data_root or parts[name].data_root), parts[name].image_formats or FORMATS
+        if not is_folder(root):
+            moved = "" if data_root else "; if it has moved, --data-root says where to"
+            raise UserError(f"{root}, which has the data of this run, is not a folder{moved}")
         known = formats_with(name for name in formats if name not in FORMATS)
         return shared.setdefault((root, known), Images(root, known))
 
@@ -85,7 +90,7 @@ def reopen_answered(
         UserError, DataError: see :func:`reopen` and :func:`flamingo_eval.engine.requests.check_asked`.
     """
     record, trials = reopen(folder, root_of, data_root)
-    journal = Journal(folder.journal_file)
+    journal = Journal(folder.journal_file, reading=True)
     journal.withdraw(folder.outdated(journal))
     check_asked(trials, journal, model_digest(record.identity.checkpoint, record.identity.precision))
     return record, trials, journal

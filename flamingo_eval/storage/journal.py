@@ -88,14 +88,15 @@ class Journal:
     Args:
         path: the file of the first process; it need not exist yet.
         rank: which process of a run this is; others append to files beside it.
+        reading: whether this process only reads: others may append to its own file too.
 
     Raises:
         DataError: a line that is not the last one of its file can't be read. A torn last line is dropped: the
             process that wrote it was killed, and its query is answered again.
     """
 
-    def __init__(self, path: Path, rank: int = 0) -> None:
-        self.path = _file_of(path, rank)
+    def __init__(self, path: Path, rank: int = 0, *, reading: bool = False) -> None:
+        self.path, self._reading = _file_of(path, rank), reading
         self.written = 0
         """How many answers this process has added."""
         self._first = path
@@ -136,7 +137,7 @@ class Journal:
         for file in [self._first, *sorted(_others(self._first))]:
             first = file not in self._files
             state = self._files.setdefault(file, _File())
-            if file == self.path and state.complete_bytes:
+            if file == self.path and state.complete_bytes and not self._reading:
                 continue  # it is this process's own
             try:
                 for entry in self._read(file, state):

@@ -14,7 +14,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -100,14 +100,17 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def viewing(*arguments: object, cwd: Path | None = None) -> Iterator[str]:
+def viewing(*arguments: object, environment: Mapping[str, str] | None = None) -> Iterator[str]:
     """``flamingo-eval view`` as a process; its address."""
     command = [sys.executable, "-m", "flamingo_eval", "view", *map(str, arguments), "--no-browser", "--port", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "PYTHONUNBUFFERED": "1"}
-    environment.pop("SSH_CONNECTION", None)
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=cwd
-    ) as process:
+    variables = {
+        **os.environ,
+        **(environment or {}),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "PYTHONUNBUFFERED": "1",
+    }
+    variables.pop("SSH_CONNECTION", None)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         try:

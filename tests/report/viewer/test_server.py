@@ -1,0 +1,292 @@
+"""The server answers its own page only, shows images of the plan only, and keeps up with a run."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pytest
+from PIL import Image
+
+from tests.support.helpers import Cli, run_scripted, write_coco_root
+from tests.support.viewing import viewing
+
+pytestmark = pytest.mark.slow
+
+
+def ask(
+    address: str, path: str, method: str = "GET", body: str | None = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """A request as it stands: nothing in its path is tidied."""
+    with closing(http.client.HTTPConnection(urlsplit(address).netloc, timeout=30)) as connection:
+        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        answer = connection.getresponse()
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+
+
+def data(address: str, path: str) -> Any:
+    status, _, content = ask(address, path)
+    assert status == 200, content
+    return json.loads(content)
+
+
+@pytest.fixture(scope="module")
+def served(scripted_run: Path) -> Iterator[str]:
+    with viewing(scripted_run) as address:
+        yield address
+
+
+def own(address: str) -> str:
+    return urlsplit(address).netloc
+
+
+MARK = {"run": "scripted-run", "benchmark": "coco", "shots": 0, "seed": 42, "query_id": "1", "tag": "odd"}
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "headers"),
+    [
+        ("/", "GET", {"Host": "evil.example"}),
+        ("/data/state", "GET", {"Host": "evil.example:80"}),
+        ("/data/state", "GET", {"Origin": "http://evil.example"}),
+        ("/data/state", "GET", {"Origin": "null"}),
+        (
+            "/data/state",
+            "GET",
+            {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "script"},
+        ),
+        ("/images/0", "GET", {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}),
+        ("/", "GET", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}),
+        ("/marks", "POST", {"Content-Type": "application/json"}),
+        ("/marks", "POST", {"Content-Type": "application/json", "Origin": "http://evil.example"}),
+    ],
+)
+def test_other_pages_are_refused(
+    served: str, scripted_run: Path, path: str, method: str, headers: dict[str, str]
+) -> None:
+    body = json.dumps(MARK) if method == "POST" else None
+    status, answered, content = ask(served, path, method, body, **{n.replace("-", "_"): v for n, v in headers.items()})
+    assert status == 403
+    assert "scripted-run" not in content.decode()
+    assert answered["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+    assert not scripted_run.with_name("scripted-run.marks.jsonl").exists()
+
+
+@pytest.mark.parametrize("host", ["localhost:1", "127.0.0.1:2", "[::1]:3", "10.1.2.3:80"])
+def test_own_names_are_answered(served: str, host: str) -> None:
+    assert ask(served, "/", Host=host)[0] == 200
+
+
+def test_a_link_elsewhere_may_lead_here(served: str) -> None:
+    assert ask(served, "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate", Sec_Fetch_Dest="document")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../pyproject.toml", "/%2e%2e/dom.js", "/etc/passwd", "//etc/passwd", "/images/../dom.js", "/images/%2e%2e%2f%2e%2e%2fetc%2fpasswd",
+        "/images//etc/passwd", "/images/" + "0" * 24, "/images/" + quote("coco/val2014/COCO_val2014_000000017800.png", safe=""),
+        "/data/rows/0/99", "/data/rows/0/-1", "/data/rows/7/0", "/data/detail/0/99/0", "/data/detail/0/0/999999", "/data/detail/0/-1/0", "/data/detail/0/0/-1",
+        "/payload.py", "/run.json", "/data/../run.json", "/index.html%00", "/DOM.js",
+    ],
+)  # fmt: skip
+def test_nothing_else_is_served(served: str, path: str) -> None:
+    status, _, content = ask(served, path)
+    assert status in (400, 404, 405), content[:200]
+    assert b"root:" not in content
+    assert len(content) < 200
+
+
+def test_images_are_those_of_the_plan(served: str) -> None:
+    detail = data(served, "/data/detail/0/2/0")
+    assert len(detail["turns"]) == 5
+    for turn in detail["turns"]:
+        status, headers, content = ask(served, f"/images/{turn['images'][0]['file']}")
+        assert (status, headers["content-type"]) == (200, "image/png")
+        assert content.startswith(b"\x89PNG")
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [("{", 400), ("[]", 400), (json.dumps({**MARK, "tag": ""}), 400), (json.dumps({**MARK, "run": "other"}), 400),
+     (json.dumps({**MARK, "run": "../other"}), 400), (json.dumps({**MARK, "tag": "x" * 3000}), 400), ("x" * 30_000, 413)],
+)  # fmt: skip
+def test_marks_that_are_none(served: str, scripted_run: Path, body: str, status: int) -> None:
+    answer = ask(served, "/marks", "POST", body, Content_Type="application/json", Origin=f"http://{own(served)}")
+    assert answer[0] == status
+    assert not scripted_run.with_name("scripted-run.marks.jsonl").exists()
+
+
+def test_marks_are_not_written_through_a_link(scripted_run: Path, served: str, tmp_path: Path) -> None:
+    link = scripted_run.with_name("scripted-run.marks.jsonl")
+    link.symlink_to(tmp_path / "elsewhere")
+    try:
+        status, _, content = ask(
+            served, "/marks", "POST", json.dumps(MARK), Content_Type="application/json", Origin=f"http://{own(served)}"
+        )
+        assert (status, (tmp_path / "elsewhere").exists()) == (400, False)
+        assert "nothing is written through links" in content.decode()
+    finally:
+        link.unlink()
+
+
+def test_an_image_that_is_gone_or_none(cli: Cli, root: Path, tmp_path: Path) -> None:
+    """A sentence for each; a link to what is no image shows nothing of it."""
+    run_scripted(cli, root, tmp_path / "run")
+    images = sorted((root / "coco/val2014").iterdir())
+    secret = tmp_path / "secret"
+    secret.write_text("root:x:0:0")
+    images[0].unlink()
+    images[0].symlink_to(secret)
+    images[1].unlink()
+    images[2].unlink()
+    os.mkfifo(images[2])
+    with viewing(tmp_path / "run", "--data-root", root) as address:
+        problems = {}
+        for position in range(5):
+            turn = data(address, f"/data/detail/0/0/{position}")["turns"][-1]
+            status, _, content = ask(address, f"/images/{turn['images'][0]['file']}")
+            problems[turn["images"][0]["path"].rpartition("/")[2]] = (status, content.decode("latin-1"))
+    assert [problems[image.name][0] for image in images] == [409, 409, 409, 200, 200]
+    assert "is not an image in a known format" in problems[images[0].name][1]
+    assert "root:x" not in problems[images[0].name][1]
+    assert "does not exist" in problems[images[1].name][1]
+    assert "can't be read" in problems[images[2].name][1]
+
+
+def test_a_run_that_is_killed_and_goes_on(tmp_path: Path) -> None:
+    """New answers appear, in their place behind those that were there; then the scores."""
+    root = write_coco_root(tmp_path / "data", train=12, test=60)
+    plugin = tmp_path / "slow.py"
+    plugin.write_text(SLOW)
+    command = [sys.executable, "-m", "flamingo_eval", "coco", "--shots", "0,2", "--seeds", "42", "--checkpoint", "slow", "--data-root", str(root),
+               "--out", str(tmp_path / "run"), "--batch-size", "2"]  # fmt: skip
+    environment = {**os.environ, "FLAMINGO_EVAL_PLUGINS": str(plugin), "PYTHONPATH": str(Path(__file__).parents[3])}
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    journal = tmp_path / "run/journal.jsonl"
+    wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 4)
+    with viewing(tmp_path / "run", environment={"FLAMINGO_EVAL_PLUGINS": str(plugin)}) as address:
+        state = data(address, "/data/state")["runs"][0]
+        assert state["live"]
+        assert 4 <= state["rows"] < 120
+        assert state["cells"] == []
+        wait_for(lambda: data(address, "/data/state")["runs"][0]["rows"] > state["rows"])
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+        with journal.open("ab") as file:
+            file.write(b'{"benchmark": "coco", "shots"')  # what a kill in the middle of a line leaves
+        stopped = data(address, "/data/state")["runs"][0]
+        assert (stopped["live"], stopped["version"]) == (False, state["version"])
+        before = data(address, "/data/rows/0/0")
+        done = subprocess.run([*command, "--batch-size", "40"], capture_output=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        now = data(address, "/data/state")["runs"][0]
+        after = data(address, "/data/rows/0/0")
+    assert now["rows"] == 120
+    assert len(now["cells"]) == 2
+    assert all(score is not None for score in after["score"])
+    assert sorted(zip(after["trial"], after["position"], strict=True)) == [(t, p) for t in range(2) for p in range(60)]
+    seen = dict(zip(zip(after["trial"], after["position"], strict=True), after["answer"], strict=True))
+    assert all(seen[t, p] == a for t, p, a in zip(before["trial"], before["position"], before["answer"], strict=True))
+
+
+SLOW = """
+import time
+from flamingo_eval.models.scripted import ScriptedModel, ScriptedSource
+class Slow(ScriptedModel):
+    def answer(self, prepared, task):
+        time.sleep(0.1)
+        return super().answer(prepared, task)
+class SlowSource(ScriptedSource):
+    def load(self, device, precision):
+        return Slow()
+class Family:
+    options = frozenset()
+    known = staticmethod(lambda: {"slow": "slow"})
+    renderers = staticmethod(lambda: [])
+    find = staticmethod(lambda checkpoint, options: SlowSource() if checkpoint == "slow" else None)
+    adopt = staticmethod(lambda model, name, options: None)
+MODEL = Family()
+"""
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.05)
+
+
+def test_what_can_be_wrong(cli: Cli, root: Path, tmp_path: Path) -> None:
+    """A sentence each."""
+    run_scripted(cli, root, tmp_path / "run")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = cli("view", tmp_path / "run", "--no-browser", "--port", port)
+        assert result.returncode == 2
+        assert f"port {port} of 127.0.0.1 can't be used: Address already in use; choose another --port" in result.stderr
+    for arguments, message in (
+        ((tmp_path,), "is not a run folder"),
+        ((tmp_path / "run", tmp_path / "run"), "is given twice"),
+        ((tmp_path / "run", "a", "b"), "view takes one run, or two to compare"),
+        ((tmp_path / "run", "--limit", 3), "--limit and --filter go with --bundle"),
+        ((tmp_path / "run", "--host", "no.such.host.invalid"), "there is no such address"),
+        ((tmp_path / "run", "--bundle", tmp_path / "data"), "is there already, and is no bundle"),
+    ):
+        result = cli("view", *arguments)
+        assert result.returncode == 2, arguments
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+    shutil.move(root, tmp_path / "moved")
+    result = cli("view", tmp_path / "run", "--no-browser")
+    assert result.returncode == 2
+    assert "--data-root" in result.stderr
+    with viewing(tmp_path / "run", "--data-root", tmp_path / "moved") as address:
+        assert len(data(address, "/data/rows/0/0")["id"]) == 20
+
+
+def test_through_ssh(scripted_run: Path) -> None:
+    command = [sys.executable, "-m", "flamingo_eval", "view", str(scripted_run), "--port", "0"]
+    environment = {**os.environ, "SSH_CONNECTION": "10.0.0.1 1 10.0.0.2 22", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 0
+    port = line.split()[0].rstrip("/").rpartition(":")[2]
+    assert f"ssh -L {port}:127.0.0.1:{port}" in err
+    assert "Traceback" not in err
+
+
+def test_a_large_image_is_scaled(cli: Cli, root: Path, tmp_path: Path) -> None:
+    image = next((root / "coco/val2014").iterdir())
+    Image.effect_noise((2000, 1000), 50).convert("CMYK").save(image.with_suffix(".jpg"))
+    image.with_suffix(".jpg").rename(image)
+    run_scripted(cli, root, tmp_path / "run")
+    with viewing(tmp_path / "run") as address:
+        for position in range(5):
+            turn = data(address, f"/data/detail/0/0/{position}")["turns"][-1]
+            if turn["images"][0]["path"].endswith(image.name):
+                status, headers, content = ask(address, f"/images/{turn['images'][0]['file']}")
+                assert (status, headers["content-type"]) == (200, "image/jpeg")
+                assert len(content) < 200_000
+                return
+    raise AssertionError("the image was not asked for")

@@ -76,6 +76,7 @@ def _serve(runs: Sequence[Path], data_root: str | None, host: str, port: int | N
     from flamingo_eval.report.viewer.server import application, listen
     from flamingo_eval.report.viewer.views import Views
 
+    note("reading the answers, and the data that they belong to")
     views = Views(runs, data_folder, data_root, ShownImages())
     with listen(host, port, PORT) as own:
         config = uvicorn.Config(application(views, host), log_level="warning", access_log=False, lifespan="off",

@@ -12,12 +12,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from tests.support.helpers import write_coco_root
 
 CHROMIUM = os.environ.get("FLAMINGO_CHROMIUM") or shutil.which("chromium")
 
@@ -127,3 +130,39 @@ def viewing(*arguments: object, environment: Mapping[str, str] | None = None) ->
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
+
+
+SLOW = """
+import time
+from flamingo_eval.models.scripted import ScriptedModel, ScriptedSource
+class Slow(ScriptedModel):
+    def answer(self, prepared, task):
+        time.sleep(0.1)
+        return super().answer(prepared, task)
+class SlowSource(ScriptedSource):
+    def load(self, device, precision):
+        return Slow()
+class Family:
+    options = frozenset()
+    known = staticmethod(lambda: {"slow": "slow"})
+    renderers = staticmethod(lambda: [])
+    find = staticmethod(lambda checkpoint, options: SlowSource() if checkpoint == "slow" else None)
+    adopt = staticmethod(lambda model, name, options: None)
+MODEL = Family()
+"""
+
+
+def slow_run(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The command of a run of 120 queries that takes seconds, and the environment that has its model."""
+    root = write_coco_root(folder / "data", train=12, test=60)
+    (folder / "slow.py").write_text(SLOW)
+    command = [sys.executable, "-m", "flamingo_eval", "coco", "--shots", "0,2", "--seeds", "42", "--checkpoint", "slow", "--data-root", str(root),
+               "--out", str(folder / "run"), "--batch-size", "2"]  # fmt: skip
+    return command, {"FLAMINGO_EVAL_PLUGINS": str(folder / "slow.py")}
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.05)

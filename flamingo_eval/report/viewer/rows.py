@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -51,6 +52,8 @@ class Rows:
     found: list[Row] = field(default_factory=list)
     _seen: set[tuple[int, int]] = field(default_factory=set)
     _chunks: dict[int, Columns] = field(default_factory=dict)
+    _counts: Counter[tuple[int, bool]] = field(default_factory=Counter)
+    _counted: int = 0
 
     def add_new(self, journal: Journal) -> int:
         """Appends what the journal has and this has not. Returns how many rows that are."""
@@ -103,6 +106,7 @@ class Rows:
         """Leaves out all rows but some."""
         self.found = [row for row in self.found if wanted(row)]
         self._chunks.clear()
+        self._counts, self._counted = Counter(), 0
 
     def has_chunk(self, number: int) -> bool:
         """Whether there are so many rows."""
@@ -110,10 +114,10 @@ class Rows:
 
     def per_trial(self) -> Iterator[tuple[int, int]]:
         """For each trial how many queries are answered, and how many have failed."""
-        counts = [[0, 0] for _ in self.trials]
-        for row in self.found:
-            counts[row.trial][row.failed is not None] += 1
-        return ((answered, failed) for answered, failed in counts)
+        for row in self.found[self._counted :]:
+            self._counts[row.trial, row.failed is not None] += 1
+        self._counted = len(self.found)
+        return ((self._counts[number, False], self._counts[number, True]) for number in range(len(self.trials)))
 
 
 def _text(example: Example, hidden: set[str], reference: object) -> str:

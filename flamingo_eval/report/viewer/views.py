@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.progress import note
 from flamingo_eval.engine.prepare import RootOf
 from flamingo_eval.report.viewer.images import ShownImages
 from flamingo_eval.report.viewer.marks import add_mark, marks_file, read_marks
@@ -14,6 +16,9 @@ from flamingo_eval.report.viewer.payload import Columns, DetailPayload, Explanat
 from flamingo_eval.report.viewer.run_view import RunView
 
 MOST_RUNS = 2
+
+_LONG = 3.0
+"""Seconds of reading that are worth a remark."""
 
 PAGE = ("index.html", "viewer.css", "icon.svg", "dom.js", "store.js", "filter.js", "curve.js", "run.js", "list.js",
         "answer.js", "marks.js", "main.js")  # fmt: skip
@@ -47,7 +52,7 @@ class Views:
         if len({path.resolve() for path in paths}) < len(paths):
             raise UserError(f"{paths[0]} is given twice; view takes one run, or two to compare")
         self.images = images
-        self.runs = [RunView(path, root_of, data_root, images, group) for path in paths]
+        self.runs = [_read(path, root_of, data_root, images, group) for path in paths]
         if len({run.name for run in self.runs}) < len(self.runs):
             for run in self.runs:
                 run.name = str(run.folder.path)
@@ -95,3 +100,13 @@ class Views:
                 if run.name == mark.run:
                     return add_mark(run.folder.path, mark)
         raise UserError("a mark is of an answer of a run that is shown")
+
+
+def _read(path: Path, root_of: RootOf, data_root: str | None, images: ShownImages, group: int) -> RunView:
+    """A run; how long it takes to read a large one is said."""
+    begin = time.monotonic()
+    run = RunView(path, root_of, data_root, images, group)
+    seconds = time.monotonic() - begin
+    if seconds > _LONG:
+        note(f"{len(run.rows.found):,} answers of {path} read in {seconds:.0f} s")
+    return run

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,11 +14,11 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.support.viewing import Proxy, viewing
+from tests.support.viewing import Proxy, slow_run, viewing, wait_for
 
 if TYPE_CHECKING:
     import pandas
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.slow
 
@@ -91,7 +93,7 @@ def test_from_the_table_to_the_demonstrations(page: Page, where: str, demo_run: 
     page.locator(".turns img").first.wait_for()
     assert page.locator(".turns li.demonstration img").count() == 4
     page.wait_for_function(
-        "[...document.images].length === 5 && [...document.images].every((one) => one.complete && one.naturalWidth > 0)"
+        "() => [...document.images].length === 5 && [...document.images].every((one) => one.complete && one.naturalWidth > 0)"
     )
     detail = details(demo_run, "okvqa", 4, int(second[0].rpartition(" ")[2]), second[1])
     assert [item.split()[1] for item in page.locator(".demonstration .what").all_inner_texts()] == [
@@ -232,3 +234,39 @@ def test_marks_of_a_bundle_stay_in_the_browser(page: Page, scripted_run: Path, t
         page.get_by_role("button", name="Save as JSON lines").click()
     saved.value.save_as(tmp_path / "marks.jsonl")
     assert json.loads((tmp_path / "marks.jsonl").read_text())["tag"] == "ambiguous"
+
+
+def test_answers_appear_while_the_page_is_open(page: Page, tmp_path: Path) -> None:
+    """The run is killed and goes on; nobody loads the page anew."""
+    command, plugins = slow_run(tmp_path)
+    environment = {**os.environ, **plugins, "PYTHONPATH": str(Path(__file__).parents[3])}
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    journal = tmp_path / "run/journal.jsonl"
+    wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 4)
+    with viewing(tmp_path / "run", environment=plugins) as address:
+        page.goto(f"{address}#/answers?sort=score-down")
+        page.wait_for_selector("table.answers tbody tr")
+        count = "() => Number(document.getElementById('count').innerText.match(/of ([0-9]+)/)[1])"
+        begun = page.evaluate(count)
+        assert begun < 120
+        page.wait_for_function(f"(before) => ({count})() > before", arg=begun)
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+        assert page.evaluate(count) < 120
+        done = subprocess.run([*command, "--batch-size", "40"], capture_output=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        page.wait_for_function(f"() => ({count})() === 120")
+        page.wait_for_function("() => document.querySelector('td.score').innerText.includes('.')")
+        page.goto(f"{address}#/")
+        page.get_by_text("120 of 120 queries answered").wait_for()
+        assert page.locator("figure svg.curve").count() == 1
+
+
+def test_a_server_that_is_gone_is_said(browser: Browser, scripted_run: Path) -> None:
+    """(The browser complains of it too.)"""
+    page = browser.new_page()
+    with viewing(scripted_run) as address:
+        page.goto(address)
+        page.get_by_role("heading", name="Scores", exact=True).wait_for()
+    page.get_by_text("flamingo-eval view does not answer any more").wait_for()
+    page.close()

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,8 +19,8 @@ from urllib.parse import quote, urlsplit
 import pytest
 from PIL import Image
 
-from tests.support.helpers import Cli, run_scripted, write_coco_root
-from tests.support.viewing import viewing
+from tests.support.helpers import Cli, run_scripted
+from tests.support.viewing import slow_run, viewing, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -169,16 +168,12 @@ def test_an_image_that_is_gone_or_none(cli: Cli, root: Path, tmp_path: Path) -> 
 
 def test_a_run_that_is_killed_and_goes_on(tmp_path: Path) -> None:
     """New answers appear, in their place behind those that were there; then the scores."""
-    root = write_coco_root(tmp_path / "data", train=12, test=60)
-    plugin = tmp_path / "slow.py"
-    plugin.write_text(SLOW)
-    command = [sys.executable, "-m", "flamingo_eval", "coco", "--shots", "0,2", "--seeds", "42", "--checkpoint", "slow", "--data-root", str(root),
-               "--out", str(tmp_path / "run"), "--batch-size", "2"]  # fmt: skip
-    environment = {**os.environ, "FLAMINGO_EVAL_PLUGINS": str(plugin), "PYTHONPATH": str(Path(__file__).parents[3])}
+    command, plugins = slow_run(tmp_path)
+    environment = {**os.environ, **plugins, "PYTHONPATH": str(Path(__file__).parents[3])}
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     journal = tmp_path / "run/journal.jsonl"
     wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 4)
-    with viewing(tmp_path / "run", environment={"FLAMINGO_EVAL_PLUGINS": str(plugin)}) as address:
+    with viewing(tmp_path / "run", environment=plugins) as address:
         state = data(address, "/data/state")["runs"][0]
         assert state["live"]
         assert 4 <= state["rows"] < 120
@@ -201,33 +196,6 @@ def test_a_run_that_is_killed_and_goes_on(tmp_path: Path) -> None:
     assert sorted(zip(after["trial"], after["position"], strict=True)) == [(t, p) for t in range(2) for p in range(60)]
     seen = dict(zip(zip(after["trial"], after["position"], strict=True), after["answer"], strict=True))
     assert all(seen[t, p] == a for t, p, a in zip(before["trial"], before["position"], before["answer"], strict=True))
-
-
-SLOW = """
-import time
-from flamingo_eval.models.scripted import ScriptedModel, ScriptedSource
-class Slow(ScriptedModel):
-    def answer(self, prepared, task):
-        time.sleep(0.1)
-        return super().answer(prepared, task)
-class SlowSource(ScriptedSource):
-    def load(self, device, precision):
-        return Slow()
-class Family:
-    options = frozenset()
-    known = staticmethod(lambda: {"slow": "slow"})
-    renderers = staticmethod(lambda: [])
-    find = staticmethod(lambda checkpoint, options: SlowSource() if checkpoint == "slow" else None)
-    adopt = staticmethod(lambda model, name, options: None)
-MODEL = Family()
-"""
-
-
-def wait_for(condition: Any, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.05)
 
 
 def test_what_can_be_wrong(cli: Cli, root: Path, tmp_path: Path) -> None:

@@ -40,10 +40,11 @@ def report(
     from flamingo_eval.report.load_runs import shown_runs
     from flamingo_eval.report.table import render_runs, without_scores
 
-    format = specs.settings_for(context.obj, (), given, specs.REPORT).format
+    settings = specs.settings_for(context.obj, (), given, specs.REPORT)
+    format = settings.format
     opt.check_escape(escape_formulas, format)
     shown = shown_runs(runs, intervals=intervals)
-    emit(render_runs(shown, format, escape_formulas=escape_formulas), end="")
+    emit(render_runs(shown, format, escape_formulas=escape_formulas, with_notes=settings.notes), end="")
     for part in shown:
         if not part.cells and (format == "csv" or any(other.cells for other in shown)):
             note(f"no scores of {part.name}: {'; '.join(without_scores(part))}")

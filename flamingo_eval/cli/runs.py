@@ -49,8 +49,11 @@ def run_benchmarks(context: typer.Context, benchmarks: Sequence[str], given: opt
     result = execute(spec, data_folder, spec.out, fresh=fresh)
     if spec.worker.rank:
         return  # the first process shows the table
-    notes = read_scores(result.folder)[1]
-    emit(render(result.cells, result.folder.read_run(), notes, spec.format), end="")
+    known, notes = read_scores(result.folder)
+    asked = {cell.benchmark for cell in result.cells}
+    cells = [*result.cells, *(cell for cell in known if cell.benchmark not in asked)]  # earlier commands' too
+    cells.sort(key=lambda cell: (cell.benchmark, cell.shots))
+    emit(render(cells, result.folder.read_run(), notes, spec.format, with_notes=spec.notes), end="")
     saved = f"\nrun saved in {result.folder.path}"
     if spec.format == "table":
         emit(saved)
@@ -198,8 +201,9 @@ def score(
     folder = RunFolder(user_path(what, "RUN"))
     moved = given.get("data_root")
     cells = rescore(folder, data_folder, moved.value if moved and moved.strength == opt.ON_COMMAND_LINE else None)
-    format = specs.settings_for(context.obj, folder.read_run().identity.benchmarks, given, specs.REPORT).format
-    emit(render(cells, folder.read_run(), read_scores(folder)[1], format), end="")
+    settings = specs.settings_for(context.obj, folder.read_run().identity.benchmarks, given, specs.REPORT)
+    table = render(cells, folder.read_run(), read_scores(folder)[1], settings.format, with_notes=settings.notes)
+    emit(table, end="")
     check_nothing_missing(folder)
 
 
@@ -220,7 +224,8 @@ def _keep_predictions(config: Config, benchmark: str, file: Path, name: str, giv
     )
     assert spec.out is not None
     result = run_given(spec, data_folder, spec.out, file, name, trial)
-    emit(render(result.cells, result.folder.read_run(), read_scores(result.folder)[1], spec.format), end="")
+    record, notes = result.folder.read_run(), read_scores(result.folder)[1]
+    emit(render(result.cells, record, notes, spec.format, with_notes=spec.notes), end="")
     check_nothing_missing(result.folder)
 
 

@@ -25,19 +25,19 @@ from flamingo_eval.core.settings import Setting
 
 ALL = frozenset(SETTINGS)
 RUN = ALL
-BENCH = ALL - {"on_error", "process", "executor", "out"}
+BENCH = ALL - {"on_error", "process", "executor", "out", "notes"}
 PLAN = BENCH - {"precision", "batch_size", "feature_cache", "plain", "format", "device_map"}
 FEATURES = frozenset({"data_root", "protocol", "split", "select", "device", "image_formats", "offline"})
-REPRODUCE = RUN - {"seeds", "trials", "checkpoint", "out"}
+REPRODUCE = RUN - {"seeds", "trials", "checkpoint", "out", "notes"}
 CONTROLS = frozenset(
     {*SERVER_SETTINGS, "weights", "offline", "device", "device_map", "batch_size", "feature_cache", "plain", "format"}
 )
 DATA = frozenset({"data_root", "protocol", "split"})
 DATA_PREPARE = DATA | {"offline"}
 DATA_CHECK = DATA | {"image_formats"}
-SCORE = frozenset({"data_root", "protocol", "split", "on_error", "format"})
+SCORE = frozenset({"data_root", "protocol", "split", "on_error", "format", "notes"})
 GIVEN = SCORE | {"shots", "seeds", "num_samples", "out"}
-REPORT = frozenset({"format"})
+REPORT = frozenset({"format", "notes"})
 """Which settings commands can use."""
 
 

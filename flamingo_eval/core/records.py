@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -296,6 +296,22 @@ class Score:
     per_item: Mapping[Id, float] = field(default_factory=dict)
     decisions: Mapping[Id, tuple[float, bool]] = field(default_factory=dict)
     groups: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What readers of a run's numbers should know.
+
+    Attributes:
+        warnings: what they can't be read without: why one is missing, or could be nothing else.
+        others: where the data came from, and the like.
+    """
+
+    warnings: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self.warnings, *self.others))
 
 
 @dataclass(frozen=True, slots=True)

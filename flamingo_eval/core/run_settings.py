@@ -293,6 +293,13 @@ class RunSettings(ServerSettings):
         panel=OUT,
         changes_answers=False,
     )
+    notes: bool = declared(
+        False,
+        SWITCH,
+        "All that is to be known of a table's numbers under it, not only a line.",
+        panel=OUT,
+        changes_answers=False,
+    )
 
     @property
     def model_options(self) -> dict[str, Any]:
@@ -330,7 +337,7 @@ SETTINGS: Mapping[str, Setting] = {
 NAMED_SETTINGS = tuple(name for name, one in SETTINGS.items() if one.changes_answers and one.named)
 """Those that a run's identity has under their own names, where they are not the defaults."""
 
-COMMAND_LINE_ONLY = frozenset({"checkpoint", "offline", "process", "executor", "format"})
+COMMAND_LINE_ONLY = frozenset({"checkpoint", "offline", "process", "executor", "format", "notes"})
 """What ``evaluate`` has not: there the model is at hand, in this process, and cells are returned."""
 
 PER_BENCHMARK = frozenset({"shots", "seeds", "trials"})

@@ -44,7 +44,7 @@ from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.reopen import reopen
 from flamingo_eval.engine.run import execute
 from flamingo_eval.report.grid import markdown_grid
-from flamingo_eval.report.table import format_value
+from flamingo_eval.report.shown import format_value
 from flamingo_eval.storage.run_folder import RunFolder
 
 SHOTS, SEEDS = (0, 4, 8, 16, 32), (42, 43, 44)

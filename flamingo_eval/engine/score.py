@@ -180,20 +180,18 @@ def write_scores(folder: RunFolder, trials: Sequence[TrialPlan], journal: Journa
     scored = score_trials(trials, journal, folder.skipped())
     cells = build_cells(trials, scored, run.identity.selector)
     sources = {id(t.source): t.source for t in trials if t.key in scored}.values()
-    notes = dict.fromkeys(
-        note if len(sources) == 1 else f"{source.benchmark.name}: {note}"
-        for source in sources
-        for note in (*source.data.notes, *source.references.notes, *_metric_notes(source, trials, scored))
-    )
+    several = len(sources) > 1
+    notes = _named(((s, (*s.data.notes, *s.references.notes)) for s in sources), several)
+    warnings = _named(((s, _metric_notes(s, trials, scored)) for s in sources), several)
     for (benchmark, shots, seed), one in scored.items():
         if one.undefined:
             where = f"{benchmark}, {shots} shots, seed {seed}"
-            notes[f"{where}: no score, since queries were left out: {one.undefined}"] = None
+            warnings[f"{where}: no score, since queries were left out: {one.undefined}"] = None
     for source in sources:
         if not source.references.by_id:
             count = sum(scored[t.key].answered for t in trials if t.source is source and t.key in scored)
             name, split = source.benchmark.name, source.benchmark.split
-            notes[f"split {split} of {name} has {NO_ANSWERS}: {count} answers, no score"] = None
+            warnings[f"split {split} of {name} has {NO_ANSWERS}: {count} answers, no score"] = None
     write_atomic(folder.items_file, "".join(_item_lines(trials, scored, run.marks)))
     record = ScoresRecord(
         demo=run.demo or UNSET,
@@ -202,11 +200,18 @@ def write_scores(folder: RunFolder, trials: Sequence[TrialPlan], journal: Journa
         references={s.benchmark.name: s.digest_of(s.references.files) for s in sources},
         scoring={s.benchmark.name: _scoring_digest(s.benchmark) for s in sources},
         versions=(run.sessions[-1].versions or None) if run.sessions else None,
+        warnings=list(warnings),
         notes=list(notes),
         cells=[cell_row(cell) for cell in cells],
     )
     write_atomic(folder.scores_file, json_text(record.table()))
     return cells
+
+
+def _named(notes: Iterable[tuple[Source, Iterable[str]]], several: bool) -> dict[str, None]:
+    """Notes, each once, by the name of their benchmark where there are several."""
+    pairs = ((source.benchmark.name, note) for source, own in notes for note in own)
+    return dict.fromkeys(f"{name}: {note}" if several else note for name, note in pairs)
 
 
 def _metric_notes(source: Source, trials: Iterable[TrialPlan], scored: Mapping[TrialKey, ScoredTrial]) -> Sequence[str]:

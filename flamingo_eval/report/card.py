@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from flamingo_eval.core.benchmark import load_benchmark
-from flamingo_eval.report.table import Shown, render_runs
+from flamingo_eval.report.shown import Shown
+from flamingo_eval.report.table import render_runs
 
 _TASKS = {"cider": "image-to-text", "vqa_accuracy": "visual-question-answering"}
 """Metric -> what the hub calls the task; the others rank class names."""

@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from flamingo_eval.analysis.controls import CONTROLS
-from flamingo_eval.core.records import Cell
+from flamingo_eval.core.records import Cell, Notes
+from flamingo_eval.report.caption import caption_lines
 from flamingo_eval.report.grid import markdown_grid, text_grid
-from flamingo_eval.report.table import caption_lines, format_value
+from flamingo_eval.report.shown import format_value
 from flamingo_eval.storage.run_records import RunRecord
 from flamingo_eval.storage.scores import cell_row
 
@@ -32,29 +33,29 @@ def _grid(rows: Rows) -> tuple[list[str], list[list[str]]]:
     return ["benchmark", "metric", "control", *(f"{k} shots" for k in shots)], body
 
 
-def _legend(rows: Rows, run: RunRecord, notes: Sequence[str]) -> list[str]:
+def _legend(rows: Rows, run: RunRecord, notes: Notes) -> list[str]:
     lines = [f"{name}: {CONTROLS[name]}" for name in rows if name in CONTROLS]
     lines.append("-: this control changes nothing there, or the trial is incomplete")
     return [*lines, *caption_lines(next(cells for cells in rows.values() if cells), run, notes)]
 
 
-def as_text(rows: Rows, run: RunRecord, notes: Sequence[str]) -> str:
+def as_text(rows: Rows, run: RunRecord, notes: Notes) -> str:
     """For the terminal."""
     return text_grid(*_grid(rows)) + "\n" + "\n".join(_legend(rows, run, notes)) + "\n"
 
 
-def as_markdown(rows: Rows, run: RunRecord, notes: Sequence[str]) -> str:
+def as_markdown(rows: Rows, run: RunRecord, notes: Notes) -> str:
     """A GitHub-flavoured table with a list under it."""
     return markdown_grid(*_grid(rows)) + "\n" + "".join(f"- {line}\n" for line in _legend(rows, run, notes))
 
 
-def as_json(rows: Rows, run: RunRecord, notes: Sequence[str]) -> str:
+def as_json(rows: Rows, run: RunRecord, notes: Notes) -> str:
     """``{"controls": {name: [cell, ...]}, "run": {...}}``, full precision."""
     cells = {name: [cell_row(cell).table() for cell in members] for name, members in rows.items()}
     return json.dumps({"controls": cells, "run": run.table(), "notes": list(notes)}, indent=1) + "\n"
 
 
-FORMATS: dict[str, Callable[[Rows, RunRecord, Sequence[str]], str]] = {
+FORMATS: dict[str, Callable[[Rows, RunRecord, Notes], str]] = {
     "table": as_text,
     "markdown": as_markdown,
     "json": as_json,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from flamingo_eval.analysis.evidence import Evidence, read_evidence
 from flamingo_eval.core.paths import is_file
-from flamingo_eval.core.records import Cell
-from flamingo_eval.report.table import Interval, Shown
+from flamingo_eval.core.records import Cell, Notes
+from flamingo_eval.report.shown import Interval, Shown
 from flamingo_eval.storage.run_folder import RunFolder
 from flamingo_eval.storage.run_records import FORMAT, BenchmarkSettings, RunRecord, SettingsRecord
 from flamingo_eval.storage.scores import read_scores
@@ -20,11 +20,11 @@ def shown_runs(paths: Sequence[Path], *, intervals: bool = False) -> list[Shown]
     Raises:
         UserError: see :func:`read_evidence`.
     """
-    parts: list[tuple[Path, list[Cell], RunRecord, list[str], Evidence | None]] = []
+    parts: list[tuple[Path, list[Cell], RunRecord, Notes, Evidence | None]] = []
     for path in paths:
         evidence = read_evidence(path) if intervals or is_file(path) else None
         if is_file(path) and evidence is not None:
-            parts.append((path, [*evidence.cells.values()], _as_run(evidence), [], evidence))
+            parts.append((path, [*evidence.cells.values()], _as_run(evidence), Notes(), evidence))
         else:
             folder = RunFolder(path)
             cells, notes = read_scores(folder)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from string import ascii_letters
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from flamingo_eval.analysis.published import Published, curves
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.text import one_line
-from flamingo_eval.report.table import Shown
+from flamingo_eval.report.shown import Shown
 from flamingo_eval.storage.outputs import open_output
 
 FORMATS = ("png", "svg", "pdf")
@@ -21,6 +23,7 @@ _DASHES = ("--", ":", "-.")
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 """Okabe and Ito's, which colour-blind people tell apart; markers and dashes differ too."""
 _MARKERS = "osD^vPX"
+_UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 _LONGEST = 100
 """Characters of a label; a longer one would leave no room for the plot."""
 
@@ -89,6 +92,28 @@ def write_plot(path: Path, panels: dict[str, list[Curve]], errors: str) -> None:
     kind = path.suffix.lower().lstrip(".")
     if kind not in FORMATS:
         raise UserError(f"--out {path}: the file's ending says the format; known endings: .png, .svg, .pdf")
+    figure = _figure(panels, errors)
+    with open_output(path) as file, _the_same_each_time():
+        figure.savefig(file, format=kind, dpi=150, metadata=_UNDATED.get(kind))
+
+
+def svg_plot(panels: dict[str, list[Curve]], errors: str) -> str:
+    """The same as an ``svg`` element for a page; its texts are drawn, so that it looks alike everywhere."""
+    drawn = StringIO()
+    with _the_same_each_time():
+        _figure(panels, errors).savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    return drawn.getvalue()[drawn.getvalue().index("<svg") :]
+
+
+def _the_same_each_time() -> AbstractContextManager[None]:
+    """Names inside an SVG are drawn at random otherwise."""
+    from matplotlib import rc_context
+
+    context: AbstractContextManager[None] = rc_context({"svg.hashsalt": "flamingo-eval"})
+    return context
+
+
+def _figure(panels: dict[str, list[Curve]], errors: str) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -98,9 +123,7 @@ def write_plot(path: Path, panels: dict[str, list[Curve]], errors: str) -> None:
     for axis, (title, lines) in zip(axes[:, 0], panels.items(), strict=True):
         _draw(axis, title, lines)
     figure.supxlabel(f"shots (in-context demonstrations); bars: {errors}", fontsize=10)
-    with open_output(path) as file:
-        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        figure.savefig(file, format=kind, dpi=150, metadata=undated.get(kind))
+    return figure
 
 
 def _draw(axis: Any, title: str, lines: Sequence[Curve]) -> None:

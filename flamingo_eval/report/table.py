@@ -5,222 +5,35 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from flamingo_eval.analysis.evidence import kept_defects
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.core.prompting import ELSEWHERE, Chat
-from flamingo_eval.core.records import Cell
-from flamingo_eval.core.run_settings import SHOWN_TO_MODEL
+from flamingo_eval.core.records import Cell, Notes
 from flamingo_eval.core.text import neutralised, one_line
 from flamingo_eval.engine.score import NO_ANSWERS
+from flamingo_eval.report.caption import legend
 from flamingo_eval.report.grid import markdown_grid, text_grid
-from flamingo_eval.storage.run_records import FIRST_RENDERING, RunRecord
+from flamingo_eval.report.page import as_page
+from flamingo_eval.report.shown import Interval, Shown, grid_of
+from flamingo_eval.storage.run_records import RunRecord
 from flamingo_eval.storage.scores import cell_row
 
 if TYPE_CHECKING:
     import pandas
 
 
-class Interval(NamedTuple):
-    """How sure a cell's mean is.
-
-    Attributes:
-        low: lower end of its 95% interval.
-        high: upper end.
-        queries: standard error that comes from the queries.
-        demonstrations: ... from the demonstrations; None for one trial.
-        trials: each trial's own 95% interval, over its queries.
-        rare: whether it is of a ROC AUC with too few of the rarer kind.
-    """
-
-    low: float
-    high: float
-    queries: float | None = None
-    demonstrations: float | None = None
-    trials: tuple[tuple[float, float], ...] = ()
-    rare: bool = False
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A run in a table, alone or beside others.
-
-    Attributes:
-        name: what to call it beside others.
-        cells: its cells.
-        run: the content of ``run.json``.
-        notes: what has to stand under its numbers.
-        intervals: (benchmark, shots) -> 95% interval of the mean, shown instead of the standard deviation.
-    """
-
-    name: str
-    cells: Sequence[Cell]
-    run: RunRecord
-    notes: Sequence[str] = ()
-    intervals: Mapping[tuple[str, int], Interval] = field(default_factory=dict)
-
-
-def format_value(cell: Cell, interval: Interval | None = None) -> str:
-    """``mean (std)`` or ``mean [low, high]``; the mean alone for one trial; a star where answers are missing."""
-    spread = "" if cell.std is None else f" ({cell.std:.1f})"
-    if interval is not None:
-        spread = f" [{interval.low:.1f}, {interval.high:.1f}]"
-    return f"{cell.mean:.1f}{spread}{'' if cell.complete else ' *'}"
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table's texts: the first ``left`` columns words, the others numbers."""
-
-    head: list[str]
-    body: list[list[str]]
-    left: int
-
-
-def grid_of(shown: Sequence[Shown]) -> Grid:
-    """A row per run, benchmark, split, protocol and selector, a column per number of shots."""
-    shots = sorted({cell.shots for part in shown for cell in part.cells})
-    rows: dict[tuple[str, ...], dict[int, str]] = {}
-    for part in shown:
-        for cell in part.cells:
-            key = (part.name, cell.benchmark, cell.split, cell.metric, cell.protocol, cell.selector)
-            value = format_value(cell, part.intervals.get((cell.benchmark, cell.shots)))
-            rows.setdefault(key, {})[cell.shots] = value
-    several = len(shown) > 1
-    head = [*(["run"] if several else []), "benchmark", "split", "metric", *(f"{k} shots" for k in shots)]
-    ordered = sorted(rows.items(), key=lambda row: row[0][1]) if several else rows.items()
-    body = [[*key[0 if several else 1 : 4], *(values.get(k, "") for k in shots)] for key, values in ordered]
-    return Grid(head, body, 4 if several else 3)
-
-
-def legend(shown: Sequence[Shown]) -> list[str]:
-    """What has to stand under a table of these runs."""
-    if len(shown) == 1:
-        return [*map(one_line, _legend(shown[0]))]
-    return [one_line(f"{part.name}: {line}") for part in shown for line in _legend(part)]
-
-
-def _legend(part: Shown) -> list[str]:
-    lines = caption_lines(part.cells, part.run, part.notes)
-    if not part.intervals:
-        return lines
-    interval = "[95% interval]: queries, clustered by image, and, where there are several trials, demonstrations"
-    if any(len(cell.trials) == 1 for cell in part.cells):
-        interval += "; of one trial it does not cover demonstrations: others may give another number"
-    rare = [f"{name} at {shots} shots" for (name, shots), one in part.intervals.items() if one.rare]
-    few = [f"{', '.join(rare)}: fewer than ten of the rarer kind, too few for an interval of a ROC AUC"] if rare else []
-    return [lines[0].replace("mean (standard deviation, ddof 0)", "mean"), interval, *few, *lines[1:]]
-
-
-def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str]) -> list[str]:
-    """What has to stand under a table of these cells."""
-    trials = {tuple(t.seed for t in cell.trials) for cell in cells}
-    queries = sorted({t.queries for cell in cells for t in cell.trials})
-    words = []
-    for seeds in sorted(trials):
-        if len(seeds) > 1:
-            listed = ", ".join(map(str, seeds))
-            words.append(f"mean (standard deviation, ddof 0) over {len(seeds)} trials, seeds {listed}")
-        else:
-            words.append(f"one trial, seed {seeds[0]}")
-    lines = [
-        f"{'; '.join(words)}; {' or '.join(map(str, queries))} queries per trial",
-        f"protocol {_join(cell.protocol for cell in cells)}; {_shown(cells, run)}"
-        f"checkpoint {run.checkpoint.name} ({run.checkpoint.digest[:10]})",
-        *_rendering(cells, run),
-        *_retrieval(cells, run),
-        *(run.checkpoint.notes or ()),
-        *kept_defects(cells, run.identity.rendering),
-        *notes,
-    ]
-    lines += _alternative_scores(cells)
-    if run.demo:
-        lines.append(run.demo)
-    if not all(cell.complete for cell in cells):
-        lines.append("* answers are missing: a partial number, not comparable with others")
-    return lines
-
-
-def _shown(cells: Sequence[Cell], run: RunRecord) -> str:
-    """Which demonstrations a model was shown; nobody here knows that of answers that were given elsewhere."""
-    if run.identity.rendering == ELSEWHERE.name:
-        return ""
-    return f"{_join(cell.selector for cell in cells)} demonstrations{_pools(run)}{_orders(run)}; "
-
-
-def _alternative_scores(cells: Sequence[Cell]) -> list[str]:
-    """A line for each benchmark whose same answers score otherwise under other rules."""
-    lines = []
-    for cell in cells:
-        for protocol in cell.trials[0].alternatives:
-            mean = sum(trial.alternatives[protocol] for trial in cell.trials) / len(cell.trials)
-            if f"{mean:.2f}" != f"{cell.mean:.2f}":
-                lines.append(f"{cell.benchmark}, {cell.shots} shots: {mean:.1f} by the rules of protocol {protocol}")
-    return lines
-
-
-def _join(words: Any) -> str:
-    return ", ".join(sorted(set(words)))
-
-
-def _pools(run: RunRecord) -> str:
-    sizes = sorted({part.pool for part in run.settings.benchmarks.values()})
-    return f" from a pool of {' or '.join(map(str, sizes))}" if run.identity.retrieval is None else ""
-
-
-def _rendering(cells: Sequence[Cell], run: RunRecord) -> list[str]:
-    """How the model was shown prompts, for one that can be shown them in several ways."""
-    identity = run.identity
-    if identity.rendering in (FIRST_RENDERING, ELSEWHERE.name):
-        return []
-    words = [f"rendering {identity.rendering}"]
-    if any(cell.shots == 0 for cell in cells):
-        zero = "no demonstrations" if identity.rendering == Chat.name else "text-only demonstrations"
-        words.append(f"{zero} at 0 shots")
-    for name in SHOWN_TO_MODEL:
-        if name in identity.named:
-            value = identity.named[name]
-            words.append(f"{name.replace('_', ' ')} {value if isinstance(value, str | int) else json.dumps(value)}")
-    return ["; ".join(words)]
-
-
-def _retrieval(cells: Sequence[Cell], run: RunRecord) -> list[str]:
-    """By what demonstrations were retrieved, and why such a table has no standard deviation."""
-    identity = run.identity
-    selector, part = identity.selector, identity.retrieval
-    if part is None:
-        return []
-    variants = [name.replace("_", " ") for name in ("unique_images", "exclude_same_image") if getattr(part, name)]
-    lines = [
-        f"{selector}: the most similar of all training examples by {part.encoder} ({part.encoder_digest[:10]})"
-        + "".join(f", {variant}" for variant in variants)
-    ]
-    lines += [f"{selector}: {note}" for note in (run.encoder.notes or () if run.encoder else ())]
-    if identity.num_samples is None and identity.ensemble == 1 and all(len(c.trials) == 1 for c in cells):
-        lines.append(f"{selector} over all queries picks the same with every seed: one trial, so no standard deviation")
-    return lines
-
-
-def _orders(run: RunRecord) -> str:
-    orders = run.identity.ensemble
-    return f" in up to {orders} orders" if orders > 1 else ""
-
-
-def as_text(shown: Sequence[Shown]) -> str:
+def as_text(shown: Sequence[Shown], *, notes: bool = True) -> str:
     """A table for the terminal."""
     grid = grid_of(shown)
-    return text_grid(grid.head, grid.body, grid.left) + "\n" + "\n".join(legend(shown)) + "\n"
+    return text_grid(grid.head, grid.body, grid.left) + "\n" + "\n".join(legend(shown, notes=notes)) + "\n"
 
 
-def as_markdown(shown: Sequence[Shown]) -> str:
+def as_markdown(shown: Sequence[Shown], *, notes: bool = True) -> str:
     """A GitHub-flavoured Markdown table with its caption."""
     grid = grid_of(shown)
     body = [[_escape_markdown(word) for word in row] for row in grid.body]
-    caption = "  \n".join(_escape_markdown(line) for line in legend(shown))
+    caption = "  \n".join(_escape_markdown(line) for line in legend(shown, notes=notes))
     return markdown_grid(grid.head, body, grid.left) + "\n" + caption + "\n"
 
 
@@ -285,12 +98,13 @@ def _with_intervals(row: dict[str, Any], uncertainty: Interval) -> dict[str, Any
                   "rare": uncertainty.rare, "trials": trials or row["trials"]}  # fmt: skip
 
 
-def as_latex(shown: Sequence[Shown]) -> str:
+def as_latex(shown: Sequence[Shown], *, notes: bool = True) -> str:
     """A LaTeX table environment, for the package booktabs."""
     grid = grid_of(shown)
     lines = [" & ".join(_escape_latex(word) for word in row) + r" \\" for row in (grid.head, *grid.body)]
     columns = "l" * grid.left + "r" * (len(grid.head) - grid.left)
-    caption = ". ".join(_escape_latex(line) for line in legend(shown))
+    said = legend(shown, notes=notes)
+    caption = ". ".join(_escape_latex(line) for line in said if not line.endswith(": --notes"))
     return "\n".join(
         ["% \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
          lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}.}}",
@@ -313,46 +127,28 @@ def _escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in one_line(text))
 
 
-def as_html(shown: Sequence[Shown]) -> str:
-    """An HTML table; every text is escaped."""
-    grid = grid_of(shown)
-    caption = "<br>\n".join(escape(line) for line in legend(shown))
-
-    def cells(row: Sequence[str], tag: str) -> str:
-        style = ' style="text-align: right"'
-        return "".join(
-            f"<{tag}{style if i >= grid.left else ''}>{escape(one_line(w))}</{tag}>" for i, w in enumerate(row)
-        )
-
-    body = "\n".join(f"<tr>{cells(row, 'td')}</tr>" for row in grid.body)
-    return (
-        f"<table>\n<caption>{caption}</caption>\n<thead>\n<tr>{cells(grid.head, 'th')}</tr>\n</thead>\n"
-        f"<tbody>\n{body}\n</tbody>\n</table>\n"
-    )
-
-
-FORMATS: dict[str, Callable[[Sequence[Shown]], str]] = {
+_WITH_CAPTION: dict[str, Callable[..., str]] = {
     "table": as_text,
     "markdown": as_markdown,
-    "csv": as_csv,
-    "json": as_json,
     "latex": as_latex,
-    "html": as_html,
+    "html": as_page,
 }
+FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
 
 
-def render(cells: Sequence[Cell], run: RunRecord, notes: Sequence[str], format: str) -> str:
+def render(cells: Sequence[Cell], run: RunRecord, notes: Notes, format: str, *, with_notes: bool = True) -> str:
     """A run's cells in one of ``FORMATS``; see :func:`render_runs`."""
-    return render_runs([Shown("", cells, run, notes)], format)
+    return render_runs([Shown("", cells, run, notes)], format, with_notes=with_notes)
 
 
-def render_runs(shown: Sequence[Shown], format: str, *, escape_formulas: bool = False) -> str:
+def render_runs(shown: Sequence[Shown], format: str, *, escape_formulas: bool = False, with_notes: bool = True) -> str:
     """Runs side by side in one of ``FORMATS``.
 
     Args:
         shown: the runs.
         format: one of ``FORMATS``.
         escape_formulas: in CSV, put an apostrophe before texts that a spreadsheet would take for formulas.
+        with_notes: under a table all notes, not only its caption; a page has them folded in any case.
 
     Raises:
         UserError: unknown format, or nothing to show.
@@ -365,7 +161,7 @@ def render_runs(shown: Sequence[Shown], format: str, *, escape_formulas: bool = 
     if format == "json":
         return as_json(shown)
     if with_cells:
-        return FORMATS[format](with_cells)
+        return _WITH_CAPTION[format](with_cells, notes=with_notes)
     return "no scores: " + "; ".join(dict.fromkeys(line for part in shown for line in without_scores(part))) + "\n"
 
 

@@ -264,7 +264,7 @@ class CellRow(Stored, frozen=True, kw_only=True):
 
 
 class ScoresRecord(Stored, frozen=True, kw_only=True):
-    """``scores.json``: the cells, what makes them comparable, and notes for their readers."""
+    """``scores.json``: the cells, what makes them comparable, and what their readers must know, and may want to."""
 
     format: int = FORMAT
     demo: str | UnsetType | None = UNSET
@@ -273,6 +273,7 @@ class ScoresRecord(Stored, frozen=True, kw_only=True):
     references: dict[str, str]
     scoring: dict[str, str] = {}
     versions: dict[str, str] | None = None
+    warnings: list[str] = []
     notes: list[str]
     cells: list[CellRow]
 

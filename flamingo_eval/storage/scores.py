@@ -11,7 +11,7 @@ from flamingo_eval.core.errors import DataError, UserError
 from flamingo_eval.core.numbers import all_finite, same_number
 from flamingo_eval.core.paths import exists, open_regular
 from flamingo_eval.core.reading import parse_json, read_json
-from flamingo_eval.core.records import Cell, Id, Trial
+from flamingo_eval.core.records import Cell, Id, Notes, Trial
 from flamingo_eval.core.schema import typed
 from flamingo_eval.storage.identity_tables import with_identity
 from flamingo_eval.storage.run_folder import RunFolder
@@ -60,7 +60,7 @@ def read_scores_record(folder: RunFolder) -> ScoresRecord:
     return record
 
 
-def read_scores(folder: RunFolder) -> tuple[list[Cell], list[str]]:
+def read_scores(folder: RunFolder) -> tuple[list[Cell], Notes]:
     """Cells and notes of ``scores.json``.
 
     Raises:
@@ -74,7 +74,7 @@ def read_scores(folder: RunFolder) -> tuple[list[Cell], list[str]]:
         agrees = own is not None and (own.split, own.protocol) == (cell.split, cell.protocol)
         if not agrees or any((cell.benchmark, cell.shots, trial.seed) not in known for trial in cell.trials):
             raise _damaged(damaged, f"{cell.benchmark}, {cell.shots} shots: run.json has no such cell")
-    return cells, record.notes
+    return cells, Notes(tuple(record.warnings), tuple(record.notes))
 
 
 def read_cells(rows: Sequence[CellRow], damaged: UserError) -> list[Cell]:

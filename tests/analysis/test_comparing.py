@@ -20,8 +20,9 @@ from PIL import Image
 from flamingo_eval.analysis.evidence import read_evidence
 from flamingo_eval.analysis.published import Published, published
 from flamingo_eval.analysis.reproduce import Ours, distinct, judge, setups_of
-from flamingo_eval.core.records import Cell, Trial
-from flamingo_eval.report.table import Interval, Shown, render_runs
+from flamingo_eval.core.records import Cell, Notes, Trial
+from flamingo_eval.report.shown import Interval, Shown
+from flamingo_eval.report.table import render_runs
 from tests.support.helpers import Cli, run_cli, run_record, scored, write_coco_root
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,13 +36,16 @@ def shown(name: str, *values: float, interval: tuple[float, float] | None = None
         for k in (0, 16)
     ]  # fmt: skip
     intervals = {("coco", k): Interval(interval[0] + k, interval[1] + k) for k in (0, 16)} if interval else {}
-    return Shown(name, cells, run, ["a note of 5%"], intervals)
+    return Shown(name, cells, run, Notes(others=("a note of 5%",)), intervals)
 
 
 @pytest.mark.parametrize("format", ["table", "markdown", "csv", "latex", "html", "json"])
 def test_runs_side_by_side_as_frozen(format: str, golden: Path) -> None:
     """Every format, with everything in it that must be escaped."""
     text = render_runs([shown("a", 70.0, 73.0, 76.0), shown("b", 71.5, interval=(70.0, 73.25))], format)
+    if format == "html":  # how matplotlib draws is its own affair
+        text, drawn = text.split("<svg", 1)
+        assert drawn.endswith("</svg>\n\n</body>\n</html>\n")
     frozen = golden / "tables" / f"two_runs.{format}"
     assert text == frozen.read_text(encoding="utf-8"), f"if that is meant, write {frozen} anew and look at it"
 
@@ -55,8 +59,19 @@ def test_html_is_well_formed_and_escaped() -> None:
             seen.append(tag)
 
     Reader().feed(text)
-    assert set(seen) == {"table", "caption", "br", "thead", "tbody", "tr", "th", "td"}
+    assert {"table", "thead", "tbody", "tr", "th", "td", "details", "svg"} <= set(seen)
+    assert not {"script", "img", "iframe", "object", "link", "model"} & set(seen)
     assert "a_&lt;model&gt; &amp; co" in text
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"|rdf:resource="[^"]*"|http-equiv', "", text)
+    assert render_runs([shown("a", 1.0)], "html") == text, "the same each time"
+
+
+@pytest.mark.parametrize("format", ["table", "markdown", "latex"])
+def test_a_line_of_caption_and_what_it_cant_be_read_without(format: str) -> None:
+    few = render_runs([shown("a", 1.0)], format, with_notes=False)
+    assert "a note of" not in few
+    assert ("1 note more: --notes" in few) == (format != "latex")
+    assert "a note of" in render_runs([shown("a", 1.0)], format)
 
 
 def test_latex_escapes_and_balances() -> None:

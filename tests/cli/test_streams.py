@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from flamingo_eval.core.records import Notes
 from flamingo_eval.report.gate import as_junit
 from flamingo_eval.report.table import render
 from tests.support.helpers import FAST, Cli, cell, read_lines, run_record, run_scripted, shell, write_coco_root
@@ -97,7 +98,7 @@ def test_control_characters_reach_no_terminal_and_no_document(root: Path, cli: C
     name = "evil\x1b[2J\x07\n|</caption>& model"
     record = run_record(name, "d" * 32)
     for format in ("table", "markdown", "latex", "html", "csv", "json"):
-        text = render([cell(0, 1.0)], record, ["a note \x1b[31m"], format)
+        text = render([cell(0, 1.0)], record, Notes(("a note \x1b[31m",)), format)
         assert "\x1b" not in text, format
         assert "\x07" not in text, format
 

@@ -231,7 +231,7 @@ def test_every_setting_can_stand_in_the_file() -> None:
                 "protocol": "openflamingo", "num_samples": 3, "pool_size": 4, "ensemble": 1, "select": "random",
                 "weights": "copies", "offline": True, "precision": "fp32", "device": "cpu", "image_formats": ["AVIF"],
                 "batch_size": 8, "feature_cache": "1GB", "plain": True, "on_error": "skip", "process": "0/1",
-                "executor": "local", "out": "run", "format": "json", "rendering": "chat", "system": "Be brief.",
+                "executor": "local", "out": "run", "format": "json", "notes": True, "rendering": "chat", "system": "Be brief.",
                     "template_arg": ["enable_thinking=false"], "image_tokens": 64, "max_pixels": 4096, "device_map": "auto",
                 "base_url": "http://localhost:8000", "api_key_file": "key", "ca_file": "ca.pem", "concurrency": 4,
                 "timeout": 30, "retries": 2, "max_requests": 100, "max_cost": 2.5, "price_in": 1, "price_out": 3.0}  # fmt: skip

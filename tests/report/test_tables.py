@@ -10,8 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.core.records import Cell, Trial
-from flamingo_eval.report.table import FORMATS, caption_lines, render
+from flamingo_eval.core.records import Cell, Notes, Trial
+from flamingo_eval.report.caption import caption_lines
+from flamingo_eval.report.table import FORMATS, render
 from tests.support.helpers import cell, run_record
 
 RUN = run_record()
@@ -25,7 +26,7 @@ def test_mean_and_population_standard_deviation() -> None:
 
 
 def test_table() -> None:
-    text = render([cell(0, 70.0, 73.0, 76.0), cell(16, 80.04)], RUN, ["a note"], "table")
+    text = render([cell(0, 70.0, 73.0, 76.0), cell(16, 80.04)], RUN, Notes(others=("a note",)), "table")
     lines = text.splitlines()
     assert lines[0].split() == ["benchmark", "split", "metric", "0", "shots", "16", "shots"]
     assert lines[2].split() == ["coco", "test", "CIDEr", "x", "100", "73.0", "(2.4)", "80.0"]
@@ -35,7 +36,7 @@ def test_table() -> None:
 
 
 def test_markdown() -> None:
-    text = render([cell(4, 70.0, 73.0, 76.0)], RUN, [], "markdown")
+    text = render([cell(4, 70.0, 73.0, 76.0)], RUN, Notes(), "markdown")
     assert text.splitlines()[:3] == [
         "| benchmark | split | metric | 4 shots |",
         "| --- | --- | --- | ---: |",
@@ -46,11 +47,11 @@ def test_markdown() -> None:
 
 def test_csv_and_json_keep_full_precision() -> None:
     third = cell(4, 1 / 3, 2 / 3)
-    row = next(csv.DictReader(io.StringIO(render([third], RUN, [], "csv"))))
+    row = next(csv.DictReader(io.StringIO(render([third], RUN, Notes(), "csv"))))
     assert float(row["mean"]) == third.mean
     assert float(row["std"]) == third.std
     assert row["complete"] == "True"
-    table = json.loads(render([third], RUN, [], "json"))
+    table = json.loads(render([third], RUN, Notes(), "json"))
     assert table["run"] == RUN.table()
     assert table["cells"] == [
         {
@@ -74,24 +75,27 @@ def test_csv_and_json_keep_full_precision() -> None:
 
 @pytest.mark.parametrize("format", sorted(FORMATS))
 def test_every_format_says_when_numbers_are_the_demos(format: str) -> None:
-    assert "no real model" in render([cell(0, 1.0)], run_record(demo="demo: no real model"), [], format)
+    assert "no real model" in render([cell(0, 1.0)], run_record(demo="demo: no real model"), Notes(), format)
 
 
 def test_partial_cells_are_marked() -> None:
-    text = render([cell(4, 70.0, missing=1)], RUN, [], "table")
+    text = render([cell(4, 70.0, missing=1)], RUN, Notes(), "table")
     assert "70.0 *" in text
     assert "answers are missing" in text
 
 
 def test_unknown_format_and_nothing_to_show() -> None:
     with pytest.raises(UserError, match="unknown format 'pdf'; known formats: table, markdown, csv, json"):
-        render([cell(0, 1.0)], RUN, [], "pdf")
+        render([cell(0, 1.0)], RUN, Notes(), "pdf")
     note = "split test-dev of vqav2 has no public answers: 3 answers, no score"
-    assert render([], RUN, ["a file", note], "table") == f"no scores: {note}\n"
-    assert render([], RUN, [], "markdown") == "no scores: no trial of this run is complete\n"
-    assert json.loads(render([], RUN, [note], "json"))["cells"] == []
-    assert json.loads(render([], RUN, [note], "json"))["notes"] == [note]
-    assert render([], RUN, [note], "csv") == render([cell(0, 1.0)], RUN, [], "csv").splitlines(keepends=True)[0]
+    assert render([], RUN, Notes((note,), ("a file",)), "table") == f"no scores: {note}\n"
+    assert render([], RUN, Notes(), "markdown") == "no scores: no trial of this run is complete\n"
+    assert json.loads(render([], RUN, Notes((note,)), "json"))["cells"] == []
+    assert json.loads(render([], RUN, Notes((note,)), "json"))["notes"] == [note]
+    assert (
+        render([], RUN, Notes((note,)), "csv")
+        == render([cell(0, 1.0)], RUN, Notes(), "csv").splitlines(keepends=True)[0]
+    )
 
 
 @pytest.mark.parametrize(("benchmark", "shots", "protocol", "rendering", "named"), [
@@ -109,5 +113,5 @@ def test_the_references_kept_defect_stands_under_its_numbers(
     run = run_record()
     run = replace(run, identity=replace(run.identity, rendering=rendering))
     one = Cell(benchmark, "val", shots, "random", protocol, "top-1 accuracy %", (Trial(42, 8.6, 100, 100),))
-    text = "\n".join(caption_lines([one], run, []))
+    text = "\n".join(caption_lines([one], run, Notes()))
     assert ("prompts hold a demonstration's image, as the reference's code has them" in text) == named

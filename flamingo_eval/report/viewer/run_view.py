@@ -15,13 +15,13 @@ from flamingo_eval.core import registry
 from flamingo_eval.core.errors import DataError, UserError
 from flamingo_eval.core.explaining import ExplainingMetric
 from flamingo_eval.core.paths import exists
-from flamingo_eval.core.records import Annotation, Cell, Id, Ranking, Turn
+from flamingo_eval.core.records import Annotation, Cell, Id, Notes, Ranking, Turn
 from flamingo_eval.engine.plan import TrialPlan, displayed
 from flamingo_eval.engine.prepare import RootOf
 from flamingo_eval.engine.reopen import reopen_answered
 from flamingo_eval.engine.score import processed, raw_answers, text_of
+from flamingo_eval.report.caption import caption_lines
 from flamingo_eval.report.show import run_text
-from flamingo_eval.report.table import caption_lines
 from flamingo_eval.report.viewer import payload as to_page
 from flamingo_eval.report.viewer.images import ShownImages
 from flamingo_eval.report.viewer.rows import CHUNK, Rows, kinds_of
@@ -64,7 +64,7 @@ class RunView:
     def _read_scores(self) -> None:
         """Scores, failures, and all rows anew."""
         scored = exists(self.folder.scores_file) and exists(self.folder.items_file)
-        self._cells, self._notes = read_scores(self.folder) if scored else ([], [])
+        self._cells, self._notes = read_scores(self.folder) if scored else ([], Notes())
         items = item_rows(self.folder) if scored else {}
         failures: dict[Slot, str] = {row.slot: row.reason for row in self.folder.read_failures()}
         self.rows = Rows(self.trials, items, failures)

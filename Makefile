@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-fast test-gpu gate lint docs check wheel clean
+.PHONY: setup demo test test-fast test-gpu gate lint docs screenshots check wheel clean
 
 setup: $(READY)
 
@@ -40,6 +40,10 @@ lint: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m flamingo_eval.cli.options_page > docs/options.md
+
+# docs/images, by Chromium
+screenshots: $(READY)
+	$(BIN)/python docs/make_images.py
 
 check: lint test gate
 

@@ -102,7 +102,9 @@ class RunPayload(msgspec.Struct, frozen=True):
         ranking: names of the benchmarks that rank class names.
         trials: in the order that ``Columns.trial`` counts.
         cells: of the table.
-        caption: what has to stand under it, the most important first.
+        caption: what stands under it.
+        warnings: what its numbers can't be read without.
+        notes: what else is known of them.
         published: curves behind the run's own.
         provenance: ``run.json``, for people.
         sessions: who brought the answers.
@@ -120,7 +122,9 @@ class RunPayload(msgspec.Struct, frozen=True):
     ranking: list[str]
     trials: list[TrialPayload]
     cells: list[CellPayload]
-    caption: list[str]
+    caption: str
+    warnings: list[str]
+    notes: list[str]
     published: list[CurvePayload]
     provenance: str
     sessions: list[SessionPayload]

@@ -20,8 +20,9 @@ from flamingo_eval.engine.plan import TrialPlan, displayed
 from flamingo_eval.engine.prepare import RootOf
 from flamingo_eval.engine.reopen import reopen_answered
 from flamingo_eval.engine.score import processed, raw_answers, text_of
-from flamingo_eval.report.caption import caption_lines
+from flamingo_eval.report.caption import Caption, caption_of
 from flamingo_eval.report.show import run_text
+from flamingo_eval.report.shown import Shown
 from flamingo_eval.report.viewer import payload as to_page
 from flamingo_eval.report.viewer.images import ShownImages
 from flamingo_eval.report.viewer.rows import CHUNK, Rows, kinds_of
@@ -118,6 +119,8 @@ class RunView:
             to_page.TrialPayload(*trial.key, len(trial), answered, failed, values.get(trial.key))
             for trial, (answered, failed) in zip(self.trials, self.rows.per_trial(), strict=True)
         ]
+        shown = Shown(self.name, self._cells, run, self._notes)
+        caption = caption_of(shown) if self._cells else Caption("", tuple(self._notes), ())
         ranking = {trial.key[0] for trial in self.trials if isinstance(trial.source.task, Ranking)}
         return to_page.RunPayload(
             name=self.name,
@@ -132,7 +135,9 @@ class RunView:
             ranking=sorted(ranking),
             trials=trials,
             cells=[_cell(cell) for cell in self._cells],
-            caption=caption_lines(self._cells, run, self._notes) if self._cells else [],
+            caption=caption.line,
+            warnings=list(caption.warnings),
+            notes=list(caption.notes),
             published=self._published(),
             provenance=run_text(run.table()),
             sessions=[_session(one) for one in run.sessions],

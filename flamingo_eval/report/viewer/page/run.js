@@ -23,13 +23,15 @@
   function about(run) {
     const { info } = run;
     const words = [v.said(info.path), ", checkpoint ", v.said(info.checkpoint)];
-    const state = info.live ? v.el("strong", { class: "live" }, " answering now") : null;
-    return v.el("p", { class: "about" }, words, state, info.demo && v.el("strong", {}, ` ${info.demo}`));
+    return v.el("p", { class: "about" }, words, info.live && v.el("strong", { class: "live" }, " answering now"));
   }
 
   function tables() {
     const shots = [...new Set(v.runs.flatMap((run) => run.info.cells.map((cell) => cell.shots)))].sort((a, b) => a - b);
-    if (!shots.length) return v.section("Scores", v.el("p", {}, "No trial is scored yet: that is done once all of a run's queries are answered."));
+    if (!shots.length) {
+      const why = "No trial is scored yet: that is done once all of a run's queries are answered.";
+      return v.section("Scores", v.el("p", {}, why), v.runs.map(notes));
+    }
     const rows = [];
     for (const run of v.runs) {
       const groups = new Map();
@@ -46,14 +48,19 @@
       }
     }
     const head = [...(v.runs.length > 1 ? ["run"] : []), "benchmark", "split", "metric", ...shots.map((k) => v.count(k, "shot"))];
-    const notes = v.runs.filter((run) => run.info.caption.length).map((run) => {
-      const [first, ...more] = run.info.caption;
-      return [
-        v.el("p", { class: "note" }, v.said(first)),
-        more.length > 0 && v.folded(named(run, v.count(more.length, "note")), v.el("ul", {}, more.map((line) => v.el("li", {}, v.said(line))))),
-      ];
-    });
-    return v.section("Scores", v.table(head, rows, v.runs.length > 1 ? 4 : 3), ...notes);
+    return v.section("Scores", v.table(head, rows, v.runs.length > 1 ? 4 : 3), v.runs.map(notes));
+  }
+
+  // under the table: a line, what the numbers can't be read without, and the rest folded
+  function notes(run) {
+    const { caption, warnings, notes: more } = run.info;
+    const name = v.runs.length > 1 ? `${run.info.name}: ` : "";
+    const items = v.el("ul", {}, more.map((line) => v.el("li", {}, v.said(line))));
+    return [
+      caption && v.el("p", { class: "note" }, v.said(name + caption)),
+      warnings.map((line) => v.el("p", { class: "warning" }, v.said(name + line))),
+      more.length > 0 && v.folded(name + v.count(more.length, "note"), items),
+    ];
   }
 
   function link(run, cell) {

@@ -32,9 +32,12 @@ class _Writer:
         if exists(folder) and (not is_folder(folder) or (any(folder.iterdir()) and not exists(folder / _SIGN))):
             raise UserError(f"--bundle {folder} is there already, and is no bundle; name a new folder")
         self._folder = folder
-        with storage_errors(folder):
-            for part in (folder, folder / "data", folder / "images"):
+        for part in (folder, folder / "data", folder / "images"):
+            if part.is_symlink():
+                raise UserError(f"--bundle: {part} is a link, and nothing is written through links")
+            with storage_errors(part):
                 part.mkdir(parents=True, exist_ok=True)
+        with storage_errors(folder):
             for left in (folder / "data").iterdir():
                 left.unlink()  # of an earlier bundle, of other runs
         self.put(_SIGN, b"flamingo-eval view --bundle\n")

@@ -21,6 +21,7 @@ PORT = 8917
 """Where the page is unless somebody else is there."""
 
 _LOOPBACK = "127.0.0.1"
+_LOOPBACKS = (_LOOPBACK, "localhost", "::1")
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +47,8 @@ def view(
         int | None, typer.Option("--port", min=0, max=65535, help=f"Default: {PORT}, or a free one.")
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", help="Address to listen on. Others than the loopback let others read the run.")
+        str, typer.Option("--host", help="Address to listen on. On the loopback all users of this machine "
+                                 "can read the run and mark answers, elsewhere all who can reach it.")
     ] = _LOOPBACK,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
@@ -69,32 +71,35 @@ def view(
 
 
 def _serve(runs: Sequence[Path], data_root: str | None, host: str, port: int | None, *, browser: bool) -> None:
-    """Serves the page until Ctrl-C."""
+    """Serves the page until Ctrl-C, which is the way to end it, and no mistake."""
     import uvicorn
 
     from flamingo_eval.report.viewer.images import ShownImages
     from flamingo_eval.report.viewer.server import application, listen
     from flamingo_eval.report.viewer.views import Views
 
-    note("reading the answers, and the data that they belong to")
-    views = Views(runs, data_folder, data_root, ShownImages())
-    with listen(host, port, PORT) as own:
-        config = uvicorn.Config(application(views, host), log_level="warning", access_log=False, lifespan="off",
-                                server_header=False, timeout_graceful_shutdown=1)  # fmt: skip
-        try:
+    try:
+        note("reading the answers, and the data that they belong to")
+        views = Views(runs, data_folder, data_root, ShownImages())
+        with listen(host, port, PORT) as own:
+            config = uvicorn.Config(application(views, host), log_level="critical", access_log=False, lifespan="off",
+                                    ws="none", server_header=False, timeout_graceful_shutdown=1)  # fmt: skip
             _announce(host, own.getsockname()[1], browser=browser)
             uvicorn.Server(config).run(sockets=[own])
-        except KeyboardInterrupt:
-            note("ended")  # the way to end it, and no mistake
+    except KeyboardInterrupt:
+        note("ended")
 
 
 def _announce(host: str, port: int, *, browser: bool) -> None:
     """Says where the page is, and opens it."""
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{port}/"
     emit(f"{address}  (Ctrl-C ends it)")
-    if host not in (_LOOPBACK, "localhost", "::1"):
+    if host not in _LOOPBACKS:
         warn("whoever can reach this machine can read these runs, and mark answers")
     if "SSH_CONNECTION" in os.environ:
-        note(f"through SSH: on your own machine `ssh -L {port}:{host}:{port} {socket.gethostname()}`, then {address}")
+        to = _LOOPBACK if host in ("0.0.0.0", "::", "localhost") else shown
+        tunnel = f"ssh -L {port}:{to}:{port} {socket.gethostname()}"
+        note(f"through SSH: on your own machine `{tunnel}`, then http://localhost:{port}/")
     elif browser:
         webbrowser.open(address)

@@ -61,4 +61,7 @@ def sample_row(trial: TrialPlan, query: Query, prediction: Prediction | None, it
     answer = prediction.answer if prediction else None
     ranked = {"class_logprobs": dict(answer)} if isinstance(answer, Mapping) else {}
     scored = {"answer": item.answer if item else None, "score": item.score if item else None}
+    if prediction is not None and trial.last_occurrence[query.id] != query.occurrence:
+        # asked again later in the trial: the last answer counts (the reference's result file keeps that one)
+        scored = {"answer": text_of(processed(trial.source.benchmark.answer, prediction.answer)), "score": None}
     return {**query_row(trial, query), "raw": answer if isinstance(answer, str) else None, **ranked, **scored}

@@ -101,7 +101,7 @@ class CiderMetric:
     ) -> Explanation:
         """What 1-grams to 4-grams add to the score; document frequencies are counted once per trial."""
         asked = [references[one] for one in answers]
-        tokens = self._tokenize({answers[id], *(text for texts in asked for text in texts)})
+        tokens = self._tokenize({*answers.values(), *(text for texts in asked for text in texts)})
         if self._counted is None or self._counted[0] != asked:
             counted = DocumentFrequencies([tokens[text] for text in texts] for texts in asked)
             self._counted = (asked, counted)

@@ -77,11 +77,14 @@ def _caption(cells: Sequence[Cell], run: RunRecord, notes: Notes, what: str) -> 
         else f"one trial, seed {seeds[0]}"
         for seeds in trials
     ]
-    line = (
-        f"{'; '.join(words)}; {' or '.join(map(str, queries))} queries per trial; "
-        f"protocol {_join(cell.protocol for cell in cells)}; {_shown(cells, run)}"
-        f"checkpoint {run.checkpoint.name} ({run.checkpoint.digest[:10]})"
-    )
+    parts = [
+        *words,
+        f"{' or '.join(map(str, queries))} queries per trial",
+        f"protocol {_join(cell.protocol for cell in cells)}",
+        *_shown(cells, run),
+        *_rendering(cells, run),
+        f"checkpoint {run.checkpoint.name} ({run.checkpoint.digest[:10]})",
+    ]
     about = run.checkpoint.notes or ()
     # of a model that is not here: how it answers is not ours to know
     given = run.identity.rendering == ELSEWHERE.name or run.checkpoint.server is not UNSET
@@ -93,15 +96,15 @@ def _caption(cells: Sequence[Cell], run: RunRecord, notes: Notes, what: str) -> 
         *([run.demo] if run.demo else []),
         *kept_defects(cells, run.identity.rendering),
     ]
-    more = [*_rendering(cells, run), *_retrieval(cells, run), *(() if given else about), *notes.others]
-    return Caption(line, tuple(warnings), (*more, *_alternative_scores(cells)))
+    more = [*_retrieval(cells, run), *(() if given else about), *notes.others]
+    return Caption("; ".join(parts), tuple(warnings), (*more, *_alternative_scores(cells)))
 
 
-def _shown(cells: Sequence[Cell], run: RunRecord) -> str:
+def _shown(cells: Sequence[Cell], run: RunRecord) -> list[str]:
     """Which demonstrations a model was shown; nobody here knows that of answers that were given elsewhere."""
     if run.identity.rendering == ELSEWHERE.name:
-        return ""
-    return f"{_join(cell.selector for cell in cells)} demonstrations{_pools(run)}{_orders(run)}; "
+        return []
+    return [f"{_join(cell.selector for cell in cells)} demonstrations{_pools(run)}{_orders(run)}"]
 
 
 def _alternative_scores(cells: Sequence[Cell]) -> list[str]:
@@ -137,7 +140,7 @@ def _rendering(cells: Sequence[Cell], run: RunRecord) -> list[str]:
         if name in identity.named:
             value = identity.named[name]
             words.append(f"{name.replace('_', ' ')} {value if isinstance(value, str | int) else json.dumps(value)}")
-    return ["; ".join(words)]
+    return words
 
 
 def _retrieval(cells: Sequence[Cell], run: RunRecord) -> list[str]:

@@ -68,7 +68,7 @@ def test_the_activation_used_is_told_and_recorded(bundle: Path, tmp_path: Path, 
         toml.write_text(toml.read_text().replace("[language]", f"{line}[language]"))
         out = tmp_path / activation
         result = cli("coco", "--checkpoint", toml, "--data-root", root, "--shots", "1", "--device", "cpu", "--select",
-                     "rices", "--rices-model", toml, "--out", out)  # fmt: skip
+                     "rices", "--rices-model", toml, "--out", out, "--notes")  # fmt: skip
         assert result.returncode == 0, result.stderr
         assert f"vision weights from a file (clip.pt), used with {activation}" in result.stdout
         record = json.loads((out / "run.json").read_text())

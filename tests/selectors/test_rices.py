@@ -265,7 +265,7 @@ def test_another_seed_is_not_another_trial(root: Path, cli: Cli) -> None:
         result = cli("coco", "--shots", "2", "--seeds", seeds, *RICES, "--data-root", root, "--out", "run")
         assert "one trial, seed 42" in result.stdout, result.stderr
     assert len(read_lines(Path("run/journal.jsonl"))) == 5
-    assert "so no standard deviation" in cli("report", "run").stdout
+    assert "so no standard deviation" in cli("report", "run", "--notes").stdout
 
 
 @pytest.mark.torch

@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.core.paths import exists, is_folder
 from flamingo_eval.core.progress import progress_bar
 from flamingo_eval.engine.prepare import RootOf
 from flamingo_eval.report.viewer.images import BundledImages
 from flamingo_eval.report.viewer.payload import encode
 from flamingo_eval.report.viewer.rows import CHUNK, Row
+from flamingo_eval.report.viewer.run_view import RunView
 from flamingo_eval.report.viewer.views import PAGE, Views, page_file
-from flamingo_eval.storage.files import open_own, storage_errors
+from flamingo_eval.storage.files import storage_errors
 
 GROUP = 20
 """Answers in a file of details."""
 
 _SIGN = "flamingo-eval-bundle"
-"""A file that says that a folder is a bundle, and may be written over."""
-
-
-class _Writer:
-    """Files under a folder that is a bundle's."""
-
-    def __init__(self, folder: Path) -> None:
-        if exists(folder) and (not is_folder(folder) or (any(folder.iterdir()) and not exists(folder / _SIGN))):
-            raise UserError(f"--bundle {folder} is there already, and is no bundle; name a new folder")
-        self._folder = folder
-        for part in (folder, folder / "data", folder / "images"):
-            if part.is_symlink():
-                raise UserError(f"--bundle: {part} is a link, and nothing is written through links")
-            with storage_errors(part):
-                part.mkdir(parents=True, exist_ok=True)
-        with storage_errors(folder):
-            for left in (folder / "data").iterdir():
-                left.unlink()  # of an earlier bundle, of other runs
-        self.put(_SIGN, b"flamingo-eval view --bundle\n")
-
-    def put(self, name: str, content: bytes) -> None:
-        """Writes a file."""
-        path = self._folder / name
-        with storage_errors(path), os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), "wb") as file:
-            file.write(content)
-
-    def put_data(self, name: str, payload: msgspec.Struct | Sequence[msgspec.Struct]) -> None:
-        """Writes data as a script that hands it over."""
-        self.put(f"data/{name}.js", b'viewer.receive("' + name.encode("ascii") + b'",' + encode(payload) + b");\n")
+"""A file that says that a folder is a bundle, and may be replaced."""
 
 
 def write_bundle(
@@ -59,11 +33,11 @@ def write_bundle(
     """Writes a page of one run or two as files.
 
     Args:
-        folder: where to; a new one, or a bundle, which is written over.
+        folder: where to; a new one, or a bundle, which is replaced once the new one is complete.
         paths: of the runs.
         root_of: from a data root as users name it to the folder.
         data_root: where the data is now, if it has moved.
-        limit: of each trial only so many answers, the first of its plan; None for all.
+        limit: of each trial only so many answers, the first of its plan that pass ``text``; None for all.
         text: only answers that have this in their id, text or answer, in lower case or upper; None for all.
 
     Returns:
@@ -73,30 +47,104 @@ def write_bundle(
         UserError, DataError: see :class:`flamingo_eval.report.viewer.views.Views`; or the folder is something else.
         StorageError: it can't be written.
     """
-    writer = _Writer(folder)
-    views = Views(paths, root_of, data_root, BundledImages(writer.put), GROUP)
+    _check_place(folder, paths)
+    target = folder.absolute()
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{target.name[:50]}.", dir=target.parent))
+    try:
+        count = _write(new, paths, root_of, data_root, limit, text)
+        with storage_errors(target):
+            _replace(target, new)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    return count
+
+
+def _check_place(folder: Path, runs: Sequence[Path]) -> None:
+    """Raises UserError unless a folder is a bundle or not there: nothing else is ever replaced."""
+    if folder.is_symlink():
+        raise UserError(f"--bundle: {folder} is a link, and nothing is written through links")
+    if any(run.resolve() in (folder.resolve(), *folder.resolve().parents) for run in runs):
+        raise UserError(f"--bundle {folder} is inside a run's folder; name one outside")
+    try:
+        there = {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"--bundle {folder} can't be used: {error.strerror}") from error
+    others = sorted(there - {_SIGN, "data", "images", *PAGE})
+    if there and (_SIGN not in there or others):
+        what = f"and holds {others[0]}" if _SIGN in there else "and is no bundle"
+        raise UserError(f"--bundle {folder} is there already, {what}; name a new folder")
+
+
+def _replace(target: Path, new: Path) -> None:
+    """Puts a bundle where another one may be. (Removing a folder follows no links.)"""
+    new.chmod(0o755)
+    old = None
+    if target.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name[:50]}.", dir=target.parent)) / "old"
+        target.rename(old)
+    new.rename(target)
+    if old is not None:
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def _write(
+    new: Path, paths: Sequence[Path], root_of: RootOf, data_root: str | None, limit: int | None, text: str | None
+) -> int:
+    def put(name: str, content: bytes) -> None:
+        with storage_errors(new / name):
+            (new / name).write_bytes(content)
+
+    def put_data(name: str, payload: msgspec.Struct | Sequence[msgspec.Struct]) -> None:
+        put(f"data/{name}.js", b'viewer.receive("' + name.encode("ascii") + b'",' + encode(payload) + b");\n")
+
+    with storage_errors(new):
+        for part in ("data", "images"):
+            (new / part).mkdir()
+    put(_SIGN, b"flamingo-eval view --bundle\n")
+    views = Views(paths, root_of, data_root, BundledImages(put), GROUP)
     for run in views.runs:
-        run.rows.keep(lambda row: _is_wanted(row, limit, text))
+        _select(run, limit, text)
     total = sum(len(run.rows.found) for run in views.runs)
-    bar = progress_bar(total, "answer", "bundle")
-    writer.put_data("state", views.state(refresh=False))
-    for number, run in enumerate(views.runs):
-        found = run.rows.found
-        for chunk in range(max(1, -(-len(found) // CHUNK))):
-            writer.put_data(f"rows-{number}-{chunk}", run.rows.chunk(chunk))
-        for group in range(-(-len(found) // GROUP)):
-            part = found[group * GROUP : (group + 1) * GROUP]
-            writer.put_data(f"detail-{number}-{group}", [run.detail(row.trial, row.position) for row in part])
-            writer.put_data(f"explain-{number}-{group}", [run.explanation(row.trial, row.position) for row in part])
-            bar.update(len(part))
-    bar.close()
+    with progress_bar(total, "answer", "bundle") as bar:
+        put_data("state", msgspec.structs.replace(views.state(refresh=False), kept=[]))
+        for number, run in enumerate(views.runs):
+            found = run.rows.found
+            for chunk in range(max(1, -(-len(found) // CHUNK))):
+                put_data(f"rows-{number}-{chunk}", run.rows.chunk(chunk))
+            for group in range(-(-len(found) // GROUP)):
+                part_of = found[group * GROUP : (group + 1) * GROUP]
+                put_data(f"detail-{number}-{group}", [run.detail(row.trial, row.position) for row in part_of])
+                put_data(f"explain-{number}-{group}", [run.explanation(row.trial, row.position) for row in part_of])
+                bar.update(len(part_of))
     for name in PAGE:
-        content = page_file(name)
-        writer.put(name, content.replace(b'data-from="server"', b'data-from="files"'))
+        put(name, page_file(name).replace(b'data-from="server"', b'data-from="files"'))
     return total
 
 
-def _is_wanted(row: Row, limit: int | None, text: str | None) -> bool:
-    if limit is not None and row.position >= limit:
-        return False
-    return text is None or any(text.lower() in part.lower() for part in (row.id, row.text, row.answer))
+def _select(run: RunView, limit: int | None, text: str | None) -> None:
+    """Leaves out the answers that are not wanted, and says so."""
+    words = [
+        *([f"with {text!r} in their id, question or answer"] if text is not None else []),
+        *([f"the first {limit} of each trial"] if limit is not None else []),
+    ]
+    if words:
+        run.rows.keep(_wanted(limit, text))
+        run.selection = f"a selection of the run's answers: {', '.join(words)}"
+
+
+def _wanted(limit: int | None, text: str | None) -> Callable[[Row], bool]:
+    kept: Counter[int] = Counter()
+
+    def is_wanted(row: Row) -> bool:
+        passes = text is None or any(text.lower() in part.lower() for part in (row.id, row.text, row.answer))
+        if not passes or (limit is not None and kept[row.trial] >= limit):
+            return False
+        kept[row.trial] += 1
+        return True
+
+    return is_wanted

@@ -55,11 +55,18 @@ class ShownImages:
         Raises:
             QueryError: it is gone, no regular file, or can't be decoded.
         """
-        return self._scaled(file) if file in self._known else None
-
-    def _scale(self, file: str) -> tuple[str, bytes]:
+        if file not in self._known:
+            return None
         images, path = self._known[file]
-        return images.decode(path, scaled)
+        try:
+            status = (images.root / path).stat()
+        except (OSError, ValueError):
+            return images.decode(path, scaled)  # says what is wrong
+        return self._scaled(file, status.st_mtime_ns, status.st_size)
+
+    def _scale(self, file: str, *_: int) -> tuple[str, bytes]:
+        images, path = self._known[file]
+        return images.anew().decode(path, scaled)  # another one may be there by now: the page says so
 
 
 class BundledImages(ShownImages):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from datetime import UTC, datetime
@@ -9,12 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from flamingo_eval.core.errors import UserError
-from flamingo_eval.core.paths import exists, open_regular
+from flamingo_eval.core.errors import DataError, UserError
+from flamingo_eval.core.paths import open_regular
 from flamingo_eval.core.reading import parse_json
 from flamingo_eval.core.schema import typed
 from flamingo_eval.report.viewer.payload import Mark
-from flamingo_eval.storage.files import open_own, storage_errors
+from flamingo_eval.storage.files import open_own
 
 _LONGEST = 2000
 """Characters of a tag, which may be a reader's own words."""
@@ -26,40 +27,47 @@ def marks_file(run: Path) -> Path:
     return run.with_name(f"{run.name}.marks.jsonl")
 
 
-def read_marks(run: Path) -> list[Mark]:
-    """A run's marks, in the order they were made; a later one of the same answer and tag counts.
+def read_marks(run: Path) -> tuple[list[Mark], str]:
+    """A run's marks, in the order they were made, and what is wrong with the file; empty if nothing is.
 
-    Raises:
-        UserError: a line that is none; the message says which.
+    A later mark of the same answer and tag counts. Lines that can't be read are left out.
     """
     path = marks_file(run)
-    if not exists(path):
-        return []
     try:
         with open_regular(path) as file:
             lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return [], ""
     except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from error
-    whole = lines[:-1]  # what stands behind the last line break is still being written
-    return [
-        typed(parse_json(line, f"{path}, line {number}"), Mark, f"{path}, line {number}")
-        for number, line in enumerate(whole, start=1)
-        if line.strip()
-    ]
+        return [], f"{path} can't be read: {error.strerror}"
+    marks, bad = [], []
+    for number, line in enumerate(lines[:-1], start=1):  # what stands behind the last line break is still being written
+        try:
+            if line.strip():
+                marks.append(typed(parse_json(line, f"line {number}"), Mark, f"line {number}"))
+        except (DataError, UserError):
+            bad.append(str(number))
+    return marks, f"{path}: no marks can be read from line {', '.join(bad[:5])}" if bad else ""
 
 
 def add_mark(run: Path, mark: Mark) -> Mark:
     """Appends a mark, with the time.
 
     Raises:
-        UserError: it has no tag, or is too long.
-        StorageError: the file can't be written.
+        UserError: it has no tag, or is too long; or the file can't be written.
     """
     if not 1 <= len(mark.tag) <= _LONGEST:
         raise UserError(f"a mark is a text of 1 to {_LONGEST} characters")
-    mark = msgspec.structs.replace(mark, when=datetime.now(UTC).isoformat(timespec="seconds"))
-    line = json.dumps(msgspec.to_builtins(mark)) + "\n"
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    mark = msgspec.structs.replace(mark, run=run.absolute().name, when=when)
+    line = (json.dumps(msgspec.to_builtins(mark)) + "\n").encode("ascii")
     path = marks_file(run)
-    with storage_errors(path), os.fdopen(open_own(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
-        file.write(line.encode("ascii"))
+    try:
+        with os.fdopen(open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "rb+", buffering=0) as file:
+            if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                line = b"\n" + line  # somebody was stopped in the middle of one
+            file.write(line)
+    except OSError as error:
+        link = "it is a link, and nothing is written through links"
+        raise UserError(f"{path} can't be written: {link if error.errno == errno.ELOOP else error.strerror}") from error
     return mark

@@ -14,6 +14,7 @@ class Columns(msgspec.Struct, frozen=True):
     """Some answers, a list per column.
 
     Attributes:
+        version: of the run that they belong to.
         trial: number of the trial in ``RunPayload.trials``.
         position: place of the query in its trial.
         id: the query's, as text.
@@ -26,6 +27,7 @@ class Columns(msgspec.Struct, frozen=True):
         group: what sort of question it is.
     """
 
+    version: int
     trial: list[int]
     position: list[int]
     id: list[str]
@@ -51,7 +53,7 @@ class TrialPayload(msgspec.Struct, frozen=True):
 
 
 class CellPayload(msgspec.Struct, frozen=True):
-    """A cell of the table; ``groups``: kind of grouping -> group -> mean over trials."""
+    """A cell of the table; ``text``: as tables print it; ``groups``: kind of grouping -> group -> mean over trials."""
 
     benchmark: str
     split: str
@@ -61,8 +63,7 @@ class CellPayload(msgspec.Struct, frozen=True):
     metric: str
     mean: float
     std: float | None
-    trials: int
-    complete: bool
+    text: str
     groups: dict[str, dict[str, float]]
 
 
@@ -97,8 +98,8 @@ class RunPayload(msgspec.Struct, frozen=True):
         chunk: rows in a file of them.
         group: answers in a file of details.
         live: whether a process is at work on it.
+        selection: which of its answers the page has; empty for all.
         checkpoint: its name.
-        demo: what the demo says of itself; empty for a real run.
         ranking: names of the benchmarks that rank class names.
         trials: in the order that ``Columns.trial`` counts.
         cells: of the table.
@@ -117,8 +118,8 @@ class RunPayload(msgspec.Struct, frozen=True):
     chunk: int
     group: int
     live: bool
+    selection: str
     checkpoint: str
-    demo: str
     ranking: list[str]
     trials: list[TrialPayload]
     cells: list[CellPayload]
@@ -131,9 +132,12 @@ class RunPayload(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reader has said of an answer; ``gone`` takes an earlier mark with the same tag back."""
+    """What a reader has said of an answer; ``gone`` takes an earlier mark with the same tag back.
 
-    run: str
+    ``run`` is the name of the run's folder when it was made.
+    """
+
+    run: str = ""
     benchmark: str
     shots: int
     seed: int
@@ -145,11 +149,19 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """What the page begins with, and asks for again while a run is live."""
+    """What the page begins with, and asks for again.
+
+    Attributes:
+        runs: one or two.
+        marks: of each run.
+        kept: where the marks of each run are kept.
+        problems: what is wrong with those files.
+    """
 
     runs: list[RunPayload]
-    marks: list[Mark]
-    kept: str
+    marks: list[list[Mark]]
+    kept: list[str]
+    problems: list[str]
 
 
 class ImagePayload(msgspec.Struct, frozen=True):
@@ -185,9 +197,24 @@ class ReferencePayload(msgspec.Struct, frozen=True):
 
 
 class DetailPayload(msgspec.Struct, frozen=True):
-    """One answer: what the model was shown and said, and what that was compared with."""
+    """One answer: what the model was shown and said, and what that was compared with.
+
+    Attributes:
+        turns: demonstrations and query; the query alone where nobody here knows what was shown.
+        remarks: what is to be known of this answer: an image has changed since, another answer counts.
+        fields: the query's own, of the data.
+        rendering: its name.
+        prompt: as the model read it.
+        orders: in how many orders it was asked.
+        raw: what the model said; None for a ranking, and without an answer.
+        logprobs: the likeliest names, and the right one.
+        names: how many were ranked.
+        references: what it was compared with.
+        kinds: what sort of query it is.
+    """
 
     turns: list[TurnPayload]
+    remarks: list[str]
     fields: dict[str, str]
     rendering: str
     prompt: str | list[OpenAIMessage]

@@ -43,12 +43,14 @@ class Rows:
         trials: the plans.
         items: what was scored; see :func:`flamingo_eval.storage.scores.item_rows`.
         failures: the queries without an answer, and why.
+        version: of the run's answers and scores; see ``RunPayload``.
         found: the rows so far.
     """
 
     trials: Sequence[TrialPlan]
     items: Mapping[ItemKey, ItemRow]
     failures: Mapping[Slot, str]
+    version: int
     found: list[Row] = field(default_factory=list)
     _seen: set[tuple[int, int]] = field(default_factory=set)
     _chunks: dict[int, Columns] = field(default_factory=dict)
@@ -78,14 +80,13 @@ class Rows:
         example, item = trial.source.data.test[trial.queries[position]], self.items.get((*trial.key, id))
         answer, score = "", None
         if prediction is not None:
-            failed, own = None, prediction.answer
-            if item is not None and not isinstance(own, str):
+            failed, counts = None, trial.last_occurrence[id] == occurrence
+            if item is not None and counts and not isinstance(prediction.answer, str):
                 answer, score = item.answer, item.score
             else:
-                answer = text_of(processed(trial.source.benchmark.answer, own))
-                last = trial.last_occurrence[id] == occurrence
-                if item is not None and (not last or item.answer == answer):
-                    answer, score = item.answer, item.score  # else it was asked again since it was scored
+                answer = text_of(processed(trial.source.benchmark.answer, prediction.answer))
+                if item is not None and counts and item.answer == answer:  # else it was asked again since
+                    score = item.score
         reference = trial.source.references.by_id.get(id)
         kind, group = _kinds(reference)
         text = _text(example, fields_in(trial.source.benchmark.prompt.answer), reference)
@@ -97,16 +98,17 @@ class Rows:
         if known is None:
             part = self.found[number * CHUNK : (number + 1) * CHUNK]
             columns = [list(column) for column in zip(*part, strict=True)] if part else [[] for _ in Row._fields]
-            known = Columns(*columns)
+            known = Columns(self.version, *columns)
             if len(part) == CHUNK:
                 self._chunks[number] = known
         return known
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
         """Leaves out all rows but some."""
+        self.per_trial()  # how far the run is does not depend on what is shown of it
         self.found = [row for row in self.found if wanted(row)]
         self._chunks.clear()
-        self._counts, self._counted = Counter(), 0
+        self._counted = len(self.found)
 
     def has_chunk(self, number: int) -> bool:
         """Whether there are so many rows."""

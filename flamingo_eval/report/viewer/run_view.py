@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,20 @@ from flamingo_eval.core import registry
 from flamingo_eval.core.errors import DataError, UserError
 from flamingo_eval.core.explaining import ExplainingMetric
 from flamingo_eval.core.paths import exists
-from flamingo_eval.core.records import Annotation, Cell, Id, Notes, Ranking, Turn
+from flamingo_eval.core.prompting import is_elsewhere
+from flamingo_eval.core.records import Annotation, Cell, Id, Notes, Prediction, Query, Ranking, Rendering, Turn
 from flamingo_eval.engine.plan import TrialPlan, displayed
 from flamingo_eval.engine.prepare import RootOf
 from flamingo_eval.engine.reopen import reopen_answered
+from flamingo_eval.engine.requests import images_digest
 from flamingo_eval.engine.score import processed, raw_answers, text_of
 from flamingo_eval.report.caption import Caption, caption_of
 from flamingo_eval.report.show import run_text
-from flamingo_eval.report.shown import Shown
+from flamingo_eval.report.shown import Shown, format_value
 from flamingo_eval.report.viewer import payload as to_page
 from flamingo_eval.report.viewer.images import ShownImages
 from flamingo_eval.report.viewer.rows import CHUNK, Rows, kinds_of
-from flamingo_eval.storage.journal import Slot
+from flamingo_eval.storage.journal import Journal, Slot
 from flamingo_eval.storage.run_folder import RunFolder
 from flamingo_eval.storage.run_records import SessionRecord
 from flamingo_eval.storage.scores import item_rows, read_scores
@@ -51,34 +54,44 @@ class RunView:
 
     def __init__(self, path: Path, root_of: RootOf, data_root: str | None, images: ShownImages, group: int = 1) -> None:
         self.folder = RunFolder(path)
+        self.name, self.selection = path.absolute().name, ""
         self._root_of, self._data_root, self._images, self._group = root_of, data_root, images, group
-        self.version, self.name = 0, path.absolute().name
-        self._open()
+        self._open(1)
 
-    def _open(self) -> None:
-        self.version += 1
-        self._stamps = self._files()
-        self.record, self.trials, self._journal = reopen_answered(self.folder, self._root_of, self._data_root)
-        self._read_scores()
-        self._answers: dict[int, Mapping[Id, Any]] = {}
+    def _open(self, version: int) -> None:
+        """Reads the run; nothing of it is taken unless all can be read."""
+        stamps = self._files()
+        record, trials, journal = reopen_answered(self.folder, self._root_of, self._data_root)
+        scores = self._read_scores(trials, journal, version)
+        self.version, self.record, self.trials, self._journal, self._stamps = version, record, trials, journal, stamps
+        self._take(scores)
 
-    def _read_scores(self) -> None:
+    def _read_scores(
+        self, trials: Sequence[TrialPlan], journal: Journal, version: int
+    ) -> tuple[list[Cell], Notes, Rows]:
         """Scores, failures, and all rows anew."""
         scored = exists(self.folder.scores_file) and exists(self.folder.items_file)
-        self._cells, self._notes = read_scores(self.folder) if scored else ([], Notes())
+        cells, notes = read_scores(self.folder) if scored else ([], Notes())
         items = item_rows(self.folder) if scored else {}
         failures: dict[Slot, str] = {row.slot: row.reason for row in self.folder.read_failures()}
-        self.rows = Rows(self.trials, items, failures)
-        self.rows.add_new(self._journal)
+        rows = Rows(trials, items, failures, version)
+        rows.add_new(journal)
+        return cells, notes, rows
 
-    def _files(self) -> dict[Path, tuple[int, int, int]]:
-        """What changes when a run is extended, scored, or has failures."""
+    def _take(self, scores: tuple[list[Cell], Notes, Rows]) -> None:
+        self._cells, self._notes, self.rows = scores
+        self._answers: dict[int, Mapping[Id, Any]] = {}
+
+    def _files(self) -> dict[Path, tuple[int, ...]]:
+        """What changes when a run is extended, scored, has failures, or is begun anew."""
         folder = self.folder
-        found = {}
+        found: dict[Path, tuple[int, ...]] = {}
         for path in (folder.run_file, folder.scores_file, folder.items_file, folder.failures_file):
-            if exists(path):
+            with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 found[path] = (status.st_ino, status.st_mtime_ns, status.st_size)
+        with contextlib.suppress(FileNotFoundError):  # grows; another file is another run's
+            found[folder.journal_file] = (folder.journal_file.stat().st_ino,)
         return found
 
     def refresh(self) -> None:
@@ -87,28 +100,27 @@ class RunView:
         Raises:
             UserError, DataError: the run has been replaced or damaged.
         """
-        before, now = self._stamps, self._files()
-        run_file = self.folder.run_file
-        if now.get(run_file) != before.get(run_file):
-            keys, identity = self.record.keys, self.record.identity
-            self.record = self.folder.read_run()  # a session begins and ends with a new run.json
-            if (self.record.keys, self.record.identity) != (keys, identity):
-                self._open()
+        now, folder = self._files(), self.folder
+        changed = {path for path in now.keys() | self._stamps.keys() if now.get(path) != self._stamps.get(path)}
+        if folder.journal_file in changed and folder.journal_file in self._stamps:
+            self._open(self.version + 1)
+            return
+        if folder.run_file in changed:
+            record = folder.read_run()  # a session begins and ends with a new run.json
+            if (record.keys, record.identity) != (self.record.keys, self.record.identity):
+                self._open(self.version + 1)
                 return
+            self.record = record
         brought = self._journal.refresh()
-        others = {path for path in before.keys() | now.keys() if before.get(path) != now.get(path)} - {run_file}
+        if changed - {folder.run_file, folder.journal_file} or (
+            brought and self.rows.add_new(self._journal) < brought  # what was there has been answered anew
+        ):
+            scores = self._read_scores(self.trials, self._journal, self.version + 1)
+            self.version += 1
+            self._take(scores)
         self._stamps = now
-        if others:
-            self._read_again()
-        elif brought and self.rows.add_new(self._journal) < brought:
-            self._read_again()  # what was there has been answered anew
         if brought:
             self._answers.clear()
-
-    def _read_again(self) -> None:
-        self.version += 1
-        self._answers.clear()
-        self._read_scores()
 
     def summary(self) -> to_page.RunPayload:
         """The run, without its answers."""
@@ -130,8 +142,8 @@ class RunView:
             chunk=CHUNK,
             group=self._group,
             live=self.folder.in_use(),
+            selection=self.selection,
             checkpoint=run.checkpoint.name,
-            demo=run.demo or "",
             ranking=sorted(ranking),
             trials=trials,
             cells=[_cell(cell) for cell in self._cells],
@@ -169,11 +181,13 @@ class RunView:
         shown = "" if answer is None else text_of(processed(source.benchmark.answer, answer))
         ranked = [] if answer is None or isinstance(answer, str) else sorted(answer.items(), key=lambda one: -one[1])
         reference = source.references.by_id.get(query.id)
-        ids = [*map(str, query.demonstration_ids), str(query.id)]
-        turns = [self._turn(trial, id, turn, shown) for id, turn in
-                 zip(ids, (*query.prompt.demonstrations, query.prompt.query), strict=True)]  # fmt: skip
+        shown_turns = [*zip(map(str, query.demonstration_ids), query.prompt.demonstrations, strict=True)]
+        if is_elsewhere(trial.renderer):
+            shown_turns = []  # nobody here knows
+        shown_turns.append((str(query.id), query.prompt.query))
         return to_page.DetailPayload(
-            turns=turns,
+            turns=[self._turn(trial, id, turn, shown) for id, turn in shown_turns],
+            remarks=_remarks(trial, query, prediction, rendering),
             fields=dict(source.data.test[trial.queries[position]].fields),
             rendering=trial.renderer.name,
             prompt=displayed(rendering),
@@ -215,6 +229,17 @@ class RunView:
         return to_page.ExplanationPayload(found.lines, dict(found.parts), right if found.agrees else None)
 
 
+def _remarks(trial: TrialPlan, query: Query, prediction: Prediction | None, rendering: Rendering) -> list[str]:
+    """What is to be known of an answer."""
+    found = []
+    if trial.last_occurrence[query.id] != query.occurrence:
+        found.append("the trial asks this query again later, and the last answer counts: this one has no score")
+    known = prediction.images_digest if prediction else ""
+    if known and images_digest(trial.source.images.anew(), rendering.images) not in (known, None):
+        found.append("an image has changed since this was answered: the model saw another one")
+    return found
+
+
 def _likeliest(ranked: list[tuple[str, float]], reference: object) -> list[tuple[str, float | None]]:
     """The first names of a ranking, and the right one wherever it stands."""
     kept = [one for i, one in enumerate(ranked) if i < _MOST_NAMES or one[0] == reference]
@@ -245,7 +270,7 @@ def _cell(cell: Cell) -> to_page.CellPayload:
             groups.setdefault(kind, {})[name] = sum(values) / len(values)
     return to_page.CellPayload(
         cell.benchmark, cell.split, cell.shots, cell.selector, cell.protocol, cell.metric, cell.mean, cell.std,
-        len(cell.trials), cell.complete, groups,
+        format_value(cell), groups,
     )  # fmt: skip
 
 

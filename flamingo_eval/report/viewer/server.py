@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from flamingo_eval.core.errors import FlamingoEvalError, UserError
 from flamingo_eval.core.reading import parse_json
 from flamingo_eval.core.schema import typed
 from flamingo_eval.report.viewer.payload import Mark, encode
-from flamingo_eval.report.viewer.views import PAGE, Views, page_file
+from flamingo_eval.report.viewer.views import PAGE, NoSuchAnswerError, Views, page_file
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -37,6 +38,7 @@ _HEADERS = {
 }
 _KINDS = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8",
           "svg": "image/svg+xml", "png": "image/png", "jpg": "image/jpeg"}  # fmt: skip
+_LONGEST_PATH = 300
 _LONGEST_MARK = 20_000
 """Bytes of a request that makes a mark."""
 
@@ -93,7 +95,7 @@ def _routes(views: Views) -> list[Route]:
         async def respond(request: Request) -> Response:
             try:
                 found = await run_in_threadpool(lambda: encode(answer(**request.path_params)))
-            except LookupError:
+            except NoSuchAnswerError:
                 return _plain(404, "there is no such answer")
             except FlamingoEvalError as error:
                 return _plain(409, str(error))
@@ -121,7 +123,7 @@ def _routes(views: Views) -> list[Route]:
         Route(f"/data/detail/{place}", asked(views.detail)),
         Route(f"/data/explain/{place}", asked(views.explanation)),
         Route("/images/{name}", image),
-        Route("/marks", mark, methods=["POST"]),
+        Route("/marks/{run:int}", mark, methods=["POST"]),
         Route("/{name}", page),
     ]
 
@@ -136,7 +138,9 @@ async def _marked(views: Views, request: Request) -> Response:
             return _plain(413, "a mark is not as long as this")
     try:
         made = typed(parse_json(body, "the mark"), Mark, "the mark")
-        kept = await run_in_threadpool(views.mark, made)
+        kept = await run_in_threadpool(views.mark, request.path_params["run"], made)
+    except NoSuchAnswerError:
+        return _plain(404, "there is no such run")
     except FlamingoEvalError as error:
         return _plain(400, str(error))
     return Response(encode(kept), media_type="application/json")
@@ -155,15 +159,16 @@ class _Guard:
 
     def __init__(self, inner: ASGIApp, host: str) -> None:
         self._inner = inner
-        self._names = {"localhost", host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+        self._names = {"localhost", host.lower(), socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        problem = self._problem(scope["method"], headers)
-        if problem is not None:
-            await _with_headers(_plain(403, problem))(scope, receive, send)
+        given = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        problem = self._problem(scope["method"], given)
+        if problem is not None or len(scope["path"]) > _LONGEST_PATH:
+            refused = _plain(404, "there is no such page") if problem is None else _plain(403, problem)
+            await _with_headers(refused)(scope, receive, send)
             return
 
         async def send_with_headers(message: Any) -> None:
@@ -175,29 +180,29 @@ class _Guard:
 
         await self._inner(scope, receive, send_with_headers)
 
-    def _problem(self, method: str, headers: Mapping[str, str]) -> str | None:
-        host = headers.get("host", "")
-        if not self._is_own(host):
+    def _problem(self, method: str, given: Sequence[tuple[str, str]]) -> str | None:
+        headers = dict(given)
+        host, origins = headers.get("host", ""), [value for name, value in given if name == "origin"]
+        if not self._is_own(host) or sum(name == "host" for name, _ in given) != 1:
             return "this server answers to its own name only"
-        origin = headers.get("origin")
-        if origin is not None and origin != f"http://{host}":
-            return "this server answers to its own page only"
+        other = "this server answers to its own page only"
+        if any(origin != f"http://{host}" for origin in origins):
+            return other
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             top = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
             if not (top and method in ("GET", "HEAD")):  # a link elsewhere may lead here
-                return "this server answers to its own page only"
-        if method not in ("GET", "HEAD") and origin is None:
-            return "this server answers to its own page only"
-        return None
+                return other
+        return other if method not in ("GET", "HEAD") and not origins else None
 
     def _is_own(self, host: str) -> bool:
         """Whether a Host header names this machine: an address, for which no page elsewhere can stand, or its name."""
-        address = host.startswith("[") and "]" in host
-        name = host[: host.rindex("]") + 1] if address else host.partition(":")[0]
+        found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{1,5})?", host)
+        if found is None:
+            return False
         try:
-            ipaddress.ip_address(name.strip("[]"))
+            ipaddress.ip_address(found[1].strip("[]"))
         except ValueError:
-            return name.lower() in self._names
+            return found[1].lower() in self._names
         return True
 
 

@@ -20,9 +20,13 @@ MOST_RUNS = 2
 _LONG = 3.0
 """Seconds of reading that are worth a remark."""
 
-PAGE = ("index.html", "viewer.css", "icon.svg", "dom.js", "store.js", "filter.js", "curve.js", "run.js", "list.js",
-        "answer.js", "marks.js", "main.js")  # fmt: skip
+PAGE = ("index.html", "viewer.css", "icon.svg", "dom.js", "store.js", "filter.js", "curve.js", "run.js", "kinds.js",
+        "list.js", "answer.js", "marks.js", "main.js")  # fmt: skip
 """The files of the page; scripts in the order they are loaded in."""
+
+
+class NoSuchAnswerError(Exception):
+    """The page has asked for what is not there."""
 
 
 def page_file(name: str) -> bytes:
@@ -67,39 +71,54 @@ class Views:
         with self._lock:
             for run in self.runs if refresh else ():
                 run.refresh()
-            marks = [mark for run in self.runs for mark in read_marks(run.folder.path)]
-            kept = ", ".join(str(marks_file(run.folder.path)) for run in self.runs)
-            return State([run.summary() for run in self.runs], marks, kept)
+            marks = [read_marks(run.folder.path) for run in self.runs]
+            kept = [str(marks_file(run.folder.path)) for run in self.runs]
+            problems = [problem for _, problem in marks if problem]
+            return State([run.summary() for run in self.runs], [found for found, _ in marks], kept, problems)
 
     def columns(self, run: int, chunk: int) -> Columns:
-        """Some of a run's answers. Raises LookupError if there are no such."""
+        """Some of a run's answers. Raises NoSuchAnswerError."""
         with self._lock:
-            found = self.runs[run].rows
+            found = self._run(run).rows
             if chunk and not found.has_chunk(chunk):
-                raise IndexError(chunk)
+                raise NoSuchAnswerError
             return found.chunk(chunk)
 
     def detail(self, run: int, trial: int, position: int) -> DetailPayload:
-        """One answer. Raises LookupError if there is none."""
+        """One answer. Raises NoSuchAnswerError."""
         with self._lock:
-            return self.runs[run].detail(trial, position)
+            return self._having(run, trial, position).detail(trial, position)
 
     def explanation(self, run: int, trial: int, position: int) -> ExplanationPayload:
-        """How its score came about. Raises LookupError if there is no such answer."""
+        """How its score came about. Raises NoSuchAnswerError."""
         with self._lock:
-            return self.runs[run].explanation(trial, position)
+            return self._having(run, trial, position).explanation(trial, position)
 
-    def mark(self, mark: Mark) -> Mark:
-        """Keeps a mark beside the run that it names.
+    def mark(self, run: int, mark: Mark) -> Mark:
+        """Keeps a mark beside a run.
 
         Raises:
-            UserError, StorageError: see :func:`flamingo_eval.report.viewer.marks.add_mark`; or there is no such run.
+            UserError: see :func:`flamingo_eval.report.viewer.marks.add_mark`; or the run asks no such query.
+            NoSuchAnswerError: there is no such run.
         """
         with self._lock:
-            for run in self.runs:
-                if run.name == mark.run:
-                    return add_mark(run.folder.path, mark)
-        raise UserError("a mark is of an answer of a run that is shown")
+            view = self._run(run)
+            asked = (trial for trial in view.trials if trial.key == (mark.benchmark, mark.shots, mark.seed))
+            if not any((mark.query_id, mark.occurrence) == (str(i), n) for trial in asked for i, n in trial.slots):
+                raise UserError("a mark is of a query that the run asks")
+            return add_mark(view.folder.path, mark)
+
+    def _run(self, number: int) -> RunView:
+        if not 0 <= number < len(self.runs):
+            raise NoSuchAnswerError
+        return self.runs[number]
+
+    def _having(self, number: int, trial: int, position: int) -> RunView:
+        """The run that has a query."""
+        run = self._run(number)
+        if not (0 <= trial < len(run.trials) and 0 <= position < len(run.trials[trial])):
+            raise NoSuchAnswerError
+        return run
 
 
 def _read(path: Path, root_of: RootOf, data_root: str | None, images: ShownImages, group: int) -> RunView:

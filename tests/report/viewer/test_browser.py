@@ -59,7 +59,7 @@ def where(request: pytest.FixtureRequest, demo_run: Path, tmp_path_factory: pyte
 
 def rows(page: Page) -> list[list[str]]:
     """Trial, id, answer and score of the rows that are shown."""
-    page.wait_for_selector("#count")
+    page.wait_for_function("() => document.getElementById('count')?.innerText.includes('on their way') === false")
     script = """() => [...document.querySelectorAll("table.answers tbody tr")].map((row) =>
         ["trial", "id", "answer", "score"].map((name) => row.querySelector("td." + name).innerText.trim()))"""
     found: list[list[str]] = page.evaluate(script)

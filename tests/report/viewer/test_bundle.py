@@ -69,8 +69,18 @@ def test_what_is_not_written_over(cli: Cli, root: Path, tmp_path: Path) -> None:
         path.unlink()
     (tmp_path / "page/images").rmdir()
     (tmp_path / "page/images").symlink_to(tmp_path / "elsewhere")
-    assert cli("view", tmp_path / "run", "--bundle", tmp_path / "page").returncode == 2
-    assert list((tmp_path / "elsewhere").iterdir()) == []
+    (tmp_path / "elsewhere/thesis").write_text("x")
+    assert cli("view", tmp_path / "run", "--bundle", tmp_path / "page").returncode == 0
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["thesis"]
+    assert not (tmp_path / "page/images").is_symlink()
+    before = sorted(path.name for path in (tmp_path / "page").rglob("*"))
+    assert cli("view", tmp_path / "nosuch", "--bundle", tmp_path / "page").returncode == 2
+    assert sorted(path.name for path in (tmp_path / "page").rglob("*")) == before
+    (tmp_path / "page/mine.txt").write_text("x")
+    result = cli("view", tmp_path / "run", "--bundle", tmp_path / "page")
+    assert result.returncode == 2
+    assert "holds mine.txt" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "run", "elsewhere", "link", "page"}
 
 
 @pytest.mark.slow

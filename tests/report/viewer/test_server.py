@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 from PIL import Image
 
-from tests.support.helpers import Cli, run_scripted
+from tests.support.helpers import FAST, Cli, run_scripted, write_coco_root
 from tests.support.viewing import slow_run, viewing, wait_for
 
 pytestmark = pytest.mark.slow
@@ -51,7 +51,12 @@ def own(address: str) -> str:
     return urlsplit(address).netloc
 
 
-MARK = {"run": "scripted-run", "benchmark": "coco", "shots": 0, "seed": 42, "query_id": "1", "tag": "odd"}
+MARK = {"benchmark": "coco", "shots": 0, "seed": 42, "query_id": "1", "tag": "odd"}
+
+
+def a_mark(address: str) -> str:
+    """Of the first query."""
+    return json.dumps({**MARK, "query_id": data(address, "/data/rows/0/0")["id"][0]})
 
 
 @pytest.mark.parametrize(
@@ -68,8 +73,8 @@ MARK = {"run": "scripted-run", "benchmark": "coco", "shots": 0, "seed": 42, "que
         ),
         ("/images/0", "GET", {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}),
         ("/", "GET", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}),
-        ("/marks", "POST", {"Content-Type": "application/json"}),
-        ("/marks", "POST", {"Content-Type": "application/json", "Origin": "http://evil.example"}),
+        ("/marks/0", "POST", {"Content-Type": "application/json"}),
+        ("/marks/0", "POST", {"Content-Type": "application/json", "Origin": "http://evil.example"}),
     ],
 )
 def test_other_pages_are_refused(
@@ -120,11 +125,11 @@ def test_images_are_those_of_the_plan(served: str) -> None:
 
 @pytest.mark.parametrize(
     ("body", "status"),
-    [("{", 400), ("[]", 400), (json.dumps({**MARK, "tag": ""}), 400), (json.dumps({**MARK, "run": "other"}), 400),
-     (json.dumps({**MARK, "run": "../other"}), 400), (json.dumps({**MARK, "tag": "x" * 3000}), 400), ("x" * 30_000, 413)],
+    [("{", 400), ("[]", 400), (json.dumps({**MARK, "tag": ""}), 400), (json.dumps({**MARK, "seed": 7}), 400),
+     (json.dumps({**MARK, "benchmark": "../other"}), 400), (json.dumps({**MARK, "tag": "x" * 3000}), 400), ("x" * 30_000, 413)],
 )  # fmt: skip
 def test_marks_that_are_none(served: str, scripted_run: Path, body: str, status: int) -> None:
-    answer = ask(served, "/marks", "POST", body, Content_Type="application/json", Origin=f"http://{own(served)}")
+    answer = ask(served, "/marks/0", "POST", body, Content_Type="application/json", Origin=f"http://{own(served)}")
     assert answer[0] == status
     assert not scripted_run.with_name("scripted-run.marks.jsonl").exists()
 
@@ -134,12 +139,85 @@ def test_marks_are_not_written_through_a_link(scripted_run: Path, served: str, t
     link.symlink_to(tmp_path / "elsewhere")
     try:
         status, _, content = ask(
-            served, "/marks", "POST", json.dumps(MARK), Content_Type="application/json", Origin=f"http://{own(served)}"
+            served,
+            "/marks/0",
+            "POST",
+            a_mark(served),
+            Content_Type="application/json",
+            Origin=f"http://{own(served)}",
         )
         assert (status, (tmp_path / "elsewhere").exists()) == (400, False)
         assert "nothing is written through links" in content.decode()
     finally:
         link.unlink()
+
+
+def test_half_a_mark_and_bad_lines(scripted_run: Path, served: str) -> None:
+    """What can't be read is said, and costs nothing else: no mark, and no answer."""
+    kept = scripted_run.with_name("scripted-run.marks.jsonl")
+    kept.write_text('garbage\n{"run": "scripted-run", "benchm')
+    try:
+        answer = ask(
+            served, "/marks/0", "POST", a_mark(served), Content_Type="application/json", Origin=f"http://{own(served)}"
+        )
+        assert answer[0] == 200
+        state = data(served, "/data/state")
+        assert [mark["tag"] for mark in state["marks"][0]] == ["odd"]
+        assert "no marks can be read from line 1, 2" in state["problems"][0]
+        kept.unlink()
+        os.mkfifo(kept)
+        state = data(served, "/data/state")
+        assert state["marks"] == [[]]
+        assert "can't be read" in state["problems"][0]
+    finally:
+        kept.unlink()
+
+
+@pytest.mark.parametrize("path", ["/data/rows/0/" + "9" * 5000, "/" + "x" * 400])
+def test_long_paths(served: str, path: str) -> None:
+    assert ask(served, path)[0] == 404
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9101@evil.com", "evil.com:80#127.0.0.1", "", "127.0.0.1:x"])
+def test_hosts_that_are_none(served: str, host: str) -> None:
+    assert ask(served, "/", Host=host)[0] == 403
+
+
+def test_begun_anew_while_it_is_looked_at(cli: Cli, root: Path, tmp_path: Path) -> None:
+    """A run that is replaced, by the same settings or others; and one whose data is away for a while."""
+    run_scripted(cli, root, tmp_path / "run")
+    with viewing(tmp_path / "run") as address:
+        before = data(address, "/data/state")["runs"][0]
+        done = subprocess.run([sys.executable, "-m", "flamingo_eval", *FAST, "--data-root", str(root), "--out", str(tmp_path / "run"), "--fresh"],
+                              capture_output=True, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        after = data(address, "/data/state")["runs"][0]
+        assert after["version"] > before["version"]
+        assert after["rows"] == before["rows"] == 20
+        shutil.rmtree(tmp_path / "run")
+        shutil.move(root, tmp_path / "away")
+        write_coco_root(root, train=12, test=7)
+        run_scripted(cli, root, tmp_path / "run")
+        shutil.move(root, tmp_path / "also-away")
+        status, _, content = ask(address, "/data/state")
+        assert status == 409
+        assert "is not a folder" in content.decode()
+        shutil.move(tmp_path / "also-away", root)
+        again = data(address, "/data/state")["runs"][0]
+        assert (again["rows"], len(data(address, "/data/rows/0/0")["id"])) == (28, 28)
+        assert {trial["planned"] for trial in again["trials"]} == {7}
+
+
+def test_an_image_that_has_changed_is_said(cli: Cli, root: Path, tmp_path: Path) -> None:
+    run_scripted(cli, root, tmp_path / "run")
+    changed = next((root / "coco/val2014").iterdir())
+    with viewing(tmp_path / "run") as address:
+        assert [data(address, f"/data/detail/0/0/{i}")["remarks"] for i in range(5)] == [[]] * 5
+        Image.new("RGB", (8, 8), (1, 2, 3)).save(changed)
+        found = [data(address, f"/data/detail/0/0/{i}") for i in range(5)]
+        told = [one["turns"][-1]["images"][0]["path"].endswith(changed.name) for one in found if one["remarks"]]
+        assert told == [True]
+        assert "the model saw another one" in next(one["remarks"][0] for one in found if one["remarks"])
 
 
 def test_an_image_that_is_gone_or_none(cli: Cli, root: Path, tmp_path: Path) -> None:

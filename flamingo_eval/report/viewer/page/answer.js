@@ -8,19 +8,28 @@
     const row = run && run.find(v.keyOf(benchmark, shots, seed, id, occurrence));
     if (row === undefined) {
       const loading = v.runs.some((one) => one.size < one.info.rows);
-      return v.el("p", {}, loading ? "Loading." : "This run has no such answer.");
+      return v.el("p", { class: "missing" }, loading ? "Loading." : "This run has no such answer.");
     }
-    const page = v.el("article", { class: "one" }, head(run, row, filter), v.el("div", { class: "parts" }, v.el("p", {}, "Loading.")));
+    const page = v.el("article", { class: "one", "data-of": v.stateOf(run, row) }, head(run, row, filter), v.el("div", { class: "parts" }, v.el("p", {}, "Loading.")));
     fillIn(page, run, row, filter);
     return page;
   };
+
+  // what an answer's page depends on: when this is another text, it is drawn anew
+  v.stateOf = (run, row) => {
+    const { rows } = run, benchmark = run.trial(row).benchmark;
+    const others = v.runs.map((one) => one.info.trials.filter((t) => t.benchmark === benchmark)
+      .map((t) => one.find(v.keyOf(benchmark, t.shots, t.seed, rows.id[row], rows.occurrence[row])) !== undefined));
+    return JSON.stringify([v.runs.map((one) => one.info.version), others]);
+  };
+
+  const remarks = (detail) => v.el("div", {}, detail.remarks.map((text) => v.el("p", { class: "warning" }, v.said(text))));
 
   async function fillIn(page, run, row, filter) {
     const parts = page.querySelector(".parts");
     try {
       const detail = await run.detail(row);
-      parts.replaceChildren(prompt(detail), said(run, row, detail), compared(run, row, detail), everywhere(run, row, filter), otherRun(run, row), v.markForm(run, row), exact(detail));
-      page.dispatchEvent(new CustomEvent("filled"));
+      parts.replaceChildren(remarks(detail), prompt(detail), said(run, row, detail), compared(run, row, detail), everywhere(run, row, filter), otherRun(run, row), v.markForm(run, row), exact(detail));
       explain(parts, run, row);
     } catch (error) {
       parts.replaceChildren(v.el("p", { class: "failed" }, error.message));
@@ -29,7 +38,8 @@
 
   function head(run, row, filter) {
     const trial = run.trial(row), { rows } = run;
-    const { rows: selected } = v.selected({ ...filter, run: String(run.number) });
+    filter = { ...filter, run: String(run.number) };
+    const { rows: selected } = v.selected(filter);
     const place = selected.indexOf(row);
     const way = (to, text, rel) => (to === undefined ? v.el("span", { class: "button off" }, text) : v.el("a", { class: "button", rel, href: v.addressOf(run, to, filter) }, text));
     return v.el("header", {},
@@ -64,6 +74,10 @@
   }
 
   function prompt(detail) {
+    if (detail.rendering === "elsewhere") {
+      const note = v.el("p", { class: "note" }, "The answers were given elsewhere: what the system was shown is not known.");
+      return v.section("What was asked", note, v.el("ol", { class: "turns" }, turn(detail.turns.at(-1), "query", true)));
+    }
     const turns = detail.turns.map((one, i) => turn(one, i < detail.turns.length - 1 ? `demonstration ${i + 1}` : "query", i === detail.turns.length - 1));
     const count = detail.turns.length - 1;
     const order = count > 1 ? ", in this order" : "";
@@ -92,7 +106,7 @@
 
   function compared(run, row, detail) {
     const references = v.el("ul", { class: "references" }, detail.references.map((one) =>
-      v.el("li", { "data-text": one.text }, v.said(one.text), one.count > 1 && v.el("span", { class: "times" }, ` × ${one.count}`))));
+      Object.assign(v.el("li", {}, v.said(one.text), one.count > 1 && v.el("span", { class: "times" }, ` × ${one.count}`)), { reference: one.text })));
     const kinds = detail.kinds.length > 0 && v.el("p", { class: "note" }, v.said(detail.kinds.join(", ")));
     const none = detail.references.length ? null : v.el("p", {}, "The answers of this split are not public.");
     return v.section("What it was compared with", kinds, references, none,
@@ -113,7 +127,7 @@
       v.el("ul", {}, [...found.lines, ...(found.problem ? [found.problem] : [])].map((line) => v.el("li", {}, v.said(line)))),
       names.length ? v.table(["part", "", "score"], names.map(([name, value]) => [name, v.bar(value / most), v.number(value, 2)]), 2) : "");
     if (found.agreeing !== null) for (const item of parts.querySelectorAll(".references li")) {
-      const agrees = found.agreeing.includes(item.querySelector("bdi").textContent);
+      const agrees = found.agreeing.includes(item.reference);
       item.classList.add(agrees ? "agrees" : "differs");
       item.prepend(v.el("span", { class: "sign" }, agrees ? "✓ " : "✗ "));
     }
@@ -141,9 +155,11 @@
     const against = other && v.against(run, other, row);
     if (!against) return v.el("span", {});
     const { rows } = other;
+    const [first, second] = v.runs.map((one) => one.info.name);
     return v.section("In the other run", v.el("p", {},
-      v.el("a", { href: v.addressOf(other, against.there, v.NO_FILTER) }, v.said(other.info.name)), ": ",
-      v.said(rows.answer[against.there], "given"), `, score ${v.number(rows.score[against.there], 2)} `, v.el("strong", { class: "word" }, against.word)));
+      v.el("a", { href: v.addressOf(other, against.there, { ...v.NO_FILTER, run: String(other.number) }) }, v.said(other.info.name)), ": ",
+      v.said(rows.answer[against.there], "given"), `, score ${v.number(rows.score[against.there], 2)}`),
+      v.el("p", {}, `from ${first} to ${second}: `, v.el("strong", { class: "word" }, against.word)));
   }
 
   function exact(detail) {

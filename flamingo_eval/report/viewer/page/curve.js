@@ -2,7 +2,7 @@
 "use strict";
 
 (function (v) {
-  const WIDTH = 640, HEIGHT = 300, LEFT = 48, BOTTOM = 36, TOP = 12, RIGHT = 16;
+  const WIDTH = 460, HEIGHT = 250, LEFT = 44, BOTTOM = 40, TOP = 12, RIGHT = 16;
 
   // curves: [{label, shots, means, errors, published, colour}]
   v.curve = (title, curves) => {

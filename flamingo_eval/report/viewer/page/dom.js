@@ -31,13 +31,35 @@ const viewer = {};
   // text of data or of a model: it keeps its direction to itself
   v.said = (text, kind) => v.el("bdi", { class: "said " + (kind || "") }, text);
 
-  v.number = (value, digits) =>
-    value === null || value === undefined ? "–" : value.toFixed(digits === undefined ? 1 : digits);
+  // as Python rounds: what stands exactly between two goes to the even one
+  v.number = (value, digits = 1) => {
+    if (value === null || value === undefined) return "–";
+    const power = 10 ** digits, low = Math.floor(value * power);
+    const between = value * power - low === 0.5 && (low + 0.5) / power === value;
+    return (between && low % 2 === 0 ? low / power : value).toFixed(digits);
+  };
 
   v.count = (n, one, many) => `${n.toLocaleString("en")} ${n === 1 ? one : many || one + "s"}`;
 
-  v.tell = (text) => {
-    document.getElementById("status").textContent = text ? v.visible(text) : "";
+  // a sentence at the foot of the window; of each sort the last one, until it is taken back
+  const told = new Map();
+  v.tell = (sort, text) => {
+    told.set(sort, text);
+    document.getElementById("status").textContent = [...told.values()].filter(Boolean).map(v.visible).join(" · ");
+  };
+
+  // puts something else into a box; what was unfolded stays so, and the focus stays where it was
+  v.redraw = (box, ...content) => {
+    const names = (root) => [...root.querySelectorAll("a, button, summary, input, select, [tabindex]")];
+    const label = (one) => one.getAttribute("href") || one.getAttribute("name") || one.textContent;
+    const before = names(box);
+    const place = before.indexOf(document.activeElement);
+    const at = place < 0 ? null : label(before[place]);
+    const same = at === null ? 0 : before.slice(0, place).filter((one) => label(one) === at).length;
+    const open = new Set([...box.querySelectorAll("details[open] > summary")].map((one) => one.textContent));
+    box.replaceChildren(...content);
+    for (const summary of box.querySelectorAll("details > summary")) if (open.has(summary.textContent)) summary.parentNode.open = true;
+    if (at !== null) names(box).filter((one) => label(one) === at)[same]?.focus({ preventScroll: true });
   };
 
   v.section = (title, ...children) => v.el("section", {}, v.el("h2", {}, title), ...children);

@@ -4,7 +4,7 @@
 (function (v) {
   const SAME = 1e-9;
 
-  v.NO_FILTER = { run: "0", benchmark: "", shots: "", seed: "", kind: "", min: "", max: "", state: "", change: "", text: "", sort: "" };
+  v.NO_FILTER = { run: "0", benchmark: "", shots: "", seed: "", kind: "", min: "", max: "", state: "", change: "", text: "", sort: "", from: "0" };
 
   v.filterFrom = (query) => {
     const given = new URLSearchParams(query);
@@ -16,11 +16,12 @@
     return kept.length ? "?" + new URLSearchParams(kept) : "";
   };
 
-  // what has become of a row in the other run: its row there, difference of scores, and a word for it
+  // what has become of a row from the first run to the second: its row in the other one, difference of scores, a word
   v.against = (run, other, row) => {
     const there = other ? other.find(run.key(row)) : undefined;
     if (there === undefined) return null;
-    const [a, b] = [run.rows.score[row], other.rows.score[there]];
+    const [own, others] = [run.rows.score[row], other.rows.score[there]];
+    const [a, b] = run.number < other.number ? [own, others] : [others, own];
     const difference = a === null || b === null ? null : b - a;
     const word =
       difference !== null && difference < -SAME ? "broke"
@@ -39,9 +40,8 @@
         (!filter.seed || String(trial.seed) === filter.seed)
     );
     const { rows } = run;
-    const min = filter.min === "" ? -Infinity : Number(filter.min);
-    const max = filter.max === "" ? Infinity : Number(filter.max);
-    const bounded = filter.min !== "" || filter.max !== "";
+    const [min, max] = [bound(filter.min, -Infinity), bound(filter.max, Infinity)];
+    const bounded = min > -Infinity || max < Infinity;
     const text = filter.text.toLowerCase();
     const found = [];
     for (let row = 0; row < run.size; row++) {
@@ -56,6 +56,8 @@
     }
     return sorted(found, run, other, filter.sort);
   };
+
+  const bound = (text, none) => (text.trim() === "" || Number.isNaN(Number(text)) ? none : Number(text));
 
   const isChanged = (against, wanted) =>
     against !== null && (wanted === "any" ? against.word !== "same" : against.word === wanted);

@@ -8,8 +8,8 @@
 
   v.live = !files;
   v.runs = [];
-  v.marks = [];
-  v.kept = "";
+  v.marks = []; // of each run
+  v.kept = []; // in which file
   v.changed = () => {};
 
   // a script of a bundle hands its data over
@@ -103,7 +103,7 @@
         const number = Math.floor(this.size / chunk);
         const have = this.size;
         const columns = await (files ? fromFile(`rows-${this.number}-${number}`) : fromServer(`data/rows/${this.number}/${number}`));
-        if (version !== this.info.version || have !== this.size) return;
+        if (columns.version !== this.info.version || version !== this.info.version || have !== this.size) return;
         this.add(columns, have - number * chunk);
         if (this.size === have) return;
         v.changed();
@@ -139,30 +139,31 @@
     v.runs = state.runs.map((info, i) => new Run(info, i));
     v.changed();
     for (const run of v.runs) await run.load();
-    v.changed();
   };
 
   function take(state) {
     v.marks = state.marks;
     v.kept = state.kept;
+    v.tell("marks file", state.problems.join(" "));
   }
 
-  const told = (state) => JSON.stringify([state.runs, state.marks]);
+  const told = (state) => JSON.stringify([state.runs, state.marks, state.problems]);
   let before = "";
 
   // asks whether there is something new
   v.look = async () => {
     const state = await fromServer("data/state");
     const now = told(state);
-    if (now === before) return;
-    before = now;
+    if (now === before && v.runs.every((run) => run.size >= run.info.rows)) return;
     take(state);
+    if (!v.runs.length) v.runs = state.runs.map((info, i) => new Run(info, i));
     for (const [i, info] of state.runs.entries()) await v.runs[i].update(info);
+    before = now;
     v.changed();
   };
 
-  v.send = async (mark) => {
-    const answer = await fetch("marks", {
+  v.send = async (run, mark) => {
+    const answer = await fetch(`marks/${run.number}`, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(mark),

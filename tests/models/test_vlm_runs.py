@@ -304,7 +304,7 @@ def test_tied_heads_and_thinking(tmp_path: Path, cli: Cli) -> None:
     (folder / "chat_template.jinja").write_text(template + "{% if enable_thinking %}THINK{% endif %}")
     small = ("coco", "--checkpoint", f"hf:{folder}", "--data-root", "demo", "--shots", "2", "--num-samples", "4", "--trials", "1",
              "--device", "cpu")  # fmt: skip
-    quiet = cli(*small, "--out", "quiet")
+    quiet = cli(*small, "--out", "quiet", "--notes")
     assert "the template's enable_thinking is off" in quiet.stdout, quiet.stderr
     loud = cli(*small, "--out", "loud", "--template-arg", "enable_thinking=true")
     assert 'template arg {"enable_thinking": true}' in loud.stdout, loud.stderr

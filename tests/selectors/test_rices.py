@@ -197,7 +197,7 @@ def test_images_that_cant_be_read(root: Path, cli: Cli) -> None:
 
 @pytest.mark.torch
 def test_a_run_shows_one_trial_and_says_why(root: Path, cli: Cli) -> None:
-    result = cli("coco", "--shots", "0,2", *RICES, "--data-root", root, "--out", "run")
+    result = cli("coco", "--shots", "0,2", *RICES, "--data-root", root, "--out", "run", "--notes")
     assert result.returncode == 0, result.stderr
     assert "one trial, seed 42" in result.stdout
     assert "the same with every seed: one trial, so no standard deviation" in result.stdout

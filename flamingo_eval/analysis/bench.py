@@ -97,6 +97,7 @@ class Bench:
         precision: how.
         stability: by number of shots, if that was asked for.
         demo: what has to be said of the demo; empty where nothing is the demo's.
+        load: seconds that loading the model took.
     """
 
     rows: Sequence[Measured]
@@ -110,13 +111,21 @@ class Bench:
     precision: str
     stability: Sequence[Stability] = ()
     demo: str = ""
+    load: float = 0.0
 
     @property
     def estimate(self) -> float:
-        """Seconds of the whole run."""
+        """Seconds of the whole run, once the model is loaded."""
+        return self.on(1) - self.load
+
+    def on(self, workers: int) -> float:
+        """Seconds of the whole run, shared by workers that are like this machine and share what they have encoded.
+
+        Each loads the model, all at once; one process scores.
+        """
         language = sum(row.language * self.all_queries[row.shots] for row in self.rows)
         scoring = self.metric * sum(self.all_queries.values())
-        return language + scoring + (self.image or 0.0) * self.images
+        return self.load + (language + (self.image or 0.0) * self.images) / workers + scoring
 
 
 def run_bench(spec: RunSpec, root_of: RootOf, queries: int, *, stability: bool = False) -> Bench:
@@ -143,7 +152,9 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int, *, stability: bool =
     device, precision = model_source.resolve(spec.device, spec.precision)
     first = {trial.shots: trial for trial in reversed(trials)}
     rows, metric, seen, work = [], 0.0, 0.0, None
+    began = time.perf_counter()
     with closing(model_source.load(device, precision)) as model:
+        load = time.perf_counter() - began
         _ask(model, source, first[min(first)], 1, spec.batch_size)  # warm up
         for shots in wanted:
             row, scored, work = _measure(model, source, first[shots], queries, spec.batch_size)
@@ -165,6 +176,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int, *, stability: bool =
         precision=precision,
         stability=moved,
         demo=demo_note(spec) or "",
+        load=load,
     )
 
 

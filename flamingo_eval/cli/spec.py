@@ -11,6 +11,7 @@ from flamingo_eval.cli.config import Config
 from flamingo_eval.cli.options import ON_COMMAND_LINE, Given
 from flamingo_eval.core import registry
 from flamingo_eval.core.benchmark import canonical_name, load_benchmark
+from flamingo_eval.core.cluster_settings import CLUSTER_SETTINGS
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.run_settings import (
     DEMO,
@@ -25,7 +26,7 @@ from flamingo_eval.core.settings import Setting
 
 ALL = frozenset(SETTINGS)
 RUN = ALL
-BENCH = ALL - {"on_error", "process", "executor", "out", "notes"}
+BENCH = ALL - {"on_error", "process", "executor", "out", "notes", *CLUSTER_SETTINGS}
 PLAN = BENCH - {"precision", "batch_size", "feature_cache", "plain", "format", "device_map"}
 FEATURES = frozenset({"data_root", "protocol", "split", "select", "device", "image_formats", "offline"})
 REPRODUCE = RUN - {"seeds", "trials", "checkpoint", "out", "notes"}

@@ -11,7 +11,7 @@ import errno
 import io
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,6 +38,10 @@ _ORIENTATION = 0x0112
 
 MOST_BYTES = 1 << 30
 """Larger files are refused unread. (An uncompressed image as large as Pillow opens has 0.7 GB.)"""
+
+
+CHANGED = "has changed since this command began; given again, it reads the new one"
+"""What is wrong with an image that is not what it was when it was first looked at."""
 
 
 class Images:
@@ -70,6 +74,15 @@ class Images:
         part._digests = {image: self._digests[image] for image in shown if image in self._digests}
         return part
 
+    def seen(self) -> dict[str, str]:
+        """Image -> digest of its content, of all that have been looked at."""
+        with self._lock:
+            return dict(self._digests)
+
+    def learn(self, seen: Mapping[str, str]) -> list[str]:
+        """Takes over what another process has seen first, and says which of these images were others here."""
+        return [image for image, digest in seen.items() if self._first_seen(image, digest) != digest]
+
     def __getstate__(self) -> tuple[Path, tuple[str, ...], dict[str, str]]:
         with self._lock:
             return self.root, self.formats, dict(self._digests)
@@ -101,17 +114,20 @@ class Images:
         Raises:
             QueryError: as :meth:`digest`; or they are others than when it was first looked at.
         """
+        content = self._content(image)
+        digest = bytes_digest(content)
+        if self._first_seen(image, digest) != digest:
+            raise QueryError(f"{self.root / image} {CHANGED}")
+        return content
+
+    def _content(self, image: str) -> bytes:
         path = self.root / image
         try:
             with open_regular(path) as file:
                 _check_size(path, os.fstat(file.fileno()).st_size)
-                content = file.read()
+                return file.read()
         except (OSError, ValueError) as error:
             raise _unreadable(path, error) from error
-        digest = bytes_digest(content)
-        if self._first_seen(image, digest) != digest:
-            raise QueryError(f"{path} has changed since this command began; given again, it reads the new one")
-        return content
 
     def decode(self, image: str, use: Callable[[Image.Image], T]) -> T:
         """What a function makes of an image, which it gets as Pillow opened it.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from flamingo_eval.core.cluster_settings import CLUSTER_SETTINGS, ClusterSettings
 from flamingo_eval.core.images import formats_with
 from flamingo_eval.core.paths import user_path
 from flamingo_eval.core.server_settings import SERVER_SETTINGS, ServerSettings
@@ -45,7 +46,7 @@ FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(ServerSettings):
+class RunSettings(ClusterSettings, ServerSettings):
     """Every setting of a run."""
 
     shots: tuple[int, ...] = declared(
@@ -270,7 +271,8 @@ class RunSettings(ServerSettings):
     executor: str | None = declared(
         None,
         TEXT,
-        "Who answers: local (this process), processes (those that share the run's folder), or a plug-in.",
+        "Who answers: local (this process), processes (those that share the run's folder), ray (workers of a Ray "
+        "cluster), or a plug-in.",
         metavar="NAME",
         panel=HOW,
         changes_answers=False,
@@ -330,14 +332,14 @@ class RunSettings(ServerSettings):
 
 SETTINGS: Mapping[str, Setting] = {
     one.name: Setting(one.name, one.metadata["kind"], one.metadata["help"], one.default, **one.metadata["more"])
-    for one in sorted(fields(RunSettings), key=lambda one: one.name in SERVER_SETTINGS)
+    for one in sorted(fields(RunSettings), key=lambda one: one.name in (*CLUSTER_SETTINGS, *SERVER_SETTINGS))
 }
 """The settings of a run, by name."""
 
 NAMED_SETTINGS = tuple(name for name, one in SETTINGS.items() if one.changes_answers and one.named)
 """Those that a run's identity has under their own names, where they are not the defaults."""
 
-COMMAND_LINE_ONLY = frozenset({"checkpoint", "offline", "process", "executor", "format", "notes"})
+COMMAND_LINE_ONLY = frozenset({"checkpoint", "offline", "process", "executor", "format", "notes", *CLUSTER_SETTINGS})
 """What ``evaluate`` has not: there the model is at hand, in this process, and cells are returned."""
 
 PER_BENCHMARK = frozenset({"shots", "seeds", "trials"})

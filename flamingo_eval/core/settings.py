@@ -20,6 +20,7 @@ from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.paths import user_path
 
 DATA, MODEL, SERVER, HOW, OUT = "Data and demonstrations", "Model", "Server", "Execution", "Output"
+CLUSTER = "Cluster"
 """What settings are about; the headings of ``--help``."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -35,7 +35,7 @@ def bound_spinning() -> None:
         os.environ["GOMP_SPINCOUNT"], os.environ["KMP_BLOCKTIME"] = str(_SPINS), str(_MILLISECONDS)
 
 
-def prefetched(function: Callable[[A], B], items: Iterable[A]) -> Iterator[tuple[A, B]]:
+def prefetched(function: Callable[[A], B], items: Iterable[A]) -> Generator[tuple[A, B], None, None]:
     """Each item with the function's value, which is worked out in a thread while the one before is being used.
 
     >>> list(prefetched(len, ["a", "bb"]))

@@ -15,7 +15,7 @@ from flamingo_eval.core.protocols import Model
 from flamingo_eval.core.records import NoAnswer, Prediction, Replied, Task
 from flamingo_eval.core.workers import as_they_come, prefetched
 from flamingo_eval.engine.asking import Answered, Runner, ensembled
-from flamingo_eval.engine.batches import batches_of, kinds, measure_of
+from flamingo_eval.engine.batches import Length, batches_of, kinds, measure_of
 from flamingo_eval.engine.requests import Pending, Request, images_digest
 from flamingo_eval.storage.journal import Entry, Failure, Journal, Slot
 
@@ -97,16 +97,16 @@ class Answering:
             [result] = ensembled(self._model, [prepared], task)
         except (QueryError, DeviceMemoryError) as error:
             result = NoAnswer(str(error))
-        return _result(item, result, images_digest(request.images, request.shown) or "")
+        return result_of(item, result, images_digest(request.images, request.shown) or "")
 
-    def _keep(self, items: Sequence[tuple[Pending, str]], answers: Sequence[Answered]) -> None:
-        benchmark, shots, _ = items[0][0].trial.key
+    def _keep(self, items: Sequence[tuple[Pending | Request, str]], answers: Sequence[Answered]) -> None:
+        benchmark, shots, *_ = items[0][0].slot
         sizes = self.batches.setdefault(f"{benchmark} {shots}", {})
         sizes[str(len(items))] = sizes.get(str(len(items)), 0) + 1
         paired = zip(items, answers, strict=True)
-        self._keep_outcomes([(item, _result(item, result, content)) for (item, content), result in paired])
+        self._keep_outcomes([(item, result_of(item, result, content)) for (item, content), result in paired])
 
-    def _keep_outcomes(self, outcomes: Sequence[tuple[Pending, Prediction | Failure]]) -> None:
+    def _keep_outcomes(self, outcomes: Sequence[tuple[Pending | Request, Prediction | Failure]]) -> None:
         """Journals answers together, and remembers what failed."""
         entries = []
         for item, outcome in outcomes:
@@ -121,32 +121,46 @@ class Answering:
         self._failed.add(failure.slot)
         self.failures.append(failure)
 
-    def _prepare(self, task: Task, batch: Sequence[tuple[Pending, Request]]) -> _Ready:
-        ready = _Ready([], [], [], [])
-        images = batch[0][1].images
-        prompts = [prompt for _, request in batch if request.failed is None for prompt in request.prompts]
-        with suppress(QueryError):  # whose image it is is found out when its prompt is prepared
-            self._model.prefetch(prompts, task, images)
-        for item, request in batch:
-            prepared = _prepared(self._model, request)
-            if isinstance(prepared, Failure):
-                ready.failures.append(prepared)
-            else:
-                # the model has read them through the same object: these are the bytes that it has decoded
-                ready.items.append((item, images_digest(images, request.shown) or ""))
-                ready.prepared.append(prepared)
-                ready.lengths.append(max(self._length(prompt, request.images) for prompt in request.prompts))
-        return ready
+    def _prepare(self, task: Task, batch: Sequence[tuple[Pending, Request]]) -> ReadBatch:
+        return read_batch(self._model, task, batch, self._length)
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A batch whose images are read: what can be asked, each in all its orders, and what can't."""
+class ReadBatch:
+    """A batch whose images are read: what can be asked, each in all its orders, and what can't.
 
-    items: list[tuple[Pending, str]]
+    Attributes:
+        items: what can be asked, with a digest of the images that it shows.
+        prepared: of each its prompts, as the model has read them.
+        lengths: how long these are.
+        failures: what can't be asked.
+    """
+
+    items: list[tuple[Pending | Request, str]]
     prepared: list[list[Any]]
     lengths: list[int]
     failures: list[Failure]
+
+
+def read_batch(
+    model: Model, task: Task, batch: Sequence[tuple[Pending | Request, Request]], length_of: Length
+) -> ReadBatch:
+    """Reads the images of a batch, whose requests share them."""
+    ready = ReadBatch([], [], [], [])
+    images = batch[0][1].images
+    prompts = [prompt for _, request in batch if request.failed is None for prompt in request.prompts]
+    with suppress(QueryError):  # whose image it is is found out when its prompt is prepared
+        model.prefetch(prompts, task, images)
+    for item, request in batch:
+        prepared = _prepared(model, request)
+        if isinstance(prepared, Failure):
+            ready.failures.append(prepared)
+        else:
+            # the model has read them through the same object: these are the bytes that it has decoded
+            ready.items.append((item, images_digest(images, request.shown) or ""))
+            ready.prepared.append(prepared)
+            ready.lengths.append(max(length_of(prompt, request.images) for prompt in request.prompts))
+    return ready
 
 
 def _prepared(model: Model, request: Request) -> list[Any] | Failure:
@@ -159,7 +173,7 @@ def _prepared(model: Model, request: Request) -> list[Any] | Failure:
         return Failure(request.slot, str(error))
 
 
-def _result(asked: Pending | Request, result: Answered, content: str) -> Prediction | Failure:
+def result_of(asked: Pending | Request, result: Answered, content: str) -> Prediction | Failure:
     """What is journalled for an answer, or why there is none."""
     if isinstance(result, NoAnswer):
         return Failure(asked.slot, result.reason)
@@ -247,7 +261,7 @@ def _answer_alike(model: Model, requests: Sequence[Request]) -> dict[Slot, Predi
     parts = runner.answer([ready for _, ready in prepared], lengths, requests[0].task)
     answers = [result for part in parts for result in part]
     for (request, _), result in zip(prepared, answers, strict=True):
-        found[request.slot] = _result(request, result, images_digest(request.images, request.shown) or "")
+        found[request.slot] = result_of(request, result, images_digest(request.images, request.shown) or "")
     return found
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
+from typing import TypeVar
 
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.measuring import MeasuresPrompts
 from flamingo_eval.core.protocols import Model
 from flamingo_eval.core.records import Prompt, Task
 from flamingo_eval.engine.requests import Pending, Request
+
+T = TypeVar("T")
 
 
 def kinds(pending: Sequence[Pending]) -> Iterator[tuple[Task, list[Pending]]]:
@@ -46,12 +49,18 @@ def batches_of(
     while start < len(pending):
         first, images = pending[start].query.prompt, pending[start].trial.source.images
         window = WINDOW * size_of(first, length_of(first, images))
-        some = [(item, item.request) for item in pending[start : start + window]]
+        yield from in_batches([(item, item.request) for item in pending[start : start + window]], size_of, length_of)
         start += window
-        lengths = {id(request): length_of(request.prompts[0], request.images) for _, request in some}
-        some.sort(key=lambda pair: -lengths[id(pair[1])])
-        while some:
-            longest = some[0][1]
-            size = size_of(longest.prompts[0], lengths[id(longest)])
-            yield some[:size]
-            some = some[size:]
+
+
+def in_batches(
+    some: Sequence[tuple[T, Request]], size_of: Callable[[Prompt, int], int], length_of: Length
+) -> Iterator[list[tuple[T, Request]]]:
+    """The same of requests that are there already, each with whatever it is for."""
+    lengths = {id(request): length_of(request.prompts[0], request.images) for _, request in some}
+    left = sorted(some, key=lambda pair: -lengths[id(pair[1])])
+    while left:
+        longest = left[0][1]
+        size = size_of(longest.prompts[0], lengths[id(longest)])
+        yield left[:size]
+        left = left[size:]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from flamingo_eval.core import registry
 from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.images import Images
 from flamingo_eval.core.protocols import ModelSource
-from flamingo_eval.core.run_settings import Process
+from flamingo_eval.core.run_settings import Process, RunSpec
 from flamingo_eval.core.schema import typed
 from flamingo_eval.engine.requests import Pending
+from flamingo_eval.engine.retrieval import Retriever
 from flamingo_eval.storage.journal import Failure, Journal
 from flamingo_eval.storage.run_folder import RunFolder
 
@@ -87,6 +89,23 @@ class Executor(Protocol):
             CheckpointError: the model can't be loaded.
             StorageError: answers can't be kept.
         """
+
+
+@runtime_checkable
+class Distributed(Protocol):
+    """An executor whose models run on other machines, which are found before a run is prepared."""
+
+    def connect(self, spec: RunSpec) -> None:
+        """Finds them. Raises UserError."""
+
+    def resolve(self, source: ModelSource) -> tuple[str, str]:
+        """Device and precision that a model has there. Raises UserError."""
+
+    def retriever(self, retriever: Retriever, images: Images) -> Retriever:
+        """The same, with features built there."""
+
+    def close(self) -> None:
+        """Lets go of them."""
 
 
 def make_executor(name: str | None, process: Process) -> Executor:

@@ -216,14 +216,24 @@ class PreparedRun:
     trial_keys: Sequence[TrialKey]
 
 
-def prepare(spec: RunSpec, root_of: RootOf, out: Path | None, model_source: ModelSource | None = None) -> PreparedRun:
-    """Reads what a run needs, and checks that it can be carried out. Parameters and errors as :func:`execute`."""
+def prepare(
+    spec: RunSpec,
+    root_of: RootOf,
+    out: Path | None,
+    model_source: ModelSource | None = None,
+    resolve: Callable[[ModelSource], tuple[str, str]] | None = None,
+) -> PreparedRun:
+    """Reads what a run needs, and checks that it can be carried out. Parameters and errors as :func:`execute`.
+
+    ``resolve`` says which device and precision the model has, where that is not this machine's to say.
+    """
     images = Images(root_of(spec.data_root), spec.formats)
     model_source = model_source or registry.model_source(spec.checkpoint, spec.model_options)
     sources = read_sources(spec, images, model_source.renderer)
     check_model(model_source, spec, sources)
     info, retriever = model_source.info(), Retriever.of(spec)
-    device, precision = model_source.resolve(spec.device, spec.precision)
+    resolved = resolve(model_source) if resolve else model_source.resolve(spec.device, spec.precision)
+    device, precision = resolved
     retrieval = None if retriever is None else retriever.identity()
     identity = run_identity(spec, sources, info.digest, precision, model_source.renderer, retrieval)
     folder = RunFolder(out or default_folder(spec, identity))

@@ -6,8 +6,9 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -47,6 +48,35 @@ class Encoding:
     vectors: Vectors
     number: Mapping[str, int]
     failed: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What came of encoding a batch of images.
+
+    Attributes:
+        keys: those that could be read.
+        vectors: a row for each of them, of any length; None if there are none.
+        failed: key -> why the others could not.
+    """
+
+    keys: Sequence[str]
+    vectors: Vectors | None
+    failed: Mapping[str, str]
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """An encoder's source that encodes elsewhere."""
+
+    def embed(self, wanted: Mapping[str, str], rgb: bool, device: str) -> Iterator[Encoded]:
+        """Encodes images, in whatever order.
+
+        Args:
+            wanted: key of an image -> its path.
+            rgb: convert images to RGB before the transform.
+            device: where, as the user said.
+        """
 
 
 def retrieval_of(spec: RunSpec) -> Retrieval | None:
@@ -192,8 +222,6 @@ def _build(
         rgb: convert images to RGB before the transform.
         device: where images are encoded.
     """
-    from flamingo_eval.devices import free_memory, pick_device
-
     lacking = [key for key in shown if key not in store]
     failed: dict[str, str] = {}
     with store.building():
@@ -201,26 +229,42 @@ def _build(
         missing = [key for key in shown if key not in store]
         if not missing:  # another process was faster
             return failed
-        info, encoder = source.info(), source.load(pick_device(device))
+        info = source.info()
         about = {"name": info.name, "parts": dict(info.parts)}
         title = f"image features ({info.name})"
+        embed = source.embed if isinstance(source, Embeds) else partial(_embed_here, source, images)
         with progress_bar(len(missing), "image", title) as bar:
-            for batch, prepared in _prefetched(encoder, {key: shown[key] for key in missing}, rgb, images):
-                good = [(key, p) for key, p in zip(batch, prepared, strict=True) if not isinstance(p, QueryError)]
-                failed |= {k: str(p) for k, p in zip(batch, prepared, strict=True) if isinstance(p, QueryError)}
-                if good:
-                    found = encoder.encode([p for _, p in good])
-                    if getattr(found, "ndim", 0) != 2 or len(found) != len(good):
-                        raise UserError(
-                            f"the image encoder {info.name} gave no embedding for each of {len(good)} images, but "
-                            f"something of shape {getattr(found, 'shape', None)}"
-                        )
-                    vectors = _normalised(found, [images.root / shown[key] for key, _ in good])
-                    store.append([key for key, _ in good], vectors, about)
-                bar.update(len(batch))
+            for part in embed({key: shown[key] for key in missing}, rgb, device):
+                failed |= part.failed
+                if part.keys:
+                    _check_shape(part, info.name)
+                    vectors = _normalised(cast(Vectors, part.vectors), [images.root / shown[key] for key in part.keys])
+                    store.append(part.keys, vectors, about)
+                bar.update(len(part.keys) + len(part.failed))
+    return failed
+
+
+def _check_shape(part: Encoded, name: str) -> None:
+    if getattr(part.vectors, "ndim", 0) != 2 or len(cast(Vectors, part.vectors)) != len(part.keys):
+        raise UserError(
+            f"the image encoder {name} gave no embedding for each of {len(part.keys)} images, but "
+            f"something of shape {getattr(part.vectors, 'shape', None)}"
+        )
+
+
+def _embed_here(
+    source: EncoderSource, images: Images, wanted: Mapping[str, str], rgb: bool, device: str
+) -> Iterator[Encoded]:
+    from flamingo_eval.devices import free_memory, pick_device
+
+    encoder = source.load(pick_device(device))
+    for batch, prepared in _prefetched(encoder, wanted, rgb, images):
+        good = [(key, p) for key, p in zip(batch, prepared, strict=True) if not isinstance(p, QueryError)]
+        failed = {key: str(p) for key, p in zip(batch, prepared, strict=True) if isinstance(p, QueryError)}
+        vectors = encoder.encode([p for _, p in good]) if good else None
+        yield Encoded([key for key, _ in good], vectors, failed)
     del encoder
     free_memory()  # it is for the language model
-    return failed
 
 
 def _prefetched(

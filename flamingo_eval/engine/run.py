@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from flamingo_eval.core.records import Cell, Ranking
 from flamingo_eval.core.run_settings import RunSpec
 from flamingo_eval.core.source import Source
 from flamingo_eval.engine.answer import describe_failures, note_usage
-from flamingo_eval.engine.executor import Alone, Executor, Outcome, Terms, checked, make_executor
+from flamingo_eval.engine.executor import Alone, Distributed, Executor, Outcome, Terms, checked, make_executor
 from flamingo_eval.engine.identity import check_server, git_commit, new_record, versions
 from flamingo_eval.engine.plan import TrialPlan
 from flamingo_eval.engine.prepare import PreparedRun, RootOf, model_digest, opening_notes, plan_all, prepare, rank_all
@@ -67,8 +68,19 @@ def execute(
             after all others are.
         StorageError: the run folder can't be written.
     """
-    run = prepare(spec, root_of, out, model_source)
     executor = executor or make_executor(spec.executor, spec.worker)
+    if not isinstance(executor, Distributed):
+        return _execute(prepare(spec, root_of, out, model_source), root_of, executor, fresh=fresh)
+    with closing(executor):
+        executor.connect(spec)
+        run = prepare(spec, root_of, out, model_source, executor.resolve)
+        if run.retriever is not None:
+            run = dataclasses.replace(run, retriever=executor.retriever(run.retriever, run.images))
+        return _execute(run, root_of, executor, fresh=fresh)
+
+
+def _execute(run: PreparedRun, root_of: RootOf, executor: Executor, *, fresh: bool) -> RunResult:
+    """Carries out a run that is prepared."""
     for line in opening_notes(run):
         if executor.leads:
             warn(line)

@@ -10,6 +10,8 @@ from flamingo_eval.analysis.bench import Bench, Measured, Stability
 from flamingo_eval.report.grid import markdown_grid, text_grid
 
 PARTS = ("vision", "prefill", "decode")
+WORKERS = (1, 2, 4, 8, 16, 32)
+"""Numbers of workers that are told how long a run takes."""
 
 
 def shares(parts: dict[str, float], wall: float) -> str:
@@ -62,8 +64,18 @@ def _lines(bench: Bench) -> list[str]:
     lines.append(f"scoring: {1000 * bench.metric:.2f} ms per query")
     lines.append(f"whole run: {sum(bench.all_queries.values()):,} queries, {bench.images:,} distinct images, "
                  f"about {duration(bench.estimate)}")  # fmt: skip
+    lines.append(_on_workers(bench))
     lines += [_stability(row) for row in bench.stability]
     return [*lines, *([bench.demo] if bench.demo else [])]
+
+
+def _on_workers(bench: Bench) -> str:
+    """How long the run would take on more machines like this one."""
+    times = ", ".join(f"{duration(bench.on(count))} on {count}" for count in WORKERS)
+    return (
+        f"with --executor ray, workers like this machine: about {times}; {duration(bench.load)} of it to load "
+        "the model, and one process scores"
+    )
 
 
 def _stability(row: Stability) -> str:
@@ -85,7 +97,8 @@ def as_markdown(bench: Bench) -> str:
 
 def as_json(bench: Bench) -> str:
     """Everything, unrounded."""
-    return json.dumps({**asdict(bench), "estimate": bench.estimate}, indent=1) + "\n"
+    on_workers = {str(count): bench.on(count) for count in WORKERS}
+    return json.dumps({**asdict(bench), "estimate": bench.estimate, "on_workers": on_workers}, indent=1) + "\n"
 
 
 FORMATS: dict[str, Callable[[Bench], str]] = {"table": as_text, "markdown": as_markdown, "json": as_json}

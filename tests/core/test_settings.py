@@ -233,6 +233,7 @@ def test_every_setting_can_stand_in_the_file() -> None:
                 "batch_size": 8, "feature_cache": "1GB", "plain": True, "on_error": "skip", "process": "0/1",
                 "executor": "local", "out": "run", "format": "json", "notes": True, "rendering": "chat", "system": "Be brief.",
                     "template_arg": ["enable_thinking=false"], "image_tokens": 64, "max_pixels": 4096, "device_map": "auto",
+                    "workers": 8, "gpus_per_worker": 2, "address": "local", "ship_images": True,
                 "base_url": "http://localhost:8000", "api_key_file": "key", "ca_file": "ca.pem", "concurrency": 4,
                 "timeout": 30, "retries": 2, "max_requests": 100, "max_cost": 2.5, "price_in": 1, "price_out": 3.0}  # fmt: skip
     assert examples.keys() == SETTINGS.keys()

@@ -1,0 +1,198 @@
+"""Workers of a Ray cluster answer; this process alone writes the run's folder.
+
+Requests are sent in pieces of a few batches, and no more of them than the workers are about to answer. What comes back
+is journalled before more is sent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import Any, cast
+
+from flamingo_eval.core.errors import UserError
+from flamingo_eval.core.images import CHANGED, Images
+from flamingo_eval.core.progress import note, progress_bar, warn
+from flamingo_eval.core.protocols import ModelSource
+from flamingo_eval.core.run_settings import Process, RunSpec
+from flamingo_eval.engine.batches import kinds
+from flamingo_eval.engine.executor import Outcome, Terms
+from flamingo_eval.engine.executors.local import LocalExecutor
+from flamingo_eval.engine.executors.ray.cluster import ActorCrew, connected, room
+from flamingo_eval.engine.executors.ray.driving import Done, Drive
+from flamingo_eval.engine.executors.ray.features import RaySource
+from flamingo_eval.engine.executors.ray.shipping import Packing, shown_in
+from flamingo_eval.engine.executors.ray.worker import Answers, Named, Order, Worker, resolved_there
+from flamingo_eval.engine.identity import versions
+from flamingo_eval.engine.requests import Pending, Request
+from flamingo_eval.engine.retrieval import Retriever
+from flamingo_eval.storage.journal import Entry, Failure, Journal
+
+BATCHES = 4
+"""Batches that a worker is sent at once, at most; fewer near the end."""
+
+
+class RayExecutor(LocalExecutor):
+    """Workers that are Ray's actors answer; it is connected before the run is prepared.
+
+    Args:
+        process: which of a run's processes this is; there can be no other.
+    """
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process)
+        self._connection = ExitStack()
+
+    def connect(self, spec: RunSpec) -> None:
+        """Finds or starts the cluster that a run names. Raises UserError."""
+        self._spec = spec
+        self._connection.enter_context(connected(spec.address, spec.workers))
+        self._room = room(spec.workers, spec.gpus_per_worker)
+
+    def close(self) -> None:
+        """Leaves the cluster, or ends one that was started for the run."""
+        self._connection.close()
+
+    def resolve(self, source: ModelSource) -> tuple[str, str]:
+        """Device and precision that a worker has, which may not be this machine's. Raises UserError."""
+        info = source.info()
+        if info.server is not None:
+            raise UserError(
+                f"{info.name} is behind a server, which one process asks (--concurrency says how much at once): leave "
+                "out --executor ray"
+            )
+        self._named = Named(info.found_as or self._spec.checkpoint, _placed(self._spec), info.digest)
+        if self._room.gpus == 0:
+            return source.resolve("cpu" if self._spec.device == "auto" else self._spec.device, self._spec.precision)
+        return resolved_there(self._named, self._spec.device, self._spec.precision, self._room)
+
+    def retriever(self, retriever: Retriever, images: Images) -> Retriever:
+        """The same, with features built by the workers."""
+        packing = Packing(images, ship=self._spec.ship_images)
+        encoder = RaySource(retriever.encoder, retriever.rules, self._room, packing)
+        return replace(retriever, encoder=encoder)
+
+    def run(self, requests: Sequence[Pending], model_source: ModelSource, journal: Journal, terms: Terms) -> Outcome:
+        """See :class:`flamingo_eval.engine.executor.Executor`."""
+        del model_source  # each worker finds it by its name
+        images, ship = requests[0].trial.source.images, self._spec.ship_images
+        order = Order(
+            model=self._named,
+            device=terms.device,
+            precision=terms.precision,
+            batch_size=terms.batch_size,
+            versions=versions(),
+            root=None if ship else images.root.absolute(),
+        )
+        packing = Packing(images, ship=ship)
+        crew = ActorCrew[Request, Answers](Worker, order, self._room, packing)
+        with closing(crew):
+            sizes = _Sizes(crew, packing, terms.batch_size)
+            work = _Taking(journal, terms, images)
+            drive = Drive[Request, Answers](crew, pieces(requests, sizes, self._room.workers), note)
+            began = time.perf_counter()
+            with progress_bar(len(requests), "query", "answering", shown=self.leads) as bar:
+                for done in drive.run():
+                    bar.update(work.take(done))
+                    bar.set_postfix_str(f"{drive.ready} workers", refresh=False)
+            return work.outcome(time.perf_counter() - began, drive.deaths)
+
+
+def _placed(spec: RunSpec) -> dict[str, Any]:
+    """The model's settings as they hold in any folder."""
+    options = dict(spec.model_options)
+    if "weights" in options:
+        options["weights"] = options["weights"].absolute()
+    return options
+
+
+def pieces(
+    requests: Sequence[Pending], batch_size: Callable[[Request], int], workers: int
+) -> Iterator[Sequence[Request]]:
+    """Requests of one task and about the same length, a few batches at a time; the last ones smaller, so that all
+    workers are at work to the end.
+    """
+    left = len(requests)
+    for _, kind in kinds(requests):
+        size = batch_size(kind[0].request)
+        window, start = size * BATCHES * 8, 0
+        while start < len(kind):
+            some = [item.request for item in kind[start : start + window]]
+            start += len(some)
+            some.sort(key=lambda request: -request.prompts[0].length)
+            while some:
+                count = size * max(1, min(BATCHES, left // (4 * workers * size)))
+                yield some[:count]
+                left -= len(some[:count])
+                some = some[count:]
+
+
+class _Sizes:
+    """Queries per batch: as the user says, else what a worker suggests."""
+
+    def __init__(self, crew: ActorCrew[Request, Answers], packing: Packing, wanted: int | None) -> None:
+        self._crew, self._packing, self._wanted = crew, packing, wanted
+
+    def __call__(self, like: Request) -> int:
+        if self._wanted is not None:
+            return self._wanted
+        [request], images = self._packing([like])
+        return cast(int, self._crew.first("size", request, images))
+
+
+class _Taking:
+    """Keeps what workers bring."""
+
+    def __init__(self, journal: Journal, terms: Terms, images: Images) -> None:
+        self._journal, self._terms, self._images = journal, terms, images
+        self._failures: list[Failure] = []
+        self._batches: dict[str, Counter[str]] = {}
+        self._seconds: dict[object, dict[str, float]] = {}
+        self._warned: set[str] = set()
+
+    def take(self, done: Sequence[Done[Request, Answers]]) -> int:
+        """Journals all answers together; how many requests these were."""
+        entries: list[Entry] = []
+        for part in done:
+            if part.result is None:
+                self._failures += [Failure(request.slot, part.reason) for request in part.items]
+                continue
+            changed = set(self._images.learn(part.result.seen))
+            self._note(part.items[0], part.result)
+            for request, result in zip(part.items, part.result.results, strict=True):
+                other = changed.intersection(shown_in([request])) if changed else ()
+                if isinstance(result, Failure):
+                    self._failures.append(result)
+                elif other:
+                    self._failures.append(Failure(request.slot, f"{self._images.root / min(other)} {CHANGED}"))
+                else:
+                    entries.append(Entry(request.slot, result))
+        if entries:
+            self._journal.append(entries, self._terms.extra)
+        return sum(len(part.items) for part in done)
+
+    def _note(self, like: Request, answers: Answers) -> None:
+        benchmark, shots, *_ = like.slot
+        self._batches.setdefault(f"{benchmark} {shots}", Counter()).update(map(str, answers.batches))
+        self._seconds[answers.place] = dict(answers.seconds)
+        for warning in answers.warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                warn(f"{answers.place.host}: {warning}")
+
+    def outcome(self, answering: float, deaths: int) -> Outcome:
+        """What came of all of it; sections of time are a worker's, on average."""
+        if deaths:
+            note(f"{deaths} pieces of work were lost with workers that died, and done again by others")
+        sections: Counter[str] = Counter()
+        for seconds in self._seconds.values():
+            sections.update(seconds)
+        mean = {name: seconds / len(self._seconds) for name, seconds in sections.items()}
+        batches = {kind: dict(sizes) for kind, sizes in self._batches.items()}
+        return Outcome(self._failures, {"answering": answering, **mean}, batches)
+
+
+EXECUTOR = RayExecutor

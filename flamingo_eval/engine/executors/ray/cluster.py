@@ -1,0 +1,260 @@
+"""The cluster: connecting to one or starting one, and workers that are Ray's actors.
+
+Ray places the actors, starts them anew when they or their machines die, and moves what they are sent. A call that died
+with its worker is given to another one by :mod:`flamingo_eval.engine.executors.ray.driving`: Ray's own retries would
+wait for the same actor, which may need a machine that never comes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from flamingo_eval.core.errors import FlamingoEvalError, UserError
+from flamingo_eval.core.own import PLUGINS
+from flamingo_eval.engine.executors.ray.driving import WorkerDied
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_CURRENT = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+"""Where Ray keeps the address of a cluster that runs on this machine (ray/_private/utils.py)."""
+
+_PASSED_ON = (PLUGINS, "HF_HUB_OFFLINE", "RAY_USAGE_STATS_ENABLED")
+"""Environment variables that workers get. None may hold a secret: Ray shows them to whoever can see the cluster."""
+
+
+@contextmanager
+def connected(address: str, workers: int | None) -> Iterator[None]:
+    """A connection to a cluster, which ends with the context; so does a cluster that was started for it.
+
+    Args:
+        address: ``auto``, ``local``, or ``HOST:PORT``.
+        workers: how many a cluster that is started here must have room for.
+
+    Raises:
+        UserError: Ray is not installed, or there is no such cluster.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("--executor ray needs Ray: pip install 'flamingo-eval[ray]'")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or _running() or "local"
+    if address == "local" and "RAY_AUTH_MODE" not in os.environ:
+        # it listens on the network, and runs what it is sent; read when Ray is imported
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    import ray
+
+    before = signal.getsignal(signal.SIGTERM)
+    _quiet()
+    try:
+        _connect(address, workers)
+    finally:
+        with suppress(ValueError):  # not in the main thread: Ray has not set one either
+            signal.signal(signal.SIGTERM, before)  # ours ends in good order
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init(address: str, **more: Any) -> None:
+    import ray
+
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        logging_level=logging.CRITICAL,
+        runtime_env={"env_vars": passed_on},
+        **more,
+    )
+
+
+def _connect(address: str, workers: int | None) -> None:
+    if address == "local":
+        _start(workers)
+        return
+    _check_reachable(address)
+    try:
+        _init(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"--address {address}: {error}") from error
+
+
+def _start(workers: int | None) -> None:
+    """Starts a cluster of this machine alone. Raises UserError."""
+    cpus = max(os.cpu_count() or 1, workers or 1)
+    try:
+        _init("local", num_cpus=cpus, include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"a Ray cluster can't be started here: {error}") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raises UserError where nobody listens: Ray itself would look for a quarter of an hour."""
+    if address.startswith("ray://"):
+        raise UserError(
+            f"--address {address} is for Ray's client; give the command on a node of the cluster, --address auto"
+        )
+    if re.fullmatch(r".+:\d{1,5}", address) is None:
+        raise UserError(f"--address {address!r}: auto, local, or HOST:PORT of a cluster that this machine is a node of")
+    try:
+        _reach(address)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--address {address}: no cluster there ({error})") from error
+
+
+def _reach(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), 5).close()
+
+
+def _running() -> str | None:
+    """Address of the cluster that runs on this machine, if one does."""
+    try:
+        address = _CURRENT.read_text(encoding="utf-8").strip()
+        _reach(address)
+    except (OSError, ValueError, OverflowError):
+        return None
+    return address
+
+
+def _quiet() -> None:
+    """Keeps what Ray says of machines that come and go off the terminal; a run says what matters itself.
+
+    Ray prints errors of its nodes on stdout whatever its settings (ray/_private/worker.py, listen_error_messages), in the
+    middle of a table.
+    """
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *_, **__: None
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Room:
+    """What each worker takes, and how many there are.
+
+    Attributes:
+        workers: how many.
+        gpus: of each.
+        cpus: of each, which is also how many threads compute.
+    """
+
+    workers: int
+    gpus: int
+    cpus: int
+
+
+def room(workers: int | None, gpus: int | None) -> Room:
+    """How many workers there are, and what each takes, by what the user said and the cluster has. Raises UserError."""
+    import ray
+
+    found: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in found if node["Alive"]]
+    in_all = int(sum(node.get("GPU", 0) for node in nodes))
+    own = gpus if gpus is not None else min(1, in_all)
+    if workers is None and own and not in_all // own:
+        raise UserError(f"--gpus-per-worker {own}: the cluster has {in_all} GPUs; --workers N waits for more")
+    count = workers or (in_all // own if own else len(nodes))
+    if own:
+        return Room(count, own, 1)
+    cpus = min(int(node.get("CPU", 0)) for node in nodes)
+    return Room(count, 0, max(1, cpus // -(-count // len(nodes))))
+
+
+class ActorCrew(Generic[T, R]):
+    """Workers that are actors; see :class:`flamingo_eval.engine.executors.ray.driving.Crew`.
+
+    Args:
+        kind: the class; it has ``ready()`` and ``do(*payload)``.
+        what: what it is made with.
+        room: how many, and what each takes.
+        pack: what is sent for some items.
+    """
+
+    def __init__(self, kind: type, what: Any, room: Room, pack: Callable[[Sequence[T]], tuple[Any, ...]]) -> None:
+        import ray
+
+        self._ray: Any = ray
+        self._pack, self._room = pack, room
+        actor = self._ray.remote(kind).options(
+            num_gpus=room.gpus, num_cpus=room.cpus, max_restarts=-1, max_task_retries=0, max_concurrency=4,
+            scheduling_strategy="SPREAD",
+        )  # fmt: skip
+        self._actors = [actor.remote(what) for _ in range(room.workers)]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._actors)
+
+    def begin(self, worker: int) -> Hashable:
+        """Its place, once it is there."""
+        return cast(Hashable, self._actors[worker].place.remote())
+
+    def load(self, worker: int) -> Hashable:
+        """Has it load what it needs."""
+        return cast(Hashable, self._actors[worker].ready.remote())
+
+    def send(self, worker: int, items: Sequence[T]) -> Hashable:
+        """Has it do something."""
+        return cast(Hashable, self._actors[worker].do.remote(*self._pack(items)))
+
+    def wait(self, handles: Collection[Hashable], seconds: float) -> Sequence[Hashable]:
+        """All that are done, as soon as one is."""
+        listed = [*handles]
+        done, rest = self._ray.wait(listed, num_returns=1, timeout=seconds, fetch_local=True)
+        if done and rest:
+            done += self._ray.wait(rest, num_returns=len(rest), timeout=0)[0]
+        return cast("Sequence[Hashable]", done)
+
+    def result(self, handle: Hashable) -> R:
+        """What came of it."""
+        errors = self._ray.exceptions
+        try:
+            return cast(R, self._ray.get(handle))
+        except errors.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, FlamingoEvalError):
+                raise cause from error
+            raise
+        except errors.RayError as error:
+            raise WorkerDied(" ".join(str(error).split())[:300]) from error
+
+    def first(self, method: str, *payload: Any) -> Any:
+        """What a method gives, of whichever worker is there first. Raises UserError where all die of it."""
+        why = ""
+        for _ in range(3):
+            calls = [getattr(actor, method).remote(*payload) for actor in self._actors]
+            while calls:
+                [done], calls = self._ray.wait(calls, num_returns=1)
+                try:
+                    return self.result(done)
+                except WorkerDied as death:
+                    why = str(death)
+        raise UserError(f"no worker of the cluster is there long enough: {why}")
+
+    def waiting_for(self) -> str:
+        """What each worker needs, and what the cluster has."""
+        free, room = self._ray.available_resources(), self._room
+        return (
+            f"no worker is ready yet: each needs {room.cpus} CPUs and {room.gpus} GPUs on one node; "
+            f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs are free now, or models are being loaded"
+        )
+
+    def close(self) -> None:
+        """Ends the workers."""
+        for actor in self._actors:
+            self._ray.kill(actor)

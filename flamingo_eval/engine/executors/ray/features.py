@@ -1,0 +1,154 @@
+"""Image features for retrieval, built by workers; this process alone adds them to the store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flamingo_eval.core import registry
+from flamingo_eval.core.errors import QueryError
+from flamingo_eval.core.images import Images
+from flamingo_eval.core.progress import note
+from flamingo_eval.core.protocols import EncoderSource, ImageEncoder, ModelInfo, Retrieval
+from flamingo_eval.core.workers import WORKERS, bound_spinning
+from flamingo_eval.engine.executors.ray.cluster import ActorCrew, Room
+from flamingo_eval.engine.executors.ray.driving import Drive
+from flamingo_eval.engine.executors.ray.shipping import Packing
+from flamingo_eval.engine.executors.ray.worker import Place, check_versions, here, same_digest
+from flamingo_eval.engine.identity import versions
+from flamingo_eval.engine.retrieval import BATCH, Encoded
+
+Item = tuple[str, str]
+"""Key of an image in the store, and its path."""
+
+
+@dataclass(frozen=True)
+class FeatureOrder:
+    """What a worker is for.
+
+    Attributes:
+        encoder: name of the image encoder.
+        options: its settings.
+        digest: what it must be there too.
+        rgb: convert images to RGB before the transform.
+        device: where it runs, as the user said.
+        versions: what the run was started with.
+    """
+
+    encoder: str
+    options: Mapping[str, Any]
+    digest: str
+    rgb: bool
+    device: str
+    versions: Mapping[str, str]
+
+
+class FeatureWorker:
+    """Encodes images.
+
+    Args:
+        order: what it is for.
+    """
+
+    def __init__(self, order: FeatureOrder) -> None:
+        self._order, self._lock, self._busy = order, threading.Lock(), threading.Lock()
+        self._encoder: ImageEncoder | None = None
+
+    def place(self) -> Place:
+        """Where it is."""
+        return here()
+
+    def ready(self) -> None:
+        """Loads the encoder. Raises UserError, CheckpointError."""
+        self._loaded()
+
+    def do(self, shown: Sequence[str], images: Images) -> tuple[NDArray[np.float32] | None, dict[int, str]]:
+        """Embeddings of images that can be read; and by number why others can't."""
+        encoder = self._loaded()
+
+        def prepare(image: str) -> Any:
+            try:
+                return encoder.prepare(image, self._order.rgb, images)
+            except QueryError as error:
+                return error
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            prepared = list(pool.map(prepare, shown))
+        failed = {i: str(one) for i, one in enumerate(prepared) if isinstance(one, QueryError)}
+        good = [one for one in prepared if not isinstance(one, QueryError)]
+        with self._busy:
+            return (encoder.encode(good) if good else None), failed
+
+    def _loaded(self) -> ImageEncoder:
+        from flamingo_eval.devices import pick_device
+
+        with self._lock:
+            if self._encoder is None:
+                bound_spinning()
+                check_versions(self._order.versions)
+                source = registry.image_encoder(self._order.encoder, self._order.options)
+                same_digest(self._order.encoder, source.info().digest, self._order.digest)
+                self._encoder = source.load(pick_device(self._order.device))
+            return self._encoder
+
+
+class RaySource:
+    """An image encoder whose features workers build.
+
+    Args:
+        source: the encoder.
+        rules: how it is named.
+        room: how many workers, and what each takes.
+        packing: what they are sent.
+    """
+
+    def __init__(self, source: EncoderSource, rules: Retrieval, room: Room, packing: Packing) -> None:
+        self._source, self._rules, self._room, self._packing = source, rules, room, packing
+
+    def info(self) -> ModelInfo:
+        """The encoder's."""
+        return self._source.info()
+
+    def load(self, device: str) -> ImageEncoder:
+        """The encoder, in this process."""
+        return self._source.load(device)
+
+    def embed(self, wanted: Mapping[str, str], rgb: bool, device: str) -> Iterator[Encoded]:
+        """See :class:`flamingo_eval.engine.retrieval.Embeds`."""
+        order = FeatureOrder(
+            encoder=self._rules.encoder,
+            options=self._rules.options,
+            digest=self.info().digest,
+            rgb=rgb,
+            device="cpu" if self._room.gpus == 0 and device == "auto" else device,
+            versions=versions(),
+        )
+        crew = ActorCrew[Item, Any](FeatureWorker, order, self._room, self._pack)
+        with closing(crew):
+            for done in Drive[Item, Any](crew, _batches(wanted), note).run():
+                for part in done:
+                    keys = [key for key, _ in part.items]
+                    if part.result is None:
+                        yield Encoded([], None, dict.fromkeys(keys, part.reason))
+                        continue
+                    vectors, failed = part.result
+                    good = [key for i, key in enumerate(keys) if i not in failed]
+                    yield Encoded(good, vectors, {keys[i]: reason for i, reason in failed.items()})
+
+    def _pack(self, items: Sequence[Item]) -> tuple[list[str], Images]:
+        shown = [image for _, image in items]
+        return shown, self._packing.some(shown)
+
+
+def _batches(wanted: Mapping[str, str]) -> Iterator[list[Item]]:
+    items = iter(wanted.items())
+    while some := list(islice(items, BATCH)):
+        yield some

@@ -133,8 +133,8 @@ def _running() -> str | None:
 def _quiet() -> None:
     """Keeps what Ray says of machines that come and go off the terminal; a run says what matters itself.
 
-    Ray prints errors of its nodes on stdout whatever its settings (ray/_private/worker.py, listen_error_messages), in the
-    middle of a table.
+    Ray prints errors of its nodes on stdout whatever its settings (ray/_private/worker.py, listen_error_messages),
+    where a table is.
     """
     from ray._private import worker
 

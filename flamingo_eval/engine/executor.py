@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 from flamingo_eval.core import registry
@@ -46,11 +46,13 @@ class Outcome:
         failures: the requests that can't be answered.
         seconds: ``answering``, and where the model's time has gone.
         batches: benchmark and shots -> queries of a batch -> how many such batches; empty where nobody knows.
+        workers: worker of a cluster -> how many answers are its.
     """
 
     failures: Sequence[Failure]
     seconds: Mapping[str, float]
     batches: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    workers: Mapping[str, int] = field(default_factory=dict)
 
 
 class Alone(Protocol):
@@ -156,7 +158,7 @@ def checked(outcome: Any, requests: Sequence[Pending], journal: Journal, executo
                 Failure(slot, f"the executor {name} brought an answer to another request for query {slot[3]}")
             )
     journal.withdraw(failure.slot for failure in failures)
-    return Outcome(failures, outcome.seconds, outcome.batches)
+    return replace(cast(Outcome, outcome), failures=failures)
 
 
 def _problem(outcome: Any) -> str | None:

@@ -232,8 +232,7 @@ def prepare(
     sources = read_sources(spec, images, model_source.renderer)
     check_model(model_source, spec, sources)
     info, retriever = model_source.info(), Retriever.of(spec)
-    resolved = resolve(model_source) if resolve else model_source.resolve(spec.device, spec.precision)
-    device, precision = resolved
+    device, precision = resolve(model_source) if resolve else model_source.resolve(spec.device, spec.precision)
     retrieval = None if retriever is None else retriever.identity()
     identity = run_identity(spec, sources, info.digest, precision, model_source.renderer, retrieval)
     folder = RunFolder(out or default_folder(spec, identity))

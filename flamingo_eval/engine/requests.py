@@ -36,10 +36,14 @@ class Request:
     key: str
     failed: str | None = None
 
+    @property
+    def own_images(self) -> set[str]:
+        """The images that it shows, in whatever order it is asked."""
+        return {*self.shown, *(image for prompt in self.prompts for image in prompt.images)} - {WITHHELD}
+
     def __getstate__(self) -> dict[str, Any]:
         """For another process: with what is known of its own images, not of all that the run has seen."""
-        own = {*self.shown, *(image for prompt in self.prompts for image in prompt.images)}
-        return {**self.__dict__, "images": self.images.only(own)}
+        return {**self.__dict__, "images": self.images.only(self.own_images)}
 
 
 @dataclass(frozen=True, slots=True)

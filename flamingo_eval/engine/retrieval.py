@@ -69,13 +69,12 @@ class Encoded:
 class Embeds(Protocol):
     """An encoder's source that encodes elsewhere."""
 
-    def embed(self, wanted: Mapping[str, str], rgb: bool, device: str) -> Iterator[Encoded]:
+    def embed(self, wanted: Mapping[str, str], rgb: bool) -> Iterator[Encoded]:
         """Encodes images, in whatever order.
 
         Args:
             wanted: key of an image -> its path.
             rgb: convert images to RGB before the transform.
-            device: where, as the user said.
         """
 
 
@@ -232,9 +231,9 @@ def _build(
         info = source.info()
         about = {"name": info.name, "parts": dict(info.parts)}
         title = f"image features ({info.name})"
-        embed = source.embed if isinstance(source, Embeds) else partial(_embed_here, source, images)
+        embed = source.embed if isinstance(source, Embeds) else partial(_embed_here, source, images, device)
         with progress_bar(len(missing), "image", title) as bar:
-            for part in embed({key: shown[key] for key in missing}, rgb, device):
+            for part in embed({key: shown[key] for key in missing}, rgb):
                 failed |= part.failed
                 if part.keys:
                     _check_shape(part, info.name)
@@ -253,31 +252,37 @@ def _check_shape(part: Encoded, name: str) -> None:
 
 
 def _embed_here(
-    source: EncoderSource, images: Images, wanted: Mapping[str, str], rgb: bool, device: str
+    source: EncoderSource, images: Images, device: str, wanted: Mapping[str, str], rgb: bool
 ) -> Iterator[Encoded]:
     from flamingo_eval.devices import free_memory, pick_device
 
     encoder = source.load(pick_device(device))
     for batch, prepared in _prefetched(encoder, wanted, rgb, images):
-        good = [(key, p) for key, p in zip(batch, prepared, strict=True) if not isinstance(p, QueryError)]
-        failed = {key: str(p) for key, p in zip(batch, prepared, strict=True) if isinstance(p, QueryError)}
-        vectors = encoder.encode([p for _, p in good]) if good else None
-        yield Encoded([key for key, _ in good], vectors, failed)
+        yield encoded(encoder, batch, prepared)
     del encoder
     free_memory()  # it is for the language model
+
+
+def encoded(encoder: ImageEncoder, keys: Sequence[str], prepared: Sequence[Any]) -> Encoded:
+    """Encodes what :func:`prepared_image` gave for the images of these keys."""
+    good = {key: one for key, one in zip(keys, prepared, strict=True) if not isinstance(one, QueryError)}
+    failed = {key: str(one) for key, one in zip(keys, prepared, strict=True) if isinstance(one, QueryError)}
+    return Encoded([*good], encoder.encode([*good.values()]) if good else None, failed)
+
+
+def prepared_image(encoder: ImageEncoder, rgb: bool, images: Images, image: str) -> Any:
+    """An image as an encoder reads it, or the QueryError that says why it can't."""
+    try:
+        return encoder.prepare(image, rgb, images)
+    except QueryError as error:
+        return error
 
 
 def _prefetched(
     encoder: ImageEncoder, shown: Mapping[str, str], rgb: bool, images: Images
 ) -> Iterator[tuple[list[str], list[Any]]]:
     """Batches of keys with their images, or what is wrong with one; two batches are read while one is encoded."""
-
-    def prepare(image: str) -> Any:
-        try:
-            return encoder.prepare(image, rgb, images)
-        except QueryError as error:
-            return error
-
+    prepare = partial(prepared_image, encoder, rgb, images)
     keys = list(shown)
     batches = [keys[i : i + BATCH] for i in range(0, len(keys), BATCH)]
     with ThreadPoolExecutor(WORKERS) as pool:

@@ -14,12 +14,13 @@ from pathlib import Path
 from msgspec import UNSET
 from msgspec.structs import replace
 
+from flamingo_eval.core.cluster_settings import CLUSTER_SETTINGS
 from flamingo_eval.core.errors import FlamingoEvalError, StorageError, UserError
 from flamingo_eval.core.paths import exists, is_file
 from flamingo_eval.core.progress import note, warn
 from flamingo_eval.core.protocols import ModelSource
 from flamingo_eval.core.records import Cell, Ranking
-from flamingo_eval.core.run_settings import RunSpec
+from flamingo_eval.core.run_settings import SETTINGS, RunSpec
 from flamingo_eval.core.source import Source
 from flamingo_eval.engine.answer import describe_failures, note_usage
 from flamingo_eval.engine.executor import Alone, Distributed, Executor, Outcome, Terms, checked, make_executor
@@ -70,13 +71,23 @@ def execute(
     """
     executor = executor or make_executor(spec.executor, spec.worker)
     if not isinstance(executor, Distributed):
+        _check_no_cluster(spec)
         return _execute(prepare(spec, root_of, out, model_source), root_of, executor, fresh=fresh)
     with closing(executor):
         executor.connect(spec)
         run = prepare(spec, root_of, out, model_source, executor.resolve)
         if run.retriever is not None:
-            run = dataclasses.replace(run, retriever=executor.retriever(run.retriever, run.images))
+            # what is nearest is worked out here, where the device that workers have need not be
+            here = dataclasses.replace(run.spec, device="auto")
+            run = dataclasses.replace(run, spec=here, retriever=executor.retriever(run.retriever, run.images))
         return _execute(run, root_of, executor, fresh=fresh)
+
+
+def _check_no_cluster(spec: RunSpec) -> None:
+    """Raises UserError for settings of a cluster where none is asked."""
+    given = [name for name in CLUSTER_SETTINGS if getattr(spec, name) != SETTINGS[name].default]
+    if given:
+        raise UserError(f"--{given[0].replace('_', '-')} goes with --executor ray")
 
 
 def _execute(run: PreparedRun, root_of: RootOf, executor: Executor, *, fresh: bool) -> RunResult:
@@ -249,7 +260,8 @@ def _recorded(
             outcome = brought[0] if brought else Outcome([], {})
             seconds, batches = dict(outcome.seconds), {key: dict(sizes) for key, sizes in outcome.batches.items()}
             entry = replace(session, end=end, answered=journal.written, seconds=seconds or UNSET,
-                            batches=batches or UNSET, usage=dict(usage) or UNSET)  # fmt: skip
+                            batches=batches or UNSET, workers=dict(outcome.workers) or UNSET,
+                            usage=dict(usage) or UNSET)  # fmt: skip
             others = [one for one in record.sessions if not one.same_as(session)]
             folder.write_run(replace(record, sessions=[*others, entry]))
 

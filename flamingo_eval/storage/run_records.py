@@ -173,6 +173,7 @@ class SessionRecord(Stored, frozen=True, kw_only=True, omit_defaults=True):
         processes: how many processes shared the run.
         seconds: where its time went, in seconds.
         batches: benchmark and shots -> queries of a batch -> how many such batches.
+        workers: worker of a cluster -> how many answers it brought.
         usage: what a server's model has taken: requests, retries, tokens, cost.
         host: name of the machine.
         process: number that the system gave the process.
@@ -190,6 +191,7 @@ class SessionRecord(Stored, frozen=True, kw_only=True, omit_defaults=True):
     processes: int | None = None
     seconds: dict[str, float] | UnsetType = UNSET
     batches: dict[str, dict[str, int]] | UnsetType = UNSET
+    workers: dict[str, int] | UnsetType = UNSET
     usage: dict[str, float] | UnsetType = UNSET
     host: str | UnsetType = UNSET
     process: int | UnsetType = UNSET

@@ -384,7 +384,10 @@ def damaged() -> bytes:
     ("content", "message"),
     [
         (lambda: owners.packed({"train_images/../../../evil.jpg": b"x"}), "leads out of the archive"),
-        (lambda: owners.packed({"train_images/a.jpg": b"x", "train_images//tmp/evil/../../x.jpg": b"x"}), "leads out"),
+        (
+            lambda: owners.packed({"train_images/a.jpg": b"x", "train_images//other/evil/../../x.jpg": b"x"}),
+            "leads out",
+        ),
         (lambda: zip_link("train_images/a.jpg", "/etc/passwd"), "a link or another thing"),
         (lambda: owners.tarred({"train_images/../../../evil.jpg": b"x"}), "leads out of the archive"),
         (lambda: owners.tarred({"/train_images/evil.jpg": b"x"}), "leads out of the archive"),

@@ -7,9 +7,7 @@ with the pickling of what it would send.
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
 import sys
 import time
 from collections import deque
@@ -30,57 +28,28 @@ from flamingo_eval.engine.prepare import plan_all, prepare
 from flamingo_eval.engine.requests import Request, find_pending
 from flamingo_eval.storage.journal import Journal
 from tests.support.helpers import write_coco_root
-
-MODEL = """
-import os, time
-from flamingo_eval.core.protocols import ModelInfo
-from flamingo_eval.models.scripted import ScriptedFamily, ScriptedModel, ScriptedSource
-
-class Slow(ScriptedModel):
-    def answer(self, prepared, task):
-        began = time.time()
-        time.sleep(0.5)
-        with open({log!r}, "a") as file:
-            file.write(f"{{os.getpid()}} {{began}} {{time.time()}} {{len(prepared)}}\\n")
-        return super().answer(prepared, task)
-
-class Source(ScriptedSource):
-    def info(self):
-        return ModelInfo("slow", "slow-1", {{}})
-
-    def load(self, device, precision):
-        return Slow()
-
-class Family(ScriptedFamily):
-    def known(self):
-        return {{"slow": "for tests"}}
-
-    def find(self, checkpoint, options):
-        return Source() if checkpoint == "slow" else None
-
-MODEL = Family()
-"""
+from tests.support.slow_model import Slow
 
 
 def scaling(folder: Path) -> None:
     """Answers a second with 1, 2, 4, 8 workers."""
-    log = folder / "log"
-    (folder / "slow.py").write_text(MODEL.format(log=str(log)))
     one = 0.0
     for workers in (1, 2, 4, 8):
-        log.unlink(missing_ok=True)
-        write_coco_root(folder / f"data{workers}", train=40, test=8 * 40 * workers)
-        command = ["coco", "--checkpoint", "slow", "--data-root", f"data{workers}", "--shots", "4", "--trials", "1", "--out",
-                   f"run{workers}", "--executor", "ray", "--address", "local", "--workers", str(workers), "--batch-size", "8"]  # fmt: skip
-        environment = {**os.environ, "FLAMINGO_EVAL_PLUGINS": str(folder / "slow.py")}
-        subprocess.run([sys.executable, "-m", "flamingo_eval", *command], cwd=folder, env=environment, check=True,
-                       capture_output=True)  # fmt: skip
-        rows = [line.split() for line in log.read_text().splitlines()]
-        first: dict[str, float] = {}
-        for process, began, _, _ in rows:
-            first[process] = min(float(began), first.get(process, float(began)))
-        start, end = max(first.values()), max(float(row[2]) for row in rows)
-        rate = sum(int(row[3]) for row in rows if float(row[1]) >= start) / (end - start)
+        of_this = folder / str(workers)
+        of_this.mkdir()
+        write_coco_root(of_this / "data", train=40, test=8 * 40 * workers)
+        slow = Slow(of_this, seconds=0.5)
+        more = ("--shots", "4", "--trials", "1", "--executor", "ray", "--address", "local", "--workers", workers,
+                "--batch-size", "8")  # fmt: skip
+        process = slow.start(*more)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+        batches = slow.batches()
+        first: dict[int, float] = {}
+        for batch in batches:
+            first[batch.process] = min(batch.began, first.get(batch.process, batch.began))
+        start, end = max(first.values()), max(batch.ended for batch in batches)
+        rate = sum(batch.answers for batch in batches if batch.began >= start) / (end - start)
         one = one or rate
         print(f"{len(first)} workers: {rate:.2f} answers/s, efficiency {rate / one / workers:.1%}", flush=True)
 

@@ -23,6 +23,7 @@ class Fakes:
         deadly: whether a worker dies of an item, told how often it has been tried.
         start: seconds until a worker is there; None for never.
         loads: whether a worker can load; told its number, and how often it has tried.
+        never: workers that can't be started at all.
     """
 
     def __init__(
@@ -31,7 +32,9 @@ class Fakes:
         deadly: Callable[[int, int], bool] = lambda item, tried: False,
         start: Callable[[int], float | None] = lambda worker: 0.0,
         loads: Callable[[int, int], bool] = lambda worker, tried: True,
+        never: Collection[int] = (),
     ) -> None:
+        self._never = never
         self._count, self._deadly, self._start, self._loads = count, deadly, start, loads
         self.now = 0.0
         self._queue: list[tuple[float, int]] = []
@@ -79,6 +82,8 @@ class Fakes:
         worker, life, items, kind = self._results.pop(handle)
         if kind == "load" and not self._loads(worker, self.loaded[worker]):
             raise WorkerDied("no memory")
+        if kind == "begin" and worker in self._never:
+            raise WorkerDied("no such environment", for_good=True)
         if items is None:
             return []
         self._in_flight[worker] -= 1
@@ -162,6 +167,12 @@ def test_a_worker_that_always_dies_while_loading_is_said_not_tried_for_ever() ->
     with pytest.raises(CheckpointError, match="has died 3 times while loading; is there memory for the model"):
         driven(Fakes(1, loads=lambda worker, tried: False), in_pieces(4, 4))
     assert len(driven(Fakes(1, loads=lambda worker, tried: tried % 3 == 0), in_pieces(4, 4))[0]) == 4
+
+
+def test_a_worker_that_cant_be_started_is_done_without() -> None:
+    assert len(driven(Fakes(3, never=(0, 2)), in_pieces(40, 4))[0]) == 40
+    with pytest.raises(CheckpointError, match="no worker can be started: no such environment"):
+        driven(Fakes(3, never=(0, 1, 2)), in_pieces(40, 4))
 
 
 def test_what_a_worker_raises_is_raised() -> None:

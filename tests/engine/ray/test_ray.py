@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,73 +18,13 @@ from pathlib import Path
 import pytest
 
 from flamingo_eval.core.errors import UserError
+from flamingo_eval.engine.executors.ray.cluster import Room, room
 from flamingo_eval.engine.executors.ray.worker import check_versions, same_digest
 from flamingo_eval.engine.identity import versions
 from tests.support.helpers import Cli, read_lines, write_coco_root
+from tests.support.slow_model import Slow
 
 pytestmark = pytest.mark.slow
-
-MODEL = """
-import os, sys, time
-from pathlib import Path
-
-from flamingo_eval.core.protocols import ModelInfo
-from flamingo_eval.models.scripted import ScriptedFamily, ScriptedModel, ScriptedSource
-
-LOG, SECONDS, POISON, RUN = Path({log!r}), {seconds}, {poison!r}, {run!r}
-DRIVER = "flamingo_eval" in " ".join(sys.argv)
-
-
-def look(event, arguments):
-    if event == "open" and isinstance(arguments[0], str) and RUN in arguments[0]:
-        mode, flags = arguments[1] or "", arguments[2] or 0
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or set(mode) & set("wax+"):
-            write(f"opened {{arguments[0]}}")
-
-
-def write(line):
-    handle = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.write(handle, (line + "\\n").encode())
-    os.close(handle)
-
-
-class Slow(ScriptedModel):
-    def prepare(self, prompt, task, images):
-        for image in prompt.images:
-            images.read(image)
-        return prompt
-
-    def answer(self, prepared, task):
-        for prompt in prepared:
-            if POISON and POISON in prompt.images[-1]:
-                os._exit(1)
-        time.sleep(SECONDS)
-        write(f"answered {{os.getpid()}} {{len(prepared)}}")
-        return super().answer(prepared, task)
-
-    def suggested_batch(self, prompt, task):
-        return 2
-
-
-class SlowSource(ScriptedSource):
-    def info(self):
-        return ModelInfo("slow", "slow-1", {{}})
-
-    def load(self, device, precision):
-        sys.addaudithook(look)
-        return Slow()
-
-
-class Family(ScriptedFamily):
-    def known(self):
-        return {{"slow": "for tests"}}
-
-    def find(self, checkpoint, options):
-        return SlowSource() if checkpoint == "slow" else None
-
-
-MODEL = Family()
-"""
 
 
 @dataclass
@@ -113,48 +54,6 @@ def nodes(environment: Mapping[str, str], *cpus: int) -> Iterator[Nodes]:
             process.communicate(timeout=60)
 
 
-@dataclass
-class Slow:
-    """Runs of the slow model, and what its workers wrote down."""
-
-    folder: Path
-    seconds: float = 0.1
-    poison: str = ""
-
-    def __post_init__(self) -> None:
-        self.log = self.folder / "log"
-        self.log.touch()
-        text = MODEL.format(log=str(self.log), seconds=self.seconds, poison=self.poison, run=str(self.folder / "run"))
-        (self.folder / "slow.py").write_text(text)
-        self.environment = {"FLAMINGO_EVAL_PLUGINS": str(self.folder / "slow.py"), "OMP_NUM_THREADS": "1"}
-
-    def command(self, *more: object) -> list[str]:
-        words = ("coco", "--checkpoint", "slow", "--data-root", self.folder / "data", "--shots", "1,2", "--trials", "2",
-                 "--out", self.folder / "run", *more)  # fmt: skip
-        return [sys.executable, "-m", "flamingo_eval", *map(str, words)]
-
-    def start(self, *more: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(self.command(*more), env={**os.environ, **self.environment}, text=True, cwd=self.folder,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-
-    def answered(self) -> tuple[int, dict[int, int]]:
-        """How many answers were worked out, and by whom."""
-        rows = [line.split() for line in self.log.read_text().splitlines() if line.startswith("answered")]
-        by = Counter[int]()
-        for _, process, count in rows:
-            by[int(process)] += int(count)
-        return sum(by.values()), by
-
-    def until(self, answers: int, process: subprocess.Popen[str]) -> dict[int, int]:
-        """Waits until so many answers were worked out."""
-        end = time.monotonic() + 90
-        while self.answered()[0] < answers:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < end, self.log.read_text()
-            time.sleep(0.05)
-        return self.answered()[1]
-
-
 def test_the_same_bytes_as_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Captions, answers and log-likelihoods of the demo, where nothing but who answers is another."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -172,7 +71,9 @@ def test_the_same_bytes_as_one_process(tmp_path: Path, monkeypatch: pytest.Monke
             (tmp_path / f"{out}.jsonl").write_bytes(shown.stdout)
     assert len(read_lines(tmp_path / "one.jsonl")) == 24
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
-    assert "2 workers" in done.stderr
+    workers = json.loads((tmp_path / "two" / "run.json").read_text())["sessions"][0]["workers"]
+    assert sum(workers.values()) == 24
+    assert all(re.fullmatch(r".+, process \d+", worker) for worker in workers)
 
 
 def test_whatever_dies(tmp_path: Path) -> None:
@@ -279,6 +180,37 @@ def test_interrupted(tmp_path: Path, how: signal.Signals) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "expected"),
+    [
+        ([{"CPU": 4.0}, {"CPU": 8.0}], (None, None), Room(2, 0, 4)),
+        ([{"CPU": 4.0}, {"CPU": 8.0}], (4, None), Room(4, 0, 2)),
+        ([{"CPU": 1.0}], (3, None), Room(3, 0, 1)),
+        ([{}, {"CPU": 0.0}, {"CPU": 2.0}], (None, None), Room(1, 0, 2)),  # heads that lend no CPU
+        ([{}], (None, None), Room(1, 0, 1)),  # an autoscaler's, before there is work
+        ([{"CPU": 4.0, "GPU": 8.0}, {"CPU": 2.0}], (None, None), Room(8, 1, 1)),
+        ([{"CPU": 4.0, "GPU": 8.0}, {"CPU": 2.0}], (None, 4), Room(2, 4, 1)),
+        ([{"CPU": 4.0, "GPU": 8.0}, {"CPU": 2.0}], (None, 0), Room(2, 0, 2)),
+        ([{"CPU": 4.0}], (3, 2), Room(3, 2, 1)),  # they wait for machines
+    ],
+)
+def test_how_many_workers_there_are(
+    nodes: list[dict[str, float]],
+    wanted: tuple[int | None, int | None],
+    expected: Room,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    assert room(*wanted) == expected
+
+
+def test_workers_need_a_gpu_that_the_cluster_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = {"Alive": False, "Resources": {"GPU": 8.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}, dead])
+    with pytest.raises(UserError, match="--gpus-per-worker 1: the cluster has 0 GPUs; --workers N waits for more"):
+        room(None, 1)
+
+
 def test_what_is_refused(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other versions, other weights, no cluster, no Ray, addresses that are none."""
     check_versions(versions())
@@ -287,19 +219,11 @@ def test_what_is_refused(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match="has another mine than the machine where the run was started"):
         same_digest("mine", "a" * 64, "b" * 64)
     root = write_coco_root(tmp_path / "data", train=4, test=2)
-    common = (
-        "coco",
-        "--checkpoint",
-        "scripted",
-        "--data-root",
-        root,
-        "--shots",
-        "0",
-        "--out",
-        "run",
-        "--executor",
-        "ray",
-    )
+    plain = ("coco", "--checkpoint", "scripted", "--data-root", root, "--shots", "0", "--out", "run")
+    refused = cli(*plain, "--workers", "2")
+    assert refused.returncode == 2
+    assert "--workers goes with --executor ray" in refused.stderr
+    common = (*plain, "--executor", "ray")
     for address, message in (
         ("127.0.0.1:9", "--address 127.0.0.1:9: no cluster there"),
         ("ray://head:10001", "is for Ray's client; give the command on a node of the cluster"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any, cast
@@ -18,14 +18,14 @@ from flamingo_eval.core.images import CHANGED, Images
 from flamingo_eval.core.progress import note, progress_bar, warn
 from flamingo_eval.core.protocols import ModelSource
 from flamingo_eval.core.run_settings import Process, RunSpec
-from flamingo_eval.engine.batches import kinds
+from flamingo_eval.engine.batches import WINDOW, kinds
 from flamingo_eval.engine.executor import Outcome, Terms
 from flamingo_eval.engine.executors.local import LocalExecutor
 from flamingo_eval.engine.executors.ray.cluster import ActorCrew, connected, room
 from flamingo_eval.engine.executors.ray.driving import Done, Drive
 from flamingo_eval.engine.executors.ray.features import RaySource
-from flamingo_eval.engine.executors.ray.shipping import Packing, shown_in
-from flamingo_eval.engine.executors.ray.worker import Answers, Named, Order, Worker, resolved_there
+from flamingo_eval.engine.executors.ray.shipping import Packing
+from flamingo_eval.engine.executors.ray.worker import Answers, Named, Order, Place, Worker, resolved_there
 from flamingo_eval.engine.identity import versions
 from flamingo_eval.engine.requests import Pending, Request
 from flamingo_eval.engine.retrieval import Retriever
@@ -66,13 +66,18 @@ class RayExecutor(LocalExecutor):
             )
         self._named = Named(info.found_as or self._spec.checkpoint, _placed(self._spec), info.digest)
         if self._room.gpus == 0:
-            return source.resolve("cpu" if self._spec.device == "auto" else self._spec.device, self._spec.precision)
-        return resolved_there(self._named, self._spec.device, self._spec.precision, self._room)
+            return source.resolve(self._device, self._spec.precision)
+        return resolved_there(self._named, self._device, self._spec.precision, self._room)
+
+    @property
+    def _device(self) -> str:
+        """Where models run on a worker: a worker without a GPU must not look for one that it was not given."""
+        return "cpu" if self._room.gpus == 0 and self._spec.device == "auto" else self._spec.device
 
     def retriever(self, retriever: Retriever, images: Images) -> Retriever:
         """The same, with features built by the workers."""
         packing = Packing(images, ship=self._spec.ship_images)
-        encoder = RaySource(retriever.encoder, retriever.rules, self._room, packing)
+        encoder = RaySource(retriever.encoder, retriever.rules, self._device, self._room, packing)
         return replace(retriever, encoder=encoder)
 
     def run(self, requests: Sequence[Pending], model_source: ModelSource, journal: Journal, terms: Terms) -> Outcome:
@@ -118,16 +123,16 @@ def pieces(
     left = len(requests)
     for _, kind in kinds(requests):
         size = batch_size(kind[0].request)
-        window, start = size * BATCHES * 8, 0
+        window, start = size * WINDOW, 0
         while start < len(kind):
             some = [item.request for item in kind[start : start + window]]
             start += len(some)
             some.sort(key=lambda request: -request.prompts[0].length)
             while some:
                 count = size * max(1, min(BATCHES, left // (4 * workers * size)))
-                yield some[:count]
-                left -= len(some[:count])
-                some = some[count:]
+                piece, some = some[:count], some[count:]
+                yield piece
+                left -= len(piece)
 
 
 class _Sizes:
@@ -150,7 +155,8 @@ class _Taking:
         self._journal, self._terms, self._images = journal, terms, images
         self._failures: list[Failure] = []
         self._batches: dict[str, Counter[str]] = {}
-        self._seconds: dict[object, dict[str, float]] = {}
+        self._seconds: dict[Place, Mapping[str, float]] = {}
+        self._answers: Counter[str] = Counter()
         self._warned: set[str] = set()
 
     def take(self, done: Sequence[Done[Request, Answers]]) -> int:
@@ -162,8 +168,9 @@ class _Taking:
                 continue
             changed = set(self._images.learn(part.result.seen))
             self._note(part.items[0], part.result)
+            self._answers[str(part.result.place)] += len(part.items)
             for request, result in zip(part.items, part.result.results, strict=True):
-                other = changed.intersection(shown_in([request])) if changed else ()
+                other = changed & request.own_images if changed else ()
                 if isinstance(result, Failure):
                     self._failures.append(result)
                 elif other:
@@ -177,7 +184,9 @@ class _Taking:
     def _note(self, like: Request, answers: Answers) -> None:
         benchmark, shots, *_ = like.slot
         self._batches.setdefault(f"{benchmark} {shots}", Counter()).update(map(str, answers.batches))
-        self._seconds[answers.place] = dict(answers.seconds)
+        # they add up over a worker's life; of two pieces the later one may be taken first
+        known = self._seconds.get(answers.place, {})
+        self._seconds[answers.place] = max(known, answers.seconds, key=lambda seconds: sum(seconds.values()))
         for warning in answers.warnings:
             if warning not in self._warned:
                 self._warned.add(warning)
@@ -192,7 +201,7 @@ class _Taking:
             sections.update(seconds)
         mean = {name: seconds / len(self._seconds) for name, seconds in sections.items()}
         batches = {kind: dict(sizes) for kind, sizes in self._batches.items()}
-        return Outcome(self._failures, {"answering": answering, **mean}, batches)
+        return Outcome(self._failures, {"answering": answering, **mean}, batches, dict(self._answers))
 
 
 EXECUTOR = RayExecutor

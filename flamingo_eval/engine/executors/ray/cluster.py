@@ -22,7 +22,8 @@ from typing import Any, Generic, TypeVar, cast
 
 from flamingo_eval.core.errors import FlamingoEvalError, UserError
 from flamingo_eval.core.own import PLUGINS
-from flamingo_eval.engine.executors.ray.driving import WorkerDied
+from flamingo_eval.core.progress import note
+from flamingo_eval.engine.executors.ray.driving import PATIENCE, WorkerDied
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,7 +50,8 @@ def connected(address: str, workers: int | None) -> Iterator[None]:
         raise UserError("--executor ray needs Ray: pip install 'flamingo-eval[ray]'")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
     if address == "auto":
-        address = os.environ.get("RAY_ADDRESS") or _running() or "local"
+        named = os.environ.get("RAY_ADDRESS", "auto")
+        address = named if named not in ("", "auto") else _running() or "local"
     if address == "local" and "RAY_AUTH_MODE" not in os.environ:
         # it listens on the network, and runs what it is sent; read when Ray is imported
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
@@ -167,18 +169,18 @@ def room(workers: int | None, gpus: int | None) -> Room:
     own = gpus if gpus is not None else min(1, in_all)
     if workers is None and own and not in_all // own:
         raise UserError(f"--gpus-per-worker {own}: the cluster has {in_all} GPUs; --workers N waits for more")
-    count = workers or (in_all // own if own else len(nodes))
     if own:
-        return Room(count, own, 1)
-    cpus = min(int(node.get("CPU", 0)) for node in nodes)
-    return Room(count, 0, max(1, cpus // -(-count // len(nodes))))
+        return Room(workers or in_all // own, own, 1)
+    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]  # a head often lends none
+    count = workers or max(1, len(cpus))
+    return Room(count, 0, max(1, min(cpus, default=1) // -(-count // max(1, len(cpus)))))
 
 
 class ActorCrew(Generic[T, R]):
     """Workers that are actors; see :class:`flamingo_eval.engine.executors.ray.driving.Crew`.
 
     Args:
-        kind: the class; it has ``ready()`` and ``do(*payload)``.
+        kind: the class; it has ``place()``, ``ready()`` and ``do(*payload)``, if it is driven.
         what: what it is made with.
         room: how many, and what each takes.
         pack: what is sent for some items.
@@ -231,7 +233,9 @@ class ActorCrew(Generic[T, R]):
                 raise cause from error
             raise
         except errors.RayError as error:
-            raise WorkerDied(" ".join(str(error).split())[:300]) from error
+            # Ray starts actors anew without end: one that it calls dead could not be started at all
+            for_good = isinstance(error, errors.ActorDiedError | errors.RuntimeEnvSetupError)
+            raise WorkerDied(" ".join(str(error).split())[:300], for_good=for_good) from error
 
     def first(self, method: str, *payload: Any) -> Any:
         """What a method gives, of whichever worker is there first. Raises UserError where all die of it."""
@@ -239,11 +243,14 @@ class ActorCrew(Generic[T, R]):
         for _ in range(3):
             calls = [getattr(actor, method).remote(*payload) for actor in self._actors]
             while calls:
-                [done], calls = self._ray.wait(calls, num_returns=1)
-                try:
-                    return self.result(done)
-                except WorkerDied as death:
-                    why = str(death)
+                done, calls = self._ray.wait(calls, num_returns=1, timeout=PATIENCE)
+                if not done:
+                    note(self.waiting_for())
+                for handle in done:
+                    try:
+                        return self.result(handle)
+                    except WorkerDied as death:
+                        why = str(death)
         raise UserError(f"no worker of the cluster is there long enough: {why}")
 
     def waiting_for(self) -> str:

@@ -34,7 +34,16 @@ PATIENCE = 30.0
 
 
 class WorkerDied(Exception):
-    """A worker, or its machine, has died or can't be reached; the message says what is known."""
+    """A worker, or its machine, has died or can't be reached; the message says what is known.
+
+    Args:
+        what: the message.
+        for_good: it can't be started anew.
+    """
+
+    def __init__(self, what: str, *, for_good: bool = False) -> None:
+        super().__init__(what)
+        self.for_good = for_good
 
 
 class Crew(Protocol[Item, Result]):
@@ -133,7 +142,7 @@ class Drive(Generic[T, S]):
         """What comes of the work, in whatever order it comes.
 
         Raises:
-            CheckpointError: a worker dies again and again before it is ready.
+            CheckpointError: a worker dies again and again before it is ready, or none can be started.
             Whatever a worker has raised, but for its death.
         """
         heard = time.monotonic()
@@ -200,6 +209,9 @@ class Drive(Generic[T, S]):
         try:
             self._crew.result(handle)
         except WorkerDied as death:
+            if death.for_good and not loading:
+                self._gone(str(death))
+                return
             worker.failed += loading
             if worker.failed >= LOADS:
                 raise CheckpointError(
@@ -211,6 +223,12 @@ class Drive(Generic[T, S]):
             worker.load, worker.failed = 0, 0
         else:
             self._starting[self._crew.load(number)] = (number, True)
+
+    def _gone(self, why: str) -> None:
+        """One worker less; without any there is nobody to go on. Raises CheckpointError."""
+        if not self._starting and not self.ready:
+            raise CheckpointError(f"no worker can be started: {why}")
+        self._note(f"a worker can't be started: {why}")
 
     def _start_anew(self, number: int) -> None:
         worker = self._workers[number]

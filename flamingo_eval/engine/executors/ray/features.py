@@ -7,14 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from flamingo_eval.core import registry
-from flamingo_eval.core.errors import QueryError
 from flamingo_eval.core.images import Images
 from flamingo_eval.core.progress import note
 from flamingo_eval.core.protocols import EncoderSource, ImageEncoder, ModelInfo, Retrieval
@@ -24,7 +21,7 @@ from flamingo_eval.engine.executors.ray.driving import Drive
 from flamingo_eval.engine.executors.ray.shipping import Packing
 from flamingo_eval.engine.executors.ray.worker import Place, check_versions, here, same_digest
 from flamingo_eval.engine.identity import versions
-from flamingo_eval.engine.retrieval import BATCH, Encoded
+from flamingo_eval.engine.retrieval import BATCH, Encoded, encoded, prepared_image
 
 Item = tuple[str, str]
 """Key of an image in the store, and its path."""
@@ -70,22 +67,14 @@ class FeatureWorker:
         """Loads the encoder. Raises UserError, CheckpointError."""
         self._loaded()
 
-    def do(self, shown: Sequence[str], images: Images) -> tuple[NDArray[np.float32] | None, dict[int, str]]:
-        """Embeddings of images that can be read; and by number why others can't."""
+    def do(self, items: Sequence[Item], images: Images) -> Encoded:
+        """Encodes images."""
         encoder = self._loaded()
-
-        def prepare(image: str) -> Any:
-            try:
-                return encoder.prepare(image, self._order.rgb, images)
-            except QueryError as error:
-                return error
-
         with ThreadPoolExecutor(WORKERS) as pool:
-            prepared = list(pool.map(prepare, shown))
-        failed = {i: str(one) for i, one in enumerate(prepared) if isinstance(one, QueryError)}
-        good = [one for one in prepared if not isinstance(one, QueryError)]
+            prepare = partial(prepared_image, encoder, self._order.rgb, images)
+            prepared = list(pool.map(prepare, [at for _, at in items]))
         with self._busy:
-            return (encoder.encode(good) if good else None), failed
+            return encoded(encoder, [key for key, _ in items], prepared)
 
     def _loaded(self) -> ImageEncoder:
         from flamingo_eval.devices import pick_device
@@ -106,12 +95,13 @@ class RaySource:
     Args:
         source: the encoder.
         rules: how it is named.
+        device: where it runs on a worker, as the user said.
         room: how many workers, and what each takes.
         packing: what they are sent.
     """
 
-    def __init__(self, source: EncoderSource, rules: Retrieval, room: Room, packing: Packing) -> None:
-        self._source, self._rules, self._room, self._packing = source, rules, room, packing
+    def __init__(self, source: EncoderSource, rules: Retrieval, device: str, room: Room, packing: Packing) -> None:
+        self._source, self._rules, self._device, self._room, self._packing = source, rules, device, room, packing
 
     def info(self) -> ModelInfo:
         """The encoder's."""
@@ -121,31 +111,25 @@ class RaySource:
         """The encoder, in this process."""
         return self._source.load(device)
 
-    def embed(self, wanted: Mapping[str, str], rgb: bool, device: str) -> Iterator[Encoded]:
+    def embed(self, wanted: Mapping[str, str], rgb: bool) -> Iterator[Encoded]:
         """See :class:`flamingo_eval.engine.retrieval.Embeds`."""
         order = FeatureOrder(
             encoder=self._rules.encoder,
             options=self._rules.options,
             digest=self.info().digest,
             rgb=rgb,
-            device="cpu" if self._room.gpus == 0 and device == "auto" else device,
+            device=self._device,
             versions=versions(),
         )
-        crew = ActorCrew[Item, Any](FeatureWorker, order, self._room, self._pack)
+        crew = ActorCrew[Item, Encoded](FeatureWorker, order, self._room, self._pack)
         with closing(crew):
-            for done in Drive[Item, Any](crew, _batches(wanted), note).run():
+            for done in Drive[Item, Encoded](crew, _batches(wanted), note).run():
                 for part in done:
-                    keys = [key for key, _ in part.items]
-                    if part.result is None:
-                        yield Encoded([], None, dict.fromkeys(keys, part.reason))
-                        continue
-                    vectors, failed = part.result
-                    good = [key for i, key in enumerate(keys) if i not in failed]
-                    yield Encoded(good, vectors, {keys[i]: reason for i, reason in failed.items()})
+                    lost = dict.fromkeys((key for key, _ in part.items), part.reason)
+                    yield Encoded([], None, lost) if part.result is None else part.result
 
-    def _pack(self, items: Sequence[Item]) -> tuple[list[str], Images]:
-        shown = [image for _, image in items]
-        return shown, self._packing.some(shown)
+    def _pack(self, items: Sequence[Item]) -> tuple[Sequence[Item], Images]:
+        return items, self._packing.some([image for _, image in items])
 
 
 def _batches(wanted: Mapping[str, str]) -> Iterator[list[Item]]:

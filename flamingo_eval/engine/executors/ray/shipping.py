@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from flamingo_eval.core.errors import QueryError
 from flamingo_eval.core.images import Images
-from flamingo_eval.core.records import WITHHELD
 from flamingo_eval.engine.requests import Request
 
 Reference = Any
@@ -42,8 +41,9 @@ class ShippedImages(Images):
 
     def digest(self, image: str) -> str:
         """See :class:`flamingo_eval.core.images.Images`."""
-        self.read(image)
-        return self.seen()[image]
+        if image not in self._digests:
+            self.read(image)
+        return self._digests[image]
 
     def _content(self, image: str) -> bytes:
         import ray
@@ -85,12 +85,6 @@ class Store:
         return found
 
 
-def shown_in(requests: Sequence[Request]) -> list[str]:
-    """The images that requests show."""
-    every = (image for request in requests for prompt in request.prompts for image in prompt.images)
-    return [image for image in dict.fromkeys(every) if image != WITHHELD]
-
-
 class Packing:
     """Packs requests for workers: once for all of them where their images are, and what is known of these.
 
@@ -107,14 +101,14 @@ class Packing:
     def __call__(self, requests: Sequence[Request]) -> tuple[list[Request], Images]:
         """What a worker's ``do`` is given."""
         bare = Images(self._root, self._images.formats)
-        return [replace(request, images=bare) for request in requests], self.some(shown_in(requests))
+        shown = sorted(set[str]().union(*(request.own_images for request in requests)))
+        return [replace(request, images=bare) for request in requests], self.some(shown)
 
     def some(self, shown: Sequence[str]) -> Images:
         """Some of the images, for a worker."""
-        if self._store is not None:
-            shipped = ShippedImages(self._root, self._images.formats, self._store.references(shown))
-            shipped.learn(self._images.only(shown).seen())
-            return shipped
-        part = Images(self._root, self._images.formats)
+        if self._store is None:
+            part = Images(self._root, self._images.formats)
+        else:
+            part = ShippedImages(self._root, self._images.formats, self._store.references(shown))
         part.learn(self._images.only(shown).seen())
         return part

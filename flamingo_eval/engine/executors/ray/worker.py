@@ -114,6 +114,9 @@ class Place:
     host: str
     process: int
 
+    def __str__(self) -> str:
+        return f"{self.host}, process {self.process}"
+
 
 @dataclass(frozen=True)
 class Answers:

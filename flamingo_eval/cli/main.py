@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import traceback
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
-from flamingo_eval.cli import bench, comparing, data, demonstrations, prepare, publishing, reading, runs, tools, viewing
+from flamingo_eval.cli import (
+    bench,
+    comparing,
+    data,
+    demonstrations,
+    prepare,
+    publishing,
+    reading,
+    runs,
+    slurm,
+    tools,
+    viewing,
+)
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import read_config
-from flamingo_eval.cli.output import finish, notes_shown, prepare_streams
+from flamingo_eval.cli.ending import exit_code_of
 from flamingo_eval.core.benchmark import benchmark_names, load_benchmark
-from flamingo_eval.core.errors import FlamingoEvalError
-from flamingo_eval.core.text import printable
-from flamingo_eval.core.workers import bound_spinning
 from flamingo_eval.version import __version__
-
-_INTERRUPTED, _OUR_MISTAKE = 130, 70
-# typer raises its own copies of click's exceptions; their base is where BadParameter comes from
-_USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     name="flamingo-eval",
@@ -65,7 +68,7 @@ def root(
 
 def _benchmark_command(name: str) -> Callable[..., None]:
     def command(context: typer.Context, *, given: opt.Given, fresh: opt.Fresh = False) -> None:
-        runs.run_benchmarks(context, [name], given, fresh=fresh)
+        runs.carry_out(runs.make_run(context, [name], given), fresh=fresh)
 
     command.__doc__ = (
         f"Run {load_benchmark(name).title}.\n\nGiven again, the same command continues where it stopped; "
@@ -82,6 +85,7 @@ def _command() -> Callable[..., object]:
         if "_" in name:  # an underscore does as well
             app.command(name, hidden=True)(_benchmark_command(name))
     runs.register(app)
+    slurm.register(app)
     reading.register(app)
     viewing.register(app)
     comparing.register(app)
@@ -96,48 +100,10 @@ def _command() -> Callable[..., object]:
 
 def main() -> None:
     """Runs the command line and ends the process with the exit code that docs/runs.md lists."""
-    prepare_streams()
-    bound_spinning()
-    signal.signal(signal.SIGTERM, _terminated)  # what Slurm and torchrun send: ends like Ctrl-C, in good order
     debug = "--debug" in sys.argv[1:]
-    with notes_shown():
-        code = _run([argument for argument in sys.argv[1:] if argument != "--debug"], debug)
-    sys.exit(finish(code))
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    sys.exit(exit_code_of(lambda: _run(arguments), debug=debug))
 
 
-def _run(arguments: list[str], debug: bool) -> int:
-    """Runs a command. Returns its exit code."""
-    try:
-        result = _command()(args=arguments, prog_name="flamingo-eval", standalone_mode=False)
-        code = result if isinstance(result, int) else 0
-    except typer.Exit as stop:
-        code = stop.exit_code
-    except FlamingoEvalError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return error.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        code = _INTERRUPTED
-    except _USAGE_ERROR as error:
-        error.show()
-        return 2
-    except (MemoryError, ImportError) as error:  # a library that is broken, or that does not fit into the memory
-        if isinstance(error, ImportError) and (error.name or "").startswith("flamingo_eval"):
-            traceback.print_exc()
-            return _OUR_MISTAKE
-        if debug:
-            traceback.print_exc()
-        what = "there is not enough memory" if isinstance(error, MemoryError) else "a library can't be loaded"
-        print(f"error: {what}: {printable(str(error)) or type(error).__name__} (--debug shows where)", file=sys.stderr)
-        return 2
-    except Exception:  # noqa: BLE001  # a mistake of ours; Python's own exit code for it, 1, means that a gate failed
-        traceback.print_exc()
-        return _OUR_MISTAKE
-    if code == _INTERRUPTED:  # typer turns Ctrl-C into this
-        print("\ninterrupted; what is finished is kept, and the same command goes on", file=sys.stderr)
-    return code
-
-
-def _terminated(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+def _run(arguments: list[str]) -> object:
+    return _command()(args=arguments, prog_name="flamingo-eval", standalone_mode=False)

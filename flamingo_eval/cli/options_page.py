@@ -10,7 +10,7 @@ from flamingo_eval.core.run_settings import COMMAND_LINE_ONLY, PER_BENCHMARK, SE
 from flamingo_eval.core.settings import Setting
 
 _COMMANDS = {
-    "a benchmark, `run`": specs.RUN,
+    "a benchmark, `run`, `slurm`": specs.RUN,
     "`bench`": specs.BENCH,
     "`plan`": specs.PLAN,
     "`features`": specs.FEATURES,

@@ -37,15 +37,24 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=opt.PANEL)(submit)
 
 
-def run_benchmarks(context: typer.Context, benchmarks: Sequence[str], given: opt.Given, *, fresh: bool) -> None:
-    """Runs benchmarks and prints one table."""
+def make_run(context: typer.Context, benchmarks: Sequence[str], given: opt.Given) -> RunSpec:
+    """What is to be run, by what the user said; ``all`` is every benchmark. Raises UserError."""
+    benchmarks = [name for listed in benchmarks for name in listed.split(",") if name]
+    if benchmarks == ["all"]:
+        benchmarks = _all_under(specs.settings_for(context.obj, (), given, {"protocol"}).protocol)
+    spec = specs.make_spec(context.obj, benchmarks, given, specs.RUN)
+    if spec.out is not None and str(spec.out) == ".":
+        raise UserError("--out is empty or the current folder; name a folder of its own for the run")
+    return spec
+
+
+def carry_out(spec: RunSpec, *, fresh: bool = False) -> None:
+    """Runs benchmarks and prints one table, as this one of the processes that share the run."""
     from flamingo_eval.engine.run import execute
     from flamingo_eval.report.table import render
     from flamingo_eval.storage.scores import read_scores
 
-    spec = among_processes(specs.make_spec(context.obj, benchmarks, given, specs.RUN))
-    if spec.out is not None and str(spec.out) == ".":
-        raise UserError("--out is empty or the current folder; name a folder of its own for the run")
+    spec = among_processes(spec)
     result = execute(spec, data_folder, spec.out, fresh=fresh)
     if spec.worker.rank:
         return  # the first process shows the table
@@ -79,10 +88,7 @@ def run(
     fresh: opt.Fresh = False,
 ) -> None:
     """Run several benchmarks into one folder and print one table, a row for each."""
-    benchmarks = [name for listed in benchmarks for name in listed.split(",") if name]
-    if benchmarks == ["all"]:
-        benchmarks = _all_under(specs.settings_for(context.obj, (), given, {"protocol"}).protocol)
-    run_benchmarks(context, benchmarks, given, fresh=fresh)
+    carry_out(make_run(context, benchmarks, given), fresh=fresh)
 
 
 def _all_under(protocol: str) -> list[str]:

@@ -104,8 +104,11 @@ class Slow:
                  "--out", self.folder / "run", *more)  # fmt: skip
         return [sys.executable, "-m", "flamingo_eval", *map(str, words)]
 
-    def start(self, *more: object) -> subprocess.Popen[str]:
-        return subprocess.Popen(self.command(*more), env={**os.environ, **self.environment}, text=True, cwd=self.folder,
+    def start(self, *more: object, via: str = "") -> subprocess.Popen[str]:
+        """Starts a run; ``via``: by another command that takes the same options."""
+        command = self.command(*more)
+        command[3:3] = [via] if via else []
+        return subprocess.Popen(command, env={**os.environ, **self.environment}, text=True, cwd=self.folder,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
     def batches(self) -> list[Batch]:

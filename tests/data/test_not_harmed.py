@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from flamingo_eval.data import class_folders, prepare
+from flamingo_eval.data import prepare
 from flamingo_eval.data import unpack as unpacking
 from tests.data.conftest import BY_HAND, use_files
 from tests.support import owners
-from tests.support.owners import VALIDATION, Shelf
+from tests.support.owners import Shelf
 from tests.support.preparing import BIG, is_right, part_of, process, unpacked
 
 Call = Callable[..., tuple[int, str, str]]
@@ -26,87 +26,6 @@ Call = Callable[..., tuple[int, str, str]]
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def imagenet(tmp_path: Path, shelf: Shelf) -> Path:
-    """A data root with ImageNet's training folders, and what tells the validation images' classes."""
-    for one in owners.SYNSETS:
-        (tmp_path / "d/imagenet/train" / one).mkdir(parents=True)
-        (tmp_path / "d/imagenet/train" / one / "1.JPEG").write_bytes(owners.jpeg(1))
-    unpacked(shelf, tmp_path / "d", "ILSVRC2012_devkit_t12.tar.gz")
-    return tmp_path / "d"
-
-
-def by_class(root: Path) -> dict[str, str]:
-    return {image.stem: image.parent.name for image in (root / "imagenet/val").glob("*/*") if image.read_bytes()}
-
-
-SORTED = {f"ILSVRC2012_val_{n:08d}": one for n, one in enumerate(VALIDATION, start=1)}
-
-
-def test_a_linked_folder_is_not_emptied(call: Call, shelf: Shelf, imagenet: Path, tmp_path: Path) -> None:
-    mine = unpacked(shelf, tmp_path / "mine", "ILSVRC2012_img_val.tar")
-    (mine / "labels.txt").write_text("mine")
-    before = contents(mine)
-    (imagenet / "imagenet/val").symlink_to(mine)
-    assert call("data", "prepare", "imagenet", "--data-root", imagenet)[0] == 0
-    assert by_class(imagenet) == SORTED
-    assert contents(mine) == before
-
-
-@pytest.mark.parametrize(
-    "step", ["before the images are put", "before the old name is given away", "before the new one"]
-)
-def test_killed_while_images_are_put_into_classes(
-    call: Call, shelf: Shelf, imagenet: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    """At any moment: the images stay together, and the same command ends it."""
-    unpacked(shelf, imagenet / "imagenet/val", "ILSVRC2012_img_val.tar")
-
-    class Killed(BaseException):
-        pass
-
-    def killed(*_: object) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        match step:
-            case "before the images are put":
-                patch.setattr(class_folders, "is_image", killed)
-            case "before the old name is given away":
-                patch.setattr(prepare, "check_place", killed)
-            case _:
-                patch.setattr(prepare, "finish", killed)
-        with pytest.raises(Killed):
-            call("data", "prepare", "imagenet", "--data-root", imagenet)
-    assert len(list((imagenet / "imagenet").glob("val*/*.JPEG"))) == len(VALIDATION)
-    assert call("data", "prepare", "imagenet", "--data-root", imagenet)[0] == 0
-    assert by_class(imagenet) == SORTED
-
-
-@pytest.mark.usefixtures("shelf")
-def test_killed_after_an_archive_was_put_into_classes(
-    call: Call, by_hand: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    arguments = ("data", "prepare", "imagenet", "--data-root", tmp_path / "d", "--from", by_hand)
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare, "finish", killed)
-        code, _, err = call(*arguments)
-        assert code == 130, err
-    assert call(*arguments)[0] == 0
-    assert by_class(tmp_path / "d") == SORTED
-    assert not list((tmp_path / "d/imagenet/val").glob("*.JPEG"))
-
-
-def test_copies_are_copies(call: Call, shelf: Shelf, imagenet: Path, tmp_path: Path) -> None:
-    have = unpacked(shelf, tmp_path / "have/val", "ILSVRC2012_img_val.tar")
-    assert call("data", "prepare", "imagenet", "--data-root", imagenet, "--from", tmp_path / "have", "--copy")[0] == 0
-    assert not any(path.is_symlink() for path in (imagenet / "imagenet/val").rglob("*"))
-    assert len(contents(have)) == len(VALIDATION)
 
 
 def test_nothing_of_a_refused_archive_is_used_later(call: Call, shelf: Shelf, tmp_path: Path) -> None:
@@ -181,23 +100,6 @@ def test_a_page_that_stands_for_a_file(call: Call, shelf: Shelf, tmp_path: Path)
     assert "Annotations.zip" in err
     shelf.files["Annotations.zip"] = right
     assert call("data", "prepare", "vizwiz", "--data-root", tmp_path / "d")[0] == 0
-
-
-def test_a_mirror_that_sends_a_page(call: Call, shelf: Shelf, tmp_path: Path) -> None:
-    """The owner is asked next."""
-    mirror = Shelf(dict.fromkeys(shelf.files, b"<html>not here"))
-    mirror.lengths = False
-    try:
-        code, _, err = call("data", "prepare", "textvqa", "--data-root", tmp_path / "d", "--from", mirror.url)
-        assert code == 0, err
-        assert is_right(tmp_path / "d")
-    finally:
-        mirror.close()
-
-
-def test_mirrors_are_asked_for_what_a_person_would_have_to_get(call: Call, shelf: Shelf, tmp_path: Path) -> None:
-    code, _, err = call("data", "prepare", "flickr30k", "--data-root", tmp_path / "d", "--from", shelf.url)
-    assert code == 0, err
 
 
 def test_a_password_is_written_nowhere(call: Call, shelf: Shelf, tmp_path: Path) -> None:
@@ -398,27 +300,6 @@ def test_a_disk_that_fills_up_keeps_the_archive(
     assert BIG not in {name for name, _ in shelf.asked}
 
 
-@pytest.mark.parametrize("rows", ["ImageId,PredictionString\nx\n", "ImageId,PredictionString\n" + "".join(f"{i},../../x 1\n" for i in SORTED)])  # fmt: skip
-def test_tables_of_classes_that_are_none(call: Call, shelf: Shelf, tmp_path: Path, rows: str) -> None:
-    for one in owners.SYNSETS:
-        (tmp_path / "d/imagenet/train" / one).mkdir(parents=True)
-        (tmp_path / "d/imagenet/train" / one / "1.JPEG").write_bytes(owners.jpeg(1))
-    val = unpacked(shelf, tmp_path / "d/imagenet/val", "ILSVRC2012_img_val.tar")
-    (val / "LOC_val_solution.csv").write_text(rows)
-    code, _, err = call("data", "prepare", "imagenet", "--data-root", tmp_path / "d")
-    assert code == 2
-    assert "does not tell the class of 20 images" in err or "no folder can be called" in err
-    assert len(list(val.glob("*.JPEG"))) == len(VALIDATION)
-
-
-def test_labels_beside_the_images(call: Call, shelf: Shelf, imagenet: Path) -> None:
-    val = unpacked(shelf, imagenet / "imagenet/val", "ILSVRC2012_img_val.tar")
-    rows = "".join(f"{image},{one} 1 2 3 4\n" for image, one in SORTED.items())
-    (val / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + rows)
-    assert call("data", "prepare", "imagenet", "--data-root", imagenet)[0] == 0
-    assert by_class(imagenet) == SORTED
-
-
 def test_a_users_own_archive_is_not_written_over(call: Call, shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "d/textvqa").mkdir(parents=True)
     (tmp_path / "d/textvqa" / BIG).write_bytes(b"mine")
@@ -448,20 +329,6 @@ def test_offline_holds_for_damaged_archives_too(call: Call, shelf: Shelf, tmp_pa
     assert not shelf.asked
 
 
-def test_a_mirror_that_fails_costs_nothing(call: Call, shelf: Shelf, tmp_path: Path) -> None:
-    """What came from the owner is gone on with, though a mirror is asked first."""
-    shelf.cut = lambda name: 2000 if name == BIG and len(shelf.asked) < 4 else 0 if name == BIG else None
-    assert call("data", "prepare", "textvqa", "--data-root", tmp_path / "d")[0] == 2
-    shelf.cut, mirror = lambda _: None, Shelf({})
-    shelf.asked.clear()
-    try:
-        assert call("data", "prepare", "textvqa", "--data-root", tmp_path / "d", "--from", mirror.url)[0] == 0
-    finally:
-        mirror.close()
-    assert shelf.asked[0][1].startswith("bytes="), "from where it stopped"
-    assert is_right(tmp_path / "d")
-
-
 def test_what_is_in_the_way_does_not_cost_the_archive(
     call: Call, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,17 +348,6 @@ def test_what_is_in_the_way_does_not_cost_the_archive(
     assert call(*arguments)[0] == 0
     assert BIG not in {name for name, _ in shelf.asked}
     assert is_right(tmp_path / "d")
-
-
-def test_a_mirror_whose_archive_is_none(call: Call, shelf: Shelf, tmp_path: Path) -> None:
-    """Of a file without a stated digest it turns out when it is unpacked; then the owner is asked."""
-    mirror = Shelf({"Annotations.zip": b"plain text"})
-    try:
-        code, _, err = call("data", "prepare", "vizwiz", "--data-root", tmp_path / "d", "--from", mirror.url)
-        assert code == 0, err
-    finally:
-        mirror.close()
-    assert "Annotations.zip" in {name for name, _ in shelf.asked}
 
 
 def test_copies_of_what_does_as_well(call: Call, shelf: Shelf, tmp_path: Path) -> None:

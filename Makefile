@@ -38,8 +38,10 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# docs/options.md from the code, then the site, strictly, into build/site
 docs: $(READY)
 	$(BIN)/python -m flamingo_eval.cli.options_page > docs/options.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
 
 # docs/images, by Chromium
 screenshots: $(READY)

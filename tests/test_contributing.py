@@ -16,7 +16,7 @@ GUIDE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 
 def block(language: str) -> str:
     """The first code block of a language."""
-    found = re.search(rf"```{language}\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    found = re.search(rf"```{language}[^\n]*\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert found is not None
     return found[1]
 

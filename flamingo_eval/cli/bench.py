@@ -27,10 +27,10 @@ def bench(
     *,
     given: opt.Given,
 ) -> None:  # fmt: skip
-    """Measure a small sample of a configuration, and estimate the whole.
+    """Measure a small sample of a configuration, and estimate the complete run.
 
     Prints queries per second by number of shots, where the time goes, how much of the machine's matrix-product peak
-    prefill and decoding reach, memory, and how long the whole run would take.
+    prefill and decoding reach, memory, and how long the complete run would take.
     """
     from flamingo_eval.analysis.bench import run_bench
     from flamingo_eval.report.bench import FORMATS

@@ -20,16 +20,18 @@ _INTERRUPTED, _OUR_MISTAKE = 130, 70
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
-def exit_code_of(command: Callable[[], object], *, debug: bool = False) -> int:
+def exit_code_of(command: Callable[[], object], *, debug: bool = False, own_sigterm: bool = True) -> int:
     """Does something as a command of its own, and gives its exit code, once all it prints has arrived.
 
     Args:
         command: what is done; it may return an exit code.
         debug: show the traceback of an error.
+        own_sigterm: end like Ctrl-C on SIGTERM; otherwise it is left to whoever minds it already.
     """
     prepare_streams()
     bound_spinning()
-    signal.signal(signal.SIGTERM, _terminated)  # what Slurm and torchrun send: ends like Ctrl-C, in good order
+    if own_sigterm:  # what Slurm and torchrun send: ends like Ctrl-C, in good order
+        signal.signal(signal.SIGTERM, _terminated)
     with notes_shown():
         code = _guarded(command, debug)
     return finish(code)

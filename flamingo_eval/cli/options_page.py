@@ -25,12 +25,14 @@ _COMMANDS = {
 _HEAD = """# Options
 
 Every option here has an environment variable and a key of `flamingo-eval.toml`, and is an argument of
-`flamingo_eval.evaluate`, except those that only a command line needs ({not_here}): `--pool-size 512`,
-`FLAMINGO_EVAL_POOL_SIZE=512`, `pool-size = 512` and `pool_size=512` say the same. What the command line says wins over
-the environment, that over a benchmark's section of the file, that over the file's top level. Switches are `--plain` and
-`--no-plain`, in the file `true` and `false`, in the environment `1` and `0`.
+`flamingo_eval.evaluate`. These four are equivalent: `--pool-size 512`, `FLAMINGO_EVAL_POOL_SIZE=512`,
+`pool-size = 512` and `pool_size=512`. Some options are for the command line only, and no arguments of `evaluate`:
+{not_here}.
 
-In a run of several benchmarks each has its own {own} where the file says so; all else must be the same for all.
+The command line wins over the environment, which wins over a benchmark's section of the file. The file's top level
+comes last. Switches are `--plain` and `--no-plain`, in the file `true` and `false`, in the environment `1` and `0`.
+
+In a run of several benchmarks each can have its own {own} in the file. All other settings must be the same for all.
 """
 
 
@@ -45,8 +47,8 @@ def reference() -> str:
             lines += [f"## For `--select {name}`\n", *_table(selector.settings)]
     lines += ["## Which commands take which\n", "| command | options |", "| --- | --- |"]
     for command, names in _COMMANDS.items():
-        listed = ", ".join(f"`{one.option}`" for one in SETTINGS.values() if one.name in names)
-        lines.append(f"| {command} | {listed}{', those of the selector' if 'select' in names else ''} |")
+        listed = " ".join(one.option for one in SETTINGS.values() if one.name in names)
+        lines.append(f"| {command} | `{listed}`{', those of the selector' if 'select' in names else ''} |")
     return "\n".join(lines) + "\n"
 
 

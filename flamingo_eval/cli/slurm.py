@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -18,6 +20,7 @@ from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.ending import exit_code_of
 from flamingo_eval.cli.output import emit
 from flamingo_eval.cli.runs import carry_out, make_run
+from flamingo_eval.core import registry
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.progress import note
 from flamingo_eval.core.run_settings import RunSpec
@@ -71,7 +74,7 @@ class Wishes:
     grace: Annotated[
         int,
         typer.Option(
-            "--grace", min=1, metavar="SECONDS", rich_help_panel=PANEL, help="How long before its end it is told."
+            "--grace", min=1, metavar="SECONDS", rich_help_panel=PANEL, help="How long before its end it gets a signal."
         ),
     ] = 90
     partition: Annotated[str | None, _text("--partition", "Which partition.")] = None
@@ -150,14 +153,25 @@ def slurm(
     is what runs: configuration file and environment are read here. Tested with stand-ins of Slurm's programs, not yet
     on a real cluster.
     """
+    jobs.check_installed()
     spec = make_run(context, benchmarks, given)
     if spec.process is not None:
         raise UserError("--process is what the job's tasks get; --nodes and --tasks-per-node say how many there are")
+    if spec.executor == "ray":
+        raise UserError("--executor ray has workers of its own: give it without slurm, on a node of the Ray cluster")
+    if wishes.local and wishes.detach:
+        raise UserError("--detach is for Slurm: a --local job ends with this command")
+    registry.model_source(spec.checkpoint, spec.model_options)  # what it refuses is not submitted
+    if "@" in (spec.base_url or ""):  # the job's file would hold it
+        raise UserError("--base-url holds a name or a password: give the key by a file or by the environment")
     allocation, logs = wishes.allocation(spec), wishes.logs.absolute()
     if wishes.print_script:
-        emit(f"{jobs.script(allocation, logs)}\n# submitted by: flamingo-eval {shlex.join(sys.argv[1:])}")
+        words = shlex.join(sys.argv[1:]).replace("\n", "\n# ")
+        emit(f"{jobs.script(allocation, logs)}\n# submitted by: flamingo-eval {words}")
         return
-    job = jobs.submit(jobs.Job(spec, in_job, logs), allocation, local=wishes.local)
+    logs /= f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"  # numbers of jobs come again, one day
+    carry = functools.partial(in_job, debug="--debug" in sys.argv[1:])
+    job = jobs.submit(jobs.Job(spec, carry, logs), allocation, local=wishes.local)
     note(f"job {job.job_id} submitted; its log is {job.paths.stderr}")
     if wishes.detach:
         emit(job.job_id)
@@ -176,11 +190,11 @@ def _options(given: Iterable[str]) -> Iterable[tuple[str, str | bool]]:
         yield key, value if is_set else True
 
 
-def in_job(spec: RunSpec) -> int:
+def in_job(spec: RunSpec, sigterm_is_minded: bool, *, debug: bool) -> int:
     """A task's part of a run, as a command of its own. Returns its exit code."""
 
     def part() -> None:
         with jobs.in_time():
             carry_out(spec)
 
-    return exit_code_of(part)
+    return exit_code_of(part, debug=debug, own_sigterm=not sigterm_is_minded)

@@ -83,7 +83,7 @@ def whole_number(least: int, most: int = _LARGE) -> Kind:
             raise ValueError
         return number
 
-    return Kind(f"a whole number from {least} {'on' if most == _LARGE else f'to {most}'}", read)
+    return Kind(f"an integer from {least} {'on' if most == _LARGE else f'to {most}'}", read)
 
 
 def numbers(most: int) -> Kind:
@@ -109,7 +109,7 @@ def numbers(most: int) -> Kind:
             raise ValueError
         return tuple(dict.fromkeys(one.read(part) for part in parts))
 
-    return Kind(f"whole numbers from 0 to {most}, separated by commas, such as 0,4,8", read)
+    return Kind(f"integers from 0 to {most}, separated by commas, such as 0,4,8", read)
 
 
 def choice(*names: str) -> Kind:

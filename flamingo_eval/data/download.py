@@ -299,7 +299,7 @@ def _check_status(address: Address, response: httpx2.Response) -> None:
 def _check_total(source: SourceFile, address: Address, total: int) -> None:
     if source.size and total and total != source.size:
         raise DataError(
-            f"{address.shown} has {total:,} bytes, and should have {source.size:,} (as said in {source.source}): "
+            f"{address.shown} has {total:,} bytes, and should have {source.size:,} (as in {source.source}): "
             "another file, or its owner has changed it. Nothing was downloaded"
         )
 

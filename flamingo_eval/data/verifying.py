@@ -39,13 +39,13 @@ def verify(source: SourceFile, file: Path) -> str:
     if source.size and size != source.size:
         check_begins(file, str(file))
         raise DataError(
-            f"{file} has {size:,} bytes, and {source.name} has {source.size:,} (as said in {source.source}): it is not "
+            f"{file} has {size:,} bytes, and {source.name} has {source.size:,} (as in {source.source}): it is not "
             "all there, or another file; delete it, or leave its folder out"
         )
     digest = _digest(file, source.digest.partition(":")[0] or "sha256")
     if source.digest and digest != source.digest:
         raise DataError(
-            f"{file} has the digest {digest}, and {source.name} has {source.digest} (as said in {source.source})"
+            f"{file} has the digest {digest}, and {source.name} has {source.digest} (as in {source.source})"
         )
     return digest
 

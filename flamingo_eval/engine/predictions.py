@@ -168,7 +168,7 @@ def _trial(row: Row, where: str) -> tuple[int, int] | None:
     if not numbers:
         return None
     if len(numbers) == 1 or any(number is None or not 0 <= number < 2**32 for number in numbers):
-        raise DataError(f"{where}: {' and '.join(TRIAL_KEYS)} have to be whole numbers from 0 on, and both there")
+        raise DataError(f"{where}: {' and '.join(TRIAL_KEYS)} must be integers from 0 on, and both present")
     return numbers[0] or 0, numbers[1] or 0
 
 

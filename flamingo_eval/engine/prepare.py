@@ -124,7 +124,7 @@ def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
         for name, source in sources.items()
         if is_deterministic(source, spec)
     ]
-    unused = [f"--pool-size {spec.pool_size} has no effect: {spec.select} searches the whole training set"]
+    unused = [f"--pool-size {spec.pool_size} has no effect: {spec.select} searches the entire training set"]
     return [*chosen, *fixed, *((unused if spec.pool_size != RunSpec.pool_size else []) if retrieves else capped)]
 
 

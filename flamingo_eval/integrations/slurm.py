@@ -7,10 +7,12 @@ when a job's time is over is in the journal, so the same job goes on.
 from __future__ import annotations
 
 import importlib.util
+import io
+import logging
 import math
 import os
 import re
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +25,24 @@ from flamingo_eval.core.errors import FlamingoEvalError, UserError
 from flamingo_eval.core.progress import note
 from flamingo_eval.core.run_settings import RunSpec
 from flamingo_eval.core.text import printable
+from flamingo_eval.storage.files import storage_errors
 
 if TYPE_CHECKING:
     import submitit
 
 POLL = 1.0
 """Seconds between two looks at a job's log."""
+
+_PATIENCE = 15.0
+"""Seconds after its first task has ended in which a job may still go back into the queue."""
+
+_LOCAL_REQUEUES = 5
+"""submitit's local executor starts a job six times at most (its local.py, Controller.run)."""
+
+_HELD_BACK = {signal.SIGINT, signal.SIGTERM}
+
+_OURS = {"signal", "output", "error", "open_mode", "array", "requeue", "no_requeue", "ntasks"}
+"""Options of sbatch's that following a job rests on, beside those that have an option here."""
 
 _OF_SUBMITIT, _AGAIN = re.compile(r"submitit [A-Z]+ \(\d{4}-.*", re.DOTALL), "Calling checkpoint method"
 
@@ -71,8 +85,12 @@ class Allocation:
     qos: str | None = None
     more: Mapping[str, str | bool] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises UserError for options of sbatch's that are not the user's to say."""
+        self.parameters()
+
     def parameters(self) -> dict[str, Any]:
-        """As submitit's ``SlurmExecutor.update_parameters`` takes them."""
+        """As submitit's ``SlurmExecutor.update_parameters`` takes them. Raises UserError."""
         # a task that dies leaves its work to the others; srun does not take --cpus-per-task from sbatch (since 22.05)
         srun = ["--kill-on-bad-exit=0", *([f"--cpus-per-task={self.cpus}"] if self.cpus else [])]
         wanted = {
@@ -83,14 +101,32 @@ class Allocation:
             "cpus_per_task": self.cpus,
             "mem": self.memory,
             "time": math.ceil(self.minutes),
-            "signal_delay_s": self.grace,
+            "signal_delay_s": self.told_before,
             "partition": self.partition,
             "account": self.account,
             "qos": self.qos,
             "srun_args": srun,
-            "additional_parameters": {"requeue": True, **self.more},
+            "additional_parameters": {"requeue": True},
         }
+        for key, value in self.more.items():
+            name = key.replace("-", "_")
+            if name in ("job_name", "gpus_per_node") or name not in _OURS | wanted.keys():
+                self._add(wanted, name, key, value)
+            else:
+                raise UserError(f"--sbatch {key}: this command says that itself; see its other options")
         return {name: value for name, value in wanted.items() if value is not None}
+
+    @staticmethod
+    def _add(wanted: dict[str, Any], name: str, key: str, value: str | bool) -> None:
+        if name in wanted:
+            wanted[name] = value
+        else:
+            wanted["additional_parameters"][key] = value
+
+    @property
+    def told_before(self) -> int:
+        """Seconds before its end at which the job is told; half of its time at most, since it must have begun."""
+        return max(1, min(self.grace, int(30 * self.minutes)))
 
 
 def minutes(text: str) -> float:
@@ -124,12 +160,12 @@ class Job:
 
     Attributes:
         spec: the run.
-        carry_out: does it, and returns an exit code; a function of a module.
+        carry_out: does it, and returns an exit code; a function of a module. Told whether SIGTERM is somebody else's.
         logs: where the first task leaves its exit code.
     """
 
     spec: RunSpec
-    carry_out: Callable[[RunSpec], int]
+    carry_out: Callable[[RunSpec, bool], int]
     logs: Path
 
     def __call__(self) -> None:
@@ -138,10 +174,14 @@ class Job:
 
         here = submitit.JobEnvironment()
         os.environ.update(RANK=str(here.global_rank), WORLD_SIZE=str(here.num_tasks), LOCAL_RANK=str(here.local_rank))
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding="utf-8")  # as who follows reads it
         ended = exit_code_file(self.logs, here.job_id)
         if here.global_rank == 0:
             ended.unlink(missing_ok=True)
-        code = self.carry_out(self.spec)
+        # Slurm sends SIGTERM before a job that goes first, too; submitit waits for its own signal
+        code = self.carry_out(self.spec, here.cluster == "slurm")
         if here.global_rank == 0:
             ended.write_text(f"{code}\n")
         if code:
@@ -176,7 +216,7 @@ def exit_code_file(logs: Path, job: str) -> Path:
 
 def script(allocation: Allocation, logs: Path) -> str:
     """The batch script that a job is submitted with."""
-    _check_installed()
+    check_installed()
     import submitit
 
     class Anywhere(submitit.SlurmExecutor):
@@ -187,7 +227,7 @@ def script(allocation: Allocation, logs: Path) -> str:
             return 1
 
     executor = Anywhere(logs)
-    _update(executor, allocation)
+    executor.update_parameters(**allocation.parameters())
     return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
@@ -196,30 +236,22 @@ def submit(job: Job, allocation: Allocation, *, local: bool) -> submitit.Job[Non
 
     Raises:
         UserError: there is no submitit, no Slurm, or it does not take the job.
+        StorageError: there can be no logs.
+        NotFollowed: the user has pressed Ctrl-C meanwhile; the job is submitted.
     """
-    _check_installed()
-    import submitit
-
-    if not local:
-        executor: submitit.Executor = _slurm(job.logs, allocation)
-        _update(executor, allocation)
-    elif allocation.nodes > 1:
+    check_installed()
+    if local and allocation.nodes > 1:
         raise UserError("--local is this machine alone: leave out --nodes")
-    else:
-        executor = submitit.LocalExecutor(job.logs, max_num_timeout=allocation.requeues)
-        executor.update_parameters(
-            tasks_per_node=allocation.tasks,
-            gpus_per_node=allocation.gpus,
-            timeout_min=allocation.minutes,
-            signal_delay_s=min(allocation.grace, int(30 * allocation.minutes)),
-        )
-    try:
-        return executor.submit(job)
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
-        raise UserError(f"the job was not taken: {' '.join(str(error).split())[:400]}") from error
+    if not local:
+        _check_slurm()
+    with storage_errors(job.logs):
+        job.logs.mkdir(parents=True)
+    if local:
+        return _submit_here(job, allocation)
+    return _submit_to_slurm(job, allocation)
 
 
-def _slurm(logs: Path, allocation: Allocation) -> submitit.SlurmExecutor:
+def _check_slurm() -> None:
     import submitit
 
     if not submitit.SlurmExecutor.affinity() > 0:
@@ -227,16 +259,70 @@ def _slurm(logs: Path, allocation: Allocation) -> submitit.SlurmExecutor:
             "there is no srun here: give the command on a machine that submits to Slurm. --print shows the script, "
             "--local runs the job on this machine"
         )
-    return submitit.SlurmExecutor(logs, max_num_timeout=allocation.requeues)
 
 
-def _update(executor: submitit.Executor, allocation: Allocation) -> None:
+def _submit_here(job: Job, allocation: Allocation) -> submitit.Job[None]:
+    import submitit
+
+    executor = submitit.LocalExecutor(job.logs, max_num_timeout=min(allocation.requeues, _LOCAL_REQUEUES))
+    executor.update_parameters(
+        tasks_per_node=allocation.tasks,
+        gpus_per_node=allocation.gpus,
+        visible_gpus=_visible(os.environ.get("CUDA_VISIBLE_DEVICES")),
+        timeout_min=allocation.minutes,
+        signal_delay_s=allocation.told_before,
+    )
+    # a terminal's Ctrl-C is for whoever follows, who ends the job in good order
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with storage_errors(job.logs):
+            return executor.submit(job)
+    except ValueError as error:  # more GPUs than can be seen
+        raise UserError(f"--gpus-per-node {allocation.gpus}: {error}") from error
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _visible(devices: str | None) -> tuple[int, ...]:
+    """Numbers of the GPUs that may be used; none stands for all."""
+    parts = (devices or "").split(",")
+    return tuple(map(int, parts)) if all(part.strip().isdecimal() for part in parts) else ()
+
+
+def _submit_to_slurm(job: Job, allocation: Allocation) -> submitit.Job[None]:
+    import submitit
+
+    executor = submitit.SlurmExecutor(job.logs, max_num_timeout=allocation.requeues)
     executor.update_parameters(**allocation.parameters())
+    # sbatch and what is written for the job belong together: a Ctrl-C in between would leave a job that can't begin
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        submitted = executor.submit(job)
+        if signal.sigpending() & _HELD_BACK:
+            signal.sigwait(_HELD_BACK)
+            raise _left(submitted)
+        return submitted
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
+        raise UserError(f"the job was not taken: {' '.join(str(error).split())[:400]}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
 
 
-def _check_installed() -> None:
+def _left(job: submitit.Job[None]) -> NotFollowed:
+    return NotFollowed(
+        f"no longer followed; job {job.job_id} goes on (log: {job.paths.stderr}). scancel {job.job_id} ends it"
+    )
+
+
+def check_installed() -> None:
+    """Raises UserError where submitit is missing; quietens it elsewhere."""
     if importlib.util.find_spec("submitit") is None:
         raise UserError("flamingo-eval slurm needs submitit: pip install 'flamingo-eval[slurm]'")
+    import submitit  # noqa: F401  # its logger would print on stdout, where the job's table goes
+
+    logger = logging.getLogger("submitit")
+    logger.handlers.clear()
+    logger.propagate = False
 
 
 def follow(job: submitit.Job[None], logs: Path, *, local: bool) -> int:
@@ -247,14 +333,18 @@ def follow(job: submitit.Job[None], logs: Path, *, local: bool) -> int:
 
     Raises:
         NotFollowed: the user has pressed Ctrl-C; the job goes on.
-        UserError: the job has ended without one, because it was cancelled, say.
+        KeyboardInterrupt: so, and the job was this machine's; it has ended.
+        UserError: the job has ended without an exit code, because it was cancelled, say.
     """
-    first = job.task(0)
+    first, ended = job.task(0), exit_code_file(logs, job.job_id)
     tails = [_Tail(first.paths.stderr, sys.stderr), _Tail(first.paths.stdout, sys.stdout)]
-    state = ""
+    state, patience = "", _PATIENCE
     try:
         while True:
-            done = job.done()
+            # a task that has ended says so at once, Slurm's accounting later or never; one that was put back into the
+            # queue begins anew, and takes it back
+            patience = patience - POLL if ended.exists() else _PATIENCE
+            done = job.done() or patience < 0
             if job.state != state:
                 state = job.state
                 note(f"job {job.job_id}: {state.lower()}")
@@ -264,20 +354,26 @@ def follow(job: submitit.Job[None], logs: Path, *, local: bool) -> int:
                 break
             time.sleep(POLL)
     except KeyboardInterrupt:
-        if local:
-            with suppress(subprocess.SubprocessError, OSError):
-                job.cancel()
-            raise
-        raise NotFollowed(
-            f"no longer followed; job {job.job_id} goes on (log: {first.paths.stderr}). scancel {job.job_id} ends it"
-        ) from None
+        if not local:
+            raise _left(job) from None
+        _end(job)
+        raise
     try:
-        return int(exit_code_file(logs, job.job_id).read_text())
+        return int(ended.read_text())
     except (OSError, ValueError):
         raise UserError(
             f"job {job.job_id} has not come to an end ({state.lower()}); its log is {first.paths.stderr}. What is "
             "answered is kept, and the same command goes on"
         ) from None
+
+
+def _end(job: submitit.Job[None]) -> None:
+    """Ends a job of this machine: its controller hands the signal on, and waits for the tasks."""
+    with suppress(ValueError, OSError):
+        os.kill(int(job.job_id), signal.SIGTERM)
+    until = time.monotonic() + _PATIENCE
+    while not job.done() and time.monotonic() < until:
+        time.sleep(0.1)
 
 
 class _Tail:

@@ -77,6 +77,6 @@ def tokenize(captions: Iterable[str]) -> list[str]:
     tokenized = result.stdout.decode("utf-8").split("\n")[:-1] if result.returncode == 0 else []
     if len(tokenized) != len(lines) + 1 or tokenized[-1] != _SENTINEL:
         output = result.stderr.decode("utf-8", "replace").strip()
-        why = output[-500:] or "it said nothing; is there enough memory, and does the current folder exist?"
+        why = output[-500:] or "it printed nothing; is there enough memory, and does the current folder exist?"
         raise UserError(f"the caption tokenizer failed (exit code {result.returncode}): {why}")
     return [" ".join(word for word in line.split(" ") if word and word not in _REMOVED) for line in tokenized[:-1]]

@@ -62,7 +62,7 @@ def _lines(bench: Bench) -> list[str]:
         lines.append(f"peak of this machine's matrix product: {bench.work.peak / 1e9:.0f} GFLOP/s; "
                      f"memory: {bench.work.memory / 2**30:.2f} GiB at most")  # fmt: skip
     lines.append(f"scoring: {1000 * bench.metric:.2f} ms per query")
-    lines.append(f"whole run: {sum(bench.all_queries.values()):,} queries, {bench.images:,} distinct images, "
+    lines.append(f"complete run: {sum(bench.all_queries.values()):,} queries, {bench.images:,} distinct images, "
                  f"about {duration(bench.estimate)}")  # fmt: skip
     lines.append(_on_workers(bench))
     lines += [_stability(row) for row in bench.stability]

@@ -21,7 +21,7 @@ class RicesSelector:
     """
 
     about = (
-        "those of the whole training set whose images are most similar to the query's, the most similar last; one "
+        "those of the entire training set whose images are most similar to the query's, the most similar last; one "
         "trial, since nothing is drawn"
     )
     needs = IMAGE_EMBEDDINGS

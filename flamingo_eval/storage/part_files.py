@@ -107,7 +107,7 @@ def model_files(folder: Path, *, weights: bool) -> list[Path]:
     named = [folder / name for name in _tokenizer_files(folder)]
     if weights and (folder / "adapter_config.json") in top:
         raise CheckpointError(
-            f"{folder} holds an adapter (adapter_config.json) of another model: merge it, and save it whole"
+            f"{folder} holds an adapter (adapter_config.json) of another model: merge it, and save the merged model"
         )
     if weights and (folder / "config.json") in top:
         named += weight_files(folder, read_object(folder / "config.json"))

@@ -202,7 +202,7 @@ class RunFolder:
             age = describe_age((datetime.now(UTC) - datetime.fromisoformat(who["since"])).total_seconds())
             return f"host {who['host']}, process {who['process']}, since {who['since']}, {age} ago"
         except (OSError, ValueError, KeyError, TypeError):
-            return "it has not said which"
+            return "host and process are not known"
 
     def in_use(self) -> bool:
         """Whether a process holds the folder now."""

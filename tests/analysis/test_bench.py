@@ -43,7 +43,7 @@ def test_shares_operations_and_the_estimate() -> None:
     assert bench["estimate"] == pytest.approx(expected)
     assert not Path("results").exists()
     text = run_cli("bench", "coco", "--shots", "0", "--queries", "4", "--device", "cpu").stdout
-    for wanted in ("queries/s", "prefill of peak", "whole run: 600 queries", "GFLOP/s", "GiB at most"):
+    for wanted in ("queries/s", "prefill of peak", "complete run: 600 queries", "GFLOP/s", "GiB at most"):
         assert wanted in text
 
 

@@ -179,7 +179,7 @@ def test_what_is_said_twice_is_refused(root: Path, cli: Cli, monkeypatch: pytest
     Path("flamingo-eval.toml").unlink()
     monkeypatch.setenv("FLAMINGO_EVAL_QUERY_SET_SIZE", "bad")
     assert cli(*plan, "--pool-size", "4").returncode == 0, "what is overridden is not read"
-    assert "FLAMINGO_EVAL_QUERY_SET_SIZE 'bad': give a whole number" in cli(*plan).stderr
+    assert "FLAMINGO_EVAL_QUERY_SET_SIZE 'bad': give an integer" in cli(*plan).stderr
     rices = cli(*plan, "--select", "rices", "--rices-model", "scripted", "--pool-size", "3")
     assert "--pool-size 3 has no effect" in rices.stderr
 
@@ -347,8 +347,8 @@ def test_evaluates_settings_are_those_of_the_command_line(root: Path, cli: Cli) 
     assert identity("python") == identity("run")
     assert read_lines(Path("python/journal.jsonl")) == read_lines(Path("run/journal.jsonl"))
     for wrong, message in (
-        ({"shots": ["four"]}, r"shots \['four'\]: give whole numbers"),
-        ({"num_samples": 0}, "num_samples 0: give a whole number from 1 on"),
+        ({"shots": ["four"]}, r"shots \['four'\]: give integers"),
+        ({"num_samples": 0}, "num_samples 0: give an integer from 1 on"),
         ({"chekpoint": "x"}, "there is no setting 'chekpoint'; there are shots, "),
         ({"checkpoint": "x"}, "there is no setting 'checkpoint'"),
         ({"on_error": "go"}, "on_error 'go': give stop or skip"),

@@ -171,8 +171,8 @@ def test_damaged_benchmark_files(demo_root: Path, monkeypatch: pytest.MonkeyPatc
         ('out = ["a", "b"]', "out in the top level is ['a', 'b']: give a path"),
         ('out = "a\\u0000b"', "out in the top level is 'a\\x00b': give a path"),
         ('checkpoint = "a\\u0000b.toml"', "checkpoint in the top level is 'a\\x00b.toml': give a path, or a name"),
-        ("shots = true", "shots in the top level is True: give whole numbers from 0 to 10000"),
-        ("[coco]\nseeds = [1.5]", "seeds in [coco] is [1.5]: give whole numbers"),
+        ("shots = true", "shots in the top level is True: give integers from 0 to 10000"),
+        ("[coco]\nseeds = [1.5]", "seeds in [coco] is [1.5]: give integers"),
         ('on-error = "go"', "on-error in the top level is 'go': give stop or skip"),
         ("plain = 1", "plain in the top level is 1: give true or false"),
         (

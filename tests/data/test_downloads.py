@@ -155,7 +155,7 @@ def test_a_part_of_another_version_that_a_server_sends_all_the_same(
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: content[:-1], "has 11,741 bytes, and should have 11,742 (as said in huggingface/datasets"),
+        (lambda content: content[:-1], "has 11,741 bytes, and should have 11,742 (as in huggingface/datasets"),
         (lambda content: content + b"?", "has 11,743 bytes, and should have 11,742"),
         (lambda content: content[:500] + b"?" + content[501:], "has the digest sha256:"),
         (

@@ -85,7 +85,7 @@ def test_trials_are_told_apart_by_the_rows(cli: Cli, data: Path) -> None:
     result = keep(cli, data, trials[: 3 * len(ids)])
     assert "has nothing for 4 shots, seed 2: every number of shots needs the same seeds (1, 2)" in result.stderr
     assert "occurs twice in one trial" in keep(cli, data, captions(ids, shots=0, seed=1) * 2).stderr
-    assert "shots and seed have to be whole numbers" in keep(cli, data, captions(ids, shots=0)).stderr
+    assert "shots and seed must be integers" in keep(cli, data, captions(ids, shots=0)).stderr
 
 
 def test_scores_keep_their_order_whatever_numbers_they_are() -> None:

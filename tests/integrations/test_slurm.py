@@ -28,6 +28,10 @@ def answered_once(slow: Slow, answers: int) -> None:
     assert len(rows) == len(slots) == answers
 
 
+def logs(folder: Path, name: str) -> list[Path]:
+    return list((folder / "results" / "slurm").glob(f"*/{name}"))
+
+
 def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
     return process.communicate(timeout=180)
 
@@ -43,8 +47,7 @@ def test_a_job_whose_time_is_over_goes_on(tmp_path: Path) -> None:
     out, err = ended(job)
     assert job.returncode == 0, err
     answered_once(slow, 240)
-    logs = tmp_path / "results" / "slurm"
-    requeued = sum(path.read_text().count("Requeued job") for path in logs.glob("*_0_log.out"))
+    requeued = sum(path.read_text().count("Requeued job") for path in logs(tmp_path, "*_0_log.out"))
     assert requeued >= 1
     sessions = json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]
     assert {session["rank"] for session in sessions} == {0, 1}
@@ -88,8 +91,8 @@ def test_a_job_that_is_killed(tmp_path: Path) -> None:
 def test_as_slurm_does_it(tmp_path: Path) -> None:
     """Two nodes: time that is over, a follower that leaves, a job that is cancelled, and one that is waited for."""
     write_coco_root(tmp_path / "data", train=20, test=60)
-    slow = Slow(tmp_path, seconds=0.2)
-    slow.environment |= {**write_programs(tmp_path / "bin"), "FAKE_SLURM_LIMIT": "8"}
+    slow = Slow(tmp_path, seconds=0.3)
+    slow.environment |= {**write_programs(tmp_path / "bin"), "FAKE_SLURM_LIMIT": "14"}
     words = ("--nodes", "2", "--gpus-per-node", "0", "--cpus-per-task", "1", "--time", "1")
     job = slow.start(*words, via="slurm")
     slow.until(40, job)
@@ -98,12 +101,12 @@ def test_as_slurm_does_it(tmp_path: Path) -> None:
     assert job.returncode == 130
     assert "no longer followed; job 7 goes on" in err
     assert slow.answered()[0] < 240
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while (tmp_path / "bin" / "7.state").read_text() != "COMPLETED":
         assert time.monotonic() < until
         time.sleep(0.2)
     answered_once(slow, 240)
-    log = (tmp_path / "results" / "slurm" / "7_0_log.out").read_text()
+    [log] = [path.read_text() for path in logs(tmp_path, "7_0_log.out")]
     assert "Calling checkpoint method" in log
     assert "benchmark  split" in log
     assert {session["rank"] for session in json.loads((tmp_path / "run" / "run.json").read_text())["sessions"]} == {
@@ -115,9 +118,9 @@ def test_as_slurm_does_it(tmp_path: Path) -> None:
     slow.until(slow.answered()[0] + 20, more)
     subprocess.run([tmp_path / "bin" / "scancel", "8"], env={**os.environ, **slow.environment}, check=True)
     _, err = ended(more)
-    assert more.returncode == 130
+    assert more.returncode == 2
     assert "job 8: running" in err
-    assert "interrupted; what is finished is kept" in err
+    assert "job 8 has not come to an end (cancelled)" in err
     last = slow.start(*words, "--shots", "1,2,3", via="slurm")
     out, err = ended(last)
     assert last.returncode == 0, err
@@ -125,6 +128,7 @@ def test_as_slurm_does_it(tmp_path: Path) -> None:
     assert out.startswith("benchmark  split")
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_a_job_whose_time_is_over_too_often(tmp_path: Path) -> None:
     write_coco_root(tmp_path / "data", train=20, test=60)
@@ -150,6 +154,60 @@ def test_what_fails_in_a_job_is_said_here(tmp_path: Path) -> None:
     assert out == ""
 
 
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_job_of_a_cluster_without_accounting_that_fails(tmp_path: Path) -> None:
+    """Its exit code is known all the same, and tables stay clean."""
+    write_coco_root(tmp_path / "data", train=20, test=3)
+    slow = Slow(tmp_path, seconds=0.0)
+    slow.environment |= {**write_programs(tmp_path / "bin"), "FAKE_SLURM_LIMIT": "60", "FAKE_NO_ACCOUNTING": "1"}
+    job = slow.start("--gpus-per-node", "0", "--shots", "1,32", via="slurm")
+    out, err = ended(job)
+    assert job.returncode == 2
+    assert "error: " in err
+    assert "32" in err
+    assert out == ""
+    good = slow.start("--gpus-per-node", "0", "--format", "json", via="slurm")
+    out, err = ended(good)
+    assert good.returncode == 0, err
+    assert json.loads(out)["cells"]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["slurm", "local"])
+def test_ctrl_c_while_a_job_is_submitted(tmp_path: Path, way: str) -> None:
+    """No job is left that nobody knows; one of this machine ends in good order, without a traceback."""
+    write_coco_root(tmp_path / "data", train=20, test=60)
+    slow = Slow(tmp_path, seconds=0.2)
+    slow.environment |= {**write_programs(tmp_path / "bin"), "FAKE_SLURM_LIMIT": "60", "FAKE_SBATCH_SECONDS": "3"}
+    words = slow.command("--gpus-per-node", "0", *(["--local"] if way == "local" else []))
+    words[3:3] = ["slurm"]
+    job = subprocess.Popen(words, env={**os.environ, **slow.environment}, cwd=tmp_path, text=True, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, start_new_session=True,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
+    if way == "local":
+        slow.until(10, job)
+    else:
+        until = time.monotonic() + 60
+        while not list((tmp_path / "results").rglob("*.sh")):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGINT)
+    _, err = ended(job)
+    assert job.returncode == 130
+    assert "Traceback" not in err
+    if way == "local":
+        assert "interrupted; what is finished is kept" in err
+        [log] = logs(tmp_path, "*_0_log.err")
+        assert "interrupted; what is finished is kept" in log.read_text()
+        assert "Traceback" not in log.read_text()
+    else:
+        assert "no longer followed; job 7 goes on" in err
+        slow.until(20, subprocess.Popen(["sleep", "60"], text=True))
+        subprocess.run([tmp_path / "bin" / "scancel", "7"], env={**os.environ, **slow.environment}, check=True)
+
+
 def test_the_script(cli: Cli) -> None:
     shown = cli("slurm", "coco", "okvqa", "--shots", "0,4", "--nodes", "4", "--gpus-per-node", "8", "--cpus-per-task", "6",
                 "--mem", "200G", "--time", "1-2:30", "--partition", "gpu", "--account", "us", "--qos", "high", "--grace", "120",
@@ -166,6 +224,15 @@ def test_the_script(cli: Cli) -> None:
     [srun] = [line for line in lines if line.startswith("srun")]
     assert "--kill-on-bad-exit=0 --cpus-per-task=6" in srun
     assert srun.endswith("-m submitit.core._submit /shared/logs")
+    own = cli(
+        "slurm", "coco", "--sbatch", "gpus-per-node=a100:4", "--sbatch", "job-name=mine", "--time", "1", "--print"
+    ).stdout
+    assert own.count("--gpus-per-node=a100:4") == own.count("--gpus-per-node") == 1
+    assert own.count("--job-name=mine") == 1
+    assert "--job-name=flamingo" not in own
+    assert "--signal=USR2@30" in own
+    several = cli("slurm", "coco", "--system", "be brief\nrm -r x", "--checkpoint", "demo-chat", "--print").stdout
+    assert all(line.startswith("# ") for line in several.splitlines()[-2:])
     one = cli("slurm", "coco", "--gpus-per-node", "8", "--tasks-per-node", "1", "--print").stdout
     assert "--ntasks-per-node=1" in one
     assert "--gpus-per-node=8" in one
@@ -181,6 +248,14 @@ def test_the_script(cli: Cli) -> None:
         (("--time", "soon"), "--time 'soon': give minutes, H:MM:SS or D-HH:MM:SS"),
         (("--time", "0"), "a job needs some time"),
         (("--sbatch", "=x"), "give KEY=VALUE"),
+        (("--sbatch", "nodes=2"), "--sbatch nodes: this command says that itself"),
+        (("--sbatch", "array=0-3"), "--sbatch array: this command says that itself"),
+        (("--executor", "ray"), "--executor ray has workers of its own"),
+        (("--local", "--detach"), "--detach is for Slurm"),
+        (
+            ("--checkpoint", "openai:m", "--base-url", "http://u:secret@h/v1", "--data-root", "demo"),
+            "--base-url holds a name or a password",
+        ),
         (("--local", "--nodes", "2"), "--local is this machine alone"),
         ((), "there is no srun here"),
     ],

@@ -45,6 +45,12 @@ class _Job:
         self.file("new").write_text(state)
         self.file("new").replace(self.file("state"))
 
+    def end(self) -> None:
+        """Slurm's own way: asked first, killed a while later."""
+        self.signal(signal.SIGTERM)
+        subprocess.Popen(["bash", "-c", f"sleep 1.5; kill -9 {self.file('tasks').read_text()}"], start_new_session=True,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+
     def signal(self, number: int) -> None:
         with suppress(FileNotFoundError):
             for process in self.file("tasks").read_text().split():
@@ -53,6 +59,7 @@ class _Job:
 
 
 def sbatch(script: str) -> None:
+    time.sleep(float(os.environ.get("FAKE_SBATCH_SECONDS", "0")))
     number = str(7 + len(list(Path(os.environ["FAKE_SLURM"]).glob("*.state"))))
     _Job(number).tell("PENDING")
     subprocess.Popen([sys.executable, "-m", "tests.support.fake_slurm", "controller", script, number], start_new_session=True,
@@ -62,6 +69,7 @@ def sbatch(script: str) -> None:
 
 def controller(script: str, number: str) -> None:
     """Runs a job until it is not put into the queue any more."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})  # a real job is no child of sbatch's
     job = _Job(number)
     options = dict(re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", Path(script).read_text(), re.MULTILINE))
     tasks = int(options["nodes"]) * int(options["ntasks-per-node"])
@@ -110,23 +118,27 @@ def srun(*arguments: str) -> int:
     return max(abs(task.wait()) for task in tasks)
 
 
-def sacct(*_: str) -> None:
+def sacct(*_: str) -> int:
+    if "FAKE_NO_ACCOUNTING" in os.environ:
+        print("Slurm accounting storage is disabled", file=sys.stderr)
+        return 1
     print("JobID|State|NodeList")
     for state in Path(os.environ["FAKE_SLURM"]).glob("*.state"):
         print(f"{state.stem}|{state.read_text()}|here")
+    return 0
 
 
 def scontrol(what: str, number: str) -> None:
     assert what == "requeue"
     job = _Job(number)
     job.file("again").touch()
-    job.signal(signal.SIGTERM)
+    job.end()
 
 
 def scancel(number: str) -> None:
     job = _Job(number)
     job.file("cancelled").touch()
-    job.signal(signal.SIGTERM)
+    job.end()
 
 
 if __name__ == "__main__":

@@ -167,7 +167,9 @@ def load_language(source: str | Path, dtype: torch.dtype, decoder_layers: str | 
     if missing or unexpected:  # transformers would start missing weights at random and only log it
         wrapped = sorted({key.partition(".")[0] for key in unexpected if key.startswith(("_orig_mod.", "module."))})
         hint = f"; the names begin with {wrapped[0]}: save the model inside that wrapper" if wrapped else ""
-        raise CheckpointError(f"the language model {source} is not whole: {describe_keys(missing, unexpected)}{hint}")
+        raise CheckpointError(
+            f"the language model {source} has other tensors than it should: {describe_keys(missing, unexpected)}{hint}"
+        )
     check_values(model.named_parameters(), str(source))
     # whatever the repository suggests about sampling must not leak into the protocol's decoding
     model.generation_config = GenerationConfig()

@@ -154,7 +154,7 @@ class ServerSource:
         """The server's business. Raises UserError for one that was asked for."""
         for option, value in (("--device", device), ("--precision", precision)):
             if value not in ("auto", "server") and not value.startswith("local:"):  # one of several processes
-                raise UserError(f"{option} {value}: {self._name} runs as its server was told to")
+                raise UserError(f"{option} {value}: {self._name} runs as its server is configured")
         return "server", "server"
 
     def load(self, device: str, precision: str) -> ServerModel:

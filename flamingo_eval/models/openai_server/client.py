@@ -300,7 +300,7 @@ class Client:
                     if len(content) > MOST_BYTES:
                         raise _AgainError(f"a reply of more than {MOST_BYTES >> 20} MiB")
                     if time.monotonic() > deadline:
-                        raise _AgainError(f"no whole reply in {self._timeout:g} s")
+                        raise _AgainError(f"no complete reply in {self._timeout:g} s")
                 return _Raw(response.status_code, response.headers, bytes(content))
         except httpx2.TimeoutException as error:
             raise _AgainError(f"no reply in {self._timeout:g} s") from error

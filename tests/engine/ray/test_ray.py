@@ -209,6 +209,8 @@ def test_workers_need_a_gpu_that_the_cluster_has(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}, dead])
     with pytest.raises(UserError, match="--gpus-per-worker 1: the cluster has 0 GPUs; --workers N waits for more"):
         room(None, 1)
+    with pytest.raises(UserError, match="--gpus-per-worker 1: this machine has 0 GPUs for 2 workers"):
+        room(2, 1, alone=True)
 
 
 def test_what_is_refused(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,8 +49,8 @@ class RayExecutor(LocalExecutor):
     def connect(self, spec: RunSpec) -> None:
         """Finds or starts the cluster that a run names. Raises UserError."""
         self._spec = spec
-        self._connection.enter_context(connected(spec.address, spec.workers))
-        self._room = room(spec.workers, spec.gpus_per_worker)
+        alone = self._connection.enter_context(connected(spec.address, spec.workers))
+        self._room = room(spec.workers, spec.gpus_per_worker, alone=alone)
 
     def close(self) -> None:
         """Leaves the cluster, or ends one that was started for the run."""

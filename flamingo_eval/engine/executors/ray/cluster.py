@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from flamingo_eval.core.errors import FlamingoEvalError, UserError
-from flamingo_eval.core.own import PLUGINS
+from flamingo_eval.core.own import PLUGINS, place
 from flamingo_eval.core.progress import note
 from flamingo_eval.engine.executors.ray.driving import PATIENCE, WorkerDied
 
@@ -36,8 +36,10 @@ _PASSED_ON = (PLUGINS, "HF_HUB_OFFLINE", "RAY_USAGE_STATS_ENABLED")
 
 
 @contextmanager
-def connected(address: str, workers: int | None) -> Iterator[None]:
+def connected(address: str, workers: int | None) -> Iterator[bool]:
     """A connection to a cluster, which ends with the context; so does a cluster that was started for it.
+
+    Yields whether one was: no machine will ever join it.
 
     Args:
         address: ``auto``, ``local``, or ``HOST:PORT``.
@@ -65,7 +67,7 @@ def connected(address: str, workers: int | None) -> Iterator[None]:
         with suppress(ValueError):  # not in the main thread: Ray has not set one either
             signal.signal(signal.SIGTERM, before)  # ours ends in good order
     try:
-        yield
+        yield address == "local"
     finally:
         ray.shutdown()
 
@@ -74,6 +76,8 @@ def _init(address: str, **more: Any) -> None:
     import ray
 
     passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    if own := place():
+        passed_on[PLUGINS] = str(own)  # a worker's current folder is another one
     ray.init(
         address=address,
         log_to_driver=False,
@@ -159,14 +163,25 @@ class Room:
     cpus: int
 
 
-def room(workers: int | None, gpus: int | None) -> Room:
-    """How many workers there are, and what each takes, by what the user said and the cluster has. Raises UserError."""
+def room(workers: int | None, gpus: int | None, *, alone: bool = False) -> Room:
+    """How many workers there are, and what each takes, by what the user said and the cluster has.
+
+    Args:
+        workers: how many the user wants.
+        gpus: how many GPUs of each.
+        alone: no machine will join the cluster.
+
+    Raises:
+        UserError: there can't be so many.
+    """
     import ray
 
     found: list[Any] = ray.nodes()  # type: ignore[no-untyped-call]
     nodes = [node["Resources"] for node in found if node["Alive"]]
     in_all = int(sum(node.get("GPU", 0) for node in nodes))
     own = gpus if gpus is not None else min(1, in_all)
+    if alone and own * (workers or 1) > in_all:
+        raise UserError(f"--gpus-per-worker {own}: this machine has {in_all} GPUs for {workers or 1} workers")
     if workers is None and own and not in_all // own:
         raise UserError(f"--gpus-per-worker {own}: the cluster has {in_all} GPUs; --workers N waits for more")
     if own:

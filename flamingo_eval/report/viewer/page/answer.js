@@ -87,10 +87,10 @@
 
   function said(run, row, detail) {
     const failed = run.rows.failed[row];
-    if (failed !== null) return v.section("What the model said", v.el("p", { class: "failed" }, "no answer: ", v.said(failed)));
-    if (detail.raw === null) return v.section("What the model said", likeliest(detail), v.el("p", { class: "final" }, v.said(run.rows.answer[row])));
+    if (failed !== null) return v.section("What the model answered", v.el("p", { class: "failed" }, "no answer: ", v.said(failed)));
+    if (detail.raw === null) return v.section("What the model answered", likeliest(detail), v.el("p", { class: "final" }, v.said(run.rows.answer[row])));
     const raw = detail.raw === run.rows.answer[row] ? null : v.el("p", { class: "raw" }, v.el("span", { class: "note" }, "raw "), v.said(detail.raw, "text"));
-    return v.section("What the model said", v.el("p", { class: "final" }, v.said(run.rows.answer[row] || "(nothing)")), raw);
+    return v.section("What the model answered", v.el("p", { class: "final" }, v.said(run.rows.answer[row] || "(nothing)")), raw);
   }
 
   function likeliest(detail) {

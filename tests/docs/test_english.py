@@ -1,0 +1,80 @@
+"""Plain English: short sentences, the field's words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flamingo_eval.cli.main import _command
+
+CHECKOUT = Path(__file__).parents[2]
+PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
+LONGEST = 35
+AVOIDED = ("picture", "pictures", "said", "told", "whole", "look_at")
+"""Coined or second names of things: the first is called an image; the others were names in code."""
+
+
+def blocks(text: str) -> Iterator[str]:
+    """Paragraphs, items of lists, and cells of tables, without code and addresses."""
+    text = re.sub(r"^```.*?^```", "\n\n", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    for part in re.split(r"\n\s*\n|\n(?=\s*(?:[-*#|>]|\d+\.) )|\n(?=\|)", text):
+        cells = part.split("|") if part.lstrip().startswith("|") else [part]
+        yield from (" ".join(cell.split()) for cell in cells)
+
+
+def sentences(text: str) -> Iterator[str]:
+    """A sentence ends with a full stop, a question mark or an exclamation mark before a space."""
+    for block in blocks(text):
+        yield from re.split(r"(?<=[.!?])[)\"*]*\s+", block)
+
+
+def words(sentence: str) -> list[str]:
+    """What holds a letter or a digit; a command within a sentence is one word."""
+    return [word for word in re.sub(r"`[^`]*`", "code", sentence).split() if re.search(r"\w", word)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_sentences_are_short(page: Path) -> None:
+    found = [one for one in sentences(page.read_text(encoding="utf-8")) if len(words(one)) > LONGEST]
+    assert found == []
+
+
+def avoided(text: str) -> list[str]:
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"<!--.*?-->|`[^`]*`|\]\([^)]*\)", "", text)
+    pattern = rf"\b(?:{'|'.join(AVOIDED)})\b"
+    return [line.strip() for line in text.splitlines() if re.search(pattern, line, re.IGNORECASE)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(CHECKOUT)))
+def test_pages_use_the_fields_words(page: Path) -> None:
+    assert avoided(page.read_text(encoding="utf-8")) == []
+
+
+def helps(command: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Every help text of a command and of those below it."""
+    yield path, command.help or ""
+    for parameter in command.params:
+        yield f"{path} {parameter.name}", getattr(parameter, "help", None) or ""
+    for name, below in getattr(command, "commands", {}).items():
+        yield from helps(below, f"{path} {name}")
+
+
+def test_help_uses_the_fields_words() -> None:
+    assert {where: found for where, text in helps(_command(), "flamingo-eval") if (found := avoided(text))} == {}
+
+
+def test_the_rules_themselves() -> None:
+    """What they look for is found."""
+    long = " ".join(["word"] * (LONGEST + 1)) + "."
+    for text in (long, f"Short. {long} Short.", f"- item\n- {long}", f"| cell | {long} |", f"A heading\n\n{long}"):
+        assert [one for one in sentences(text) if len(words(one)) > LONGEST], text
+    assert [one for one in sentences("Short. " * 40) if len(words(one)) > LONGEST] == []
+    assert avoided("Look at the Picture.") == ["Look at the Picture."]
+    assert avoided("`said` and [x](told.md)\n```\nwhole\n```") == []

@@ -47,6 +47,7 @@ _LINK = re.compile(
     r"|(?P<start>!?\[(?P<text>(?:`[^`]*`|[^\[\]])*)\]\()(?P<target>[^)\s]+)(?P<end>(?:\s+\"[^\"]*\")?\))",
     re.DOTALL,
 )
+_MERMAID = re.compile(r"^```mermaid\n.*?^```\n", re.DOTALL | re.MULTILINE)
 _log = logging.getLogger("mkdocs.hooks.site")  # mkdocs counts its warnings, and a strict build fails on one
 
 
@@ -57,6 +58,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in ELSEWHERE.items():
         if (ROOT / source).is_file():
             text = (ROOT / source).read_text(encoding="utf-8")
+            text = _MERMAID.sub("", text)  # the theme would load its program from elsewhere
             head = NOT_SEARCHED if source == "README.md" else ""
             files.append(File.generated(config, page, content=head + text))
     for page, write in GENERATED.items():

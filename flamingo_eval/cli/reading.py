@@ -148,8 +148,9 @@ def check_nothing_missing(folder: Any) -> None:
     missing = unscored(folder)
     if missing:
         listed = "; ".join(f"{benchmark}, {shots} shots, seed {seed}" for benchmark, shots, seed in missing)
+        noun = "trial" if len(missing) == 1 else "trials"
         raise DataError(
-            f"{folder.path}: answers are missing in {len(missing)} trials ({listed}); they are not shown. "
+            f"{folder.path}: answers are missing in {len(missing)} {noun} ({listed}); they are not shown. "
             "The command that began the run continues it"
         )
     check_nothing_partial(folder)

@@ -228,7 +228,7 @@ def _start_over(folder: RunFolder, executor: Executor) -> None:
 
 def _note_speed(seconds: Mapping[str, float], queries: int) -> None:
     """Queries per second, and shares of the time, where the executor has measured it."""
-    if not seconds.get("answering"):
+    if not seconds.get("answering") or not queries:
         return
     total = seconds["answering"] + seconds["scoring"]
     parts = {name: seconds[name] for name in ("vision", "prefill", "decode") if name in seconds}

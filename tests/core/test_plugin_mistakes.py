@@ -36,7 +36,7 @@ def test_an_answer_to_an_image_that_has_changed_does_not_count(root: Path, cli: 
     for command in (("report", "run"), ("score", "run")):
         result = cli(*command)
         assert result.returncode == 2, "the answer that was given to the image of before is none to this one"
-        assert "answers are missing in 1 trials (coco, 0 shots, seed 42)" in result.stderr
+        assert "answers are missing in 1 trial (coco, 0 shots, seed 42)" in result.stderr
     changed.write_bytes(before)
     assert run(Says())[0].trials[0].queries == 5, "to the image of before it still is one"
     assert len(read_lines(Path("run/journal.jsonl"))) == 5
@@ -156,7 +156,7 @@ def test_answers_of_earlier_commands_whose_demonstrations_have_changed_do_not_co
     for command in (("score", "run"), ("report", "run")):
         result = cli(*command)
         assert result.returncode == 2
-        assert "answers are missing in 1 trials (coco, 2 shots, seed 42)" in result.stderr
+        assert "answers are missing in 1 trial (coco, 2 shots, seed 42)" in result.stderr
     assert cli("show", "run", "--query", "501").returncode == 0
     assert cli(*run, "--shots", "2,4").returncode == 0
     assert cli(*run[:-1], "anew", "--shots", "2,4").returncode == 0
@@ -172,7 +172,7 @@ def test_answers_of_earlier_commands_whose_image_has_changed_do_not_count(root: 
     changed.write_bytes(next((root / "coco").rglob("*502.png")).read_bytes())
     extended = cli(*run, "--shots", "4")
     assert "1 answers of earlier commands do not hold any more" in extended.stderr
-    assert "answers are missing in 1 trials (coco, 0 shots, seed 42)" in cli("score", "run").stderr
+    assert "answers are missing in 1 trial (coco, 0 shots, seed 42)" in cli("score", "run").stderr
     assert cli(*run, "--shots", "0,4").returncode == 0
     assert cli("score", "run").returncode == 0
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from flamingo_eval.core.errors import UserError
-from flamingo_eval.engine.executors.ray.cluster import Room, room
+from flamingo_eval.engine.executors.ray.cluster import Room, _undisturbed, room
 from flamingo_eval.engine.executors.ray.worker import check_versions, same_digest
 from flamingo_eval.engine.identity import versions
 from tests.support.helpers import Cli, read_lines, write_coco_root
@@ -202,6 +202,16 @@ def test_how_many_workers_there_are(
 ) -> None:
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
     assert room(*wanted) == expected
+
+
+def test_ctrl_c_waits_until_ray_is_there() -> None:
+    """Cut off in its start, Ray crashes the process (exit code -11)."""
+    before, reached = signal.getsignal(signal.SIGINT), False
+    with pytest.raises(KeyboardInterrupt), _undisturbed():
+        signal.raise_signal(signal.SIGINT)
+        reached = True
+    assert reached
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_workers_need_a_gpu_that_the_cluster_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ import re
 import secrets
 import signal
 import socket
+import threading
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
@@ -59,17 +60,35 @@ def connected(address: str, workers: int | None) -> Iterator[bool]:
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
     import ray
 
-    before = signal.getsignal(signal.SIGTERM)
     _quiet()
     try:
-        _connect(address, workers)
-    finally:
-        with suppress(ValueError):  # not in the main thread: Ray has not set one either
-            signal.signal(signal.SIGTERM, before)  # ours ends in good order
-    try:
+        with _undisturbed():
+            _connect(address, workers)
         yield address == "local"
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C waits until Ray is there, which crashes if its start is cut off; SIGTERM stays ours, to end in good order.
+
+    Raises:
+        KeyboardInterrupt: there was one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _init(address: str, **more: Any) -> None:

@@ -207,7 +207,7 @@ def test_how_many_workers_there_are(
 def test_ctrl_c_waits_until_ray_is_there() -> None:
     """Cut off in its start, Ray crashes the process (exit code -11)."""
     before, reached = signal.getsignal(signal.SIGINT), False
-    with pytest.raises(KeyboardInterrupt), _undisturbed():
+    with pytest.raises(KeyboardInterrupt), _undisturbed():  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
         reached = True
     assert reached

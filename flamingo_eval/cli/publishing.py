@@ -63,7 +63,12 @@ def reproduce(
         str | None, typer.Option("--benchmarks", metavar="LIST", help="Only these. Default: all with numbers.")
     ] = None,
     like: Annotated[
-        str | None, typer.Option("--like", metavar="NAME", help="Whose numbers. Default: the checkpoint's own.")
+        str | None,
+        typer.Option(
+            "--like",
+            metavar="NAME",
+            help="Released checkpoint whose published numbers to compare with. Default: its own.",
+        ),
     ] = None,
     *,
     given: opt.Given,
@@ -174,7 +179,7 @@ def plot(
     runs: opt.RunList,
     out: Annotated[
         Path | None, typer.Option("--out", parser=opt.path,
-                metavar="FILE", help="A .png or .svg file. Default: small, in the terminal.")
+                metavar="FILE", help="A .png, .svg or .pdf file. Default: small, in the terminal.")
     ] = None,
     checkpoint: Annotated[
         str | None, typer.Option("--published", metavar="CHECKPOINT", help="Draw its published numbers too.")

@@ -22,6 +22,7 @@ class Piece(Record, frozen=True, kw_only=True):
         path: where it is, relative to the benchmark's folder; a folder ends with ``/``.
         setting: the setting of ``[data]`` that can name another path, such as ``splits.val.questions``; a template of
             images stands for its folder.
+        below: the setting of ``[data]`` that names the folder it lies in, where that is not the benchmark's own.
         about: what it is, for people.
         splits: it is needed where one of these is queried; empty for always.
         optional: nothing is wrong where it is not there.
@@ -41,6 +42,7 @@ class Piece(Record, frozen=True, kw_only=True):
 
     path: str
     setting: str = ""
+    below: str = ""
     about: str = ""
     splits: tuple[str, ...] = ()
     optional: bool = False
@@ -145,8 +147,19 @@ def read_layout(
             piece = msgspec.structs.replace(
                 piece, path=path, member=piece.inner, instead=(), file=source, shared=piece.shared if source else ""
             )
-        pieces.append(piece)
+        pieces.append(_moved(piece, usual, options, where))
     return tuple(pieces)
+
+
+def _moved(piece: Piece, usual: Mapping[str, object], options: Mapping[str, object], where: str) -> Piece:
+    """A piece in the folder that a user's settings name for it. Raises UserError where that leads out."""
+    folder = setting_at(options, piece.below)
+    if not piece.below or folder == setting_at(usual, piece.below) or not isinstance(folder, str):
+        return piece
+    inside_root(folder.rstrip("/") or ".", f"{where}: {piece.below}", "the benchmark's folder")
+    prefix = f"{folder.rstrip('/')}/" if folder else ""
+    instead = tuple(tuple(f"{prefix}{path}" for path in group) for group in piece.instead)
+    return msgspec.structs.replace(piece, path=f"{prefix}{piece.path}", member=piece.inner, instead=instead)
 
 
 def setting_at(options: Mapping[str, object], key: str) -> Any:

@@ -81,7 +81,7 @@ EXECUTOR = Elsewhere
 
 def model_of_the_guide() -> str:
     section = GUIDE.read_text(encoding="utf-8").partition("## Add a model")[2]
-    found = re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    found = re.search(r"```python[^\n]*\n(.*?)```", section, flags=re.DOTALL)
     assert found is not None
     return found[1]
 

@@ -83,6 +83,24 @@ def test_a_users_own_names(call: Call, tmp_path: Path) -> None:
     assert "found    karpathy/splits.json" in out
 
 
+def test_images_below_another_folder(call: Call, tmp_path: Path) -> None:
+    """The setting is a prefix of the paths in Karpathy's file; what is missing, and where it is put, follows it."""
+    root = write_coco_root(tmp_path / "d", train=2, test=2)
+    (root / "coco/jpgs").mkdir()
+    for name in ("train2014", "val2014"):
+        (root / "coco" / name).rename(root / "coco/jpgs" / name)
+    assert "MISSING  train2014/" in call("data", "where", "coco", "--data-root", root)[1]
+    (tmp_path / "flamingo-eval.toml").write_text('[coco.data]\nimages = "jpgs"\n', encoding="utf-8")
+    code, out, _ = call("data", "where", "coco", "--data-root", root)
+    assert code == 0
+    assert "found    jpgs/train2014/" in out
+    assert "missing" not in call("data", "check", "coco", "--data-root", root)[1]
+    (tmp_path / "flamingo-eval.toml").write_text('[coco.data]\nimages = "../../jpgs"\n', encoding="utf-8")
+    code, _, err = call("data", "where", "coco", "--data-root", root)
+    assert code == 2
+    assert "Traceback" not in err
+
+
 def test_images_under_other_names(call: Call, tmp_path: Path) -> None:
     """A template of images stands for its folder."""
     (tmp_path / "flamingo-eval.toml").write_text('[okvqa.data.splits.val]\nimages = "pictures/val/{image_id}.jpg"\n')

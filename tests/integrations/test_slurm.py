@@ -204,7 +204,9 @@ def test_ctrl_c_while_a_job_is_submitted(tmp_path: Path, way: str) -> None:
         assert "Traceback" not in log.read_text()
     else:
         assert "no longer followed; job 7 goes on" in err
-        slow.until(20, subprocess.Popen(["sleep", "60"], text=True))
+        with subprocess.Popen(["sleep", "120"], text=True) as waiting:
+            slow.until(20, waiting)
+            waiting.kill()
         subprocess.run([tmp_path / "bin" / "scancel", "7"], env={**os.environ, **slow.environment}, check=True)
 
 

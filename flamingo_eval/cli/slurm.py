@@ -25,6 +25,7 @@ from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.progress import note
 from flamingo_eval.core.run_settings import RunSpec
 from flamingo_eval.integrations import slurm as jobs
+from flamingo_eval.integrations.allocation import Allocation, minutes
 
 PANEL = "Slurm"
 
@@ -102,14 +103,14 @@ class Wishes:
     detach: Annotated[bool, _switch("--detach", "Submit, and don't follow.")] = False
     local: Annotated[bool, _switch("--local", "Run the job on this machine without Slurm, to try it.")] = False
 
-    def allocation(self, spec: RunSpec) -> jobs.Allocation:
+    def allocation(self, spec: RunSpec) -> Allocation:
         """What Slurm is asked for. Raises UserError."""
-        return jobs.Allocation(
+        return Allocation(
             name=f"flamingo-eval-{spec.benchmarks[0] if len(spec.benchmarks) == 1 else 'all'}",
             nodes=self.nodes,
             gpus=self.gpus_per_node,
             tasks=self.tasks_per_node or max(1, self.gpus_per_node),
-            minutes=jobs.minutes(self.time),
+            minutes=minutes(self.time),
             grace=self.grace,
             requeues=self.requeues,
             cpus=self.cpus_per_task,

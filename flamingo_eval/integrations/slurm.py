@@ -9,22 +9,22 @@ from __future__ import annotations
 import importlib.util
 import io
 import logging
-import math
 import os
 import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from flamingo_eval.core.errors import FlamingoEvalError, UserError
 from flamingo_eval.core.progress import note
 from flamingo_eval.core.run_settings import RunSpec
 from flamingo_eval.core.text import printable
+from flamingo_eval.integrations.allocation import Allocation
 from flamingo_eval.storage.files import storage_errors
 
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ _LOCAL_REQUEUES = 5
 
 _HELD_BACK = {signal.SIGINT, signal.SIGTERM}
 
-_OURS = {"signal", "output", "error", "open_mode", "array", "requeue", "no_requeue", "ntasks"}
-"""Options of sbatch's that following a job rests on, beside those that have an option here."""
-
 _OF_SUBMITIT, _AGAIN = re.compile(r"submitit [A-Z]+ \(\d{4}-.*", re.DOTALL), "Calling checkpoint method"
 
 
@@ -51,107 +48,6 @@ class NotFollowed(FlamingoEvalError):
     """The user has stopped following a job, which goes on."""
 
     exit_code = 130
-
-
-@dataclass(frozen=True, kw_only=True)
-class Allocation:
-    """What a job asks Slurm for; see sbatch's manual. None leaves it to the cluster.
-
-    Attributes:
-        name: the job's.
-        nodes: how many.
-        gpus: of each node.
-        tasks: processes on each node.
-        minutes: how long it may take.
-        grace: seconds before the end at which it is told, and goes back into the queue.
-        requeues: how often its time may be over until it stays so.
-        cpus: of each task.
-        memory: of each node, such as 64G.
-        partition, account, qos: where, and on whose account.
-        more: other options of sbatch's, without dashes -> value, or True for a switch.
-    """
-
-    name: str
-    nodes: int
-    gpus: int
-    tasks: int
-    minutes: float
-    grace: int
-    requeues: int
-    cpus: int | None = None
-    memory: str | None = None
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    more: Mapping[str, str | bool] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Raises UserError for options of sbatch's that are not the user's to say."""
-        self.parameters()
-
-    def parameters(self) -> dict[str, Any]:
-        """As submitit's ``SlurmExecutor.update_parameters`` takes them. Raises UserError."""
-        # a task that dies leaves its work to the others; srun does not take --cpus-per-task from sbatch (since 22.05)
-        srun = ["--kill-on-bad-exit=0", *([f"--cpus-per-task={self.cpus}"] if self.cpus else [])]
-        wanted = {
-            "job_name": self.name,
-            "nodes": self.nodes,
-            "ntasks_per_node": self.tasks,
-            "gpus_per_node": self.gpus or None,
-            "cpus_per_task": self.cpus,
-            "mem": self.memory,
-            "time": math.ceil(self.minutes),
-            "signal_delay_s": self.told_before,
-            "partition": self.partition,
-            "account": self.account,
-            "qos": self.qos,
-            "srun_args": srun,
-            "additional_parameters": {"requeue": True},
-        }
-        for key, value in self.more.items():
-            name = key.replace("-", "_")
-            if name in ("job_name", "gpus_per_node") or name not in _OURS | wanted.keys():
-                self._add(wanted, name, key, value)
-            else:
-                raise UserError(f"--sbatch {key}: this command says that itself; see its other options")
-        return {name: value for name, value in wanted.items() if value is not None}
-
-    @staticmethod
-    def _add(wanted: dict[str, Any], name: str, key: str, value: str | bool) -> None:
-        if name in wanted:
-            wanted[name] = value
-        else:
-            wanted["additional_parameters"][key] = value
-
-    @property
-    def told_before(self) -> int:
-        """Seconds before its end at which the job is told; half of its time at most, since it must have begun."""
-        return max(1, min(self.grace, int(30 * self.minutes)))
-
-
-def minutes(text: str) -> float:
-    """A time as Slurm's sbatch reads it (its manual, ``--time``), in minutes.
-
-    >>> [minutes(text) for text in ("90", "1:30", "4:00:00", "1-0", "1-2:30")]
-    [90.0, 1.5, 240.0, 1440.0, 1590.0]
-
-    Raises:
-        UserError: it is none.
-    """
-    match = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?", text.strip())
-    if match is None:
-        raise UserError(f"--time {text!r}: give minutes, H:MM:SS or D-HH:MM:SS")
-    days, *parts = match.groups()
-    first, second, third = (int(part or 0) for part in parts)
-    if days is not None:
-        total = int(days) * 1440 + first * 60 + second + third / 60
-    elif parts[2] is not None:
-        total = first * 60 + second + third / 60
-    else:
-        total = first + second / 60
-    if not total:
-        raise UserError(f"--time {text!r}: a job needs some time")
-    return total
 
 
 @dataclass(frozen=True)
@@ -216,7 +112,6 @@ def exit_code_file(logs: Path, job: str) -> Path:
 
 def script(allocation: Allocation, logs: Path) -> str:
     """The batch script that a job is submitted with."""
-    check_installed()
     import submitit
 
     class Anywhere(submitit.SlurmExecutor):
@@ -235,11 +130,10 @@ def submit(job: Job, allocation: Allocation, *, local: bool) -> submitit.Job[Non
     """Submits a job; ``local``: to processes of this machine, as a trial.
 
     Raises:
-        UserError: there is no submitit, no Slurm, or it does not take the job.
+        UserError: there is no Slurm, or it does not take the job.
         StorageError: there can be no logs.
         NotFollowed: the user has pressed Ctrl-C meanwhile; the job is submitted.
     """
-    check_installed()
     if local and allocation.nodes > 1:
         raise UserError("--local is this machine alone: leave out --nodes")
     if not local:

@@ -16,7 +16,7 @@ import pytest
 from flamingo_eval.cli.main import _command
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.run_settings import SETTINGS
-from flamingo_eval.integrations.slurm import minutes
+from flamingo_eval.integrations.allocation import minutes
 from tests.support.fake_slurm import write_programs
 from tests.support.helpers import Cli, read_lines, write_coco_root
 from tests.support.slow_model import Slow

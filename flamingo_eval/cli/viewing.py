@@ -94,12 +94,13 @@ def _announce(host: str, port: int, *, browser: bool) -> None:
     """Says where the page is, and opens it."""
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}/"
-    emit(f"{address}  (Ctrl-C ends it)")
+    through_ssh = "SSH_CONNECTION" in os.environ
     if host not in _LOOPBACKS:
         warn("whoever can reach this machine can read these runs, and mark answers")
-    if "SSH_CONNECTION" in os.environ:
+    if through_ssh:
         to = _LOOPBACK if host in ("0.0.0.0", "::", "localhost") else shown
         tunnel = f"ssh -L {port}:{to}:{port} {socket.gethostname()}"
         note(f"through SSH: on your own machine `{tunnel}`, then http://localhost:{port}/")
-    elif browser:
+    emit(f"{address}  (Ctrl-C ends it)")  # last: who reads this line has all of it
+    if browser and not through_ssh:
         webbrowser.open(address)

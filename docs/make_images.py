@@ -1,4 +1,4 @@
-"""Makes the screenshots of docs/viewer.md anew: ``python docs/make_images.py`` (needs Chromium, and the demo)."""
+"""Makes the screenshots of docs/viewer.md again: ``python docs/make_images.py`` (needs Chromium, and the demo)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUN = ("run", "coco", "okvqa", "hateful-memes", "--shots", "0,4,8", "--num-sampl
 
 
 def main() -> None:
-    """A run of the demo, and two pages of it."""
+    """Runs the demo, and saves screenshots of two of its pages."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.chdir(folder)  # so that the page shows no path of this machine
         run = Path("demo-run")

@@ -1,6 +1,6 @@
 """Few-shot evaluation of vision-language checkpoints.
 
-What this module exports is the Python API; other modules are the project's own, and may move (docs/python.md).
+The names exported here are the Python API. All other modules are internal and may move (docs/python.md).
 """
 
 from __future__ import annotations

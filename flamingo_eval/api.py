@@ -1,4 +1,4 @@
-"""The Python API: load a checkpoint, let it speak, evaluate it or a model of your own."""
+"""The Python API: load a checkpoint, generate text with it, evaluate it or your own model."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def load_model(
     precision: str = "auto",
     **options: Any,
 ) -> Any:
-    """Loads a checkpoint: a ``FlamingoModel``, or, of ``hf:``, a ``VlmModel``; both have ``generate``.
+    """Loads a checkpoint as a ``FlamingoModel`` or, for ``hf:``, as a ``VlmModel``; both have ``generate``.
 
     Args:
         checkpoint: a known name, ``demo``, the path of a TOML file, or ``hf:NAME_OR_FOLDER[@REVISION]``.
-        weights: a folder of copies to take a known checkpoint's files from.
-        data_root: what paths of images given to ``generate`` are relative to.
+        weights: a folder with copies of a known checkpoint's files.
+        data_root: the folder that image paths given to ``generate`` are relative to.
         device: ``auto``, ``cpu``, ``cuda``, ...
         precision: ``auto``, ``fp32``, ``bf16``, ``fp16``, ``amp_bf16``.
-        options: of an ``hf:`` model: ``rendering``, ``system``, ``template_arg``, ``image_tokens``, ``max_pixels``,
+        options: for an ``hf:`` model: ``rendering``, ``system``, ``template_arg``, ``image_tokens``, ``max_pixels``,
             ``device_map``, as on the command line.
 
     Raises:
-        UserError, CheckpointError: unknown, or not what it must be.
+        UserError, CheckpointError: the checkpoint or an option is unknown or can't be used.
     """
     bound_spinning()
     strange = sorted(options.keys() - _OF_MODELS)
@@ -65,24 +65,23 @@ def evaluate(
     name: str = "live model",
     **settings: Any,
 ) -> list[Cell]:
-    """Evaluates a model in this process, and returns the cells of its table.
+    """Evaluates a model in this process, and returns the cells of its results table.
 
     Args:
-        model: what :func:`load_model` returns; or any object that fulfils
+        model: what :func:`load_model` returns; or the name of a checkpoint; or any object that fulfils
             :class:`flamingo_eval.core.protocols.Model`; or a live module in the released layout (``perceiver``,
-            ``vision_encoder``, ``lang_encoder`` with its ``gated_cross_attn_layer``), or an image-text-to-text model of
-            transformers, as it stands, in training or not: its tensors are shared, and it is left as it was; or the
-            name of a checkpoint.
-        benchmarks: one or several.
-        processor: of a live model of transformers.
-        tokenizer: of a live module, with its special tokens.
-        transform: of a live module: from a Pillow image to a tensor.
-        name: what to call a live module.
-        settings: those of the command line, by their names with underscores and with the same defaults, such as
-            ``shots=[0, 4]``, ``seeds=[42]``, ``data_root="/data"``, ``batch_size=8``; those of the selector among them.
-            ``data_root`` must be given unless the model is the demo's. ``out`` names a run folder, to keep the answers
-            and to resume; without it nothing is kept.
-            ``help(flamingo_eval.evaluate)`` lists them.
+            ``vision_encoder``, ``lang_encoder`` with its ``gated_cross_attn_layer``); or a live image-text-to-text
+            model of transformers. A live model may be in training: its tensors are shared, and it is left as it was.
+        benchmarks: the name of one benchmark, or several names.
+        processor: the processor of a live transformers model.
+        tokenizer: the tokenizer of a live module, with its special tokens.
+        transform: the transform of a live module, from a Pillow image to a tensor.
+        name: the name of a live module in the results.
+        settings: settings of the command line and of the selector, named with underscores and with the same defaults,
+            such as ``shots=[0, 4]``, ``seeds=[42]``, ``data_root="/data"``, ``batch_size=8``.
+            ``data_root`` is required unless the model is the demo's. ``out`` names a run folder, which keeps the
+            answers and allows a resume; without it nothing is kept.
+            ``help(flamingo_eval.evaluate)`` lists the settings of the command line.
 
     Raises:
         UserError, DataError, CheckpointError: as on the command line.
@@ -113,11 +112,11 @@ def evaluate(
 
 
 _OF_MODELS = frozenset(("rendering", "device_map", *SHOWN_TO_MODEL))
-"""Settings that :func:`load_model` takes, too."""
+"""Settings that :func:`load_model` accepts, too."""
 
 
 def _spec(benchmarks: tuple[str, ...], checkpoint: str, given: Mapping[str, Any]) -> RunSpec:
-    """Raises UserError for a setting that there is not, or a value that it can't have."""
+    """The settings of a run. Raises UserError for an unknown setting, or a value that a setting can't have."""
     core = {name: one for name, one in SETTINGS.items() if name not in COMMAND_LINE_ONLY}
     old = {former: one.name for one in core.values() for former in one.was}
     twice = next((name for name in given if old.get(name) in given), None)
@@ -140,7 +139,7 @@ def _spec(benchmarks: tuple[str, ...], checkpoint: str, given: Mapping[str, Any]
 
 
 def _with_settings_in_help(function: Callable[..., list[Cell]]) -> None:
-    """So that ``help`` and editors show every setting with its default."""
+    """Adds the settings to a function's signature, so that ``help`` and editors show each with its default."""
     signature = inspect.signature(function)
     parameters = [one for one in signature.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
     parameters += [
@@ -157,8 +156,8 @@ _with_settings_in_help(evaluate)
 
 @contextmanager
 def _left_as_it_was(model: Any) -> Iterator[None]:
-    """A module in training goes on training afterwards; evaluation shares its parts and switches them."""
-    torch = sys.modules.get("torch")  # without it there is no module
+    """Restores the training mode of a module's parts afterwards: evaluation shares the parts and switches them."""
+    torch = sys.modules.get("torch")  # without torch there is no module
     before = {part: part.training for part in model.modules()} if torch and isinstance(model, torch.nn.Module) else {}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Device, precision, numerics and memory: the only place that chooses or sets them."""
+"""Device, precision, numerics and memory: the only module that chooses or sets them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from flamingo_eval.core.errors import DeviceMemoryError, UserError
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 PRECISIONS = ("fp32", "bf16", "fp16", "amp_bf16")
-"""Weights and arithmetic in that type; under ``amp_bf16`` products are bfloat16 and all else float32, as autocast has
-it and as the published runs were made."""
+"""The type of weights and arithmetic. With ``amp_bf16`` products are bfloat16 and the rest is float32, as under
+autocast; the published runs were made this way."""
 
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 
@@ -27,13 +27,15 @@ _ONE_AT_A_TIME = threading.RLock()
 
 
 def pick_device(device: str) -> str:
-    """The device that ``auto`` stands for: CUDA if there is one; for ``local:N`` the N-th, as far as they reach.
+    """Resolves a device; ``auto`` is CUDA if there is any, ``local:N`` is CUDA device N modulo their number.
+
+    Without CUDA both are the CPU.
 
     Raises:
         UserError: a device this machine doesn't have.
     """
     kind, _, number = device.partition(":")
-    if kind == "local":  # of several processes on a machine each has one, or sees only its own
+    if kind == "local":  # each of several processes on a machine has one device, or sees only its own
         return f"cuda:{int(number) % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,9 +49,9 @@ def pick_device(device: str) -> str:
 
 
 def pick_precision(device: str, precision: str) -> str:
-    """The precision that ``auto`` stands for: ``amp_bf16`` on a CUDA card that computes in bfloat16, else ``fp32``.
+    """Resolves ``auto`` to ``amp_bf16`` on a CUDA card that computes in bfloat16, else to ``fp32``.
 
-    (V100 and T4 don't; float16 would overflow where the published runs did not.)
+    (V100 and T4 do not compute in bfloat16; float16 would overflow where the published runs did not.)
 
     Raises:
         UserError: unknown precision.
@@ -65,26 +67,26 @@ def pick_precision(device: str, precision: str) -> str:
 
 
 def current(device: torch.device | str) -> AbstractContextManager[object]:
-    """Within this context a CUDA device is the current one: events and pinned memory go by that, and would otherwise
-    open a context on the first card."""
+    """Within this context a CUDA device is the current one. Events and pinned memory use the current device, and would
+    otherwise open a context on the first card."""
     device = torch.device(device)
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @contextmanager
 def numerics(device: torch.device | str) -> Iterator[None]:
-    """Everything that is computed, is computed within this context: what the program around us has set does not
-    reach it, and is afterwards as it was.
+    """All computation happens within this context. The torch settings of the calling program have no effect in it, and
+    are restored afterwards.
 
-    - Autocast is off; who wants it switches it on within.
-    - Float32 is float32: no TensorFloat-32, in no library. (cuDNN's convolutions use it by default.)
-    - Attention may take any kernel but cuDNN's, which plan anew for every shape; ours change at every step.
-    - cuBLAS sums as it does by default, and cuDNN does not try kernels out.
-    - New tensors are float32 and on the CPU unless said otherwise.
+    - Autocast is off; code that needs it switches it on within the context.
+    - Float32 is float32: no library uses TensorFloat-32. (cuDNN's convolutions use it by default.)
+    - Attention may use any kernel but cuDNN's, which plan again for every shape; our shapes change at every step.
+    - cuBLAS sums as it does by default, and cuDNN does not benchmark kernels.
+    - New tensors are float32 and on the CPU by default.
     - The device is the current one.
 
-    Most of these switches are the process's, so one thread at a time computes. Code that reads torch's older switches
-    (``cudnn.flags()``, ``allow_tf32``) can't do so meanwhile: torch refuses to express these by those.
+    Most of these switches belong to the process, so one thread at a time computes. Meanwhile no code can read torch's
+    older switches (``cudnn.flags()``, ``allow_tf32``): torch refuses to mix them with the newer ones.
     """
     device = torch.device(device)
     with ExitStack() as stack:
@@ -99,7 +101,7 @@ def numerics(device: torch.device | str) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Within this context products are computed in bfloat16 if the precision says so."""
+    """Within this context products are computed in bfloat16 if the precision is ``amp_bf16``."""
     if precision == "amp_bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
@@ -117,7 +119,7 @@ def _full_float32() -> Iterator[None]:
         yield
     finally:
         for switch, precision in zip(switches, before, strict=True):
-            switch.fp32_precision = "none"  # follows what is set for all, where that is where its value came from
+            switch.fp32_precision = "none"  # follows the global setting, in case its value came from there
             if switch.fp32_precision != precision:
                 switch.fp32_precision = precision
 
@@ -159,14 +161,14 @@ def _default_type_and_device() -> Iterator[None]:
 
 
 def on_the_cpu() -> AbstractContextManager[object]:
-    """Within this context new tensors are on the CPU unless said otherwise, also where the program has chosen another
-    device for this thread."""
+    """Within this context new tensors are on the CPU by default, even if the calling program has chosen another device
+    for this thread."""
     elsewhere = torch.get_default_device().type != "cpu"
     return torch.device("cpu") if elsewhere else contextlib.nullcontext()
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor in memory that a CUDA device can fetch it from meanwhile; on other devices as it is."""
+    """A CPU tensor in pinned memory, for asynchronous copies to a CUDA device; for other devices, as it is."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor
     with current(device):
@@ -174,9 +176,9 @@ def pinned(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device. CUDA is not waited for: the copy is taken from pinned memory, in the order of its stream.
+    """The tensor on the device. For CUDA the copy is asynchronous, from pinned memory, in the order of the stream.
 
-    (From other memory, and on other devices, a copy that nobody waits for may read what is there later.)
+    (From other memory, or to other devices, an asynchronous copy may read values that are written later.)
     """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return pinned(tensor, device).to(device, non_blocking=True)
@@ -184,15 +186,15 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until the device has done all that it was given."""
+    """Waits until the device has finished all its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def free_memory() -> None:
-    """Gives memory back that nothing uses any more: the device's, and what the C library holds on to."""
+    """Gives unused memory back: the device's, and what the C library keeps."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # a system without glibc has no such call, and no such habit
+    with contextlib.suppress(OSError, AttributeError):  # without glibc there is no such call, and no need for it
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     for module, available in ((torch.cuda, torch.cuda.is_available()), (torch.xpu, torch.xpu.is_available()),
                               (torch.mps, torch.backends.mps.is_available())):  # fmt: skip
@@ -201,8 +203,8 @@ def free_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device's, or this machine's, memory was too small. (``torch.OutOfMemoryError`` is CUDA's; other devices
-    say it in words.)"""
+    """Whether a device's, or this machine's, memory was too small. (``torch.OutOfMemoryError`` is CUDA's; for other
+    devices only the message shows it.)"""
     return isinstance(error, torch.OutOfMemoryError) or bool(
         isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))
     )
@@ -210,7 +212,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def memory_errors(what: str) -> Iterator[None]:
-    """Turns a memory that is too small into DeviceMemoryError: ``what`` does not fit."""
+    """Turns out-of-memory errors into DeviceMemoryError, whose message starts with ``what``."""
     try:
         yield
     except RuntimeError as error:
@@ -220,25 +222,25 @@ def memory_errors(what: str) -> Iterator[None]:
 
 
 def exact_type(device: torch.device) -> torch.dtype:
-    """Float64 where every device of the kind has it (MPS has none, nor have some of Intel's), else float32."""
+    """Float64 if every device of the kind supports it, else float32. (MPS and some Intel devices do not.)"""
     return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
 
 
 def room(device: torch.device) -> int | None:
-    """Bytes of the device's own memory that are free, or that this process has set aside and does not use; None for a
-    device without memory of its own."""
+    """Bytes of the device's own memory that are free, or reserved by this process and unused. None for a device without
+    its own memory, or if the driver does not report it."""
     if device.type not in ("cuda", "xpu"):
         return None
     module: Any = getattr(torch, device.type)
     try:
         free, _ = module.mem_get_info(device)
-    except RuntimeError:  # integrated Intel cards don't say
+    except RuntimeError:  # integrated Intel cards don't report it
         return None
     return int(free + module.memory_reserved(device) - module.memory_allocated(device))
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes used at most so far: of the device where it has memory of its own, else of this process."""
+    """Peak memory use so far, in bytes: of the device if it has its own memory, else of this process."""
     if device.type in ("cuda", "xpu"):
         return int(getattr(torch, device.type).max_memory_allocated(device))
     import resource

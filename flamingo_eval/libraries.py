@@ -1,4 +1,4 @@
-"""The boundary to the libraries that load models: what they raise, what they say, and what they change around them."""
+"""The boundary to the libraries that load models: their errors, their log output, and the global state they change."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from flamingo_eval.core.reading import odd_content
 
 @contextmanager
 def loading(what: str, files: Iterable[Path] = ()) -> Iterator[None]:
-    """The boundary around other libraries' loaders: whatever they raise says that a file is not what it should be.
+    """The boundary around other libraries' loaders: any error they raise means that a file is not what it should be.
 
     Args:
         what: what is being loaded, for the message.
-        files: the files it is loaded from; one that is obviously something else is named.
+        files: the files it is loaded from; the message names those that are obviously something else.
 
     Raises:
-        CheckpointError: in place of whatever was raised.
+        CheckpointError: in place of the loader's error.
+        DeviceMemoryError: out of memory.
     """
     try:
         yield
     except FlamingoEvalError as error:
-        if isinstance(error, QueryError):  # a loaded part that can't do what it is for
+        if isinstance(error, QueryError):  # a loaded part that does not work
             raise CheckpointError(f"{what}: {error}") from error
         raise
     except torch.OutOfMemoryError as error:
@@ -37,7 +38,7 @@ def loading(what: str, files: Iterable[Path] = ()) -> Iterator[None]:
     except Exception as error:
         raise CheckpointError(_message(what, error, files)) from error
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # how a library written in Rust fails an assertion
+        if type(error).__name__ != "PanicException":  # a failed assertion in a library written in Rust
             raise
         raise CheckpointError(_message(what, error, files)) from error
 
@@ -48,7 +49,7 @@ def _message(what: str, error: BaseException, files: Iterable[Path]) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, in a line; torch's advice to load the file unsafely is not passed on."""
+    """An error's message in one line, without torch's advice to load the file unsafely."""
     text = str(error).strip()
     if "weights_only" in text or "Weights only" in text:
         if "TorchScript" in text:
@@ -65,10 +66,10 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def host_as_it_was() -> Iterator[None]:
-    """Within this context transformers says nothing but errors; afterwards the program around us is as it was before.
+    """Within this context transformers logs only errors; afterwards the state of the calling program is restored.
 
-    That is: what transformers says, torch's random numbers (modules draw their first weights), and the handlers of the
-    root logger (open_clip logs by it, which gives it one).
+    That is: the log level and progress bars of transformers, torch's random state (modules draw initial weights), and
+    the handlers of the root logger (open_clip logs to it, which adds one).
     """
     handlers = [*logging.getLogger().handlers]
     try:

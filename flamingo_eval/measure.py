@@ -1,4 +1,4 @@
-"""Where a model's time goes, what its arithmetic amounts to, and how fast the machine could do it."""
+"""Measures a model's time by section, its floating-point operations, and the peak speed of the machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PEAK_SIZE, PEAK_ROUNDS = 3072, 5
 
 
 class Clock:
-    """Seconds by section. On CUDA they are the device's own, taken by events, so that nothing waits for it; other
-    devices are waited for."""
+    """Seconds by section. On CUDA, events measure the device's own time, so that nothing waits for it; the clock waits
+    for other devices."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._cuda = device, device.type == "cuda"
@@ -25,7 +25,7 @@ class Clock:
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
-        """Counts what happens within to a section."""
+        """Adds the time within this context to a section."""
         if self._cuda:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -39,7 +39,7 @@ class Clock:
             self._add(name, time.perf_counter() - began)
 
     def settle(self) -> None:
-        """Once the device has nothing left to do anyway: reads its events."""
+        """Reads the device's events; to be called when it has no work left anyway."""
         for name, start, end in self._events:
             end.synchronize()
             self._add(name, start.elapsed_time(end) / 1000)
@@ -56,7 +56,7 @@ class Clock:
 
 @contextmanager
 def counted(into: dict[str, float], name: str) -> Iterator[None]:
-    """Counts the floating-point operations within: two for each multiplication with addition of matrix products."""
+    """Adds the floating-point operations in this context to ``into[name]``: two per multiply-add of matrix products."""
     counter = FlopCounterMode(display=False)
     with counter:
         yield
@@ -64,8 +64,8 @@ def counted(into: dict[str, float], name: str) -> Iterator[None]:
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product, the best of some."""
-    own = torch.Generator(device).manual_seed(0)  # the program's random numbers are left alone
+    """Floating-point operations per second of a large matrix product, the best of ``PEAK_ROUNDS``."""
+    own = torch.Generator(device).manual_seed(0)  # the program's random state stays as it is
     a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, generator=own).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(PEAK_ROUNDS):

@@ -1,4 +1,4 @@
-"""How many tokens an answer takes, and which ones class names are: the same for every model that runs here."""
+"""Tokens that an answer needs, and token ids of class names: the same for every model that runs in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class TaskTokens:
     """Tokens of answers.
 
     Args:
-        encode: token ids of a class name: alone, without leading space or special tokens.
+        encode: returns the token ids of a class name alone, without leading space or special tokens.
     """
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
@@ -20,13 +20,13 @@ class TaskTokens:
         self._names: dict[Ranking, Sequence[Sequence[int]]] = {}
 
     def room(self, task: Task) -> int:
-        """Tokens that must fit behind the prompt. Raises UserError."""
+        """Number of tokens that must fit after the prompt. Raises UserError for a class name without tokens."""
         if isinstance(task, Decoding):
             return task.max_new_tokens
         return max(len(name) for name in self.names(task))
 
     def names(self, task: Ranking) -> Sequence[Sequence[int]]:
-        """Token ids of class names. Raises UserError for a name that has none."""
+        """Token ids of class names. Raises UserError for a name without tokens."""
         if task not in self._names:
             ids = [self._encode(name) for name in task.names]
             if not all(ids):

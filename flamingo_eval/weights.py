@@ -1,4 +1,4 @@
-"""Weights and configurations on the disk: checked, and named, before another library is asked to load them."""
+"""Weights and configurations on the disk, checked before other libraries load them. Messages name the file."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ StateDict = dict[str, Tensor]
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
 WRAPPED_MODULES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-"""What torch.compile, FSDP and activation checkpointing put between a module and its parameters' names."""
+"""Name parts that torch.compile, FSDP and activation checkpointing insert into the names of parameters."""
 
 _MOST_LAYERS, _MOST_WIDE, _MOST_LABELS = 4096, 2**24, 100_000
 _LAYERS = re.compile(r"(num_.*layers|n_layers?|layers|depth|.*_heads|heads|n_head)")
 
 
 def read_torch(path: Path) -> Any:
-    """What ``torch.save`` wrote, tensors memory-mapped where the format allows it; never runs code.
+    """Loads a file of ``torch.save``, with tensors memory-mapped where the format allows it; never runs code.
 
     Raises:
-        CheckpointError: not such a file, truncated, or a pickle that wants to run code; the message says what it is.
+        CheckpointError: not such a file, truncated, compressed, or a pickle that would run code; the message states
+            which.
     """
     with loading(f"checkpoint {path}", [path]):
         with open_regular(path) as file:
@@ -43,10 +44,10 @@ def read_torch(path: Path) -> Any:
 
 
 def unwrapped(loaded: Any, path: Path) -> StateDict:
-    """The flat state dict in what a training script saved, under the names that its parameters have in the model.
+    """The flat state dict in an object that a training script saved, with the names of the model's parameters.
 
     Raises:
-        CheckpointError: there is none, or two tensors have one name.
+        CheckpointError: there is no state dict, or two tensors get the same name.
     """
     state = loaded
     for _ in range(3):
@@ -62,7 +63,8 @@ def unwrapped(loaded: Any, path: Path) -> StateDict:
 
 
 def _plain_name(key: str) -> str:
-    """
+    """Removes wrappers from the name of a tensor.
+
     >>> _plain_name("module.module._orig_mod.perceiver._orig_mod.latents")
     'perceiver.latents'
     """
@@ -73,12 +75,13 @@ def _plain_name(key: str) -> str:
 
 
 def check_file(path: Path) -> set[str]:
-    """Names of the tensors in a weights file, none of which is of a kind that would be misread in silence.
+    """Names of the tensors in a weights file; refuses tensors of a kind that would be misread silently.
 
-    Only types are looked at here; values are, once they are loaded (:func:`check_values`).
+    Only types are checked here; values are checked once they are loaded (:func:`check_values`).
 
     Raises:
-        CheckpointError: it can't be read, holds no tensors, or one that is complex, sparse or quantised.
+        CheckpointError: the file can't be read, holds no tensors, or holds one that is complex, sparse or quantised, or
+            a weight that is not floating-point.
     """
     if path.suffix == ".safetensors":
         with loading(f"weights {path}", [path]), safe_open(path, framework="pt") as file:
@@ -102,16 +105,16 @@ def check_file(path: Path) -> set[str]:
 
 
 def check_kind(path: Path, name: str, tensor: Tensor, *, floating: bool) -> None:
-    """Refuses a tensor that a module would take after converting it to something else.
+    """Refuses a tensor that a module would accept, but convert to something else.
 
     Args:
         path: the file, for the message.
-        name: the tensor's.
+        name: the tensor's name.
         tensor: the tensor.
-        floating: whether it must be of floating-point numbers; a buffer need not be.
+        floating: whether it must hold floating-point numbers; a buffer need not.
 
     Raises:
-        CheckpointError: names file and tensor.
+        CheckpointError: the tensor is refused; the message names file and tensor.
     """
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise CheckpointError(f"{path}: tensor {name} is sparse or quantised; weights must be plain tensors")
@@ -126,30 +129,30 @@ def _not_floating(path: Path, name: str, kind: object) -> CheckpointError:
 
 
 def check_values(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """Refuses weights that are no numbers: every answer would be one of them, or none.
+    """Refuses weights with NaN or infinite values, which would make every answer useless.
 
     Args:
         tensors: (name, weights).
         where: what they were loaded from, for the message.
 
     Raises:
-        CheckpointError: names the tensor.
+        CheckpointError: a value is not finite; the message names the tensor.
     """
     for name, tensor in tensors:
         if tensor.is_floating_point() and tensor.numel() and not tensor.is_meta:
-            low, high = (tensor if tensor.element_size() > 1 else tensor.float()).aminmax()  # eight bits have none
+            low, high = (tensor if tensor.element_size() > 1 else tensor.float()).aminmax()  # 8-bit types lack aminmax
             if not (low.isfinite() and high.isfinite()):
                 raise CheckpointError(f"{where}: tensor {name} holds values that are no numbers in {tensor.dtype}")
 
 
 def check_language_folder(folder: Path) -> None:
-    """Looks over what transformers will load from a model's folder.
+    """Checks the files that transformers will load from a model's folder.
 
     Raises:
-        CheckpointError: names the file, and the tensor if it is one.
+        CheckpointError: a file is refused; the message names it, and the tensor if the reason is a tensor.
     """
     config = read_object(folder / "config.json")
-    for file in sorted(folder.glob("config*.json")):  # configuration_files may choose another one
+    for file in sorted(folder.glob("config*.json")):  # configuration_files may select another one
         check_sizes(file, read_object(file))
     for name in ("generation_config.json", "adapter_config.json"):
         if exists(folder / name):
@@ -160,17 +163,17 @@ def check_language_folder(folder: Path) -> None:
 
 
 def check_sizes(path: Path, table: Mapping[str, Any]) -> None:
-    """Refuses numbers of layers and heads that no model has, and that would take hours to build.
+    """Refuses sizes, such as numbers of layers and heads, that no model has and that would take hours to build.
 
     Raises:
-        CheckpointError: names file and key.
+        CheckpointError: a size is refused; the message names file and key.
     """
     for key, value in table.items():
         if isinstance(value, dict):
             check_sizes(path, value)
         elif type(value) is int and _LAYERS.fullmatch(key) and not 0 <= value <= _MOST_LAYERS:
             raise CheckpointError(f"{path}: {key} is {str(value)[:20]}, expected 0 to {_MOST_LAYERS}")
-        elif type(value) is int and key == "num_labels" and value > _MOST_LABELS:  # a dictionary of as many is made
+        elif type(value) is int and key == "num_labels" and value > _MOST_LABELS:  # a dictionary of this size is made
             raise CheckpointError(f"{path}: {key} is {str(value)[:20]}, expected at most {_MOST_LABELS}")
         elif type(value) is int and key.endswith(("_size", "width", "d_model", "_dim")) and abs(value) > _MOST_WIDE:
             raise CheckpointError(f"{path}: {key} is {str(value)[:20]}, expected at most {_MOST_WIDE}")

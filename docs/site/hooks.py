@@ -37,13 +37,13 @@ GENERATED = {
     "reference/exit-codes.md": reference.exit_codes,
 }
 NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n"
-"""Before the README's text: what it says, other pages say in full."""
+"""Front matter of the README's page: search leaves it out, since other pages say the same in full."""
 
 _FENCE = re.compile(
     r"^(?P<indent> *)(?P<fence>```+|~~~+)[^\n]*\n.*?^(?P=indent)(?P=fence) *$", re.DOTALL | re.MULTILINE
 )
 _LINK = re.compile(
-    r"(?P<code>(?P<ticks>`+)[^`].*?(?P=ticks))"  # what looks like a link in there is none
+    r"(?P<code>(?P<ticks>`+)[^`].*?(?P=ticks))"  # code: what looks like a link in there is none
     r"|(?P<start>!?\[(?P<text>(?:`[^`]*`|[^\[\]])*)\]\()(?P<target>[^)\s]+)(?P<end>(?:\s+\"[^\"]*\")?\))",
     re.DOTALL,
 )
@@ -58,7 +58,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, page in ELSEWHERE.items():
         if (ROOT / source).is_file():
             text = (ROOT / source).read_text(encoding="utf-8")
-            text = _MERMAID.sub("", text)  # the theme would load its program from elsewhere
+            text = _MERMAID.sub("", text)  # the theme would load Mermaid from another site
             head = NOT_SEARCHED if source == "README.md" else ""
             files.append(File.generated(config, page, content=head + text))
     for page, write in GENERATED.items():
@@ -67,7 +67,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """A page's text with the links of the site, not those of the repository."""
+    """A page's text, its links into the repository replaced by links of the site."""
     here = page.file.src_uri
     if here == "options.md":
         expected = options_page.reference()
@@ -81,13 +81,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def rewritten(markdown: str, source: str, page: str, publish: Any) -> str:
-    """A text's links, of the repository, as links of the site.
+    """A text with its links into the repository replaced by links of the site.
 
     Args:
         markdown: the text.
         source: its file, relative to the repository.
         page: its page, relative to the site.
-        publish: called with a file that is no page; gives its place in the site.
+        publish: called with a file that is no page; returns its place in the site.
     """
 
     def link(found: re.Match[str]) -> str:
@@ -114,7 +114,7 @@ def rewritten(markdown: str, source: str, page: str, publish: Any) -> str:
 
 
 def _publish(path: str, config: MkDocsConfig, files: Files) -> str:
-    """Puts a file of the repository into the site as it is, once; a Markdown file has to be a page of its own."""
+    """Puts a file of the repository into the site as it is, once; warns about a Markdown file, which must be a page."""
     from mkdocs.structure.files import File
 
     place = f"files/{path}"

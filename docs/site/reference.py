@@ -59,7 +59,7 @@ def _cell(text: object) -> str:
     """A text as a cell of a table."""
     parts = re.split(r"(`[^`]*`)", " ".join(str(text).split()))
     outside = [part.replace("|", "\\|").replace("<", "&lt;") for part in parts[::2]]
-    parts[::2] = outside  # in code they are taken as they stand
+    parts[::2] = outside  # in code these characters mean nothing special
     return "".join(parts)
 
 
@@ -70,14 +70,14 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Rich's and reStructuredText's marks as Markdown's."""
+    """A text with the markup of Rich and reStructuredText replaced by Markdown's."""
     text = re.sub(r"\[/?bold\]", "**", text)
     text = _ROLE.sub(lambda role: f"`{role['name'].rpartition('.')[2]}`", text)
     return text.replace("``", "`")
 
 
 def _docstring(text: str | None) -> list[str]:
-    """A docstring of Google's style, its sections as lists."""
+    """A Google-style docstring as lines of Markdown, with its sections as lists."""
     lines, section = [], ""
     entry = re.compile(r"(?P<names>[\w*]+(?:, [\w*]+)*): (?P<about>.*)")
     for line in _plain(inspect.cleandoc(text or "")).splitlines():
@@ -105,7 +105,7 @@ def _walk(command: Any, way: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
 
 
 def _default(parameter: Any) -> tuple[str, str]:
-    """Help, and the default: of a setting the help says it, at its end."""
+    """The help text and the default; a setting's help states the default at its end."""
     help = _plain(parameter.help or "")
     found = re.fullmatch(r"(?P<help>.*?)\s*Default: (?P<default>.+?)\.", help, re.DOTALL)
     if found:
@@ -153,7 +153,7 @@ def _panel(parameter: Any) -> str:
 
 
 def commands() -> str:
-    """The page of the commands; of those with equal options only the first lists them."""
+    """The page of the commands; if several have the same options, only the first lists them."""
     program: Any = main._command()
     lines = ["# Commands", "", *_docstring(program.help), "## Before the command", "", *_parameters(program)]
     seen: dict[str, str] = {}
@@ -175,7 +175,7 @@ def commands() -> str:
 
 
 def _signature(name: str, value: Any) -> str:
-    """The call, with a line for each parameter; annotations are the source's."""
+    """The call, with a line for each parameter; annotations are as in the source."""
     signature = inspect.signature(value)
     kinds, lines = inspect.Parameter, []
     starred = False
@@ -198,7 +198,7 @@ def _signature(name: str, value: Any) -> str:
 
 
 def _type(annotation: Any, scope: Mapping[str, Any] | None = None) -> str:
-    """A type as the source has it, without bounds of values, the mark of what may be absent, and aliases of these."""
+    """A type as in the source, but without bounds of values and without ``UnsetType``; aliases are replaced."""
     text = annotation if isinstance(annotation, str) else _name(annotation)
     bounded, start = r"Annotated\[((?:[^\[\]]|\[[^\[\]]*\])*?), Meta\((?:'[^']*'|[^()'])*\)\]", ""
     while start != text:  # from the innermost outwards
@@ -208,7 +208,7 @@ def _type(annotation: Any, scope: Mapping[str, Any] | None = None) -> str:
 
 
 def _name(kind: Any) -> str:
-    """A type's name for readers: of an alias what it stands for."""
+    """A type's name for readers; for an alias, what it stands for."""
     if isinstance(kind, str):
         return kind
     arguments = getattr(kind, "__args__", ())
@@ -241,7 +241,7 @@ def _is_property(value: object) -> bool:
 
 
 def _fields(record: Any) -> Iterator[tuple[str, str, str, Any]]:
-    """Name in the file, type as the source has it, default as text, and the attribute's own name."""
+    """Of each field: name in the file, type as in the source, default as text, and the attribute's own name."""
     if is_dataclass(record):
         for one in dataclass_fields(record):
             optional = one.default is not MISSING or one.default_factory is not MISSING
@@ -262,7 +262,7 @@ def _fields(record: Any) -> Iterator[tuple[str, str, str, Any]]:
 
 
 def _abouts(record: type) -> dict[str, str]:
-    """What docstrings say of a record's attributes, those that it inherits too."""
+    """What docstrings say about a record's attributes, including inherited ones."""
     found: dict[str, str] = {}
     for kind in reversed(record.__mro__):
         _, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
@@ -274,12 +274,12 @@ def _abouts(record: type) -> dict[str, str]:
 
 
 def _scope(record: Any) -> dict[str, Any]:
-    """The names that a record's types are written with."""
+    """The names that a record's types can refer to, with what they stand for."""
     return {name: value for kind in record.__mro__ for name, value in vars(sys.modules[kind.__module__]).items()}
 
 
 def _named(record: type, annotation: str) -> list[type]:
-    """Records of the project that a type names, also behind an alias of its module."""
+    """The project's records that a type names, with or without the underscore of a private one."""
     found: list[type] = []
     scope = _scope(record)
     for word in re.findall(r"[A-Za-z_]\w*", annotation):

@@ -1,4 +1,4 @@
-"""Bench: a small measured sample of a configuration, and what it says about the whole of it."""
+"""Bench: measures a small sample of a configuration, and estimates the full run from it."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from flamingo_eval.storage.journal import Journal
 
 @dataclass(frozen=True)
 class Measured:
-    """One number of shots.
+    """The measurement at one number of shots.
 
     Attributes:
         shots: number of demonstrations.
         queries: how many were asked.
         wall: seconds they took.
-        parts: section -> seconds; images read meanwhile are not among them.
+        parts: section -> seconds; reading images at the same time is not included.
         batch: queries per batch.
         flops: section -> floating-point operations per query.
     """
@@ -50,7 +50,7 @@ class Measured:
 
     @property
     def language(self) -> float:
-        """Seconds per query without its images, which the whole run encodes once."""
+        """Seconds per query without encoding its images, which the full run does once for each image."""
         return (self.wall - self.parts.get("vision", 0.0)) / self.queries
 
     @property
@@ -61,16 +61,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Stability:
-    """How much answers depend on how many are asked together, at one number of shots.
+    """How much answers depend on how many queries are asked together, at one number of shots.
 
-    In float32 they don't, but for rounding; in narrower types the shapes of products decide how sums are rounded, and
-    near-ties can fall either way.
+    In float32 they don't, except for rounding. In narrower types the shapes of matrix products decide how sums are
+    rounded, and near-ties can go either way.
 
     Attributes:
         shots: number of demonstrations.
         queries: how many were asked each time.
         batch: queries per batch, as a run would have it.
-        moved: another number of queries per batch -> how many answers (texts, or most likely names) are others then.
+        moved: another number of queries per batch -> how many answers (texts, or most likely names) changed.
         largest: the largest difference between log-likelihoods; None where texts are generated.
     """
 
@@ -83,20 +83,20 @@ class Stability:
 
 @dataclass(frozen=True)
 class Bench:
-    """A configuration, measured.
+    """The measurements of a configuration.
 
     Attributes:
-        rows: by number of shots.
+        rows: one for each number of shots.
         metric: seconds that scoring one of the sample's answers takes.
         image: seconds to encode one image; None if the model has none.
         read: seconds to read and transform one image, in all threads together.
-        images: distinct images of the whole run.
-        all_queries: queries of the whole run, by number of shots.
-        work: of the last batch: what it needs and what the machine could do; None if the model can't say.
+        images: number of distinct images in the full run.
+        all_queries: number of shots -> queries of the full run.
+        work: what the last batch needs and what the machine could do; None if the model can't tell.
         device: where it ran.
-        precision: how.
-        stability: by number of shots, if that was asked for.
-        demo: what has to be said of the demo; empty where nothing is the demo's.
+        precision: number format of the model.
+        stability: one for each number of shots, if it was asked for.
+        demo: the note about the demo; empty if nothing of the demo is used.
         load: seconds that loading the model took.
     """
 
@@ -115,13 +115,13 @@ class Bench:
 
     @property
     def estimate(self) -> float:
-        """Seconds of the whole run, once the model is loaded."""
+        """Seconds of the full run, once the model is loaded."""
         return self.on(1) - self.load
 
     def on(self, workers: int) -> float:
-        """Seconds of the whole run, shared by workers that are like this machine and share what they have encoded.
+        """Seconds of the full run, divided among workers that are like this machine and share their encoded images.
 
-        Each loads the model, all at once; one process scores.
+        All workers load the model at the same time; one process scores.
         """
         language = sum(row.language * self.all_queries[row.shots] for row in self.rows)
         scoring = self.metric * sum(self.all_queries.values())
@@ -133,9 +133,9 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int, *, stability: bool =
 
     Args:
         spec: one benchmark; all its numbers of shots are measured.
-        root_of: from a data root as users name it to the folder.
+        root_of: maps a data root, as users name it, to its folder.
         queries: how many to ask at each number of shots, at most.
-        stability: ask them again in batches of other sizes, and see how many answers are others.
+        stability: ask them again in batches of other sizes, and count the answers that change.
 
     Raises:
         UserError, DataError, CheckpointError: as a run would.
@@ -181,7 +181,7 @@ def run_bench(spec: RunSpec, root_of: RootOf, queries: int, *, stability: bool =
 
 
 def _stability(model: Model, source: Source, trial: TrialPlan, row: Measured) -> Stability:
-    """Asks a sample one by one, and in batches of another size, besides the size that a run would have."""
+    """Asks a sample in batches of the size that a run would have, then one by one and in batches of other sizes."""
     expected = _ask(model, source, trial, row.queries, row.batch).answers
     sizes = sorted({1, max(1, row.batch // 2), row.batch - 1} - {0, row.batch})
     moved, off = {}, []
@@ -194,7 +194,7 @@ def _stability(model: Model, source: Source, trial: TrialPlan, row: Measured) ->
 
 
 def _difference(one: Answer, other: Answer) -> float:
-    """The largest between log-likelihoods of the same names; 0 for texts."""
+    """The largest difference between log-likelihoods of the same names; 0 for texts."""
     if isinstance(one, str) or isinstance(other, str):
         return 0.0
     return max(abs(one[name] - other[name]) for name in one)
@@ -207,7 +207,7 @@ def _encoded(model: Model) -> int:
 def _measure(
     model: Model, source: Source, trial: TrialPlan, queries: int, batch_size: int | None
 ) -> tuple[Measured, float, Work | None]:
-    """Asks a sample of a trial; also the seconds that scoring it took, and what one batch needs."""
+    """Asks a sample of a trial; also returns the seconds that scoring it took, and what one batch needs."""
     before, start = dict(model.timings()), time.perf_counter()
     found = _ask(model, source, trial, queries, batch_size)
     answered, asked = [*found.answers], len(found.answers)

@@ -36,12 +36,12 @@ class CellDifference:
         benchmark: its name.
         shots: number of demonstrations.
         metric: title of the metric, whose unit all values have.
-        seeds: of the trials that both have.
-        run: the run's mean over these.
-        baseline: the baseline's.
-        difference: paired.
-        p: two-sided, corrected for the number of cells compared.
-        p_drop: one-sided, of a drop, corrected likewise.
+        seeds: seeds of the trials that both have.
+        run: the run's mean over these trials.
+        baseline: the baseline's mean over these trials.
+        difference: the paired difference.
+        p: two-sided p-value, corrected for the number of cells compared.
+        p_drop: one-sided p-value of a drop, corrected likewise.
     """
 
     benchmark: str
@@ -61,11 +61,11 @@ class Comparison:
 
     Attributes:
         run: the run's name.
-        baseline: the baseline's.
+        baseline: the baseline's name.
         rows: the cells that both have.
-        warnings: what differs between them besides the checkpoint, and does not forbid a comparison.
-        checkpoints: each side's name -> its checkpoint, where that is known.
-        demo: which sides are the demo's, and what that means.
+        warnings: differences besides the checkpoint that do not forbid a comparison, and limits of the result.
+        checkpoints: each side's name, and its checkpoint.
+        demo: which sides use the demo, and what that means.
         unpinned: names of the sides whose answers come from a server.
     """
 
@@ -79,12 +79,12 @@ class Comparison:
 
 
 def compare(run: Evidence, baseline: Evidence, *, all_of_baseline: bool = False) -> Comparison:
-    """Every cell that both have, over the trials that both have.
+    """Compares every cell that both have, over the trials that both have.
 
     Args:
-        run: what is judged.
-        baseline: what it is held against.
-        all_of_baseline: every cell and trial of the baseline must be there.
+        run: the run or baseline that is judged.
+        baseline: what it is compared with.
+        all_of_baseline: require every cell and trial of the baseline.
 
     Raises:
         UserError: they can't be compared; the message names what differs.
@@ -122,7 +122,7 @@ def _defects(run: Evidence, baseline: Evidence, common: Sequence[tuple[str, int]
 
 
 def _limits(rows: Sequence[CellDifference]) -> Iterator[str]:
-    """What some of these differences do not say."""
+    """Warnings about what some of these differences do not show."""
     one = [f"{row.benchmark} at {row.shots} shots" for row in rows if row.difference.of_these_demonstrations]
     if one:
         which = "" if len(one) == len(rows) else f" ({', '.join(one)})"
@@ -159,7 +159,7 @@ def _problems(run: Evidence, baseline: Evidence, common: Sequence[tuple[str, int
             ("references", run.about.references, baseline.about.references),
             ("scoring rules", run.about.scoring, baseline.about.scoring),
         ):
-            if title == "scoring rules" and ours.rendering != theirs.rendering:  # other words are cut off an answer
+            if title == "scoring rules" and ours.rendering != theirs.rendering:  # answers are cut at other words
                 continue
             if a_of.get(name) != b_of.get(name):
                 yield f"{name}: the {title} differ"
@@ -171,13 +171,13 @@ def _problems(run: Evidence, baseline: Evidence, common: Sequence[tuple[str, int
 
 
 def _as_text(value: object) -> str:
-    """A setting in a message; of a digest the beginning."""
+    """A setting as text for a message; only the beginning of a digest."""
     text = "none" if value is None else str(value)
     return text[:12] if re.fullmatch(r"[0-9a-f]{32}", text) else text
 
 
 def _ranking(side: Evidence) -> str:
-    """By what class names were ranked; what local models give is what ``prompt_logprobs`` are."""
+    """What class names were ranked by. Local models give the same quantity as ``prompt_logprobs``."""
     server = side.about.checkpoint.server
     return "prompt_logprobs" if server is UNSET else server.get("ranking", "prompt_logprobs")
 

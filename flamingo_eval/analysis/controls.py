@@ -1,8 +1,8 @@
-"""Controls: how much of a few-shot number the demonstrations bring, and how.
+"""Controls: how much the demonstrations contribute to a few-shot number, and how.
 
-The same plan as a run's, changed in one respect at a time: the demonstrations' own majority without any model, then,
-by the model, demonstrations without their images, with their images or their texts shuffled among them, and the
-query without its image.
+A control uses the same plan as a run, changed in one respect. One takes the majority of the demonstrations' answers,
+without any model. The others ask the model, with demonstrations without their images, with the demonstrations' images
+or texts shuffled among them, or with the query without its image.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ControlPlan(TrialPlan):
             return build_prompt(replace(rules, zero_shot_keeps_images=False), shown, example, 0)
         if self.control == "blind":
             prompt = build_prompt(rules, shown, example, self.shots)
-            # an image that is not shown must not be met in the query's place either
+            # a text-only demonstration's image could be shown in the query's place: it is withheld too
             turns = tuple(replace(turn, hidden=(WITHHELD,) * len(turn.hidden)) for turn in prompt.demonstrations)
             return replace(prompt, demonstrations=turns, query=replace(prompt.query, images=(WITHHELD,)))
         partner = deranged(len(shown), f"{self.control}/{self.seed}/{position}")
@@ -93,7 +93,7 @@ def deranged(count: int, seed: str) -> list[int]:
 def changed(control: str, trial: TrialPlan) -> TrialPlan | None:
     """The trial as a control shows it; None if it shows the same (one demonstration can't be shuffled).
 
-    For the majority, which shows nothing to anyone, the trial as it is, if it has demonstrations.
+    The majority control shows nothing to a model: for it, the trial is returned unchanged if it has demonstrations.
     """
     if control == "majority":
         return trial if trial.shots or not is_chat(trial.renderer) else None
@@ -103,10 +103,10 @@ def changed(control: str, trial: TrialPlan) -> TrialPlan | None:
 
 
 def majority_answer(trial: TrialPlan, position: int) -> Answer:
-    """What most of a query's demonstrations say; among equals what the one nearest to the query (the last) says.
+    """The most frequent answer of a query's demonstrations; in a tie, the one that occurs nearest to the query (last).
 
-    Where names are ranked, each name's logarithm of (how often it is said + 1/2), the nearest one's 1/4 more: a
-    ranking metric then sees the share of demonstrations that say so.
+    Where names are ranked, each name gets the logarithm of (its count + 1/2), with 1/4 more for the answer of the
+    nearest demonstration. A ranking metric then sees the share of demonstrations that have an answer.
     """
     field = answer_field(trial.source.benchmark.prompt)
     answers = [trial.source.data.train[i].fields[field] for i in trial.demonstrations[position][0]]
@@ -120,7 +120,7 @@ def majority_answer(trial: TrialPlan, position: int) -> Answer:
 
 @dataclass(frozen=True)
 class ControlResult:
-    """The cells of a run and of its controls, by name."""
+    """The cells of a run's controls, by control, and the run's record."""
 
     cells: Mapping[str, list[Cell]]
     record: RunRecord
@@ -135,19 +135,19 @@ def run_controls(
     data_root: str | None,
     settings: RunSettings,
 ) -> ControlResult:
-    """Answers and scores a run's controls; answers are kept in its folder ``controls``, and never asked for again.
+    """Answers and scores a run's controls; answers are kept in its folder ``controls``, and used again.
 
     Args:
         folder: the run.
-        root_of: from a data root as users name it to the folder.
+        root_of: maps a data root, as users name it, to its folder.
         controls: names out of ``CONTROLS``.
-        shots: at which numbers of shots; None for all of the run's.
+        shots: numbers of shots; None for all of the run's.
         data_root: where the data is now, if it has moved.
         settings: how the model is run.
 
     Raises:
         UserError: unknown control, no such number of shots, another checkpoint than the run's.
-        DataError: queries that can't be answered, after all others are.
+        DataError: some queries can't be answered; raised after all others are answered.
     """
     unknown = [name for name in controls if name not in CONTROLS]
     if unknown:
@@ -183,7 +183,7 @@ def _answer(
     journals: Mapping[str, Journal],
     settings: RunSettings,
 ) -> list[Failure]:
-    """Asks the model for what the journals lack."""
+    """Asks the model for the answers that the journals lack."""
     identity = record.identity
     model = model_digest(identity.checkpoint, identity.precision)
     pending = {name: list(find_pending(planned[name], journals[name], model)) for name in planned if name != "majority"}

@@ -1,4 +1,4 @@
-"""Paired differences between two runs over the same trials: interval, p-value, and what could not have been seen."""
+"""Paired differences between two runs over the same trials: interval, p-value, and what could not be detected."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flamingo_eval.analysis.statistics import cluster_sums, sign_flip_p
 from flamingo_eval.analysis.uncertainty import Moves, Parts, parts_of
 
 FEW = 40
-"""Where fewer images than this differ, t says too little of those that were not drawn."""
+"""If fewer images than this differ, Student's t says too little about those that were not drawn."""
 
 _SAME = 1e-12
 
@@ -25,14 +25,14 @@ class Difference:
         value: in the metric's unit.
         low: lower end of its 95% interval.
         high: upper end.
-        p: two-sided.
-        p_drop: one-sided, of a drop.
+        p: two-sided p-value.
+        p_drop: one-sided p-value of a drop.
         queries: how many queries both answered in each trial.
-        clusters: images they are about.
-        fell: images that the run does worse on.
-        rose: ... and better.
+        clusters: number of images that these queries are about.
+        fell: number of images that the run does worse on.
+        rose: number of images that the run does better on.
         span: the most that one query's score can change.
-        parts: its variance.
+        parts: its variance, in parts.
     """
 
     value: float
@@ -54,17 +54,17 @@ class Difference:
 
     @property
     def of_these_demonstrations(self) -> bool:
-        """Whether it holds for these demonstrations only: one trial says nothing of others."""
+        """Whether it holds for these demonstrations only: one trial says nothing about others."""
         return self.parts.demonstrations is None
 
     @property
     def unseen(self) -> float:
-        """A change that no image of these showed can be as large as this, with 95% confidence (the rule of three)."""
+        """The largest change that could exist though none of these images shows it (95% confidence, rule of three)."""
         return self.span * _most(0, self.parts.count, 0.05)
 
     @property
     def fragile(self) -> bool:
-        """Whether it is called a difference, and a rare large change that these images do not show could undo it."""
+        """Whether it is significant (5%), but a rare large change that these images do not show could undo it."""
         return self.p < 0.05 and abs(self.value) <= self.unseen
 
     def lower_bound(self) -> float:
@@ -73,10 +73,10 @@ class Difference:
         return _widened(self, -1, reach, 0.05)
 
     def detectable(self, cells: int = 1, power: float = 0.8) -> float:
-        """The drop that would be found with this probability, among so many cells (5%, one-sided, corrected).
+        """The drop that would be found with probability ``power`` among ``cells`` cells (5%, one-sided, corrected).
 
-        No less than what it takes for enough images to fall: of one trial so many that flipping their signs makes it
-        significant. The whole scale where nothing is known.
+        It is at least the drop at which enough images fall: so many that flipping their signs, the test of one trial,
+        is significant. If nothing is known, it is the full scale (``span``).
         """
         from scipy.stats import beta
 
@@ -87,7 +87,7 @@ class Difference:
         return max(least, self._by_t(1 - 0.1 / cells, power))
 
     def _by_t(self, level: float, power: float) -> float:
-        """The same by noncentral t, with the degrees of the part that has the fewest."""
+        """The same drop by noncentral t, with the degrees of freedom of the part that has the fewest."""
         from scipy.optimize import brentq
         from scipy.stats import nct
 
@@ -99,7 +99,7 @@ class Difference:
 
 
 def _most(count: int, of: int, alpha: float) -> float:
-    """The largest share of images that could have changed, where ``count`` did (Clopper and Pearson, one-sided).
+    """The largest share of images that could change, if ``count`` of these did (Clopper and Pearson, one-sided).
 
     >>> round(_most(0, 100, 0.05), 4)
     0.0295
@@ -110,7 +110,7 @@ def _most(count: int, of: int, alpha: float) -> float:
 
 
 def _widened(one: Difference, sign: int, reach: float, alpha: float) -> float:
-    """An end of an interval; where few images differ, as far out as those that were not drawn could bring it."""
+    """An end of an interval. If few images differ, it is as far out as images that were not drawn could bring it."""
     end = one.value + sign * reach
     if one.fell + one.rose < FEW:
         count, images = one.fell if sign < 0 else one.rose, one.parts.count
@@ -125,14 +125,14 @@ def paired_difference(
     """The difference of two means over the same trials.
 
     Args:
-        ours: each trial.
-        theirs: the same of the baseline, over the same queries.
+        ours: each trial of the run.
+        theirs: each trial of the baseline, over the same queries.
         clusters: query -> image.
         span: the most that one query's score can change.
 
-    Of one trial the p-value is that of flipped signs, and holds for its demonstrations. Of several, what their
-    demonstrations do to the difference is a part of its variance: two models that are equal on average over
-    demonstrations differ for any three sets of them.
+    For one trial, the p-value is that of flipped signs, and holds for its demonstrations. For several, the effect of
+    their demonstrations on the difference is a part of its variance: two models that are equal on average over
+    demonstrations still differ for any three sets of them.
     """
     apart = [
         Moves(a.value - b.value, {query: moved - b.influence[query] for query, moved in a.influence.items()}, a.labels)
@@ -143,12 +143,12 @@ def paired_difference(
     sums = _image_sums(apart, clusters)
     least = _SAME * max(1.0, span)
     fell, rose = int((sums < -least).sum()), int((sums > least).sum())
-    if ours[0].labels is not None and fell + rose:  # every query moves a little where one does: they say not how many
+    if ours[0].labels is not None and fell + rose:  # if one query moves, all do a little: counts say nothing
         fell = rose = len(sums)
     p, p_drop = sign_flip_p(sums)
     if len(apart) > 1:
         by_t = parts.p(value)
-        few = fell + rose < FEW  # then t believes too much
+        few = fell + rose < FEW  # then t is too confident
         p_drop = max(by_t / 2 if value < 0 else 1 - by_t / 2, p_drop if few else 0.0)
         p = max(by_t, p if few else 0.0)
     queries = sum(len(trial.influence) for trial in apart) // len(apart)

@@ -1,4 +1,4 @@
-"""What numbers rest on: every query's score, from a run's folder or a baseline file."""
+"""The evidence for numbers: every query's score, from a run's folder or a baseline file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TrialEvidence:
         value: the trial's metric.
         influence: query -> influence value, in the metric's unit.
         images: query -> the image it is about.
-        row: the same as a baseline file has it.
+        row: the same, in the form of a baseline file.
     """
 
     value: float
@@ -63,7 +63,7 @@ class TrialEvidence:
 
     @property
     def highest(self) -> float:
-        """The highest score of a query; of a ROC AUC its scale's end."""
+        """The highest score of a query; for ROC AUC the top of its scale."""
         return AUC.high if self.row.scores is UNSET else max(map(float, self.row.scores), default=0.0)
 
 
@@ -72,7 +72,7 @@ class Evidence:
     """A run or a baseline.
 
     Attributes:
-        name: what to call it: the path given.
+        name: its name in messages, which is the given path.
         about: what makes its numbers comparable, as ``scores.json`` has it.
         sessions: where the answers came from, as ``run.json`` has it.
         cells: (benchmark, shots) -> cell.
@@ -86,7 +86,7 @@ class Evidence:
     trials: Mapping[TrialKey, TrialEvidence]
 
     def uncertainty(self, cell: Cell) -> Uncertainty:
-        """How sure a cell's mean is."""
+        """The uncertainty of a cell's mean."""
         return self._of([self.trials[cell.benchmark, cell.shots, trial.seed] for trial in cell.trials], cell)
 
     def trial_interval(self, cell: Cell, seed: int) -> tuple[float, float]:
@@ -100,8 +100,8 @@ class Evidence:
 
 
 def kept_defects(cells: Sequence[Cell], rendering: str) -> list[str]:
-    """Where a number is what the reference's code gives, and not what its paper describes."""
-    if rendering != FIRST_RENDERING:  # only prompts of the Flamingo family repeat it
+    """Warnings about numbers that follow the reference's code where its paper describes something else."""
+    if rendering != FIRST_RENDERING:  # only prompts of the Flamingo family have this defect
         return []
     names = [cell.benchmark for cell in cells if cell.shots == 0 and _keeps_images(cell)]
     if not names:
@@ -120,17 +120,17 @@ def _keeps_images(cell: Cell) -> bool:
 
 
 def scale_of(cell: Cell, trial: TrialEvidence) -> Scale:
-    """Where a cell's values can be: accuracies are in percent, and say so."""
+    """The scale of a cell's values. Accuracies are in percent, and their metric's title says so."""
     if trial.row.labels is not UNSET:
         return AUC
     return PERCENT if cell.metric.endswith("%") else OPEN
 
 
 def read_evidence(path: Path) -> Evidence:
-    """A run's folder, or a baseline file.
+    """Reads a run's folder or a baseline file.
 
     Raises:
-        UserError: neither, not scored, damaged, or scored by a version that did not keep what is needed.
+        UserError: it is neither, is not scored, is damaged, or was scored by a version that kept less than is needed.
     """
     if is_file(path):
         return _read_baseline(path)
@@ -158,7 +158,7 @@ def read_evidence(path: Path) -> Evidence:
 
 
 def _check_value(trial: Trial, key: TrialKey, evidence: TrialEvidence, damaged: UserError) -> None:
-    """A trial's value must be the one that its queries' own scores give. Raises UserError."""
+    """Raises UserError if a trial's value is not the one that its queries' own scores give."""
     if not same_number(trial.value, evidence.value) or not len(evidence.influence) <= trial.queries <= trial.planned:
         benchmark, shots, seed = key
         raise UserError(
@@ -168,7 +168,7 @@ def _check_value(trial: Trial, key: TrialKey, evidence: TrialEvidence, damaged: 
 
 
 def _columns(key: TrialKey, rows: Sequence[ItemRow]) -> TrialColumns:
-    """A trial as a baseline file has it: a list for each thing known of its queries."""
+    """A trial in the form of a baseline file: a list for each property of its queries."""
     benchmark, shots, seed = key
     ranked = rows[0].value is not UNSET
     return TrialColumns(
@@ -228,10 +228,10 @@ def _read_baseline(path: Path) -> Evidence:
 
 
 def write_baseline(path: Path, evidence: Evidence) -> None:
-    """Keeps a run's cells, what makes them comparable, every query's score, and where all came from.
+    """Writes a run's cells, what makes them comparable, every query's score, and where the answers came from.
 
     Raises:
-        StorageError: it can't be written.
+        StorageError: the file can't be written.
     """
     about = evidence.about
     record = BaselineRecord(
@@ -239,7 +239,7 @@ def write_baseline(path: Path, evidence: Evidence) -> None:
         format=FORMAT,
         written=now(),
         demo=about.demo or None,
-        # it is shared, often in public: what it is made of, but not whose machine and folders
+        # the file is shared, often in public: it has what the run is made of, but no names of machines and folders
         checkpoint=replace(about.checkpoint, parts=UNSET),
         identity=about.identity,
         references=about.references,

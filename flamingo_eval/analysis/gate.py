@@ -1,4 +1,4 @@
-"""The gate for CI: fails when a run is significantly worse than its baseline, or, with a margin, not surely as good."""
+"""The gate for CI: fails if a run is significantly worse than its baseline or, with a margin, not surely as good."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ SIGNIFICANCE = 0.05
 
 @dataclass(frozen=True)
 class Verdict:
-    """One cell's.
+    """The verdict on one cell.
 
     Attributes:
         row: what was compared.
-        reason: why it fails; None where it passes.
-        finds: the drop that this gate would find with ``power``.
+        reason: why it fails; None if it passes.
+        finds: the drop that this gate would find with probability ``power``.
         power: that probability.
-        blind: whether that is more than the drop which it guards against.
+        blind: whether ``finds`` is more than the drop that the gate guards against.
     """
 
     row: CellDifference
@@ -30,7 +30,7 @@ class Verdict:
 
     @property
     def seen(self) -> str:
-        """What the gate could have seen, in words."""
+        """Which drop the gate could have found, in words."""
         found = f"a drop of {self.finds:.2f} would be found with {100 * self.power:g}% probability"
         return f"{found}, more than the drop it guards against" if self.blind else found
 
@@ -38,14 +38,13 @@ class Verdict:
 def judge(
     comparison: Comparison, *, max_drop: float, margin: float | None, require_power: float | None = None
 ) -> list[Verdict]:
-    """Whether each cell passes.
+    """Judges whether each cell passes.
 
     Args:
         comparison: the run beside its baseline.
         max_drop: a cell fails if its paired drop is larger and significant at 5%, corrected for the number of cells.
-        margin: if given, a cell also fails unless it is no worse than this with 95% confidence.
-        require_power: if given, a cell also fails where a drop of ``max_drop`` would not be found with this
-            probability.
+        margin: if given, a cell also fails unless it is worse by no more than this with 95% confidence.
+        require_power: if given, a cell also fails if a drop of ``max_drop`` would not be found with this probability.
     """
     power, cells = require_power or 0.8, len(comparison.rows)
     verdicts = []
@@ -68,5 +67,5 @@ def _reason(row: CellDifference, max_drop: float, margin: float | None) -> str |
 
 
 def failed(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Those that don't pass."""
+    """The verdicts on cells that don't pass."""
     return [verdict for verdict in verdicts if verdict.reason is not None]

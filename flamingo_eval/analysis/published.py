@@ -1,5 +1,5 @@
-"""Numbers that others have published (``results/published.csv``), each with its source, and what is known of how it was
-made (``results/published.toml``)."""
+"""Numbers that others have published (``results/published.csv``), each with its source, and what is known about how it
+was made (``results/published.toml``)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from flamingo_eval.core.schema import Record, typed
 
 
 class Source(Record, frozen=True, kw_only=True):
-    """What made the numbers of a source.
+    """How the numbers of a source were made.
 
     Attributes:
-        begins: how the source begins.
-        protocols: whose rules it can have been, the likeliest first; none where nobody knows.
-        trials: over how many.
-        ddof: of the deviations; None where nobody knows.
+        begins: the beginning of the source's text.
+        protocols: protocols that it may have used, the likeliest first; empty if unknown.
+        trials: number of trials.
+        ddof: ddof of the deviations; None if unknown.
         known: what is known, and from where.
         inferred: what is not known but likely, and why.
     """
@@ -42,14 +42,14 @@ class Evaluated(Record, frozen=True, kw_only=True):
     """What a number was measured on.
 
     Attributes:
-        source: how its source begins; empty for all others.
+        source: the beginning of its source's text; empty for all other sources.
         benchmark: as the source calls it.
-        split: what we run.
-        theirs: theirs, where that is another one or not sure.
-        queries: how many they asked.
+        split: the split that we run.
+        theirs: their split, if it is another one or not certain.
+        queries: how many queries they asked.
         num_samples: how many we ask; None for all.
-        ensemble: in how many orders.
-        seeds: of their trials, where these are known; empty for the protocol's.
+        ensemble: number of orders of the demonstrations.
+        seeds: seeds of their trials, if these are known; empty for the protocol's.
         same: whether both sides ask the same queries.
         how: how all this is known.
     """
@@ -67,7 +67,7 @@ class Evaluated(Record, frozen=True, kw_only=True):
 
 
 class KnownDifference(Record, frozen=True, kw_only=True):
-    """What is known to differ all the same; without a benchmark for all of the protocol's."""
+    """A known difference that remains; without ``benchmark``, in all benchmarks of the protocol."""
 
     protocol: str
     benchmark: str = ""
@@ -83,7 +83,7 @@ class _Knowledge(Record, frozen=True, kw_only=True):
 
 @cache
 def knowledge() -> _Knowledge:
-    """``results/published.toml``."""
+    """The content of ``results/published.toml``."""
     path = resource_folder("results") / "published.toml"
     return typed(read_toml(path), _Knowledge, str(path))
 
@@ -93,8 +93,8 @@ class Published:
     """One published number.
 
     Attributes:
-        checkpoint: as released, without its owner.
-        benchmark: ours; ``row`` is what the source evaluated, where that is less or other.
+        checkpoint: its name as released, without its owner.
+        benchmark: our benchmark; ``row`` is what the source evaluated, if that is less or something else.
         row: the benchmark as the file has it.
         shots: number of demonstrations.
         text: the mean as it was published, in our unit (CIDEr x 100, percent).
@@ -129,24 +129,24 @@ class Published:
 
     @property
     def digits(self) -> int:
-        """Behind the point."""
+        """Number of digits after the decimal point."""
         return len(self.text.partition(".")[2])
 
     @property
     def made_by(self) -> Source | None:
-        """What made it; None where nothing is known, as of models that are not released."""
+        """How it was made; None if nothing is known, as for models that are not released."""
         if "quoting" in self.source:
             return None
         return next((one for one in knowledge().source if self.source.startswith(one.begins)), None)
 
     @property
     def protocols(self) -> tuple[str, ...]:
-        """Whose rules it can have been, the likeliest first."""
+        """The protocols that it may have used, the likeliest first."""
         return self.made_by.protocols if self.made_by else ()
 
     @property
     def evaluated(self) -> Evaluated | None:
-        """What it was measured on; None where nothing is known."""
+        """What it was measured on; None if nothing is known."""
         if self.made_by is None:
             return None
         rows = [one for one in knowledge().evaluated if one.benchmark == self.row]
@@ -156,7 +156,7 @@ class Published:
 
 @cache
 def published() -> tuple[Published, ...]:
-    """All of them, in the file's order."""
+    """All published numbers, in the file's order."""
     names = knowledge().rows
     with (resource_folder("results") / "published.csv").open(encoding="utf-8", newline="") as file:
         return tuple(
@@ -171,7 +171,7 @@ def published() -> tuple[Published, ...]:
 def chosen(
     checkpoint: str | None = None, benchmarks: Sequence[str] = (), selector: str | None = None
 ) -> list[Published]:
-    """Those of a checkpoint, of some benchmarks, by a way of picking demonstrations.
+    """The published numbers of a checkpoint, of some benchmarks, by a way of picking demonstrations.
 
     Args:
         checkpoint: its name, with or without its owner, or a short name; None for all.
@@ -179,7 +179,7 @@ def chosen(
         selector: its name; None for all.
 
     Raises:
-        UserError: there are none; the message lists the checkpoints that there are.
+        UserError: there are none; the message lists the checkpoints that have numbers.
     """
     name = None if checkpoint is None else registry.checkpoint_name(checkpoint).rpartition("/")[2]
     found = [
@@ -200,7 +200,7 @@ def chosen(
 
 
 def command_for(one: Published) -> str:
-    """The command that comes nearest to a number; empty where there is none."""
+    """The command that comes nearest to how a number was made; empty if there is none."""
     on = one.evaluated
     if on is None or not one.protocols:
         return ""

@@ -1,8 +1,8 @@
-"""Our numbers beside published ones: what to run under whose rules, and whether the two agree as far as can be told.
+"""Compares our numbers with published ones: what to run under which protocol, and whether the two agree.
 
-Where both sides ask the same queries, what differs between them by chance is the demonstrations, and the yardstick is
-the spread over trials, theirs and ours together (Student's t: three trials each are four degrees of freedom). What the
-choice of queries does counts only where the two ask different ones.
+If both sides ask the same queries, only the demonstrations differ by chance. The yardstick is then the spread over
+trials, theirs and ours together (Student's t: three trials on each side give four degrees of freedom). The effect of
+the choice of queries counts only if the two sides ask different ones.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from flamingo_eval.core.records import Cell
 from flamingo_eval.storage.run_records import FIRST_RENDERING
 
 LARGE = 2.0
-"""A gap in points that a comparison must be able to see to call two numbers consistent ..."""
+"""Two numbers are called consistent only if the comparison could have seen a gap of this many points ..."""
 
 DEVIATIONS = 4.5
-"""... or a gap of so many of their deviations over trials (ddof 0), if that is more: three trials on each side, equally
-far apart, see 3.7."""
+"""... or a gap of this many of their deviations over trials (ddof 0), if that is more. Three trials on each side with
+equal spread can see a gap of 3.7 deviations."""
 
 
 class Setup(NamedTuple):
-    """One benchmark as it is run for some numbers."""
+    """How one benchmark is run to reproduce some numbers."""
 
     protocol: str
     selector: str
@@ -61,14 +61,14 @@ class Ours:
     """Our number.
 
     Attributes:
-        values: each trial's.
+        values: the value of each trial.
         queries: standard error that comes from which queries were asked.
         count: how many queries a trial has.
-        seeds: of the trials.
+        seeds: seeds of the trials.
         rendering: how prompts were rendered.
-        demo: what has to be said of the demo's data; empty for real data.
-        subset: whether other queries were asked, or fewer, than theirs.
-        own_queries: whether each trial asks queries of its own, so that the spread over trials holds what they do.
+        demo: the note about the demo's data; empty for real data.
+        subset: whether we asked other queries than they did, or fewer.
+        own_queries: whether trials ask different queries, so that the spread over trials includes their effect.
         missing: whether answers are missing.
     """
 
@@ -84,24 +84,24 @@ class Ours:
 
     @property
     def mean(self) -> float:
-        """Over trials."""
+        """The mean over trials."""
         return float(np.mean(self.values))
 
     @property
     def std(self) -> float | None:
-        """Over trials, ddof 0 as in every table; None for one trial."""
+        """The deviation over trials, ddof 0 as in every table; None for one trial."""
         return float(np.std(self.values)) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Reproduced:
-    """A published number, all that give it, and ours.
+    """A published number, from all its sources, and ours.
 
     Attributes:
         numbers: the same number, as each of its sources has it.
-        setup: as it was run, or would have been; None where nothing is known of how.
-        ours: None where it could not be run.
-        judgement: what comes of it.
+        setup: how it was run, or would have been; None if that is unknown.
+        ours: our number; None if it could not be run.
+        judgement: whether the two agree.
         nearest: among several protocols, whether this one came nearest.
     """
 
@@ -118,10 +118,10 @@ class Reproduced:
 
 
 def distinct(numbers: Sequence[Published]) -> list[tuple[Published, ...]]:
-    """The same number from several sources once, with all of them.
+    """Groups equal numbers from several sources; in a group, those with a deviation come first.
 
-    The same is what has the same checkpoint, row, shots, demonstrations and value; a source without a deviation gives
-    the same as one with.
+    Numbers are equal if they have the same checkpoint, row, shots, selector and value. Deviations are not compared: a
+    source may give none.
     """
     groups: dict[tuple[str, str, int, str, str], list[Published]] = {}
     for one in numbers:
@@ -130,7 +130,7 @@ def distinct(numbers: Sequence[Published]) -> list[tuple[Published, ...]]:
 
 
 def setups_of(group: Sequence[Published], *, every: bool = False) -> list[Setup]:
-    """How a number is run: by the likeliest rules of its first source, or by all that are possible."""
+    """How a number is run: by the likeliest protocol of its first source or, with ``every``, by all possible ones."""
     found: dict[Setup, None] = {}
     for one in group:
         on = one.evaluated
@@ -163,12 +163,12 @@ def judge(number: Published, ours: Ours) -> Judgement:
 
 
 def _parts(number: Published, ours: Ours) -> Parts | None:
-    """The variance of the difference; None where nothing says how far trials lie apart."""
+    """The variance of the difference, in parts; None if neither side shows how far trials lie apart."""
     source, on = number.made_by, number.evaluated
     trials = [(len(ours.values), float(np.var(ours.values, ddof=1)))] if len(ours.values) > 1 else []
     theirs = source.trials if source else 1
     rounding = (10.0**-number.digits) ** 2 / 12
-    if number.std is not None and theirs > 1:  # of an unknown ddof the larger deviation is taken
+    if number.std is not None and theirs > 1:  # for an unknown ddof, the larger deviation is taken
         trials.append(
             (theirs, (number.std**2 + rounding) * theirs / (theirs - (0 if source and source.ddof == 1 else 1)))
         )
@@ -185,14 +185,14 @@ def _parts(number: Published, ours: Ours) -> Parts | None:
 
 
 def ours_of(evidence: Evidence, cell: Cell, on: Evaluated | None, setup: Setup) -> Ours:
-    """What a run says of a cell."""
+    """Our number, from a cell of a run."""
     uncertainty = evidence.uncertainty(cell)
     count = cell.trials[0].queries
     as_theirs = (
         on is not None and (setup.split, setup.num_samples) == (on.split, on.num_samples) and count == on.queries
     )
     asked = [evidence.trials[cell.benchmark, cell.shots, trial.seed].influence.keys() for trial in cell.trials]
-    # where all are right, or wrong, the queries' own error is not zero: as many as there are say how far it may be
+    # if all answers are right, or all wrong, the queries' own error is not zero: their number says how far it may be
     unseen = 100 * (1 - 0.05 ** (1 / count)) / 1.96 if cell.metric.endswith("%") else 0.0
     return Ours(
         tuple(trial.value for trial in cell.trials),
@@ -212,12 +212,12 @@ def beside(
     found: Mapping[Setup, Evidence],
     problems: Mapping[Setup, str],
 ) -> list[Reproduced]:
-    """Every published number with ours, where there is one.
+    """Every published number with ours, if there is one.
 
     Args:
-        wanted: numbers, each with all its sources, and how it was to be run.
-        found: what was run.
-        problems: why something could not be.
+        wanted: published numbers, each with all its sources, and how it was to be run.
+        found: setup -> what was run.
+        problems: setup -> why it could not be run.
     """
     rows = []
     for group, setups in wanted:

@@ -1,10 +1,11 @@
 """Influence values, standard errors, permutations; pure functions over arrays.
 
-Every metric here is, to first order, a mean over queries: of their scores (VQA accuracy, top-1 accuracy, CIDEr with its
-document frequencies held fixed), or for ROC AUC of the structural components of DeLong et al. (Biometrics 44, 1988).
-So each query has an *influence value*: how far it moves the metric. Variances, differences between runs and averages
-over trials are then sums of influence values over the queries of an image, since questions about one image are not
-independent (cluster-robust variance, Liang and Zeger, Biometrika 73, 1986).
+Every metric here is, to first order, a mean over queries. It is a mean of their scores (VQA accuracy, top-1 accuracy,
+CIDEr with its document frequencies held fixed) or, for ROC AUC, of the structural components of DeLong et al.
+(Biometrics 44, 1988). So each query has an *influence value*: how far it moves the metric. Variances, differences
+between runs and averages over trials are then computed from influence values, summed over the queries of an image.
+They are summed because questions about one image are not independent (cluster-robust variance, Liang and Zeger,
+Biometrika 73, 1986).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Array = NDArray[np.float64]
 LEVEL = 0.95
 FLIPS = 10_000
 _MANY_CLUSTERS = 5000
-"""From here on the permutation distribution is normal for all purposes."""
+"""Above this number of clusters the permutation distribution is taken as normal."""
 _BLOCK = 1 << 22
 """Numbers in memory at once while resampling, 32 MiB."""
 
@@ -38,7 +39,7 @@ def auc_influence(values: Array, labels: NDArray[np.bool_]) -> tuple[float, Arra
 
     Args:
         values: decision values, the higher the likelier positive; ties count half.
-        labels: which are positive; both kinds must occur.
+        labels: which are positive; both classes must occur.
 
     >>> auc_influence(np.array([0.9, 0.2, 0.4, 0.1]), np.array([True, True, False, False]))[0]
     0.75
@@ -88,7 +89,8 @@ def t_quantile(degrees: float, level: float = LEVEL) -> float:
 def sign_flip_p(sums: Array, seed: int = 0) -> tuple[float, float]:
     """(two-sided, one-sided) p-values of no difference, by flipping the signs of clusters' paired differences.
 
-    One-sided: of a drop as large as this. The sums are those of differences, *not* of their deviations from the mean.
+    The one-sided p-value is that of a drop as large as this. The sums are those of differences, *not* of their
+    deviations from the mean.
     Above 5,000 clusters the distribution is taken as normal.
     """
     from scipy.stats import norm
@@ -101,7 +103,7 @@ def sign_flip_p(sums: Array, seed: int = 0) -> tuple[float, float]:
         return float(2 * norm.sf(abs(z))), float(norm.cdf(z))
     draw = np.random.default_rng(seed)
     rows = max(1, _BLOCK // count)
-    two = one = 1  # the observed order is one of the orders
+    two = one = 1  # the observed signs are one of the choices
     slack = 1e-12 * float(np.abs(sums).sum())
     for start in range(0, FLIPS, rows):
         signs = draw.integers(0, 2, (min(rows, FLIPS - start), count), dtype=np.int8)

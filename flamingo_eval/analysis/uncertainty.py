@@ -1,13 +1,14 @@
-"""How sure a mean over trials is: from its queries and from its trials' demonstrations, within its scale.
+"""The uncertainty of a mean over trials: from its queries and from its trials' demonstrations, within its scale.
 
-A two-way model: a query's score is its own level, its trial's, and a rest of its own. The variance of a mean has a part
-from queries and a part from trials, each with its degrees of freedom, and an interval reaches
+The model is two-way: a query's score is the sum of the query's level, the trial's level and a residual. The variance of
+a mean has a part from queries and a part from trials, each with its degrees of freedom. An interval reaches
 
     reach = sqrt(sum of (t quantile of the part's degrees)^2 * the part's variance)
 
-to both sides (the parts' own intervals, joined as Howe, Journal of the American Statistical Association 69, 1974, and
-Zou and Donner, Statistics in Medicine 27, 2008, join them). One t quantile with Satterthwaite's degrees is too narrow
-where three trials differ. The interval is then bent to the scale: Wilson's for accuracies, on logits for ROC AUC.
+to both sides. (This joins the parts' own intervals as in Howe, Journal of the American Statistical Association 69,
+1974, and Zou and Donner, Statistics in Medicine 27, 2008.) With one t quantile and Satterthwaite's degrees of freedom,
+an interval is too narrow if three trials differ. The interval is then bent to the scale: Wilson's for accuracies, on
+logits for ROC AUC.
 """
 
 from __future__ import annotations
@@ -22,24 +23,26 @@ from numpy.typing import NDArray
 from flamingo_eval.analysis.statistics import LEVEL, Array, cluster_sums, standard_error, t_quantile
 
 _PRIOR = 0.4
-"""Of an observation that is added to each kind's placements in a ROC AUC's variance: ten of the rarer kind can all be
-placed alike, and say too little of those that were not drawn (found by simulation, tests/analysis)."""
+"""The part of an observation that is added to each class's placements in the variance of a ROC AUC. Ten images of the
+rarer class can all be placed alike, and then say too little about those that were not drawn. (The value was found by
+simulation, tests/analysis.)"""
 
 _APART = 0.9
-"""Where trials differ by so much of what their queries' own rest makes of it, they may differ in their demonstrations,
-and few trials say how much. (By simulation: at 1 three trials cover too little, at a half too much.)"""
+"""If the variance among trials is more than this share of what the residual gives, the trials' demonstrations may
+matter, and the few trials set the degrees of freedom. (By simulation: at 1 three trials cover too little, at 0.5 too
+much.)"""
 
 RARE = 10
-"""With fewer of the rarer kind the interval of a ROC AUC covers less, or more, than it says."""
+"""With fewer images of the rarer class than this, the interval of a ROC AUC covers less, or more, than it says."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Where a metric's values can be.
+    """The range of a metric's values.
 
     Attributes:
-        high: the highest; the lowest is 0.
-        ranks: it is a ROC AUC: a mean over pairs, not over queries.
+        high: the highest value; the lowest is 0.
+        ranks: whether it is a ROC AUC: a mean over pairs, not over queries.
     """
 
     high: float
@@ -56,7 +59,7 @@ class Moves:
     Attributes:
         value: the metric.
         influence: query -> influence value, in the metric's unit.
-        labels: query -> whether it is positive; None but for ROC AUC.
+        labels: query -> whether it is positive; None except for ROC AUC.
     """
 
     value: float
@@ -66,7 +69,7 @@ class Moves:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a mean's variance, and on how many degrees of freedom its estimate rests."""
+    """A part of a mean's variance, and the degrees of freedom of its estimate."""
 
     variance: float
     degrees: float
@@ -77,10 +80,10 @@ class Parts:
     """A mean's variance in parts.
 
     Attributes:
-        parts: they.
+        parts: the parts.
         queries: standard error that comes from which queries were asked (and from each query's own draws).
         demonstrations: standard error that comes from what a trial's queries have in common; None for one trial.
-        count: images; for ROC AUC those of the rarer kind.
+        count: number of images; for ROC AUC of those of the rarer class.
     """
 
     parts: tuple[Part, ...]
@@ -90,7 +93,7 @@ class Parts:
 
     @property
     def error(self) -> float:
-        """Standard error of all together."""
+        """Standard error of all parts together."""
         return math.sqrt(sum(part.variance for part in self.parts))
 
     def reach(self, level: float = LEVEL) -> float:
@@ -100,7 +103,7 @@ class Parts:
         return math.sqrt(sum(t_quantile(part.degrees, level) ** 2 * part.variance for part in self.parts))
 
     def p(self, value: float) -> float:
-        """Two-sided p-value of no difference from 0: that of the interval which just reaches it."""
+        """Two-sided p-value of no difference from 0: that of the interval which just reaches 0."""
         from scipy.optimize import brentq
 
         least = 1e-12
@@ -119,9 +122,9 @@ def parts_of(trials: Sequence[Moves], clusters: Mapping[str, str], prior: float 
         clusters: query -> image.
         prior: see ``_PRIOR``.
 
-    The query part is the variance of the images' moves of the mean, and holds the rest. The variance among trials holds
-    the rest too; what trials share of their queries, all, some or none, says how much (``rest``). So the first is taken
-    without it, and the second is at least it.
+    The query part is the variance of how far images move the mean, and includes the residual. The variance among trials
+    includes it too. The residual's share (``rest``) follows from the queries that trials have in common: all, some or
+    none. So the query part is taken without it, and the part among trials is at least as large as it.
     """
     count = len(trials)
     asked = list(dict.fromkeys(query for trial in trials for query in trial.influence))
@@ -146,7 +149,7 @@ def parts_of(trials: Sequence[Moves], clusters: Mapping[str, str], prior: float 
 def _query_parts(
     trials: Sequence[Moves], asked: Sequence[str], sums: Array, images: Sequence[str], prior: float
 ) -> tuple[tuple[Part, ...], int]:
-    """The part that comes from queries, of a ROC AUC one for each kind; and how many images there are of the rarer."""
+    """The part that comes from queries (one for each class of a ROC AUC), and how many images the rarer class has."""
     labels = {query: label for trial in trials for query, label in (trial.labels or {}).items()}
     if not labels:
         found = cluster_sums(sums, images)
@@ -162,7 +165,7 @@ def _kind(sums: Array, images: Sequence[str], chosen: NDArray[np.bool_]) -> Arra
 
 
 def _ranked_part(sums: Array, value: float, prior: float) -> Part:
-    """DeLong's component of one kind, with a part of an observation that is as uneven as the AUC allows."""
+    """DeLong's component of one class, with part of an observation added that varies as much as the AUC allows."""
     count = len(sums)
     if count < 2:
         return Part(math.nan, 1)
@@ -173,14 +176,14 @@ def _ranked_part(sums: Array, value: float, prior: float) -> Part:
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """How sure a mean over trials is, in the metric's unit.
+    """The uncertainty of a mean over trials, in the metric's unit.
 
     Attributes:
         low: lower end of the 95% interval.
         high: upper end.
         queries: standard error that comes from queries.
-        demonstrations: standard error that comes from demonstrations; None for one trial, which can't tell.
-        rare: whether a ROC AUC rests on too few of the rarer kind.
+        demonstrations: standard error that comes from demonstrations; None for one trial, which can't show it.
+        rare: whether a ROC AUC rests on too few images of the rarer class.
     """
 
     low: float
@@ -196,7 +199,7 @@ class Uncertainty:
 
 
 def mean_uncertainty(trials: Sequence[Moves], clusters: Mapping[str, str], scale: Scale = OPEN) -> Uncertainty:
-    """Of the mean over trials: queries and demonstrations apart.
+    """The uncertainty of the mean over trials, for queries and demonstrations apart.
 
     Args:
         trials: each trial.
@@ -221,7 +224,7 @@ def interval(value: float, parts: Parts, scale: Scale) -> tuple[float, float]:
     if scale.ranks and part > 0 and spread > 0:
         middle = math.log(share / (1 - share))
         low, high = (1 / (1 + math.exp(-(middle + sign * part / spread))) for sign in (-1, 1))
-    else:  # where all are right, or wrong, or alike, as many as there are say how far the truth may be
+    else:  # if all are right, or wrong, or alike, their number says how far the truth may be
         enough = part > 0 and spread > 0
         low, high = _wilson(share, part**2 / spread if enough else t_quantile(parts.count - 1) ** 2 / parts.count)
     return scale.high * low, scale.high * high

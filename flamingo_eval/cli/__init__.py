@@ -1,1 +1,4 @@
-"""The command line; thin: options to RunSpec to engine to report. Heavy imports happen inside commands."""
+"""The command line: thin commands that turn options into a RunSpec, run the engine and print a report.
+
+Heavy imports happen inside commands.
+"""

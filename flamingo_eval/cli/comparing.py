@@ -1,4 +1,4 @@
-"""Commands that hold a run against another: ``compare``, ``check``."""
+"""Commands that compare a run with another: ``compare``, ``check``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""``flamingo-eval.toml``: settings for every command, and where a user's files are called otherwise.
+"""``flamingo-eval.toml``: settings for every command, and the names of a user's data files where they differ.
 
-Keys at the top are settings, as the options have them without dashes in front; a section per benchmark overrides them
-for every command that runs this benchmark, and its ``data`` section overrides the benchmark's own file names::
+Keys at the top level are settings, named like the options without the leading dashes. A section per benchmark
+overrides them for every command that runs this benchmark. Its ``data`` section overrides the benchmark's own file
+names::
 
     checkpoint = "openflamingo/OpenFlamingo-4B-vitl-rpj3b"
     data-root = "/data"
@@ -12,7 +13,7 @@ for every command that runs this benchmark, and its ``data`` section overrides t
     [coco.data]
     annotations = "karpathy/dataset_coco.json"
 
-Options win over environment variables (``FLAMINGO_EVAL_SHOTS``), those over this file.
+Options win over environment variables (``FLAMINGO_EVAL_SHOTS``), and environment variables win over this file.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ FILE = Path("flamingo-eval.toml")
 
 @dataclass(frozen=True)
 class Config:
-    """What a file says: settings for all benchmarks, for each one, and ``[data]`` overrides."""
+    """The content of a configuration file: settings for all benchmarks and for each one, and ``data`` overrides."""
 
     general: Given = field(default_factory=dict)
     by_benchmark: Mapping[str, Given] = field(default_factory=dict)
     data: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     def given(self, benchmark: str | None, names: Collection[str]) -> Given:
-        """What is said of settings with these names for a benchmark, or for none in particular."""
+        """Returns the settings with these names for a benchmark; for None, those at the top level."""
         own = {**self.general, **self.by_benchmark.get(benchmark or "", {})}
         return {name: value for name, value in own.items() if name in names}
 
@@ -50,7 +51,7 @@ def read_config(path: Path | None) -> Config:
     """Reads a configuration file; without a path, ``flamingo-eval.toml`` of the current folder if there is one.
 
     Raises:
-        UserError: missing, malformed, or with keys that mean nothing; the message lists those that do.
+        UserError: the file is missing or malformed, or has an unknown key or section; the message lists the known ones.
     """
     if path is None:
         if not is_file(FILE):

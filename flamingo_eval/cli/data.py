@@ -1,4 +1,4 @@
-"""Commands about data on the disk: ``data where``, ``data check``; ``data prepare`` is beside it."""
+"""Commands about data on disk: ``data where`` and ``data check``. ``data prepare`` is in ``prepare.py``."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def register(parent: typer.Typer) -> None:
 
 
 def chosen(names: Iterable[str]) -> list[str]:
-    """Benchmarks by name; ``all`` is every one."""
+    """Returns the names of benchmarks, each once; ``all`` stands for every benchmark."""
     wanted = [one for name in names for one in (benchmark_names() if name == "all" else (canonical_name(name),))]
     return list(dict.fromkeys(wanted))
 
 
 def usable(context: typer.Context, names: Sequence[str], given: opt.Given) -> list[str]:
-    """The benchmarks that are named; of ``all`` those that the protocol has."""
+    """Returns the named benchmarks. Of ``all``, those that the protocol does not have are left out, with a message."""
     found = []
     for name in chosen(names):
         try:
@@ -104,7 +104,7 @@ def data_where(
 
 
 def _show_states(rules: Benchmark, root: Path, said: RunSettings) -> list[str]:
-    """Prints what there is of a benchmark; returns what is missing."""
+    """Prints which files of a benchmark are there; returns the missing ones."""
     from flamingo_eval.data.finding import search
     from flamingo_eval.data.where import Found, missing, states, steps
 
@@ -137,7 +137,7 @@ def _width(rules: Benchmark) -> int:
 
 
 def _show(state: PieceState) -> None:
-    """A piece with what was found of it, and how it can be had."""
+    """Prints a piece: whether it was found and, if not, how to get it."""
     from flamingo_eval.data.where import Found, how
 
     piece = state.piece
@@ -167,7 +167,7 @@ def _show_owner(rules: Benchmark) -> None:
 
 
 def _show_settings(name: str, rules: Benchmark) -> None:
-    """Settings of ``[data]`` as they can be pasted."""
+    """Prints the ``data`` settings in a form that can be pasted into ``flamingo-eval.toml``."""
     emit("Files with other names: any of these lines, changed, in flamingo-eval.toml:")
     emit("")
     shown = {"folder": rules.data.folder, "train": rules.data.train, **rules.data.options}
@@ -176,7 +176,7 @@ def _show_settings(name: str, rules: Benchmark) -> None:
 
 
 def _toml(section: str, table: Mapping[str, object]) -> Iterable[str]:
-    """A table as TOML. JSON's texts, numbers and lists of them are TOML's too."""
+    """Yields a table as lines of TOML. JSON strings, numbers and lists of these are valid TOML."""
     yield f"[{section}]"
     yield from (f"{key} = {json.dumps(value)}" for key, value in table.items() if not isinstance(value, dict))
     for key, value in table.items():

@@ -64,7 +64,10 @@ def features(
 
 
 def _retrieving(given: opt.Given) -> opt.Given:
-    """The first selector that uses image features, unless the command line names one, or what is named uses them."""
+    """Returns ``select``: the first selector that uses image features.
+
+    Returns nothing if the command line names a selector, or if the selector named elsewhere already uses them.
+    """
     named = given.get("select")
     if named is not None:
         known = registry.selectors().get(named.value)

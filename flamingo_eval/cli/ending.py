@@ -1,4 +1,4 @@
-"""How a command ends: what it raises becomes one short message and an exit code; see docs/runs.md."""
+"""How a command ends: an exception becomes one short message and an exit code; see docs/runs.md."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from flamingo_eval.core.text import printable
 from flamingo_eval.core.workers import bound_spinning
 
 _INTERRUPTED, _OUR_MISTAKE = 130, 70
-# typer raises its own copies of click's exceptions; their base is where BadParameter comes from
+# typer raises its own copies of click's exceptions; their base class is found through BadParameter
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def exit_code_of(command: Callable[[], object], *, debug: bool = False, own_sigterm: bool = True) -> int:
-    """Does something as a command of its own, and gives its exit code, once all it prints has arrived.
+    """Runs a function as a command of its own. Returns its exit code, once all its output has been written.
 
     Args:
-        command: what is done; it may return an exit code.
+        command: the function; it may return an exit code.
         debug: show the traceback of an error.
-        own_sigterm: end like Ctrl-C on SIGTERM; otherwise it is left to whoever minds it already.
+        own_sigterm: end like Ctrl-C on SIGTERM; otherwise the handler that is already set stays.
     """
     prepare_streams()
     bound_spinning()
-    if own_sigterm:  # what Slurm and torchrun send: ends like Ctrl-C, in good order
+    if own_sigterm:  # Slurm and torchrun send SIGTERM: end in good order, like Ctrl-C
         signal.signal(signal.SIGTERM, _terminated)
     with notes_shown():
         code = _guarded(command, debug)
@@ -53,7 +53,7 @@ def _guarded(command: Callable[[], object], debug: bool) -> int:
     except _USAGE_ERROR as error:
         error.show()
         return 2
-    except (MemoryError, ImportError) as error:  # a library that is broken, or that does not fit into the memory
+    except (MemoryError, ImportError) as error:  # a library is broken, or does not fit into memory
         if isinstance(error, ImportError) and (error.name or "").startswith("flamingo_eval"):
             traceback.print_exc()
             return _OUR_MISTAKE
@@ -62,7 +62,7 @@ def _guarded(command: Callable[[], object], debug: bool) -> int:
         what = "there is not enough memory" if isinstance(error, MemoryError) else "a library can't be loaded"
         print(f"error: {what}: {printable(str(error)) or type(error).__name__} (--debug shows where)", file=sys.stderr)
         return 2
-    except Exception:  # noqa: BLE001  # a mistake of ours; Python's own exit code for it, 1, means that a gate failed
+    except Exception:  # noqa: BLE001  # a bug of ours; Python's usual exit code for it, 1, here means a failed gate
         traceback.print_exc()
         return _OUR_MISTAKE
     if code == _INTERRUPTED:  # typer turns Ctrl-C into this

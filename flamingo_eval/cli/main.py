@@ -79,10 +79,13 @@ def _benchmark_command(name: str) -> Callable[..., None]:
 
 @cache
 def _command() -> Callable[..., object]:
-    """The whole command line, with a command per benchmark; benchmark files may be the user's own, and broken."""
+    """Builds the command line, with a command per benchmark.
+
+    This is not done at import: benchmark files may be the user's own, and a broken one must end in a message.
+    """
     for name in benchmark_names():
         app.command(name.replace("_", "-"), rich_help_panel="Benchmarks")(_benchmark_command(name))
-        if "_" in name:  # an underscore does as well
+        if "_" in name:  # the name with an underscore works too
             app.command(name, hidden=True)(_benchmark_command(name))
     runs.register(app)
     slurm.register(app)

@@ -1,4 +1,4 @@
-"""``plan --manifest`` and ``data prepare --from-manifest``: just the files that a plan needs."""
+"""``plan --manifest`` and ``data prepare --from-manifest``: list and copy only the files that a plan needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def write_plan_manifest(file: Path, spec: RunSpec, sources: Mapping[str, Source], planned: Sequence[TrialPlan]) -> None:
-    """Writes what some trials need: annotations, and the images that are asked about, shown, or compared with."""
+    """Writes which files some trials need: annotations, the prompts' images and, to retrieve from, training images."""
     from flamingo_eval.data.manifest import files_of, write_manifest
 
     compared = registry.selector(spec.select).needs != NOTHING

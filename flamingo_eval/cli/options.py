@@ -1,4 +1,4 @@
-"""Options: every command's come from the settings it can use (``core/run_settings.py``, and the selectors' own)."""
+"""Options of commands, made from the settings that each can use (``core/run_settings.py``, and the selectors' own)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ PANEL = "Runs"
 """Heading of the commands about runs, in the list of commands."""
 
 ON_COMMAND_LINE, IN_ENVIRONMENT, IN_SECTION, IN_FILE = 4, 3, 2, 1
-"""How directly something was said: what is said more directly wins."""
+"""Strength of a value, by where it was given: the stronger value wins."""
 
 
 @dataclass(frozen=True)
 class GivenValue:
-    """What somebody said a setting to be.
+    """A value that the user gave for a setting.
 
     Attributes:
-        value: it, checked.
-        strength: how directly: one of the constants above.
-        where: the option, the variable, or the place in a file.
+        value: the checked value.
+        strength: one of the constants above.
+        where: the option, the environment variable, or the place in a file that gave it.
     """
 
     value: Any
@@ -40,12 +40,12 @@ class GivenValue:
 
 
 Given = dict[str, GivenValue]
-"""Settings on the command line and in the environment, by name: a command has options for them in place of a parameter
-of this type (:func:`with_settings`)."""
+"""Settings that the user gave, by name. A command's parameter ``given`` of this type is replaced by an option for each
+setting (:func:`with_settings`)."""
 
 
 def path(text: str) -> Path:
-    """A path on the command line, ``~`` taken for the home folder."""
+    """Reads a path on the command line; ``~`` is the home folder."""
     try:
         return user_path(text, "path")
     except UserError as error:
@@ -92,7 +92,7 @@ def _panel(setting: Setting) -> str:
 
 
 def _parameters(setting: Setting) -> list[inspect.Parameter]:
-    """The option; also those that say no to it, or have a name that it had, which are not shown."""
+    """Returns a setting's option, then its hidden ones: the ``--no-`` form of a switch, and former names."""
     switch, shown = setting.values.switch, _option(setting, setting.option)
     kind: Any = bool | None if switch else list[str] | None if setting.values.repeated else str | None
     parameters = [(setting.name, Annotated[kind, shown])]
@@ -118,11 +118,11 @@ def _option(setting: Setting, flag: str) -> Any:
 def with_settings(
     names: Iterable[str], defaults: Mapping[str, str] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command options for settings, in place of its parameter ``given``; with ``select`` the selectors' too.
+    """Replaces a command's parameter ``given`` by options for settings; ``select`` adds the selectors' own options.
 
     Args:
         names: the settings.
-        defaults: name of a setting -> its default as help writes it, where the command has another one.
+        defaults: name of a setting -> its default in the help text, where the command has a different one.
     """
 
     def decorated(command: Callable[..., None]) -> Callable[..., None]:
@@ -154,7 +154,7 @@ def with_settings(
 
 
 def _collected(settings: Iterable[Setting], sources: Mapping[str, tuple[Any, Any]]) -> Given:
-    """What was said of settings, the most direct of each. Raises UserError for what is none, or is said in two ways."""
+    """Returns each setting's strongest value. Raises UserError for an invalid value, or if two are equally strong."""
     given: Given = {}
     for setting in settings:
         found: dict[str, tuple[Any, int]] = {}
@@ -177,12 +177,12 @@ def _collected(settings: Iterable[Setting], sources: Mapping[str, tuple[Any, Any
 
 
 def check_format(format: str, known: Iterable[str]) -> None:
-    """Raises UserError for a format that a command's tables don't come in, before anything is computed."""
+    """Raises UserError if a command has no such format; called before anything is computed."""
     if format not in known:
         raise UserError(f"unknown format {format!r}; known formats: {', '.join(known)}")
 
 
 def check_escape(escape: bool, format: str) -> None:
-    """Raises UserError for formulas to be escaped in anything but CSV."""
+    """Raises UserError if formulas are to be escaped in a format other than CSV."""
     if escape and format != "csv":
         raise UserError("--escape-formulas needs --format csv")

@@ -1,4 +1,4 @@
-"""The documentation's table of options, from the settings themselves: ``python -m flamingo_eval.cli.options_page``."""
+"""The documentation's page of options, made from the settings: ``python -m flamingo_eval.cli.options_page``."""
 
 from __future__ import annotations
 

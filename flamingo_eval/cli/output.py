@@ -17,19 +17,19 @@ from flamingo_eval.core.progress import LOGGER
 from flamingo_eval.core.text import printable
 
 _lost: list[OSError] = []
-"""Why stdout takes no more, once that is so; what is still printed then goes nowhere."""
+"""The errors after which stdout was given up; what is printed later is discarded."""
 
 
 def emit(text: str, end: str = "\n") -> None:
-    """Prints to stdout, control characters from data and models spelled out.
+    """Prints to stdout, with control characters from data and models spelled out.
 
-    A stdout that is full or has no reader any more ends no command: it may still have a verdict to come to.
+    If stdout is full or its reader is gone, the command goes on: it may still have to reach a verdict.
     """
     print(printable(text), end=end)
 
 
 def wanted() -> bool:
-    """Whether anybody still reads what is printed."""
+    """Whether stdout still accepts output."""
     return not _lost
 
 
@@ -38,21 +38,24 @@ def binary_output() -> Iterator[BinaryIO]:
     """Stdout for bytes.
 
     Raises:
-        StorageError: it can't be written.
+        StorageError: stdout can't be written.
     """
     try:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
     except BrokenPipeError as error:
         _give_up(error)
-        raise typer.Exit(0) from error  # the reader (head, less) has seen enough: nothing to complain about
+        raise typer.Exit(0) from error  # the reader (head, less) has closed the pipe: this is no error
     except OSError as error:
         _give_up(error)
         raise StorageError(_full(error)) from error
 
 
 def finish(code: int) -> int:
-    """Makes sure that everything printed has arrived. Returns the exit code: success without its output is none."""
+    """Flushes stdout and returns the exit code.
+
+    A success whose output could not be written becomes an error; a reader that closed the pipe is no error.
+    """
     sys.stdout.flush()
     full = next((error for error in _lost if not isinstance(error, BrokenPipeError)), None)
     _lost.clear()
@@ -63,7 +66,7 @@ def finish(code: int) -> int:
 
 
 def _give_up(error: OSError) -> None:
-    """From now on stdout leads nowhere: what Python still holds back must not be written again at exit."""
+    """Discards all further output: text that Python still buffers must not be written again at exit."""
     _to_nowhere(1)
     _lost.append(error)
 
@@ -78,16 +81,16 @@ def _full(error: OSError) -> str:
 
 
 class _Stream:
-    """Stdout or stderr, which may be full, or have no reader any more: what is written is lost then, but no work.
+    """Stdout or stderr. If it is full or its reader is gone, the output is lost, but no work.
 
-    Libraries write here too: help is printed by one.
+    Libraries write here too: one of them prints the help.
     """
 
     def __init__(self, stream: TextIO, lost: Callable[[OSError], None]) -> None:
         self._stream, self._lost = stream, lost
 
     def write(self, text: str) -> int:
-        """Writes what can be written."""
+        """Writes text; discards it if the stream has failed."""
         try:
             return self._stream.write(text)
         except (OSError, ValueError) as error:
@@ -95,7 +98,7 @@ class _Stream:
             return len(text)
 
     def flush(self) -> None:
-        """Lets go of what can't be written, so that Python does not fail over it at exit."""
+        """Flushes; discards what can't be written, so that Python does not fail on it at exit."""
         try:
             self._stream.flush()
         except (OSError, ValueError) as error:
@@ -106,16 +109,16 @@ class _Stream:
 
 
 class _Notes(logging.Handler):
-    """Remarks on stderr, control characters from data and models spelled out."""
+    """Remarks on stderr, with control characters from data and models spelled out."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints one."""
+        """Prints one remark."""
         print(f"note: {printable(record.getMessage())}", file=sys.stderr)
 
 
 @contextmanager
 def notes_shown() -> Iterator[None]:
-    """The package's remarks are printed, and go nowhere else."""
+    """Prints the package's remarks within the context, and passes them to no other logger."""
     handler, before = _Notes(), (LOGGER.level, LOGGER.propagate)
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)
@@ -128,9 +131,9 @@ def notes_shown() -> Iterator[None]:
 
 
 def prepare_streams() -> None:
-    """Standard streams that are closed lead nowhere, and characters that one can't encode are spelled out.
+    """Opens closed standard streams on the null device, and spells out characters that a stream can't encode.
 
-    A closed one must be taken: the next file that is opened would get its number, and with it what libraries write.
+    A closed stream's number must be taken: the next file that is opened would get it, and what libraries write there.
     """
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:

@@ -103,13 +103,13 @@ def data_prepare(
 
 @dataclass(frozen=True)
 class _Search:
-    """Where a benchmark's data may be.
+    """Where the data of some benchmarks may be.
 
     Attributes:
         root: the data root.
-        benchmarks: what is sought.
+        benchmarks: the benchmarks.
         places: other folders, and addresses of mirrors.
-        variant: whose converted files are taken in place of the owners'.
+        variant: ``reference`` for the converted files of OpenFlamingo's harness in place of the owners'; else empty.
     """
 
     root: Path
@@ -118,7 +118,7 @@ class _Search:
     variant: str
 
     def look(self) -> tuple[Places, list[PieceState]]:
-        """What is there now. Raises UserError for a place that is none."""
+        """Returns the places, and what is there now of each benchmark. Raises UserError for an invalid place."""
         from flamingo_eval.data.finding import search
         from flamingo_eval.data.where import states
 
@@ -141,21 +141,21 @@ class _Search:
 
     @property
     def mirrors(self) -> tuple[str, ...]:
-        """Addresses that are asked before the owners'."""
+        """Addresses of mirrors, which are tried before the owners'."""
         from flamingo_eval.data.origins import is_address
 
         return tuple(filter(is_address, self.places))
 
 
 def _prepare(search: _Search, *, offline: bool, copy: bool, keep: bool) -> tuple[Sequence[PieceState], list[str]]:
-    """Does what is to be done; returns what is still missing, and what failed."""
+    """Prepares the data; returns the pieces that are still missing, and the problems."""
     from flamingo_eval.data.planning import check_room, plan
     from flamingo_eval.data.prepare import Preparation, alone
     from flamingo_eval.data.where import missing, steps
 
     if exists(search.root) and not is_folder(search.root):
         raise UserError(f"--data-root {search.root} is not a folder")
-    search.look()  # a place that is none is said before a folder is made
+    search.look()  # an invalid place is reported before a folder is made
     with alone(search.root):
         places, found = search.look()
         what = plan(found, mirrors=bool(search.mirrors))
@@ -174,7 +174,7 @@ def _prepare(search: _Search, *, offline: bool, copy: bool, keep: bool) -> tuple
 
 
 def _show_plan(found: Sequence[PieceState], *, mirrors: bool, root: Path) -> None:
-    """What would be done."""
+    """Prints what would be done, and how much would be downloaded."""
     import shutil
 
     from flamingo_eval.data.planning import plan

@@ -120,14 +120,14 @@ def reproduce(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is to be run: for each number how, and for each way of running which shots."""
+    """What is to be run: the setups of each published number, and the shots of each setup."""
 
     setups: list[tuple[tuple[Published, ...], list[Setup]]]
     shots: dict[Setup, list[int]]
 
 
 def _wanted(groups: Sequence[tuple[Published, ...]], config: Config, given: opt.Given) -> _Wanted:
-    """The setups of numbers, as far as the user does not say otherwise."""
+    """Returns the setups of published numbers; settings that the user gave replace theirs."""
     from flamingo_eval.analysis.reproduce import setups_of
 
     setups: list[tuple[tuple[Published, ...], list[Setup]]] = []
@@ -150,10 +150,13 @@ def _wanted(groups: Sequence[tuple[Published, ...]], config: Config, given: opt.
 def _reproduced(
     config: Config, given: opt.Given, checkpoint: str, setup: Setup, shots: Sequence[int]
 ) -> Evidence | None:
-    """One benchmark, run as the harness that made the numbers did; None for others than the first of several processes.
+    """Runs one benchmark as the harness that made the numbers did.
+
+    Returns:
+        The evidence; None in every process but the first.
 
     Raises:
-        UserError, CheckpointError: it can't be.
+        UserError, CheckpointError: it can't be run.
     """
     from flamingo_eval.analysis.evidence import read_evidence
     from flamingo_eval.cli.runs import among_processes

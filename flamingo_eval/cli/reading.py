@@ -142,7 +142,7 @@ def runs(
 
 
 def check_nothing_missing(folder: Any) -> None:
-    """A run is complete, or it says what is missing and ends with exit code 2."""
+    """Raises DataError (exit code 2) if answers are missing, and lists the trials; then checks for skipped queries."""
     from flamingo_eval.storage.scores import unscored
 
     missing = unscored(folder)
@@ -157,7 +157,7 @@ def check_nothing_missing(folder: Any) -> None:
 
 
 def check_nothing_partial(folder: Any) -> None:
-    """A run that goes on without some queries, by choice, says so and ends with exit code 4."""
+    """Raises PartialError (exit code 4) if queries were left out by the user's choice (``--on-error skip``)."""
     failures = folder.read_failures()
     if folder.skipped():
         reasons = list(dict.fromkeys(row.reason for row in failures))

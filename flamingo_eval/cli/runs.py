@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 
 def make_run(context: typer.Context, benchmarks: Sequence[str], given: opt.Given) -> RunSpec:
-    """What is to be run, by what the user said; ``all`` is every benchmark. Raises UserError."""
+    """Builds the run that the user asked for; ``all`` is every benchmark that the protocol has. Raises UserError."""
     benchmarks = [name for listed in benchmarks for name in listed.split(",") if name]
     if benchmarks == ["all"]:
         benchmarks = _all_under(specs.settings_for(context.obj, (), given, {"protocol"}).protocol)
@@ -49,7 +49,7 @@ def make_run(context: typer.Context, benchmarks: Sequence[str], given: opt.Given
 
 
 def carry_out(spec: RunSpec, *, fresh: bool = False) -> None:
-    """Runs benchmarks and prints one table, as this one of the processes that share the run."""
+    """Runs benchmarks as one of the processes that share the run; the first process prints one table."""
     from flamingo_eval.engine.run import execute
     from flamingo_eval.report.table import render
     from flamingo_eval.storage.scores import read_scores
@@ -60,7 +60,7 @@ def carry_out(spec: RunSpec, *, fresh: bool = False) -> None:
         return  # the first process shows the table
     known, notes = read_scores(result.folder)
     asked = {cell.benchmark for cell in result.cells}
-    cells = [*result.cells, *(cell for cell in known if cell.benchmark not in asked)]  # earlier commands' too
+    cells = [*result.cells, *(cell for cell in known if cell.benchmark not in asked)]  # and earlier commands'
     cells.sort(key=lambda cell: (cell.benchmark, cell.shots))
     emit(render(cells, result.folder.read_run(), notes, spec.format, with_notes=spec.notes), end="")
     saved = f"\nrun saved in {result.folder.path}"
@@ -72,7 +72,7 @@ def carry_out(spec: RunSpec, *, fresh: bool = False) -> None:
 
 
 def among_processes(spec: RunSpec) -> RunSpec:
-    """The same for this one of the processes that share it, on a GPU of its own. Raises UserError."""
+    """Returns the run for this process, one of those that share it, with a GPU of its own. Raises UserError."""
     from flamingo_eval.storage.claims import process_from
 
     worker = process_from(os.environ, spec.process)
@@ -92,7 +92,7 @@ def run(
 
 
 def _all_under(protocol: str) -> list[str]:
-    """Every benchmark that the protocol has rules for; says which it leaves out, and why."""
+    """Returns every benchmark that the protocol has rules for; prints which are left out, and why."""
     names = []
     for name in benchmark_names():
         try:

@@ -49,7 +49,7 @@ def _switch(flag: str, help: str) -> typer.models.OptionInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What the user wants of a job: an option each."""
+    """What the user wants of a job; each field is an option."""
 
     nodes: Annotated[int, _count("--nodes", "Machines.")] = 1
     gpus_per_node: Annotated[int, _count("--gpus-per-node", "GPUs of each; 0 for a run on CPUs.", 0)] = 1
@@ -104,7 +104,7 @@ class Wishes:
     local: Annotated[bool, _switch("--local", "Run the job on this machine without Slurm, to try it.")] = False
 
     def allocation(self, spec: RunSpec) -> Allocation:
-        """What Slurm is asked for. Raises UserError."""
+        """Returns what to request from Slurm. Raises UserError."""
         return Allocation(
             name=f"flamingo-eval-{spec.benchmarks[0] if len(spec.benchmarks) == 1 else 'all'}",
             nodes=self.nodes,
@@ -162,15 +162,15 @@ def slurm(
         raise UserError("--executor ray has workers of its own: give it without slurm, on a node of the Ray cluster")
     if wishes.local and wishes.detach:
         raise UserError("--detach is for Slurm: a --local job ends with this command")
-    registry.model_source(spec.checkpoint, spec.model_options)  # what it refuses is not submitted
-    if "@" in (spec.base_url or ""):  # the job's file would hold it
+    registry.model_source(spec.checkpoint, spec.model_options)  # if it refuses, nothing is submitted
+    if "@" in (spec.base_url or ""):  # it would be written into the job's file
         raise UserError("--base-url holds a name or a password: give the key by a file or by the environment")
     allocation, logs = wishes.allocation(spec), wishes.logs.absolute()
     if wishes.print_script:
         words = shlex.join(sys.argv[1:]).replace("\n", "\n# ")
         emit(f"{jobs.script(allocation, logs)}\n# submitted by: flamingo-eval {words}")
         return
-    logs /= f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"  # numbers of jobs come again, one day
+    logs /= f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"  # Slurm uses job numbers again some day
     carry = functools.partial(in_job, debug="--debug" in sys.argv[1:])
     job = jobs.submit(jobs.Job(spec, carry, logs), allocation, local=wishes.local)
     note(f"job {job.job_id} submitted; its log is {job.paths.stderr}")
@@ -183,7 +183,7 @@ def slurm(
 
 
 def _options(given: Iterable[str]) -> Iterable[tuple[str, str | bool]]:
-    """sbatch's own options. Raises UserError."""
+    """Yields further options of sbatch, as (key, value). Raises UserError."""
     for text in given:
         key, is_set, value = text.removeprefix("--").partition("=")
         if not key.replace("-", "").isalnum() or "\n" in value:
@@ -192,7 +192,7 @@ def _options(given: Iterable[str]) -> Iterable[tuple[str, str | bool]]:
 
 
 def in_job(spec: RunSpec, sigterm_is_minded: bool, *, debug: bool) -> int:
-    """A task's part of a run, as a command of its own. Returns its exit code."""
+    """Runs a task's part of a run as a command of its own. Returns its exit code."""
 
     def part() -> None:
         with jobs.in_time():

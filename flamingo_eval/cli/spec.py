@@ -1,4 +1,4 @@
-"""From what was said, on the command line, in the environment, in the file, to a run's settings."""
+"""Turns what the user gave (on the command line, in the environment, in the file) into a run's settings."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ DATA_CHECK = DATA | {"image_formats"}
 SCORE = frozenset({"data_root", "protocol", "split", "on_error", "format", "notes"})
 GIVEN = SCORE | {"shots", "seeds", "num_samples", "out"}
 REPORT = frozenset({"format", "notes"})
-"""Which settings commands can use."""
+"""The settings that each command can use."""
 
 
 def resolve(config: Config, benchmark: str | None, given: Given, names: Collection[str]) -> Given:
-    """What is said of settings, the most direct of each.
+    """Returns the strongest value given for each setting.
 
     Args:
         config: the configuration file.
-        benchmark: whose section holds; None for none in particular.
-        given: what the command line and the environment say.
-        names: the settings that the command can use; with ``select`` the selectors' own too.
+        benchmark: the benchmark whose section of the file applies; None for no section.
+        given: the values from the command line and the environment.
+        names: the settings that the command can use; ``select`` includes the selectors' own.
     """
     usable = {*names, *(registry.selector_settings() if "select" in names else ())}
     resolved = {**config.given(benchmark, usable), **given}
@@ -61,20 +61,20 @@ def resolve(config: Config, benchmark: str | None, given: Given, names: Collecti
 def make_spec(
     config: Config, benchmarks: Iterable[str], given: Given, names: Collection[str], *, model: bool = True
 ) -> RunSpec:
-    """A run of some benchmarks.
+    """Builds a run of some benchmarks.
 
     With neither checkpoint nor data named, both are the demo's, and the run says so. With one of them named, the other
-    must be named too: nothing falls back to the demo in silence. ``--checkpoint demo`` and ``demo-chat`` name both.
+    must be named too: nothing falls back to the demo silently. ``--checkpoint demo`` and ``demo-chat`` name both.
 
     Args:
         config: the configuration file.
         benchmarks: their names.
-        given: what the command line and the environment say.
+        given: the values from the command line and the environment.
         names: the settings that the command can use.
         model: whether it loads a model.
 
     Raises:
-        UserError: what was said makes no sense together; the message says where it was said.
+        UserError: the given values do not fit together; the message states where they were given.
     """
     wanted = tuple(dict.fromkeys(canonical_name(name) for name in benchmarks))
     resolved = {name: resolve(config, name, given, names) for name in wanted}
@@ -83,7 +83,7 @@ def make_spec(
     settings = _record(common)
     own = {name: replace(settings, **{key: one.value for key, one in resolved[name].items() if key in PER_BENCHMARK})
            for name in wanted}  # fmt: skip
-    # the demo's files are called as they are
+    # the demo's files have the benchmark's own names
     own_files = settings.data_root != DEMO
     overrides = {name: config.data[name] for name in wanted if own_files and name in config.data}
     for name in wanted:  # before anything is read
@@ -100,7 +100,7 @@ def make_spec(
 
 
 def settings_for(config: Config, benchmarks: Iterable[str], given: Given, names: Collection[str]) -> RunSettings:
-    """The settings of a command that makes no run; of no benchmarks, what is said of none in particular."""
+    """Returns the settings of a command that makes no run; without benchmarks, no benchmark's section applies."""
     resolved = {name: resolve(config, name, given, names) for name in benchmarks}
     return _record(_common(resolved or {"": resolve(config, None, given, names)}, SETTINGS))
 
@@ -113,7 +113,7 @@ def _record(resolved: Given) -> RunSettings:
 
 
 def _common(resolved: Mapping[str, Given], settings: Mapping[str, Setting]) -> Given:
-    """What holds for all benchmarks alike. Raises UserError for what does not, and would have to."""
+    """Returns the values that all benchmarks share. Raises UserError for a setting on which they differ."""
     common: Given = {}
     for name, setting in settings.items():
         first = next((given[name] for given in resolved.values() if name in given), None)
@@ -133,9 +133,9 @@ def _common(resolved: Mapping[str, Given], settings: Mapping[str, Setting]) -> G
 
 
 def _check_named(resolved: Given, *, model: bool) -> None:
-    """Raises UserError where one of checkpoint and data is named, and the other would be the demo's.
+    """Raises UserError if only one of checkpoint and data is named, so that the other would be the demo's.
 
-    A command that loads no ``model`` needs data alone.
+    A command that loads no ``model`` needs only data.
     """
     data, checkpoint = resolved.get("data_root"), resolved.get("checkpoint")
     if model and checkpoint is None and data is not None and data.value != DEMO:
@@ -149,7 +149,7 @@ def _check_named(resolved: Given, *, model: bool) -> None:
 
 
 def _selection(select: str, resolved: Mapping[str, Given]) -> dict[str, Any]:
-    """The chosen selector's settings. Raises UserError for another one's on the command line."""
+    """Returns the chosen selector's settings. Raises UserError for another selector's on the command line."""
     own = {setting.name: setting for setting in registry.selector(select).settings}
     for name in registry.selector_settings().keys() - own.keys():
         here = next((given[name] for given in resolved.values() if name in given), None)

@@ -18,7 +18,7 @@ from flamingo_eval.core.progress import note, warn
 from flamingo_eval.demo.root import data_folder
 
 PORT = 8917
-"""Where the page is unless somebody else is there."""
+"""The page's port, unless it is in use."""
 
 _LOOPBACK = "127.0.0.1"
 _LOOPBACKS = (_LOOPBACK, "localhost", "::1")
@@ -71,7 +71,7 @@ def view(
 
 
 def _serve(runs: Sequence[Path], data_root: str | None, host: str, port: int | None, *, browser: bool) -> None:
-    """Serves the page until Ctrl-C, which is the way to end it, and no mistake."""
+    """Serves the page until Ctrl-C, which is the normal way to end it."""
     import uvicorn
 
     from flamingo_eval.report.viewer.images import ShownImages
@@ -91,7 +91,7 @@ def _serve(runs: Sequence[Path], data_root: str | None, host: str, port: int | N
 
 
 def _announce(host: str, port: int, *, browser: bool) -> None:
-    """Says where the page is, and opens it."""
+    """Prints where the page is, and opens it."""
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}/"
     through_ssh = "SSH_CONNECTION" in os.environ
@@ -101,6 +101,6 @@ def _announce(host: str, port: int, *, browser: bool) -> None:
         to = _LOOPBACK if host in ("0.0.0.0", "::", "localhost") else shown
         tunnel = f"ssh -L {port}:{to}:{port} {socket.gethostname()}"
         note(f"through SSH: on your own machine `{tunnel}`, then http://localhost:{port}/")
-    emit(f"{address}  (Ctrl-C ends it)")  # last: who reads this line has all of it
+    emit(f"{address}  (Ctrl-C ends it)")  # printed last: a reader of this line has read all the others
     if browser and not through_ssh:
         webbrowser.open(address)

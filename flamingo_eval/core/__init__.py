@@ -1,1 +1,1 @@
-"""Records, protocols, settings and rules: no plug-in, no torch."""
+"""Records, protocols, settings and rules; contains no plug-in and needs no torch."""

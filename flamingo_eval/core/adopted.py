@@ -1,4 +1,4 @@
-"""Any object that fulfils the model protocol, evaluated as it stands in memory."""
+"""Evaluates any object in memory that implements the model protocol."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from flamingo_eval.core.records import Answer, NoAnswer, Prompt, Replied, Task
 
 
 class AdoptedSource:
-    """A model that somebody else has made.
+    """A model object that the caller created.
 
-    It may say more of itself than the protocol asks: ``info()`` (a :class:`ModelInfo`, without which its runs can't be
-    continued in another process: nobody knows whether it is the same), ``renderer`` and ``capabilities``.
+    Besides the protocol's methods it may have ``info()``, ``renderer`` and ``capabilities``. ``info()`` returns a
+    :class:`ModelInfo`. Without it another process can't continue its runs, since nothing shows that the model is the
+    same.
 
     Args:
         model: the model.
-        name: what to call it.
+        name: its name, if it has no ``info()``.
 
     Raises:
-        UserError: what it says of itself is of another form.
+        UserError: one of these three does not have the form that the protocols require.
     """
 
     def __init__(self, model: Model, name: str) -> None:
@@ -37,7 +38,7 @@ class AdoptedSource:
         self._check()
 
     def _check(self) -> None:
-        """Raises UserError if what the model says of itself is of another form than the protocols have."""
+        """Raises UserError if the model's info, capabilities or renderer does not have the form that is required."""
         info = self._info
         if not isinstance(info, ModelInfo) or not all(isinstance(text, str) for text in (info.name, info.digest)):
             raise UserError(f"{self._who}.info() is {repr(info)[:60]}: expected a ModelInfo with a name and a digest")
@@ -58,15 +59,15 @@ class AdoptedSource:
         return type(self._model).__name__
 
     def info(self) -> ModelInfo:
-        """What the model says of itself."""
+        """The model's own description, or one with the given name and a random digest."""
         return self._info
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
-        """Its maker's business."""
+        """Returns the given values; ``auto`` becomes ``cpu`` and ``fp32``. The caller has already placed the model."""
         return "cpu" if device == "auto" else device, "fp32" if precision == "auto" else precision
 
     def load(self, device: str, precision: str) -> Model:
-        """The model, which whoever made it also closes."""
+        """The model itself; the caller that created it also closes it."""
         return _Borrowed(self._model)
 
 
@@ -92,4 +93,4 @@ class _Borrowed:
         return self._model.timings()
 
     def close(self) -> None:
-        """It goes on living."""
+        """Does nothing: the model belongs to the caller."""

@@ -32,10 +32,10 @@ class PlanRules:
 
     Attributes:
         reseed_pool: seed NumPy with the trial's seed again before the pool of demonstrations is drawn.
-        one_set: queries and pool are drawn together from one set, the pool first, and visited in that order.
-        num_samples: queries per trial if the user names no number; None for all.
-        seeds: seeds of the trials if the user names none.
-        selectors: the ways to pick demonstrations that these rules know; empty for all.
+        one_set: draw queries and pool together from one set, the pool first; queries are visited in the order drawn.
+        num_samples: queries per trial if the user gives no number; None for all.
+        seeds: seeds of the trials if the user gives none.
+        selectors: names of the selectors that the protocol allows; empty for all.
     """
 
     reseed_pool: bool = False
@@ -52,10 +52,10 @@ class PromptRules:
     Attributes:
         text: template of what follows the image, in demonstrations and in the query alike.
         answer: template of a demonstration's answer.
-        separator: what stands behind each demonstration.
+        separator: text after each demonstration.
         zero_shot_demonstrations: how many text-only demonstrations a zero-shot prompt has.
-        zero_shot_keeps_images: hand the images of text-only demonstrations over all the same, so that the query's
-            mark meets the first of them (a defect of the reference's classification; only a renderer that follows the
+        zero_shot_keeps_images: still pass on the images of text-only demonstrations, so that the query's mark
+            stands for the first of them (a defect of the reference's classification; only a renderer that follows the
             reference repeats it).
         rgb: convert images to RGB before the transform.
     """
@@ -70,15 +70,15 @@ class PromptRules:
 
 @dataclass(frozen=True, slots=True)
 class AnswerRules:
-    """How an answer is cut out of the raw text.
+    """How an answer is extracted from the raw text.
 
     Attributes:
-        blocks: (beginning, end) of what a model writes for itself before it answers: the answer follows the last such
-            block, and there is none where one is not ended.
+        blocks: (begin, end) marks around text that a model writes before its answer. The answer follows the last such
+            block, and is empty if that block has no end.
         first_line: only the first line that is not blank.
-        cut: one after the other, the text is cut before the first occurrence of any string of the group.
+        cut: groups of strings; for each group in turn, the text is cut before the first occurrence of any of them.
         remove: strings removed after that.
-        trim_end: characters dropped from the end, with the blanks there.
+        trim_end: characters removed from the end, together with spaces.
         stem: stem the words as OK-VQA's answers are stemmed.
     """
 
@@ -98,8 +98,8 @@ class DataRules:
         loader: name of the file format's loader.
         folder: folder of the benchmark under the data root.
         train: name of the split that demonstrations come from.
-        layout: what the folder holds.
-        options: what else the loader wants to know: file names, keys.
+        layout: what the folder must hold.
+        options: the other settings of ``[data]``, mainly for the loader: file names, keys.
         where: file and section, for messages.
     """
 
@@ -112,7 +112,7 @@ class DataRules:
 
     @property
     def renamed(self) -> tuple[str, ...]:
-        """Folders in which an image may lie with its number alone for a name, as in COCO 2017. Raises UserError."""
+        """Folders in which images may be named by their number alone, as in COCO 2017. Raises UserError."""
         return tuple(typed(self.options.get("renamed", []), list[str], f"{self.where}: renamed"))
 
     def read(self, kind: type[T]) -> T:
@@ -123,26 +123,26 @@ class DataRules:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Everything that tells one benchmark from another, under one protocol.
+    """Everything that defines a benchmark under one protocol.
 
     Attributes:
-        name: as files spell it.
+        name: its name, as files spell it.
         title: its name for people.
         split: the split that is queried.
         splits: those that can be queried.
         protocol: name of the protocol.
         metric: name of the metric.
-        scoring: what the metric wants to know.
+        scoring: settings of the metric.
         alternatives: other protocols -> their ``scoring``, where the same answers can be scored by it too.
         data: where its files are and how they are read.
         plan: how queries and demonstrations are drawn.
         prompt: how prompts are written.
         task: generation and its decoding, or the class names to rank.
-        answer: how an answer is cut out of the raw text.
-        submission: how an evaluation server wants answers; None where there is none.
+        answer: how an answer is extracted from the raw text.
+        submission: how an evaluation server expects answers; None if there is none.
         sources: papers and code that these rules come from.
-        download: where its data comes from; None where the file does not say.
-        file: the TOML file that says all this.
+        download: where its data comes from; None if the file does not state it.
+        file: the TOML file that all this comes from.
         chat: whether prompt, decoding and answer are those of a conversation.
     """
 
@@ -182,7 +182,7 @@ def _files() -> dict[str, Path]:
     files: dict[str, Path] = {}
     for folder in folders:
         for path in sorted(folder.glob("*.toml")):
-            if path.name == "flamingo-eval.toml":  # the configuration file, where both lie in one folder
+            if path.name == "flamingo-eval.toml":  # the configuration file, where both are in one folder
                 continue
             if not path.stem.replace("_", "").isalnum() or path.stem.lower() != path.stem:
                 raise UserError(f"{path}: a benchmark's file is named by small letters, digits and underscores")
@@ -198,7 +198,7 @@ def benchmark_names() -> tuple[str, ...]:
 
 
 def canonical_name(name: str) -> str:
-    """The benchmark's name as files spell it; on the command line a dash does as well as an underscore.
+    """The benchmark's name as files spell it; a dash is accepted in place of an underscore.
 
     Raises:
         UserError: unknown name; the message lists the known ones.
@@ -224,11 +224,11 @@ def load_benchmark(
     """A benchmark by name, with the user's own file names where they differ.
 
     Args:
-        name: its name.
-        data_overrides: ``[data]`` settings that differ.
-        protocol: whose rules; a protocol's section overrides the file's other sections.
+        name: name of the benchmark.
+        data_overrides: ``[data]`` settings that differ from the file's.
+        protocol: name of the protocol; its section overrides the file's other sections.
         split: which split to query; None for the protocol's own.
-        chat: as a conversation: ``[prompt.chat]`` in place of ``[prompt]``, and so on.
+        chat: whether prompts are conversations: ``[prompt.chat]`` in place of ``[prompt]``, and so on.
 
     Raises:
         UserError: unknown benchmark, protocol, split or override; the message lists the known ones.
@@ -248,7 +248,7 @@ class _Names(Record, frozen=True, kw_only=True):
 
 
 class _Data(msgspec.Struct, frozen=True, kw_only=True):
-    """``[data]``, but for what the loader alone understands."""
+    """The keys of ``[data]`` that all loaders share."""
 
     loader: str
     folder: str
@@ -258,17 +258,17 @@ class _Data(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _own(data: Mapping[str, object]) -> dict[str, object]:
-    """What the loader alone understands of ``[data]``."""
+    """The keys of ``[data]`` that become :attr:`DataRules.options`."""
     return {key: value for key, value in data.items() if key not in ("loader", "folder", "train", "layout")}
 
 
 class Submission(Record, frozen=True, kw_only=True):
-    """How an evaluation server wants answers.
+    """How an evaluation server expects answers.
 
     Attributes:
-        key: what an answer is known by.
-        split: whose questions must all be answered.
-        of: splits that a run may be of (``from`` in the file).
+        key: the field that identifies an answer.
+        split: the split whose questions must all be answered.
+        of: splits that the run may have queried (``from`` in the file).
     """
 
     key: Literal["question_id", "image"]
@@ -277,7 +277,7 @@ class Submission(Record, frozen=True, kw_only=True):
 
 
 class _File(Record, frozen=True, kw_only=True):
-    """A benchmark's file, once the protocol's section is laid over it."""
+    """A benchmark's file, merged with the protocol's section."""
 
     name: str
     title: str
@@ -359,7 +359,7 @@ def parse_benchmark(
 
 
 def _task(file: _File, where: str) -> Task:
-    """What the model is asked to do; exactly one of ``[decoding]`` and ``[ranking]`` says it."""
+    """What the model is asked to do: ``[ranking]`` if there is one, else ``[decoding]``. Raises UserError."""
     if file.ranking is None:
         if file.decoding is None:
             raise UserError(f"{where}: [decoding] or [ranking] is missing")

@@ -1,4 +1,4 @@
-"""A benchmark's table as its file has it: a protocol laid over it, old spellings, a user's own settings, its form."""
+"""Changes to a benchmark's table from its file: merging a protocol, old spellings, a user's settings, conversations."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _FIRST_REST = re.compile(r"(?P<answer>.*)<\|\w+\|>(?P<separator>\s*)", re.DOTALL
 
 
 def with_turns(path: Path, table: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A table whose ``[prompt]`` says ``text``, ``answer`` and ``separator``.
+    """A table whose ``[prompt]`` has ``text``, ``answer`` and ``separator``.
 
-    In the first versions it had whole templates in it, ``demonstration`` and ``query``, with a model's marks.
+    In the first versions it had complete templates instead, ``demonstration`` and ``query``, with a model's marks.
+    These are converted.
     """
     prompt = table.get("prompt")
     if not isinstance(prompt, dict) or not {"demonstration", "query"} & prompt.keys():
@@ -36,7 +37,7 @@ def with_turns(path: Path, table: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid over ``base``, table by table."""
+    """``base`` with the values of ``over``; nested tables are merged too."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -66,12 +67,13 @@ def override(path: Path, data: Mapping[str, Any], overrides: Mapping[str, Any]) 
 
 
 def in_form(path: Path, table: Mapping[str, Any], *, chat: bool) -> dict[str, Any]:
-    """A table whose ``chat`` sections have taken the place of those that they are in, or are left out.
+    """A table whose ``chat`` sections replace the sections that contain them, or are left out.
 
-    A conversation shows no text-only demonstrations at zero shots, and is answered greedily, unless they say otherwise.
+    A conversation has no text-only demonstrations at zero shots and is answered greedily, unless the ``chat`` sections
+    state otherwise.
 
     Raises:
-        UserError: the file does not say what is asked in a conversation.
+        UserError: the file has no ``[prompt.chat]``, or a ``chat`` key that is not a section.
     """
     parts = {name: dict(table[name]) for name in ("prompt", "decoding", "answer") if isinstance(table.get(name), dict)}
     of_chat = {name: part.pop("chat") for name, part in parts.items() if "chat" in part}

@@ -1,4 +1,4 @@
-"""The settings of a run that say which workers of a cluster answer it; see :mod:`flamingo_eval.core.run_settings`."""
+"""The settings of a run for the workers of a Ray cluster; see :mod:`flamingo_eval.core.run_settings`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flamingo_eval.core.settings import CLUSTER, SWITCH, TEXT, declared, whole_n
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSettings:
-    """Where a Ray cluster is, and how many of its workers answer; none of them changes what is asked."""
+    """Where a Ray cluster is, and how many of its workers answer; none of these settings changes what is asked."""
 
     workers: int | None = declared(
         None,

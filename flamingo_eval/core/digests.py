@@ -1,4 +1,4 @@
-"""Digests of values and of files, and whether a file is still the one it was."""
+"""Digests of values and files, and checks whether a file is unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def bytes_digest(content: bytes) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """The same of a file's content. Raises OSError."""
+    """The same digest, of a file's content. Raises OSError."""
     with open_regular(path) as file:
         return _digest_of(file)
 
@@ -38,9 +38,9 @@ _known_digests: dict[tuple[Path, _State], str] = {}
 
 
 def file_digest_once(path: Path) -> str:
-    """The same, worked out once in a process as long as the file stays as it is: images and weights are large.
+    """Like :func:`file_digest`, but computed only once per process while the file is unchanged.
 
-    Raises OSError.
+    This saves time, since images and weights are large. Raises OSError.
     """
     with open_regular(path) as file:
         state = _state(os.fstat(file.fileno()))
@@ -48,17 +48,17 @@ def file_digest_once(path: Path) -> str:
         if known not in _known_digests:
             found = _digest_of(file)
             if _state(os.fstat(file.fileno())) != state:
-                return found  # it is being written: the next one who asks reads it again
+                return found  # it is being written: the next call reads it again
             _known_digests[known] = found
         return _known_digests[known]
 
 
 _TICK = 0.02
-"""Seconds within which a file system may give two changes one time."""
+"""Seconds within which a file system may give two changes the same time stamp."""
 
 
 def settled_digest(path: Path) -> str:
-    """:func:`file_digest_once`, of a file that any later change gives another time. Raises OSError."""
+    """Like :func:`file_digest_once`, but first waits until any later change gets another time stamp. Raises OSError."""
     age = time.time() - path.stat().st_ctime
     if 0 <= age < _TICK:
         time.sleep(_TICK - age)
@@ -66,14 +66,14 @@ def settled_digest(path: Path) -> str:
 
 
 def _state(status: os.stat_result) -> _State:
-    """Tells one content of a file from another; who replaces a file or writes into it can't keep its change time."""
+    """Identifies a file's content: replacing the file or writing to it always changes its change time."""
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def path_state(path: Path) -> tuple[_State, ...]:
-    """The state of the file at a path and of every link on the way to it, as far as they can be looked at.
+    """The state of the file at a path and of every link on the way to it, as far as they can be read.
 
-    The same before and after something means that this path led to the same content all the while.
+    If it is equal before and after an operation, the path led to the same content all the time.
     """
     found: list[_State] = []
     todo, seen = [path.absolute()], set[Path]()
@@ -99,5 +99,5 @@ def digest(value: Any) -> str:
 
 
 def changed_fields(record: Any) -> dict[str, Any]:
-    """A frozen record's fields that differ from their defaults, for digests that survive new fields."""
+    """A frozen record's fields that differ from their defaults, for digests that new fields do not change."""
     return {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if getattr(record, f.name) != f.default}

@@ -15,7 +15,7 @@ class FlamingoEvalError(Exception):
 
 
 class UserError(FlamingoEvalError):
-    """The options, the data or the checkpoint are not what they must be (exit code 2)."""
+    """The options, the data or the checkpoint are invalid (exit code 2)."""
 
 
 class DataError(UserError):
@@ -23,7 +23,7 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint can't be loaded as what it was said to be; the message names files or keys."""
+    """A checkpoint can't be loaded as described; the message names files or keys."""
 
 
 class QueryError(UserError):
@@ -37,7 +37,7 @@ class GateError(FlamingoEvalError):
 
 
 class PartialError(FlamingoEvalError):
-    """Queries could not be answered, and the user chose to go on without them (exit code 4)."""
+    """Some queries could not be answered, and the user chose to continue without them (exit code 4)."""
 
     exit_code = 4
 
@@ -53,7 +53,7 @@ class StorageError(FlamingoEvalError):
 
 
 def first_few(problems: Sequence[str], at_most: int = 10) -> str:
-    """The first problems, a line each, and how many more there are.
+    """The first problems, one per line, and how many more there are.
 
     >>> first_few(["a", "b", "c"], 2)
     '\\n  a\\n  b\\n  and 1 more'

@@ -1,4 +1,4 @@
-"""How a query's score came about: what a metric may say of it, for people who read answers."""
+"""Explanations of a query's score, which a metric may give for people who read answers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """How the score of one answer came about.
 
     Attributes:
-        lines: sentences, the most telling first.
-        agrees: for each reference, in their order, whether the answer is right by it; empty where a reference alone
+        lines: sentences, the most informative first.
+        agrees: for each reference, in order, whether the answer is correct by it; empty where a single reference
             does not decide that.
         parts: name -> what it adds to the score, in the score's unit; empty where there are no parts.
     """
@@ -30,14 +30,14 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
 
 @runtime_checkable
 class ExplainingMetric(Protocol):
-    """A metric that can say how a query's score came about; the others need not."""
+    """A metric that can explain a query's score. This is optional for metrics."""
 
     def explain(self, id: Id, answers: Mapping[Id, Any], references: Mapping[Id, Any], rules: Rules) -> Explanation:
         """How the score of one query came about.
 
         Args:
-            id: the query's.
-            answers: all of its trial, after post-processing: a score may depend on which others there are.
+            id: id of the query.
+            answers: all answers of its trial, after post-processing: a score may depend on the other answers.
             references: as for ``compute``.
             rules: the benchmark's scoring rules.
 

@@ -1,8 +1,8 @@
-"""Images on the disk: the one place that opens them.
+"""Images on disk. Only this module opens them.
 
-An image's bytes are read once and digested, and it is these bytes that are decoded: what a digest stands for can't be
-another file's content, whatever happens to the file meanwhile. Pillow may use the decoders of a few formats only, and
-whatever one of them raises is that image's failure.
+An image's bytes are digested as they are read, and the same bytes are decoded. So a digest always stands for the
+decoded content, whatever happens to the file meanwhile. Pillow may use only the decoders of a few formats, and any
+error that a decoder raises counts as a failure of that image.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is decoded unless the user names more; Pillow's names. Its JPEG reads MPO too, as phones write it."""
+"""Formats that are decoded unless the user names more, by Pillow's names. JPEG includes MPO, which phones write."""
 
 NEVER = frozenset({"EPS", "IPTC"})
-"""What is never decoded: a program, which Pillow hands to Ghostscript to be run, and what may hold one inside."""
+"""Formats that are never decoded. EPS is a program, which Pillow has Ghostscript run; IPTC may contain one."""
 
 _PROGRAM = "such a file is, or may hold, a program that would have to be run"
 
 _ORIENTATION = 0x0112
-"""EXIF's tag for which way up an image is; 5 to 8 stand on their side."""
+"""EXIF's tag for the orientation of an image; with 5 to 8 it is turned on its side."""
 
 MOST_BYTES = 1 << 30
-"""Larger files are refused unread. (An uncompressed image as large as Pillow opens has 0.7 GB.)"""
+"""Larger files are refused without reading them. (The largest uncompressed image that Pillow opens has 0.7 GB.)"""
 
 
 CHANGED = "has changed since this command began; given again, it reads the new one"
-"""What is wrong with an image that is not what it was when it was first looked at."""
+"""Message about an image whose content is not the same as when it was first read."""
 
 
 class Images:
-    """The images under a data root, as they were when this command first looked at each.
+    """The images under a data root, each as it was when this command first read it.
 
     Args:
-        root: what paths of images are relative to.
+        root: the folder that image paths are relative to.
         formats: Pillow's names of the formats that may be decoded.
 
     Raises:
-        UserError: one of them is never read.
+        UserError: one of the formats is never read.
     """
 
     def __init__(self, root: Path, formats: Sequence[str] = FORMATS) -> None:
@@ -65,22 +65,22 @@ class Images:
         self._lock = threading.Lock()
 
     def anew(self) -> Images:
-        """The same images, of which nothing has been seen yet."""
+        """The same images, with no digests recorded yet."""
         return Images(self.root, self.formats)
 
     def only(self, shown: Iterable[str]) -> Images:
-        """Some of the images, with what is known of their content, so that another process notices a change."""
+        """The same images with only the known digests of some, so that another process notices a change."""
         part = self.anew()
         part._digests = {image: self._digests[image] for image in shown if image in self._digests}
         return part
 
     def seen(self) -> dict[str, str]:
-        """Image -> digest of its content, of all that have been looked at."""
+        """Image -> digest of its content, for all images read so far."""
         with self._lock:
             return dict(self._digests)
 
     def learn(self, seen: Mapping[str, str]) -> list[str]:
-        """Takes over what another process has seen first, and says which of these images were others here."""
+        """Adds the digests that another process recorded; returns the images whose content was different here."""
         return [image for image, digest in seen.items() if self._first_seen(image, digest) != digest]
 
     def __getstate__(self) -> tuple[Path, tuple[str, ...], dict[str, str]]:
@@ -93,10 +93,10 @@ class Images:
         self._lock = threading.Lock()
 
     def digest(self, image: str) -> str:
-        """Digest of an image's bytes as they were first seen.
+        """Digest of an image's bytes as they were first read.
 
         Raises:
-            QueryError: it is missing, unreadable, or not a regular file; the message names it.
+            QueryError: it is missing, unreadable, too large, or not a regular file; the message names it.
         """
         known = self._digests.get(image)
         if known is None:
@@ -112,7 +112,7 @@ class Images:
         """The content of an image's file.
 
         Raises:
-            QueryError: as :meth:`digest`; or they are others than when it was first looked at.
+            QueryError: as :meth:`digest`; or the content has changed since it was first read.
         """
         content = self._content(image)
         digest = bytes_digest(content)
@@ -130,10 +130,10 @@ class Images:
             raise _unreadable(path, error) from error
 
     def decode(self, image: str, use: Callable[[Image.Image], T]) -> T:
-        """What a function makes of an image, which it gets as Pillow opened it.
+        """Calls a function with an image as Pillow opened it, and returns the result.
 
         Raises:
-            QueryError: as :meth:`read`; or the bytes are no image of an allowed format, or can't be decoded.
+            QueryError: as :meth:`read`; or the bytes are not an image in an allowed format, or can't be decoded.
         """
         path = self.root / image
         with _opened(path, self.read(image), self.formats) as opened:
@@ -143,10 +143,10 @@ class Images:
                 raise _cant_be_decoded(path, error) from error
 
     def size(self, image: str) -> tuple[int, int]:
-        """Width and height of an image in pixels, the right way up, by what the beginning of its file says.
+        """Width and height of an image in pixels, the right way up, from the header of its file.
 
         Raises:
-            QueryError: as :meth:`decode`, but for a content that turns out to be damaged further on.
+            QueryError: as :meth:`decode`, except that damage after the header is not noticed.
         """
         known = self._sizes.get(image)
         if known is None:
@@ -162,7 +162,7 @@ class Images:
                 turned = opened.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
                 return (opened.height, opened.width) if turned else opened.size
         except Exception:  # noqa: BLE001  # decoders raise whatever they like
-            return self.decode(image, lambda opened: opened.size)  # says what is wrong with it
+            return self.decode(image, lambda opened: opened.size)  # its error states what is wrong
 
     def _first_seen(self, image: str, digest: str) -> str:
         with self._lock:
@@ -170,11 +170,11 @@ class Images:
 
 
 _UNUSABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, ArithmeticError, RuntimeError)
-"""What resizing and converting raise for an image that can't be resized or converted."""
+"""Errors that resizing and converting raise for an image that can't be resized or converted."""
 
 
 def _opened(path: Path, content: bytes, formats: Sequence[str]) -> Image.Image:
-    """An image, decoded, otherwise as Pillow opened it. Raises QueryError."""
+    """An image, decoded but otherwise as Pillow opened it. Raises QueryError."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -193,7 +193,7 @@ def _cant_be_decoded(path: Path, error: Exception) -> QueryError:
 
 
 def _what_it_is(content: bytes, formats: Sequence[str]) -> str:
-    """Why a file is not decoded: by its first bytes, no decoder is run."""
+    """Why a file is not decoded, judged by its first bytes; no decoder is run."""
     from PIL import Image
 
     odd = odd_content(content)
@@ -209,7 +209,7 @@ def _what_it_is(content: bytes, formats: Sequence[str]) -> str:
 
 
 def _accepted(accepts: Callable[[bytes], bool | str] | None, begins: bytes) -> bool:
-    """Whether a format's first bytes are these; what looks at them may fail over fewer than it expects."""
+    """Whether a format's files begin like this; Pillow's check may raise an error if the bytes are too few."""
     try:
         return accepts is not None and accepts(begins) is True
     except Exception:  # noqa: BLE001  # struct.error, IndexError
@@ -230,7 +230,7 @@ def _unreadable(path: Path, error: OSError | ValueError) -> QueryError:
 
 
 def formats_with(more: Iterable[str]) -> tuple[str, ...]:
-    """The formats that are always read, and more of them, such as ``AVIF`` and ``JPEG2000``.
+    """The formats that are always read, and further ones, such as ``AVIF`` and ``JPEG2000``.
 
     Raises:
         UserError: Pillow knows no such format, or it is one that is never read.

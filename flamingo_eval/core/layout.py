@@ -1,4 +1,4 @@
-"""What a benchmark's folder must hold, and where it comes from, as the benchmark's file says it."""
+"""What a benchmark's folder must hold, and where it comes from, as the benchmark's file states it."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ class Piece(Record, frozen=True, kw_only=True):
     Attributes:
         path: where it is, relative to the benchmark's folder; a folder ends with ``/``.
         setting: the setting of ``[data]`` that can name another path, such as ``splits.val.questions``; a template of
-            images stands for its folder.
-        below: the setting of ``[data]`` that names the folder it lies in, where that is not the benchmark's own.
+            image paths stands for its folder.
+        below: the setting of ``[data]`` that names the folder it is in, where that is not the benchmark's own.
         about: what it is, for people.
-        splits: it is needed where one of these is queried; empty for always.
-        optional: nothing is wrong where it is not there.
-        variant: it is one of the files as others converted them; taken only where the user asks for this variant.
-        instead: groups of paths; where all of a group are there, they do as well.
-        file: the downloaded file that it is, or that holds it: a name of ``[[download.files]]``, or
+        splits: the splits that need it when they are queried; empty if it is always needed.
+        optional: whether it may be missing.
+        variant: name of a converted version of the files, of which it is one; used only if the user asks for it.
+        instead: groups of paths; a group whose paths all exist can replace it.
+        file: the downloaded file that is this piece or contains it: a name of ``[[download.files]]``, or
             ``benchmark/name`` for another benchmark's.
-        member: where it is in that archive, ``path`` if empty; folders may stand before it. ``.`` is all of it.
-        holds: what tells it from others of that name: an entry of a folder (a pattern), or words in a file's
-            first 100,000 characters; behind ``!``, words that are not there.
-        shared: the folder beside the benchmark's in which it is kept once for several; it is linked from there.
-        arrange: what becomes of it before it is used. ``class_folders``: images that lie side by side are put into a
-            folder per class. ``class_archives``: an archive of an archive per class becomes a folder per class.
-        classes: files that tell which class each image is of, for ``class_folders``; any one of them does.
-        classes_in: a downloaded file that holds such a file.
+        member: its path in that archive, ``path`` if empty; folders may come before it. ``.`` is the full archive.
+        holds: what distinguishes it from others of that name: an entry of a folder (a pattern), or text in a file's
+            first 100,000 bytes; after ``!``, text that must not be there.
+        shared: the folder beside the benchmark's in which it is kept once for several benchmarks, which link to it.
+        arrange: how it is rearranged before it is used. ``class_folders``: images that are all in one folder are put
+            into a folder per class. ``class_archives``: an archive of an archive per class becomes a folder per class.
+        classes: files that state the class of each image, for ``class_folders``; any one of them is enough.
+        classes_in: a downloaded file that contains such a file.
     """
 
     path: str
@@ -63,7 +63,7 @@ class Piece(Record, frozen=True, kw_only=True):
 
     @property
     def inner(self) -> str:
-        """Where it is in an archive, or in a folder of files from elsewhere."""
+        """Its path in an archive, or in another folder that has the files."""
         return self.member or self.path
 
     def needed(self, split: str) -> bool:
@@ -72,16 +72,16 @@ class Piece(Record, frozen=True, kw_only=True):
 
 
 class SourceFile(Record, frozen=True, kw_only=True):
-    """A file as its owner gives it away: an entry of ``[[download.files]]``.
+    """A file as its owner distributes it: an entry of ``[[download.files]]``.
 
     Attributes:
-        name: what it is called.
-        address: where it is; empty where nobody may download it unasked. ``hf://datasets/OWNER/NAME/PATH`` is a file
-            of a data set on the Hugging Face hub.
-        also: other names under which people have it.
-        size: its bytes; 0 where nobody says so.
-        unpacked: about how many bytes it holds, where that is far from its size.
-        digest: ``sha256:``, ``sha1:`` or ``md5:`` and the digest; empty where nobody says so.
+        name: its file name.
+        address: its URL; empty where downloading needs the owner's consent. ``hf://datasets/OWNER/NAME/PATH`` is a
+            file of a data set on the Hugging Face hub.
+        also: other names that copies of it may have.
+        size: its size in bytes; 0 if unknown.
+        unpacked: approximate size of its content in bytes, where that is far from ``size``.
+        digest: ``sha256:``, ``sha1:`` or ``md5:`` and the digest; empty if unknown.
         source: where address, size and digest were found.
         steps: what a person has to do to get it.
     """
@@ -106,9 +106,9 @@ class Download(Record, frozen=True, kw_only=True):
 
     Attributes:
         page: the owner's page.
-        licence: whose terms hold, in short.
-        looked_up: the day on which all this was looked up.
-        files: what there is.
+        licence: the terms of use, in short.
+        looked_up: the day on which this information was looked up.
+        files: the files, as their owners distribute them.
     """
 
     page: str
@@ -120,16 +120,16 @@ class Download(Record, frozen=True, kw_only=True):
 def read_layout(
     lines: tuple[str | Piece, ...], usual: Mapping[str, object], options: Mapping[str, object], where: str
 ) -> tuple[str | Piece, ...]:
-    """The pieces of a benchmark's folder, where a user's own settings put them.
+    """The pieces of a benchmark's folder, at the paths that a user's own settings give them.
 
     Args:
-        lines: of ``layout``; a text is for people only, and stays as it is.
+        lines: entries of ``layout``; a plain text is for people only, and stays as it is.
         usual: ``[data]`` as the benchmark's file has it.
         options: the same with a user's settings.
         where: file and section, for messages.
 
     Raises:
-        UserError: a path leads out of the folder.
+        UserError: a path is outside the folder.
     """
     pieces: list[str | Piece] = []
     for piece in lines:
@@ -142,7 +142,7 @@ def read_layout(
         if piece.setting and named != setting_at(usual, piece.setting) and isinstance(named, str):
             path = f"{_folder_of(named)}/" if piece.is_folder else named
             inside_root(path.rstrip("/") or path, f"{where}: {piece.setting}", "the benchmark's folder")
-            # images that lie in the benchmark's folder itself are nobody's to put there
+            # images directly in the benchmark's folder: they are not downloaded there
             source = "" if path == "./" else piece.file
             piece = msgspec.structs.replace(
                 piece, path=path, member=piece.inner, instead=(), file=source, shared=piece.shared if source else ""
@@ -152,7 +152,7 @@ def read_layout(
 
 
 def _moved(piece: Piece, usual: Mapping[str, object], options: Mapping[str, object], where: str) -> Piece:
-    """A piece in the folder that a user's settings name for it. Raises UserError where that leads out."""
+    """A piece in the folder that a user's settings name for it. Raises UserError if that is outside."""
     folder = setting_at(options, piece.below)
     if not piece.below or folder == setting_at(usual, piece.below) or not isinstance(folder, str):
         return piece
@@ -163,7 +163,7 @@ def _moved(piece: Piece, usual: Mapping[str, object], options: Mapping[str, obje
 
 
 def setting_at(options: Mapping[str, object], key: str) -> Any:
-    """The setting at a dotted key; None where there is none.
+    """The setting at a dotted key; None if there is none.
 
     >>> setting_at({"splits": {"val": {"questions": "q.json"}}}, "splits.val.questions")
     'q.json'
@@ -175,5 +175,5 @@ def setting_at(options: Mapping[str, object], key: str) -> Any:
 
 
 def _folder_of(template: str) -> str:
-    """The folder of a template of images, or the folder itself."""
+    """The folder of a template of image paths; a folder stays as it is."""
     return (template.rpartition("/")[0] if "{" in template else template).rstrip("/") or "."

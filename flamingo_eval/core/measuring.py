@@ -1,4 +1,4 @@
-"""What models and their sources may tell of themselves besides: arithmetic, lengths and tokens of prompts, requests."""
+"""Optional protocols of models and their sources: arithmetic, lengths and tokens of prompts, requests."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from flamingo_eval.core.records import Prompt, Task
 
 @dataclass(frozen=True)
 class Work:
-    """What a batch needs, and what the machine could do.
+    """The operations that a batch needs, the machine's peak rate, and the memory used.
 
     Attributes:
         flops: section -> floating-point operations of the batch (of one image for ``vision``).
         peak: floating-point operations per second of a large matrix product on this machine.
-        memory: bytes used at most so far.
+        memory: peak use of memory so far, in bytes.
     """
 
     flops: Mapping[str, float]
@@ -27,52 +27,52 @@ class Work:
 
 @runtime_checkable
 class Measurable(Protocol):
-    """A model that can say what its arithmetic amounts to."""
+    """A model that can count its floating-point operations."""
 
     @property
     def encoded(self) -> int:
         """How many images it has encoded so far."""
 
     def work(self, prepared: Sequence[Any], task: Task) -> Work:
-        """Counted by carrying a batch out."""
+        """Counts the work of a batch by running it."""
 
 
 class TokenCounter(Protocol):
-    """Counts the tokens of prompts without a model's weights: what a source's ``token_counter()`` gives."""
+    """Counts the tokens of prompts without a model's weights; a source's ``token_counter()`` returns it."""
 
     def count(self, prompt: Prompt, images: Images) -> int:
-        """Tokens of a prompt, its images' among them. Raises QueryError if an image can't be read."""
+        """Number of tokens of a prompt, including its images' tokens. Raises QueryError if an image can't be read."""
 
     def limit(self, task: Task) -> int | None:
-        """How many a prompt may have, so that its answer fits behind it; None for any number."""
+        """Largest number of tokens of a prompt, so that its answer still fits; None for no limit."""
 
 
 @runtime_checkable
 class MeasuresPrompts(Protocol):
-    """A model that knows how long a prompt is, in whatever makes batches of like length."""
+    """A model that can measure the length of a prompt, in any unit that serves to batch prompts of similar length."""
 
     def length(self, prompt: Prompt, images: Images) -> int:
-        """Its length; raises nothing."""
+        """Length of a prompt. Never raises an error."""
 
 
 @runtime_checkable
 class Concurrent(Protocol):
-    """A model that is asked single prompts, by several threads at once: one that waits for a server, say."""
+    """A model that answers single prompts, from several threads at once, such as one that waits for a server."""
 
     @property
     def concurrency(self) -> int:
-        """Prompts at once, at most."""
+        """Largest number of prompts at once."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Queries of one benchmark and one number of shots that will be asked.
+    """Queries that will be asked, of one benchmark at one number of shots.
 
     Attributes:
         task: what is asked.
-        prompts: of the first query, in all its orders; the others are like it.
-        images: where its images are.
-        count: how many queries.
+        prompts: the first query's prompt in all its orders; the other queries are similar.
+        images: where their images are.
+        count: number of queries.
     """
 
     task: Task
@@ -83,21 +83,21 @@ class Expected:
 
 @runtime_checkable
 class SendsRequests(Protocol):
-    """A model that sends requests to a server, which may cost something."""
+    """A model that sends requests to a server, which may cost money."""
 
     def expect(self, expected: Iterable[Expected]) -> str:
-        """Told what will be asked before anything is; what that will take, for the user.
+        """Called with all queries before any is asked. Returns an estimate of what they will take, for the user.
 
         Raises UserError if it is more than the user allows.
         """
 
     def usage(self) -> Mapping[str, float]:
-        """What it has taken so far: ``requests``, ``retries``, ``prompt tokens``, ``completion tokens``, ``cost``."""
+        """What has been used so far: ``requests``, ``retries``, ``prompt tokens``, ``completion tokens``, ``cost``."""
 
 
 @runtime_checkable
 class Asking(Protocol):
-    """A model's source that has to look before it knows what it can be asked."""
+    """A model's source that must find out first what the model can be asked, for example from a server."""
 
     def find_out(self, tasks: Sequence[Task]) -> None:
-        """Finds out whether it can do these tasks. Raises UserError for what it can't, and says why."""
+        """Finds out whether the model can do these tasks. Raises UserError, with the reason, if it can't."""

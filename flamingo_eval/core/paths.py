@@ -1,4 +1,4 @@
-"""Paths: where the package keeps things, and what is at a path, as far as anybody can say."""
+"""Paths: where the package keeps its files, and what exists at a path."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def resource_folder(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where generated and downloaded things are kept: ``FLAMINGO_EVAL_CACHE``, else the user's cache folder.
+    """The folder for generated and downloaded files: ``FLAMINGO_EVAL_CACHE``, else one in the user's cache folder.
 
-    Raises UserError if there is neither that nor a home folder.
+    The user's cache folder is ``XDG_CACHE_HOME``, else ``~/.cache``. Raises UserError if no variable is set and there
+    is no home folder.
     """
     explicit = os.environ.get("FLAMINGO_EVAL_CACHE")
     if explicit:
@@ -41,14 +42,15 @@ def cache_folder() -> Path:
 
 
 def user_path(text: str, what: str) -> Path:
-    """A path as a user wrote it, ``~`` taken for the home folder.
+    """A path as a user wrote it, with ``~`` expanded to the home folder.
 
     Args:
-        text: what was written.
-        what: the option or variable, for messages.
+        text: the path as written.
+        what: name of the option or variable, for messages.
 
     Raises:
-        UserError: no such user, or a name that is not UTF-8, which no record could hold.
+        UserError: there is no such user or home folder, the path is not UTF-8 (no record could store it), or the
+            current folder is gone.
     """
     try:
         path = Path(text).expanduser()
@@ -63,11 +65,11 @@ def user_path(text: str, what: str) -> Path:
 
 
 def _mode(path: Path) -> int:
-    """What is at a path, links followed, as :func:`os.stat` says it; 0 for nothing.
+    """The file mode at a path, as :func:`os.stat` returns it, with links followed; 0 if nothing is there.
 
     Raises:
-        UserError: nobody can say, for want of a right, or since the name is too long. (pathlib's own tests end with
-            a traceback there, or say that there is nothing.)
+        UserError: it can't be determined: a permission is missing, or the name is too long. (pathlib's own tests
+            raise an error there, or report that nothing exists.)
     """
     try:
         return path.stat().st_mode
@@ -80,23 +82,23 @@ def _mode(path: Path) -> int:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is anything at a path. Raises UserError if nobody can say."""
+    """Whether there is anything at a path. Raises UserError if that can't be determined."""
     return _mode(path) != 0
 
 
 def is_file(path: Path) -> bool:
-    """Whether a regular file is at a path. Raises UserError if nobody can say."""
+    """Whether a regular file is at a path. Raises UserError if that can't be determined."""
     return stat.S_ISREG(_mode(path))
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder is at a path. Raises UserError if nobody can say."""
+    """Whether a folder is at a path. Raises UserError if that can't be determined."""
     return stat.S_ISDIR(_mode(path))
 
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[BufferedReader]:
-    """A file for reading that is a regular one, links followed: a pipe or a device would hang, or never end.
+    """Opens a regular file for reading, with links followed: a pipe or a device could hang, or never end.
 
     Raises:
         OSError: it can't be opened, or is not a regular file.

@@ -1,8 +1,8 @@
-"""Where plug-ins are found: in the package, in installed packages, and in files of the user's own.
+"""Where plug-ins are found: in the package, in installed packages, and in the user's own files.
 
-Each is one object under a fixed name, by its kind (``KINDS``). In the package and in a user's file that name stands in
-a module, and the plug-in is called after the file; an installed package names the object, or such a module, as an
-entry point of the group ``flamingo_eval.<kind>``.
+Each plug-in is one object with a fixed name that depends on its kind (``KINDS``). In the package and in a user's file,
+a module defines that name, and the plug-in is named after the file. An installed package names the object, or such a
+module, as an entry point of the group ``flamingo_eval.<kind>``.
 """
 
 from __future__ import annotations
@@ -29,17 +29,19 @@ KINDS = {
     "metrics": "METRIC",
     "executors": "EXECUTOR",
 }
-"""Kind -> the name in a module."""
+"""Kind of plug-in -> name of the object in its module."""
 
 _PLACES = {"encoders": ("models",), "executors": ("engine", "executors")}
-"""Where the package has plug-ins of a kind, if not in a folder of that name: encoders come with their models."""
+"""Where the package keeps plug-ins of a kind, if not in a folder of that name: encoders are beside their models."""
 
 
 @cache
 def found(kind: str) -> dict[str, Callable[[], Any]]:
-    """Name -> what gives the plug-in of that name, which is not imported before.
+    """Name -> function that returns the plug-in of that name.
 
-    What can't be one is left out, and said to be: it must not end what has nothing to do with it.
+    Most plug-ins are imported only by that function. The user's own files are run here, and the package's models are
+    imported here to find their encoders. An own file that can't be loaded and a name that is already taken are left out
+    with a warning, so that they do not break unrelated commands.
     """
     plugins: dict[str, Callable[[], Any]] = dict(_in_package(kind))
     for name, load in (*_installed(kind), *_own(kind)):
@@ -85,7 +87,7 @@ def _own(kind: str) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 @cache
 def _own_modules() -> dict[str, ModuleType]:
-    """The user's files, each run once, by name."""
+    """The modules of the user's own files by name, each run once."""
     modules = {}
     try:
         for path in _files():
@@ -99,7 +101,7 @@ def _own_modules() -> dict[str, ModuleType]:
 
 
 def _files() -> list[Path]:
-    """Raises UserError if there can't be any where the user says."""
+    """The user's own files. Raises UserError if the named path is neither a Python file nor a folder."""
     path = place()
     if path is None:
         return []
@@ -111,7 +113,7 @@ def _files() -> list[Path]:
 
 
 def _loaded(path: Path) -> ModuleType:
-    """A user's file, run once. Raises UserError."""
+    """A user's file, imported as a module, which runs it once. Raises UserError."""
     if not path.stem.isidentifier():
         raise UserError(f"{path} ({PLUGINS}) can't be a module: name it with letters, digits and underscores")
     try:

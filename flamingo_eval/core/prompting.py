@@ -37,7 +37,7 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 @cache
 def _parts(template: str) -> list[tuple[str, str | None, bool]]:
-    """A template cut up: a text, or a field's name and whether it is stripped."""
+    """The parts of a template: a text, or a field's name and whether it is stripped."""
     parts: list[tuple[str, str | None, bool]] = []
     end = 0
     for slot in _SLOT.finditer(template):
@@ -63,7 +63,7 @@ def demonstration_turn(rules: PromptRules, example: Example, *, shown: bool) -> 
 
 
 def prompt_of(rules: PromptRules, demonstrations: Sequence[Turn], query: Example) -> Prompt:
-    """The prompt of one query, whose demonstrations are turns already."""
+    """The prompt of one query, from demonstrations that are already turns."""
     asked = Turn((query.image,), fill(rules.text, query.fields))
     return Prompt(tuple(demonstrations), asked, rules.separator, rules.rgb, rules.zero_shot_keeps_images)
 
@@ -74,7 +74,7 @@ def interleaved(prompt: Prompt, image: str, end: str = "") -> Rendering:
     Args:
         prompt: the prompt.
         image: the mark that stands for an image.
-        end: the mark behind a demonstration.
+        end: the mark after a demonstration.
 
     >>> dog, cat = Turn(("1.jpg",), "Output:", "a dog"), Turn(("2.jpg",), "Output:")
     >>> interleaved(Prompt((dog,), cat, separator=" "), "<image>", "|").text
@@ -90,12 +90,12 @@ def interleaved(prompt: Prompt, image: str, end: str = "") -> Rendering:
 
 @dataclass(frozen=True)
 class Interleaved:
-    """The texts as they are, with a mark where an image is.
+    """Renders the texts unchanged, with a mark where an image is.
 
     Attributes:
         name: what a run's record calls it.
         image: the mark.
-        special: what else has a meaning of its own to the model.
+        special: other strings that have a special meaning for the model.
     """
 
     name: str = "interleaved"
@@ -104,7 +104,7 @@ class Interleaved:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What a text of the data must not hold."""
+        """Strings that a text of the data must not contain."""
         return (self.image, *self.special)
 
     def render(self, prompt: Prompt) -> Rendering:
@@ -121,11 +121,11 @@ INTERLEAVED = Interleaved()
 
 @dataclass(frozen=True)
 class Chat:
-    """A conversation: each demonstration is a message of the user's, images first, and the assistant's answer.
+    """Renders a conversation: each demonstration is a user's message, images first, and the assistant's answer.
 
     Attributes:
         system: the system's message, which comes first; None for none.
-        special: what has a meaning of its own to the model.
+        special: strings that have a special meaning for the model.
         name: what a run's record calls it.
     """
 
@@ -136,11 +136,11 @@ class Chat:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What a text of the data must not hold."""
+        """Strings that a text of the data must not contain."""
         return self.special
 
     def render(self, prompt: Prompt) -> Rendering:
-        """The prompt as messages; an image that is withheld is not there."""
+        """The prompt as messages; an image that is withheld is left out."""
         messages = [] if self.system is None else [Message("system", self.system)]
         for turn in (*prompt.demonstrations, prompt.query):
             messages.append(Message("user", turn.text, tuple(image for image in turn.images if image != WITHHELD)))
@@ -151,13 +151,13 @@ class Chat:
         return Rendering(text, shown, prompt.rgb, tuple(messages))
 
     def describe(self, rules: PromptRules) -> Mapping[str, Any]:
-        """The rules, as far as they differ from the defaults."""
+        """The rules, as far as they differ from the defaults, and a mark that this is a conversation."""
         return {"chat": True, **changed_fields(rules)}
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Nothing: the answers are another system's, and what that was shown is not known."""
+    """Renders nothing: the answers come from another system, and what that was shown is not known."""
 
     name: str = "elsewhere"
     marks: tuple[str, ...] = ()
@@ -177,12 +177,12 @@ ELSEWHERE = Elsewhere()
 
 
 def is_elsewhere(renderer: object) -> bool:
-    """Whether answers come from another system, finished."""
+    """Whether answers come from another system and are final."""
     return getattr(renderer, "elsewhere", False) is True
 
 
 def is_chat(renderer: object) -> bool:
-    """Whether a renderer's prompts are conversations: benchmarks have instructions for these."""
+    """Whether a renderer's prompts are conversations; benchmarks have separate instructions for these."""
     return getattr(renderer, "chat", False) is True
 
 
@@ -207,14 +207,14 @@ class TextPart(TypedDict):
 
 
 class OpenAIMessage(TypedDict):
-    """A message as OpenAI's chat completions have it."""
+    """A message in the format of OpenAI's chat completions."""
 
     role: str
     content: list[ImagePart | TextPart]
 
 
 def openai_form(messages: Sequence[Message]) -> list[OpenAIMessage]:
-    """Messages as OpenAI's chat completions have them, with paths in place of addresses.
+    """Messages in the format of OpenAI's chat completions, with paths in place of addresses.
 
     >>> openai_form([Message("user", "What is it?", ("1.jpg",))])[0]["content"][0]
     {'type': 'image_url', 'image_url': {'url': '1.jpg'}}
@@ -228,9 +228,9 @@ def _message_parts(message: Message) -> list[ImagePart | TextPart]:
 
 
 def mark_in(templates: Sequence[str], example: Example, marks: Sequence[str]) -> str | None:
-    """The mark that a text of an example holds, among those texts that the templates show.
+    """The first mark that occurs in those texts of an example that the templates show; None if none does.
 
-    A text of the data that holds one would divide the prompt elsewhere.
+    A text of the data that contains a mark would divide the prompt at the wrong place.
 
     >>> mark_in(["Q:{question}"], Example(1, "1.jpg", {"question": "is <image> red?", "answer": "no"}), ["<image>"])
     '<image>'
@@ -240,7 +240,7 @@ def mark_in(templates: Sequence[str], example: Example, marks: Sequence[str]) ->
 
 
 def mark_among(texts: Iterable[str], marks: Sequence[str]) -> str | None:
-    """The first mark that one of the texts holds.
+    """The first mark that occurs in one of the texts; None if none does.
 
     >>> mark_among(["is it red?", "is <image> red?"], ["<image>"])
     '<image>'
@@ -251,7 +251,7 @@ def mark_among(texts: Iterable[str], marks: Sequence[str]) -> str | None:
 
 @cache
 def _any_of(marks: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds any of some marks; the longest where several begin at one place. (Some tokenizers have thousands.)"""
+    """Finds any of the marks; the longest where several begin at one place. (Some tokenizers have thousands.)"""
     alike: dict[str, list[str]] = {}
     for mark in sorted(filter(None, marks), key=len, reverse=True):
         alike.setdefault(mark[0], []).append(re.escape(mark[1:]))
@@ -306,5 +306,5 @@ def extract_answer(rules: AnswerRules, raw: str) -> str:
 
 
 def finish_answer(rules: AnswerRules, answer: str) -> str:
-    """What is done to an answer that is already cut out: stemming, where the annotations are stemmed."""
+    """Finishes an answer that is already extracted: stems it where the annotations are stemmed."""
     return stem(answer) if rules.stem else answer

@@ -1,7 +1,7 @@
 """What the engine expects of its plug-ins: loaders, selectors, models, encoders and metrics.
 
-Each plug-in is one file with one fixed name in it (``LOADER``, ``SELECTOR``, ``MODEL``, ``ENCODER``, ``METRIC``);
-what it expects of executors (``EXECUTOR``) stands in :mod:`flamingo_eval.engine.executor`.
+Each plug-in is one file that defines one fixed name (``LOADER``, ``SELECTOR``, ``MODEL``, ``ENCODER``, ``METRIC``).
+What the engine expects of executors (``EXECUTOR``) is in :mod:`flamingo_eval.engine.executor`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class DataSet:
     """The examples of one benchmark.
 
     Attributes:
-        train: what demonstrations are drawn from, in the file's order.
-        test: what can be queried, in the file's order.
+        train: the examples that demonstrations are drawn from, in the file's order.
+        test: the examples that can be queried, in the file's order.
         files: the annotation files that were read.
         notes: what a user should know about the choice of files.
         names: class names to rank, where the data decides them.
-        listing: whether the data is also which images there are, and not only what ``files`` say.
+        listing: whether the list of images that exist is part of the data, besides the content of ``files``.
     """
 
     train: Sequence[Example]
@@ -72,7 +72,7 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Nearest:
-    """What the images of queries are most similar to.
+    """The training examples that are most similar to the images of queries.
 
     Attributes:
         rows: image -> numbers of the training examples most similar to it, the most similar first.
@@ -93,11 +93,11 @@ class Selection:
         count: demonstrations per query.
         pool_size: how many training examples random demonstrations are drawn from.
         pool: numbers of the pool's training examples, where they were drawn together with the queries.
-        generator: NumPy generator to draw the pool from, in the state that the protocol has it in.
+        generator: NumPy generator to draw the pool with, in the state that the protocol requires.
         seed: seed of the trial.
-        ensemble: how many orders of the demonstrations each query is asked in, at most.
-        settings: every one of the selector's settings, by name.
-        nearest: what each query's image is most similar to, at least ``count`` of them, for selectors that need it.
+        ensemble: largest number of orders of the demonstrations in which each query is asked.
+        settings: all of the selector's settings, by name.
+        nearest: for selectors that need it, the examples most similar to each query's image, at least ``count``.
     """
 
     train: Sequence[Example]
@@ -118,11 +118,11 @@ NOTHING, IMAGE_EMBEDDINGS = "nothing", "image embeddings"
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Whose embeddings decide what is nearest to a query, and which training examples may be shown for it.
+    """Which encoder decides what is nearest to a query, and which training examples may be shown for it.
 
     Attributes:
         encoder: name of the image encoder.
-        options: settings of it; None for what nobody said.
+        options: the encoder's settings; None for one that was not given.
         unique_images: show no image twice among a query's demonstrations.
         exclude_same_image: never show the query's own image.
     """
@@ -146,20 +146,20 @@ class Selector(Protocol):
 
     @property
     def settings(self) -> Sequence[Setting]:
-        """What it can be told."""
+        """Its settings."""
 
     def select(self, selection: Selection) -> list[list[list[int]]]:
         """For each query, and each order it is asked in, the numbers of its demonstrations in ``train``."""
 
 
 class RetrievingSelector(Selector, Protocol):
-    """One that uses the images' embeddings: :attr:`Selection.nearest` is there when it selects."""
+    """A selector that uses the images' embeddings: :attr:`Selection.nearest` is set when ``select`` is called."""
 
     def retrieval(self, settings: Mapping[str, Any], demo: bool) -> Retrieval:
         """What decides which examples are nearest.
 
         Args:
-            settings: every one of its settings.
+            settings: all of its settings, by name.
             demo: whether the data is the demo's.
         """
 
@@ -177,7 +177,7 @@ class Metric(Protocol):
     """Types that such a value may have."""
 
     rules: type[Any]
-    """The record that a benchmark's ``[scoring]`` must be."""
+    """The type of record that a benchmark's ``[scoring]`` must fit."""
 
     def check(self, trials: Sequence[Mapping[Id, Any]]) -> Sequence[str]:
         """Called before any query is answered, with the references of each trial's queries, where they are public.
@@ -199,11 +199,11 @@ class Renderer(Protocol):
 
     @property
     def name(self) -> str:
-        """What a run's record calls it."""
+        """Its name in a run's record."""
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What divides a rendered prompt: a text of the data that holds one can't be shown."""
+        """Strings that divide a rendered prompt; a text of the data that contains one can't be shown."""
 
     def render(self, prompt: Prompt) -> Rendering:
         """The prompt as the model reads it."""
@@ -213,20 +213,20 @@ class Renderer(Protocol):
 
 
 UNPINNED = "answers come from a server: not reproducible by us"
-"""What is said of numbers by a model that only a server has."""
+"""Note about the numbers of a model that only a server has."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model says of itself without being loaded.
+    """What is known about a model without loading it.
 
     Attributes:
         name: the name people know it by.
         digest: digest of everything in it that determines its answers.
-        parts: where its parts come from, for the record.
+        parts: where its parts come from, for the run's record.
         notes: what a reader of the numbers should know.
-        found_as: what ``--checkpoint`` calls it, from any folder; empty where that is what it was called.
-        server: what a server says of a model that only it has; None for one whose files determine its answers.
+        found_as: its name for ``--checkpoint``, valid in any folder; empty if the name that was given is.
+        server: what a server reports about a model that only it has; None if files determine the answers.
     """
 
     name: str
@@ -244,7 +244,7 @@ class Capabilities:
     Attributes:
         beams: whether it generates by beam search, and not only greedily.
         ranking: whether it gives log-likelihoods of class names.
-        images: images that a prompt may have, at most; None for any number.
+        images: largest number of images in a prompt; None for no limit.
         reproducible: whether the same prompt has the same answer every time.
         images_reason: why a prompt may not have more images.
     """
@@ -258,62 +258,62 @@ class Capabilities:
 
 @runtime_checkable
 class Model(Protocol):
-    """A loaded model. :class:`ModelBase` has what most need not write themselves."""
+    """A loaded model. :class:`ModelBase` provides methods that most need not write themselves."""
 
     def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
-        """Told which prompts will be prepared next, so that their images can be read at once; raises nothing."""
+        """Called with the prompts that will be prepared next, so that their images can be read early. Never raises."""
 
     def prepare(self, prompt: Prompt, task: Task, images: Images) -> Any:
-        """Reads images and tokens of one prompt, whose images are among ``images``: they must be read through it, so
-        that all of it uses the same bytes. Raises QueryError if that can't be done.
+        """Reads images and tokens of one prompt. Images must be read through ``images``, so that every use of one has
+        the same bytes. Raises QueryError if that can't be done.
 
-        Called in a thread of its own, while the batch before is being answered.
+        Called in a separate thread, while the batch before is being answered.
         """
 
     def answer(self, prepared: Sequence[Any], task: Task) -> Sequence[Answer | NoAnswer | Replied]:
-        """For each prepared prompt of a batch generated text, or log-likelihoods of class names.
+        """Returns generated text, or log-likelihoods of class names, for each prepared prompt of a batch.
 
-        A prompt whose numbers overflow has no answer; the others of its batch do.
+        A prompt whose numbers overflow gets a :class:`NoAnswer`; the others of its batch are answered.
 
         Raises DeviceMemoryError if the batch is too large, QueryError if an image of it has gone since it was prepared.
         """
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
-        """Batch size for prompts like this one, if the user names none."""
+        """Batch size for prompts like this one, if the user gives none."""
 
     def timings(self) -> Mapping[str, float]:
-        """Where its time has gone so far: section -> seconds, such as ``vision``, ``prefill`` and ``decode``.
+        """Time spent so far: section -> seconds, such as ``vision``, ``prefill`` and ``decode``.
 
-        ``images`` are read while others are being answered.
+        Time for ``images`` overlaps with the others: images are read while other prompts are being answered.
         """
 
     def close(self) -> None:
-        """Lets go of memory and threads; it is not asked anything any more."""
+        """Releases memory and threads; the model is not used after this."""
 
 
 class ModelBase:
-    """What a model need not say for itself."""
+    """Methods that a model need not write itself."""
 
     def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
         """Prefetches nothing."""
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
-        """Eight."""
+        """Always 8."""
         return 8
 
     def timings(self) -> Mapping[str, float]:
-        """Nothing is measured."""
+        """Measures nothing."""
         return {}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Releases nothing."""
 
 
 class ModelSource(Protocol):
     """A model that can be loaded.
 
-    It may have more: ``token_counter()``, which gives a :class:`flamingo_eval.core.measuring.TokenCounter`, and
-    ``settings``, those of a run that a model has since it was loaded, by name; they are part of what its runs are.
+    It may also have ``token_counter()``, which returns a :class:`flamingo_eval.core.measuring.TokenCounter`, and
+    ``settings``: the run settings, by name, that were fixed when the model was loaded. Its runs then have these.
     """
 
     def info(self) -> ModelInfo:
@@ -346,7 +346,7 @@ class ImageEncoder(Protocol):
         """
 
     def encode(self, prepared: Sequence[Any]) -> NDArray[np.float32]:
-        """Image embeddings (pooled and projected), (images, width) in float32, of any length."""
+        """Image embeddings (pooled and projected), (images, width) in float32, of any norm."""
 
 
 class EncoderSource(Protocol):
@@ -368,18 +368,18 @@ class EncoderFamily(Protocol):
         Args:
             name: what the user named.
             options: ``pretrained`` (name or file of the weights), ``quick_gelu`` (which activation weights from a file
-                were trained with), as far as the user said so.
+                were trained with), as far as the user gave them.
         """
 
 
 class ModelFamily(Protocol):
     """A kind of model (``MODEL``): knows checkpoints by name, and files that describe one.
 
-    It may have ``aliases()``, too: short names of its known checkpoints -> their names.
+    It may also have ``aliases()``: short names of its known checkpoints -> their names.
     """
 
     options: frozenset[str]
-    """Names of the settings that :meth:`find` and :meth:`adopt` take for it alone."""
+    """Names of the settings for it that :meth:`find` and :meth:`adopt` accept."""
 
     def known(self) -> Mapping[str, str]:
         """Names of its known checkpoints -> one line about each."""

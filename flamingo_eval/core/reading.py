@@ -1,4 +1,4 @@
-"""Reading what users give: text, JSON, TOML and the records in them, with errors that name file and place."""
+"""Reads users' files: text, JSON, TOML and the records in them, with errors that name file and place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _reads: ContextVar[dict[Path, str] | None] = ContextVar("_reads", default=None)
 
 @contextlib.contextmanager
 def digests_of_reads(known: dict[Path, str]) -> Iterator[None]:
-    """Within this context the digest of every data file that is read goes into ``known``: of the bytes parsed.
+    """Within this context, the digest of every data file that is read goes into ``known``. It is of the parsed bytes.
 
     A file that is read twice must be the same both times.
     """
@@ -38,7 +38,7 @@ _problems: ContextVar[list[str] | None] = ContextVar("_problems", default=None)
 
 @contextlib.contextmanager
 def all_problems(found: list[str]) -> Iterator[None]:
-    """Within this context a record that is not as it should be goes into ``found``, and the next one is read."""
+    """Within this context, an error in a record goes into ``found``, and the next record is read."""
     token = _problems.set(found)
     try:
         yield
@@ -47,18 +47,18 @@ def all_problems(found: list[str]) -> Iterator[None]:
 
 
 def passed_over() -> bool:
-    """Whether records have been left out, since all problems are wanted."""
+    """Whether records with errors have been left out, within :func:`all_problems`."""
     return bool(_problems.get())
 
 
-class one_record:  # a context, as those of contextlib; a class, since there are millions of records
-    """Around what a loader does with one record of a file: its mistakes are its own (:func:`all_problems`)."""
+class one_record:  # a context, named like contextlib's; a class, since there are millions of records
+    """Context for reading one record of a file: within :func:`all_problems` its errors stop no other record."""
 
     def __enter__(self) -> None:
-        """Begins with a record."""
+        """Begins a record."""
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
-        """Whether a mistake was noted, and the next record can be read."""
+        """Returns whether an error was noted, so that the next record can be read."""
         found = _problems.get() if isinstance(error, DataError) else None
         if found is not None:
             found.append(str(error))
@@ -67,8 +67,8 @@ class one_record:  # a context, as those of contextlib; a class, since there are
 
 @contextlib.contextmanager
 def many_objects() -> Iterator[None]:
-    """While millions of small objects are made that live on: the collector of cycles would go through all of them,
-    again and again, and find none."""
+    """Turns the garbage collector off while millions of small, long-lived objects are created. It would go through
+    all of them again and again, and find no cycles."""
     if not gc.isenabled():
         yield
         return
@@ -84,7 +84,7 @@ def read_text(path: Path, *, any_kind: bool = False) -> str:
 
     Args:
         path: the file.
-        any_kind: whether it may be a pipe, which the user has named; a data file may not.
+        any_kind: whether it may be a pipe, if the user named it; a data file must be a regular file.
 
     Raises:
         DataError: missing, unreadable, not UTF-8, or changed since it was read before.
@@ -124,7 +124,7 @@ def parse_json(text: str | bytes, where: Path | str) -> Any:
     """A JSON text's value.
 
     Raises:
-        DataError: malformed, or a key occurs twice in an object, of which Python would take the last in silence.
+        DataError: malformed, or a key occurs twice in an object (Python would silently take the last one).
     """
     try:
         return json.loads(text, object_pairs_hook=_object)
@@ -159,7 +159,7 @@ def read_toml(path: Path, *, any_kind: bool = False) -> dict[str, Any]:
 
 
 class _TwiceError(Exception):
-    """A key that an object has twice."""
+    """A key occurs twice in an object."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -174,10 +174,10 @@ _HALF_CHARACTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def refuse_half_characters(value: Any, where: Path | str) -> None:
-    """JSON can spell half of a surrogate pair, which is no text: no tokenizer and no file takes it.
+    """Refuses half of a surrogate pair. JSON can spell it, but it is not text: no tokenizer and no file accepts it.
 
     Raises:
-        DataError: names where it was found.
+        DataError: there is one; the message names where it was found.
     """
     if isinstance(value, str):
         try:
@@ -207,10 +207,11 @@ def record_field(where: str, record: Any, key: str, *kinds: type) -> Any:
 
 
 def inside_root(relative: str, where: str, folder: str = "the data folder") -> str:
-    """The same path, once it is sure that it stays inside the folder it is relative to.
+    """Returns the path after checking that it stays inside the folder that it is relative to.
 
     Raises:
-        DataError: absolute, or with a ``..`` in it; ``where`` names file and record.
+        DataError: it is empty or absolute, or contains ``..``, a backslash or a null character; ``where`` names file
+            and record.
     """
     path = PurePosixPath(relative)
     if not relative or path.is_absolute() or ".." in path.parts or "\0" in relative or "\\" in relative:
@@ -229,7 +230,7 @@ _SIGNS: tuple[tuple[bytes, str], ...] = (
 
 
 def odd_content(path: Path | bytes) -> str | None:
-    """What a file is, by its first bytes, where that is obviously not what it was meant to be; None otherwise.
+    """What is obviously wrong with a file, judged by its first bytes; None if nothing is.
 
     >>> odd_content(b"version https://git-lfs.github.com/spec/v1")
     'is a Git LFS pointer: `git lfs pull` fetches the file that it stands for'

@@ -12,7 +12,7 @@ from msgspec import Meta
 Id = int | str
 
 WITHHELD = ""
-"""In place of an image's path: the image keeps its place in the prompt, and those who look there see nothing."""
+"""In place of an image's path: the image keeps its place in the prompt, but the model is shown nothing there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class Example:
     """One row of a data set.
 
     Attributes:
-        id: what the annotations call it; unique within a split.
+        id: its id in the annotations; unique within a split.
         image: path of its image relative to the data root, with forward slashes, not resolved.
         fields: the texts its prompt may use, such as ``caption`` or ``question``.
     """
@@ -36,8 +36,8 @@ class Turn:
 
     Attributes:
         images: paths of the images shown, relative to the data root; ``WITHHELD`` for one that is withheld.
-        text: what is said or asked of them.
-        answer: what a demonstration answers; None for the query.
+        text: what is stated or asked about the images.
+        answer: a demonstration's answer; None for the query.
         hidden: paths of a demonstration's images where it is shown as text alone.
     """
 
@@ -49,12 +49,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a model is shown, as structure: a model's renderer turns it into what that model reads.
+    """What a model is shown, in structured form; a model's renderer turns it into what that model reads.
 
     Attributes:
         demonstrations: in prompt order, the last one next to the query.
         query: what is asked.
-        separator: what stands behind each demonstration.
+        separator: text after each demonstration.
         rgb: convert images to RGB *before* the transform, as ImageNet's loader in the reference does; else the
             transform gets them as they are and converts after it has resized and cropped.
         zero_shot_keeps_images: see :class:`flamingo_eval.core.benchmark.PromptRules`.
@@ -73,7 +73,7 @@ class Prompt:
 
     @property
     def length(self) -> int:
-        """Characters of its texts."""
+        """Number of characters in its texts."""
         return sum(len(turn.text) + len(turn.answer or "") for turn in (*self.demonstrations, self.query))
 
 
@@ -83,7 +83,7 @@ class Message:
 
     Attributes:
         role: ``system``, ``user`` or ``assistant``.
-        text: what is said.
+        text: its text.
         images: paths of its images, relative to the data root.
     """
 
@@ -97,11 +97,11 @@ class Rendering:
     """A prompt as a model reads it.
 
     Attributes:
-        text: the whole text, with a mark where each image is; of a conversation its messages as JSON.
+        text: the full text, with a mark where each image is; for a conversation, its messages as JSON.
         images: paths of the images, relative to the data root; the i-th mark stands for the i-th of them.
-            ``WITHHELD`` for one that is withheld (a conversation has no such place).
+            ``WITHHELD`` for one that is withheld (a conversation has none of these).
         rgb: convert images to RGB before the transform.
-        messages: of a conversation.
+        messages: the messages of a conversation; otherwise empty.
     """
 
     text: str
@@ -116,14 +116,14 @@ class Query:
 
     Attributes:
         benchmark: name of the benchmark.
-        shots: number of demonstrations that count as shots (0 has two without images; none in a conversation).
+        shots: number of demonstrations that count as shots (at 0 there are two without images; in a conversation none).
         seed: seed of the trial.
         id: id of the queried example.
         demonstration_ids: ids of the demonstrations in prompt order, the last one next to the query.
         prompt: what the model is shown.
-        occurrence: how often the same id was queried before in this trial; not 0 only where captions are the rows
-            of a data set and an image can be asked twice.
-        more_orders: the same with the demonstrations in further orders; class names are ranked by their mean
+        occurrence: how often the same id was queried before in this trial; above 0 only where the rows of a data set
+            are captions, so that an image can be queried twice.
+        more_orders: the same prompt with the demonstrations in further orders; class names are ranked by their mean
             log-likelihood over all of them.
     """
 
@@ -167,27 +167,28 @@ Task = Decoding | Ranking
 """What a model is asked to do with a prompt."""
 
 Answer = str | Mapping[str, float]
-"""What a model says: generated text, or the length-normalised log-likelihood of each class name."""
+"""A model's answer: generated text, or the length-normalised log-likelihood of each class name."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """In place of an answer: why a model has none to a prompt that it was asked in a batch with others."""
+    """In place of an answer: why a model has none to one prompt of a batch."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server said beside an answer.
+    """What a server reported with an answer.
 
     Attributes:
-        finish_reason: why it stopped, in its own word; empty where it says none.
-        prompt_tokens: tokens of the prompt by its count; None where it does not count.
-        completion_tokens: tokens of the answer, likewise.
-        seconds: from the first request for it to the last reply.
-        requests: how many were sent for it.
-        unlisted: class names that were not among the likeliest, and have the least of these as their log-likelihood.
+        finish_reason: why generation stopped, in the server's own word; empty if it gives none.
+        prompt_tokens: number of tokens of the prompt, as the server counts them; None if it does not count.
+        completion_tokens: number of tokens of the answer, likewise.
+        seconds: time from the first request for the answer to the last reply.
+        requests: how many requests were sent for the answer.
+        unlisted: class names that the server did not list among the likeliest. They get the lowest log-likelihood of
+            the list.
     """
 
     finish_reason: str = ""
@@ -198,7 +199,7 @@ class Reply:
     unlisted: tuple[str, ...] = ()
 
     def __add__(self, other: Reply) -> Reply:
-        """Both together, for an answer that is made of several replies."""
+        """Adds two replies, for an answer that is made of several."""
         return Reply(
             other.finish_reason or self.finish_reason,
             _sum(self.prompt_tokens, other.prompt_tokens),
@@ -215,7 +216,7 @@ def _sum(one: int | None, other: int | None) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Replied:
-    """An answer with what the server said beside it; a model may give one in place of an answer."""
+    """An answer with the server's reply; a model may return one in place of an answer."""
 
     answer: Answer
     reply: Reply
@@ -223,13 +224,13 @@ class Replied:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model said to one query, before any post-processing.
+    """The model's answer to one query, before any post-processing.
 
     Attributes:
-        key: digest of everything that determines the answer, but for the images' content.
+        key: digest of everything that determines the answer, except the images' content.
         answer: generated text, or log-likelihoods of class names.
-        images_digest: of the images' content.
-        reply: what a server said beside it; None for a model in this process.
+        images_digest: digest of the images' content.
+        reply: what a server reported with it; None for a model in this process.
     """
 
     key: str
@@ -244,7 +245,7 @@ class HumanAnswer:
 
     Attributes:
         text: the answer.
-        record: everything else the file says of it, as one string; some rules compare whole records.
+        record: everything else that the file states about it, as one string; some rules compare full records.
     """
 
     text: str
@@ -268,8 +269,8 @@ class Trial:
         seed: seed of the trial.
         value: the metric, in the unit the benchmark reports (CIDEr x 100, percent).
         queries: how many answers it was computed from.
-        planned: how many queries the plan holds; more than ``queries`` means the number is partial.
-        alternatives: the value under other scoring rules that the same answers allow, by protocol.
+        planned: how many queries the plan holds; more than ``queries`` means that the value is partial.
+        alternatives: protocol -> the value under its scoring rules, for other protocols that the same answers allow.
         groups: the value within groups of queries, such as ``answer_type`` -> ``yes/no``.
     """
 
@@ -288,7 +289,7 @@ class Score:
     Attributes:
         value: the score.
         per_item: query id -> its own score, where the metric has one.
-        decisions: query id -> (decision value, whether it is positive), for metrics of rank.
+        decisions: query id -> (decision value, whether it is positive), for metrics that rank.
         groups: the value within groups of queries, such as ``answer_type`` -> ``yes/no``.
     """
 
@@ -303,8 +304,8 @@ class Notes:
     """What readers of a run's numbers should know.
 
     Attributes:
-        warnings: what they can't be read without: why one is missing, or could be nothing else.
-        others: where the data came from, and the like.
+        warnings: needed to interpret the numbers: why one is missing, or could not have another value.
+        others: where the data came from, and similar facts.
     """
 
     warnings: tuple[str, ...] = ()
@@ -319,14 +320,14 @@ class Cell:
     """One cell of the table: a benchmark at a number of shots, over its trials.
 
     Attributes:
-        benchmark: its name.
+        benchmark: name of the benchmark.
         split: the split that was queried.
         shots: number of demonstrations.
-        selector: how they were picked.
-        protocol: whose rules.
+        selector: name of the selector that picked them.
+        protocol: name of the protocol.
         metric: title of the metric, with its unit.
         trials: each trial's score.
-        data: what it was measured on, as ``evaluate`` says it: the data root, or ``demo``; else empty.
+        data: the data it was measured on, set by ``evaluate``: the data root, or ``demo``; otherwise empty.
     """
 
     benchmark: str

@@ -1,4 +1,4 @@
-"""Finds plug-ins by name, without importing any before it is asked for."""
+"""Finds plug-ins by name; most are imported only when they are asked for."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _plugin(kind: str, name: str) -> Any:
     plugin = known[name]()
     try:
         problem = _FORMS[kind](plugin)
-    except Exception as error:  # noqa: BLE001  # a plug-in's own
+    except Exception as error:  # noqa: BLE001  # a plug-in may raise anything
         problem = f"inspecting it raised {error!r}"
     if problem:
         raise UserError(f"the {kind[:-1]} {name!r} can't be used: {problem}")
@@ -46,7 +46,7 @@ def _plugin(kind: str, name: str) -> Any:
 
 
 def _lacking(*names: str) -> Callable[[Any], str | None]:
-    """What is wrong with an object that should have these attributes."""
+    """A check of an object for these attributes, which returns what is wrong with it, or None."""
 
     def problem(plugin: Any) -> str | None:
         lacking = [name for name in names if not hasattr(plugin, name)]
@@ -72,7 +72,7 @@ _TAKEN = frozenset(SETTINGS) | {old for one in SETTINGS.values() for old in one.
     "context", "given", "benchmark", "benchmarks", "queries", "fresh", "as_json", "json", "help", "config", "debug",
     "version", "model", "name", "tokenizer", "transform", "like", "selection", "settings",
 }  # fmt: skip
-"""Names that a selector's setting can't have: what else commands and ``evaluate`` take."""
+"""Names that a selector's setting can't have, since commands and ``evaluate`` use them."""
 
 
 def _model_problem(plugin: Any) -> str | None:
@@ -94,7 +94,7 @@ _FORMS: dict[str, Callable[[Any], str | None]] = {
     "metrics": _lacking("title", "value_key", "value_kinds", "check", "compute"),
     "executors": lambda plugin: None if callable(plugin) else "it should be a class",
 }
-"""Kind -> what is wrong with an object that can't be a plug-in of it."""
+"""Kind of plug-in -> check of an object, which returns what is wrong with it, or None."""
 
 
 def loader(name: str) -> Loader:
@@ -103,7 +103,7 @@ def loader(name: str) -> Loader:
 
 
 def selector(name: str) -> Selector:
-    """A way to pick demonstrations. Raises UserError listing the known ones."""
+    """The selector of a name. Raises UserError listing the known ones."""
     known = selectors()
     if name not in known:
         raise UserError(f"unknown selector {name!r}; known selectors: {', '.join(known)}")
@@ -124,7 +124,7 @@ def _usable(kind: str) -> dict[str, Any]:
 
 @cache
 def selectors() -> dict[str, Selector]:
-    """All selectors that can be loaded, by name; a name of a setting means the same for all of them."""
+    """All selectors that can be loaded, by name. A setting of the same name means the same for all of them."""
     usable, settings = dict[str, Selector](), dict[str, Setting]()
     for name, one in _usable("selectors").items():  # the package's own come first
         other = [own.name for own in one.settings if not settings.get(own.name, own).like(own)]
@@ -137,7 +137,7 @@ def selectors() -> dict[str, Selector]:
 
 
 def selector_settings() -> dict[str, Setting]:
-    """Every setting that some selector has, by name."""
+    """The settings of all selectors, by name."""
     return {one.name: one for known in selectors().values() for one in known.settings}
 
 
@@ -145,8 +145,8 @@ def retrieval(name: str, settings: Mapping[str, Any], demo: bool) -> Retrieval |
     """What a selector retrieves by; None for one that needs no embeddings.
 
     Args:
-        name: the selector's.
-        settings: of it, as far as they are given.
+        name: name of the selector.
+        settings: the settings of the selector that were given.
         demo: whether the data is the demo's.
     """
     chosen = selector(name)
@@ -157,7 +157,7 @@ def retrieval(name: str, settings: Mapping[str, Any], demo: bool) -> Retrieval |
 
 @cache
 def metric(name: str) -> Metric:
-    """A metric. Raises UserError listing the known ones."""
+    """The metric of a name. Raises UserError listing the known ones."""
     return cast(Metric, _plugin("metrics", name))
 
 
@@ -166,14 +166,14 @@ def _model_families() -> list[ModelFamily]:
 
 
 def renderer(name: str, settings: Mapping[str, Any] | None = None) -> Renderer:
-    """A way to write prompts, as a run's record has it.
+    """A renderer, by its name in a run's record.
 
     Args:
         name: its name.
-        settings: the run's settings that its identity names.
+        settings: the run's settings that its identity contains by name.
 
     Raises:
-        UserError: unknown; the message lists the known ones.
+        UserError: the name is unknown; the message lists the known ones.
     """
     chat = Chat((settings or {}).get("system"))
     known: dict[str, Renderer] = {one.name: one for one in (INTERLEAVED, chat, ELSEWHERE)}
@@ -213,7 +213,7 @@ def model_source(
         wishes: the same, ignored by a model that has no such setting.
 
     Raises:
-        UserError: neither, or a setting that it has not; the message lists the known names.
+        UserError: the name is unknown (the message lists the known ones), or the model does not have a setting.
         CheckpointError: the file does not describe a checkpoint.
     """
     families = sorted(_model_families(), key=lambda family: checkpoint not in family.known())
@@ -239,7 +239,7 @@ def model_source(
 
 
 def token_counter(source: ModelSource) -> TokenCounter:
-    """What counts the tokens of a model's prompts. Raises UserError for a model that has no such thing."""
+    """The token counter of a model's prompts. Raises UserError for a model that has none."""
     found = getattr(source, "token_counter", None)
     if found is None:
         raise UserError(f"--tokens: {source.info().name} does not say how many tokens a prompt has")
@@ -258,17 +258,17 @@ def _option(name: str) -> str:
 
 
 def _check_options(family: ModelFamily, options: Mapping[str, Any], name: str) -> None:
-    """Raises UserError for what a live model of the family can't be told."""
+    """Raises UserError for an option that a model in memory of this family does not accept."""
     strange = sorted(options.keys() - family.options)
     if strange:
         raise UserError(f"{strange[0]} is not for {name}")
 
 
 def adopted(model: Any, name: str, options: Mapping[str, Any]) -> ModelSource:
-    """A model that is in memory already: of a known family, or any object that fulfils the protocol.
+    """A model that is already in memory: of a known family, or any object that implements the protocol.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or does not accept an option.
     """
     for family in _model_families():
         source = family.adopt(model, name, _settings(family, options, None))
@@ -311,6 +311,6 @@ def image_encoder(name: str, options: Mapping[str, Any] | None = None) -> Encode
 
 
 def _encoder_families() -> list[EncoderFamily]:
-    """A name of their own before one that takes any name."""
+    """All encoder families; one that accepts any name comes last."""
     families: list[EncoderFamily] = [*_usable("encoders").values()]
     return sorted(families, key=lambda family: bool(getattr(family, "takes_any_name", False)))

@@ -1,4 +1,4 @@
-"""What a user asks for: every setting of a run, declared once, and a run as one frozen record."""
+"""Every setting of a run, declared once, and a run as one frozen record."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ DEMO = "demo"
 """Name of the embedded Flamingo and of the embedded data, wherever either can be named."""
 
 DEMO_CHAT = "demo-chat"
-"""Name of the embedded model of transformers, which answers conversations about the same data."""
+"""Name of the embedded transformers model, which answers conversations about the same data."""
 
 DEMO_CHECKPOINTS = (DEMO, DEMO_CHAT)
 
 SHOWN_TO_MODEL = ("system", "template_arg", "image_tokens", "max_pixels")
-"""Settings that decide, besides the rendering, what of a prompt a model is shown."""
+"""Settings that decide, together with the rendering, what a model is shown of a prompt."""
 
 FORMATS = ("table", "markdown", "csv", "json", "latex", "html")
-"""How tables are printed."""
+"""Formats in which tables are printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,7 +305,7 @@ class RunSettings(ClusterSettings, ServerSettings):
 
     @property
     def model_options(self) -> dict[str, Any]:
-        """Settings for the model alone, as far as they are not the defaults."""
+        """Settings for the model only, without those at their defaults."""
         weights = None if self.weights is None else user_path(self.weights, "--weights")
         given: dict[str, Any] = {"weights": weights, "plain": self.plain or None, "feature_cache": self.feature_cache}
         given |= {name: getattr(self, name) for name in (*SHOWN_TO_MODEL, *SERVER_SETTINGS, "device_map")}
@@ -314,7 +314,7 @@ class RunSettings(ClusterSettings, ServerSettings):
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The image formats that may be decoded. Raises UserError for one that Pillow does not know."""
+        """The image formats that may be decoded. Raises UserError for one that is unknown to Pillow or never read."""
         return formats_with(self.image_formats)
 
     @property
@@ -324,7 +324,7 @@ class RunSettings(ClusterSettings, ServerSettings):
         return tuple(part for part, is_demo in parts if is_demo)
 
     def seeds_by(self, protocol: tuple[int, ...]) -> tuple[int, ...]:
-        """Those named, else as many as ``trials`` from the protocol's first one on, else the protocol's."""
+        """The seeds that were given; else ``trials`` seeds, counted from the protocol's first; else the protocol's."""
         if self.seeds is not None:
             return self.seeds
         return protocol if self.trials is None else tuple(range(protocol[0], protocol[0] + self.trials))
@@ -337,13 +337,13 @@ SETTINGS: Mapping[str, Setting] = {
 """The settings of a run, by name."""
 
 NAMED_SETTINGS = tuple(name for name, one in SETTINGS.items() if one.changes_answers and one.named)
-"""Those that a run's identity has under their own names, where they are not the defaults."""
+"""Settings that a run's identity contains under their own names, where they are not at their defaults."""
 
 COMMAND_LINE_ONLY = frozenset({"checkpoint", "offline", "process", "executor", "format", "notes", *CLUSTER_SETTINGS})
-"""What ``evaluate`` has not: there the model is at hand, in this process, and cells are returned."""
+"""Settings that ``evaluate`` lacks: there the model is passed in, in this process, and cells are returned."""
 
 PER_BENCHMARK = frozenset({"shots", "seeds", "trials"})
-"""What the benchmarks of one run may have each for itself."""
+"""Settings that each benchmark of a run may have for itself."""
 
 
 @dataclass(frozen=True)
@@ -363,13 +363,13 @@ class Process:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec(RunSettings):
-    """A run: its settings, and what it is about.
+    """A run: its settings, and what it evaluates.
 
     Attributes:
         benchmarks: names of the benchmarks.
-        own: benchmark -> settings that it has for itself, of ``PER_BENCHMARK``.
-        selection: settings of the selector, by name; those that it is not told are its defaults.
-        data_overrides: benchmark -> its ``[data]`` settings that differ.
+        own: benchmark -> its own settings, which may differ from the run's in ``PER_BENCHMARK``.
+        selection: settings of the selector, by name; those that are missing have their defaults.
+        data_overrides: benchmark -> its ``[data]`` settings that differ from its file's.
         worker: which of the run's processes this is.
     """
 
@@ -380,5 +380,5 @@ class RunSpec(RunSettings):
     worker: Process = Process()
 
     def of(self, benchmark: str) -> RunSettings:
-        """The settings that a benchmark of the run has; ``PER_BENCHMARK`` names those that are its own."""
+        """The settings of a benchmark of the run; those in ``PER_BENCHMARK`` can be its own."""
         return self.own.get(benchmark, self)

@@ -1,7 +1,7 @@
-"""Typed records from what files say: one error for whatever does not fit, which names file, key and what is there.
+"""Typed records from the content of files. Content that does not fit raises an error with file, key and value.
 
-msgspec does the checking: of the libraries that turn tables into records by their types it is the lightest to import
-(a tenth of a second less than pydantic, at every start of the command line), and it needs nothing else.
+msgspec does the checking. Of the libraries that turn tables into typed records it is the fastest to import (a tenth of
+a second less than pydantic, at every start of the command line), and it has no dependencies.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _KINDS = {"str": str, "int": int, "float": float, "bool": bool, "null": type(Non
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A record that a file holds; a key that it does not know is a mistake."""
+    """A record that a file holds; an unknown key is an error."""
 
 
 def typed(value: Any, kind: type[T], where: str) -> T:
@@ -36,7 +36,7 @@ def typed(value: Any, kind: type[T], where: str) -> T:
         where: the file, and the section if the table is one, for the message.
 
     Raises:
-        UserError: it does not fit; ``where``, key, what was expected and what is there.
+        UserError: it does not fit; the message has ``where``, the key, what was expected and what is there.
 
     >>> typed({"a": [1, 2]}, dict[str, list[int]], "x.toml")
     {'a': [1, 2]}
@@ -62,8 +62,8 @@ def _info(kind: Any) -> inspect.Type:
 
 
 def _unknown_key(value: Any, info: inspect.Type, place: str) -> str | None:
-    """A key that a table has and its record does not, named with those that it knows; records of files that we write
-    are open, since a later version may write more."""
+    """A message about a key that the table has and its record does not, with the known keys. Records of files that
+    this package writes accept unknown keys, since a later version may write more."""
     if isinstance(info, inspect.UnionType):
         return next((message for one in info.types if (message := _unknown_key(value, one, place))), None)
     closed = isinstance(info, inspect.StructType) and info.cls.__struct_config__.forbid_unknown_fields
@@ -88,7 +88,7 @@ def _described(message: str, value: Any) -> str:
     steps = [key or index for key, index in _STEP.findall(place)]
     got = _GOT.search(what)
     found = [*_places(value, steps, _KINDS.get(got[1]) if got else None)]
-    if len(found) != 1 and not (found and got):  # under which of a table's keys it is can't be told
+    if len(found) != 1 and not (found and got):  # it is not clear under which of a table's keys it is
         return f"{place.removeprefix('$').lstrip('.')}: {what}" if steps else what
     at, there = found[0][0].lstrip("."), found[0][1]
     if not steps or "missing" in what:
@@ -97,7 +97,7 @@ def _described(message: str, value: Any) -> str:
 
 
 def _places(value: Any, steps: Sequence[str], kind: type | None) -> Iterator[tuple[str, Any]]:
-    """Where a value of a kind is found at the end of some steps, of which ``...`` is any key of a table."""
+    """Finds the values of a type at the end of some steps, of which ``...`` stands for any key or index."""
     if not steps:
         if kind is None or type(value) is kind:
             yield "", value
@@ -122,12 +122,12 @@ _IMAGE_ID = re.compile(r"\{image_id(?::0?(\d{1,2})d)?\}")
 
 
 def image_name(template: str, id: int | str) -> str:
-    """The file name that a template makes of an image's id: ``{image_id}``, or ``{image_id:012d}`` with zeros.
+    """The file name that a template gives for an image's id: ``{image_id}``, or ``{image_id:012d}`` with zeros.
 
-    Nothing else is understood in it: Python's own formatting reads attributes, and makes texts of any length.
+    Other braces are refused: Python's own formatting could read attributes, and make texts of any length.
 
     Raises:
-        ValueError: the template is another one, or the id does not fit it.
+        ValueError: the template has no such field or other braces, or it needs a number and the id is a text.
 
     >>> image_name("train2014/COCO_train2014_{image_id:012d}.jpg", 9)
     'train2014/COCO_train2014_000000000009.jpg'
@@ -140,7 +140,7 @@ def image_name(template: str, id: int | str) -> str:
         if match[1] is None:
             return str(id)
         if not isinstance(id, int):
-            raise ValueError(f"{id!r} is not a number")  # noqa: TRY004  # of what a file says
+            raise ValueError(f"{id!r} is not a number")  # noqa: TRY004  # it comes from a file
         return f"{id:0{match[1]}d}"
 
     return _IMAGE_ID.sub(filled, template)

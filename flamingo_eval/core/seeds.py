@@ -1,4 +1,4 @@
-"""Random draws, always from local generators; nothing here touches or reads global random state."""
+"""Random draws, always from local generators; nothing here reads or changes global random state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-if TYPE_CHECKING:  # half of the command line's start would be NumPy's
+if TYPE_CHECKING:  # importing NumPy would take half of the command line's start
     import numpy as np
 
 T = TypeVar("T")
@@ -48,10 +48,10 @@ def visiting_order(count: int) -> list[int]:
 
 
 def sample_each(pool: Sequence[T], count: int, times: int, seed: int, orders: int = 1) -> list[list[list[T]]]:
-    """``random.seed(seed)``, then ``times`` times ``random.sample(pool, count)``, from a generator of its own.
+    """What ``random.seed(seed)`` and ``times`` calls of ``random.sample(pool, count)`` give, from a local generator.
 
     Returns:
-        For each sample its orders: as drawn if ``orders`` is 1, else shuffled that many times, each time further.
+        For each sample its orders: as drawn if ``orders`` is 1, else ``orders`` shuffles, each of the one before.
     """
     generator = random.Random(seed)
 

@@ -1,4 +1,4 @@
-"""The settings of a run that say how a server is asked; see :mod:`flamingo_eval.core.run_settings`."""
+"""The settings of a run for requests to a server; see :mod:`flamingo_eval.core.run_settings`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flamingo_eval.core.settings import AMOUNT, PATH, SECONDS, SERVER, TEXT, dec
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """Where a server is, and how many requests it is sent; none of them changes what is asked."""
+    """Where a server is, and how requests are sent; none of these settings changes what is asked."""
 
     base_url: str | None = declared(
         None,

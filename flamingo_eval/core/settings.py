@@ -1,7 +1,7 @@
-"""A setting: declared once, and from that come its option, its environment variable, its key in a file, its place in
-``evaluate(...)``, in a run's identity and in the documentation's table.
+"""A setting. Its one declaration gives its option, its environment variable, its key in a file, its parameter of
+``evaluate(...)``, and its place in a run's identity and in the documentation's table.
 
-Those of a run stand in :mod:`flamingo_eval.core.run_settings`, those of a selector in the selector's own file.
+The settings of a run are in :mod:`flamingo_eval.core.run_settings`, those of a selector in the selector's own file.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from flamingo_eval.core.paths import user_path
 
 DATA, MODEL, SERVER, HOW, OUT = "Data and demonstrations", "Model", "Server", "Execution", "Output"
 CLUSTER = "Cluster"
-"""What settings are about; the headings of ``--help``."""
+"""Topics of settings, which are the headings of ``--help``."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What values a setting has, and how they are given.
+    """Which values a setting accepts, and how they are written.
 
     Attributes:
-        expected: what may be given, for messages: "give <expected>".
-        read: the value from a text (command line, environment), from what a TOML file holds, or from Python.
-            Raises ValueError for anything else.
-        switch: whether it is on or off.
+        expected: the accepted values, for messages: "give <expected>".
+        read: returns the value for a text (command line, environment), a TOML value or a Python value. Raises
+            ValueError or TypeError for anything else.
+        switch: whether the setting is a switch, which is on or off.
         repeated: whether its option can be given several times.
     """
 
@@ -60,7 +60,7 @@ def _path_text(value: Any) -> str:
 
 def _switch(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError  # noqa: TRY004  # one error for all that is not of a kind
+        raise ValueError  # noqa: TRY004  # one error for every wrong value
     return value
 
 
@@ -113,7 +113,7 @@ def numbers(most: int) -> Kind:
 
 
 def choice(*names: str) -> Kind:
-    """One of some words."""
+    """One of the given words."""
 
     def read(value: Any) -> str:
         if value not in names:
@@ -131,7 +131,7 @@ def _amount(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError  # noqa: TRY004
     number = float(value)
-    if not 0 <= number < 1e12:  # not for NaN either
+    if not 0 <= number < 1e12:  # refuses NaN too
         raise ValueError
     return number
 
@@ -156,7 +156,7 @@ def _size(value: Any) -> int:
 
 
 def _no_number(name: str) -> Any:
-    """NaN and the like are no JSON, and no record could hold them."""
+    """Refuses NaN and the like: they are not JSON, and no record could store them."""
     raise ValueError(name)
 
 
@@ -164,7 +164,7 @@ _AS_PYTHON = {"True": True, "False": False, "None": None}
 
 
 def _pairs(value: Any) -> dict[str, Any]:
-    """``key=value``, or several of them; a value is JSON (``false``, ``3``) or Python's where it can be, else a text.
+    """Reads one ``key=value`` or several; a value is JSON (``false``, ``3``) or Python's if possible, else a text.
 
     >>> _pairs(["enable_thinking=false", "tools=None"])
     {'enable_thinking': False, 'tools': None}
@@ -205,16 +205,16 @@ class Setting:
 
     Attributes:
         name: with underscores; the option has dashes.
-        kind: what values it has; ``str`` and ``bool`` stand for ``TEXT`` and ``SWITCH``.
-        help: a line or two for people.
-        default: what it is if nobody says; None for "not said".
-        metavar: what a value is, for help.
-        panel: what it is about.
-        changes_answers: whether a run with another value of it may have other answers.
-        named: whether a run's identity names it, of those that change answers; not where something else there tells its
-            effect (a checkpoint's digest, say).
+        kind: which values it accepts; ``str`` and ``bool`` stand for ``TEXT`` and ``SWITCH``.
+        help: help text of a line or two.
+        default: its value if none is given; None for "not given".
+        metavar: placeholder of its value in help.
+        panel: its topic, a heading of ``--help``.
+        changes_answers: whether another value may change a run's answers.
+        named: for a setting that changes answers: whether a run's identity contains it by name. Not needed where
+            another part of the identity shows its effect, such as a checkpoint's digest.
         default_text: how its default is written in help and docs; None for the value itself.
-        was: names that it had in earlier versions, which still do.
+        was: names that it had in earlier versions, which still work.
     """
 
     name: str
@@ -240,22 +240,22 @@ class Setting:
 
     @property
     def values(self) -> Kind:
-        """What values it has."""
+        """Which values it accepts."""
         return self.kind if isinstance(self.kind, Kind) else _PLAIN[self.kind]
 
     def like(self, other: Setting) -> bool:
-        """Whether another one of this name has the same values and means the same without being said."""
+        """Whether another setting of this name has the same values, the same default and the same earlier names."""
         return (self.values, self.default, self.was) == (other.values, other.default, other.was)
 
     def read(self, value: Any, where: str) -> Any:
-        """A value as it was given.
+        """Reads a value as it was given.
 
         Args:
-            value: a text, what a TOML file holds, or a value in Python; None for the default.
+            value: a text, a TOML value, or a Python value; None for the default.
             where: where it was given, for the message.
 
         Raises:
-            UserError: it is none.
+            UserError: the setting does not accept it.
         """
         if value is None:
             return self.default
@@ -280,8 +280,8 @@ def settings_problem(settings: Any, taken: Collection[str]) -> str | None:
     """What is wrong with a plug-in's settings, if anything is.
 
     Args:
-        settings: what it says they are.
-        taken: the names that others have.
+        settings: the plug-in's ``settings``, whatever they are.
+        taken: names that are already used.
     """
     if not isinstance(settings, Sequence) or not all(isinstance(one, Setting) for one in settings):
         return "its settings are no sequence of flamingo_eval.core.settings.Setting"
@@ -302,7 +302,7 @@ def settings_problem(settings: Any, taken: Collection[str]) -> str | None:
 
 
 def changed_settings(settings: Sequence[Setting], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's identity says of them: those that differ from their defaults."""
+    """The settings that a run's identity contains: of those that change answers and are named, the non-default ones."""
     values = with_defaults(settings, given)
     return {
         one.name: values[one.name]

@@ -21,7 +21,7 @@ from flamingo_eval.core.records import Example, Ranking, Task, Turn
 from flamingo_eval.core.schema import typed
 
 _MOST_TURNS = 20_000
-"""Demonstrations that are kept as turns."""
+"""Largest number of demonstrations that are kept as turns."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Source:
 
     @property
     def root(self) -> Path:
-        """What paths of images are relative to."""
+        """The folder that image paths are relative to."""
         return self.images.root
 
     @cached_property
@@ -54,7 +54,7 @@ class Source:
         return digest([self.reads.get(file) or file_digest(file) for file in files])
 
     def turn(self, number: int, *, shown: bool) -> Turn:
-        """A training example as a demonstration; those of a pool are shown again and again, and kept."""
+        """A training example as a demonstration. It is kept, since demonstrations from a pool are shown many times."""
         key = (number, shown)
         if key not in self._turns:
             if len(self._turns) >= _MOST_TURNS:
@@ -63,10 +63,13 @@ class Source:
         return self._turns[key]
 
     def unusable(self, marks: tuple[str, ...]) -> tuple[Mapping[int, str], Mapping[int, str]]:
-        """Numbers of the training and of the test examples whose texts would divide a prompt anew -> what is wrong.
+        """Training and test examples whose texts contain a mark, which would divide a prompt at the wrong place.
 
         Args:
-            marks: what divides a rendered prompt.
+            marks: the strings that divide a rendered prompt.
+
+        Returns:
+            For the training and for the test examples: number of the example -> what is wrong.
         """
         if marks not in self._unusable:
             rules = self.benchmark.prompt
@@ -108,7 +111,7 @@ class Source:
 
 def check_scoring(benchmark: Benchmark) -> None:
     """Raises UserError if the metric does not understand the benchmark's rules."""
-    rules = getattr(registry.metric(benchmark.metric), "rules", dict)  # a plug-in may take any
+    rules = getattr(registry.metric(benchmark.metric), "rules", dict)  # a plug-in may accept any rules
     for protocol, table in ((benchmark.protocol, benchmark.scoring), *benchmark.alternatives.items()):
         typed(dict(table), rules, f"{benchmark.file} under {protocol}: [scoring]")
     positive = benchmark.scoring.get("positive")
@@ -129,13 +132,13 @@ def read_source(
     """Reads a benchmark's definition and its data.
 
     Args:
-        name: its name.
-        root: the data root, or the images under it, where benchmarks share them.
-        overrides: ``[data]`` settings that differ.
-        protocol: whose rules.
+        name: name of the benchmark.
+        root: the data root; or the images under it, where benchmarks share them.
+        overrides: ``[data]`` settings that differ from the benchmark's file.
+        protocol: name of the protocol.
         split: which split to query; None for the protocol's own.
-        chat: whether it is asked as a conversation.
-        finished: whether answers are finished, and nothing is cut out of them.
+        chat: whether prompts are conversations.
+        finished: whether answers are already extracted, and stay as they are.
 
     Raises:
         UserError: unknown benchmark, protocol or split; data folder missing.
@@ -161,9 +164,9 @@ def read_source(
 
 
 def _where_they_lie(data: DataSet, root: Path, rules: DataRules) -> DataSet:
-    """The same examples, with images where they lie: a folder that is not there may have been renamed.
+    """The same examples, with the paths where their images are: a folder that is missing may have been renamed.
 
-    COCO 2017 has the images of COCO 2014 in two other folders, by their numbers.
+    COCO 2017 has the images of COCO 2014 in two other folders, named by their numbers.
     """
     paths = {PurePosixPath(example.image).parent for example in (*data.train, *data.test)} if rules.renamed else set()
     gone = {str(path) for path in paths if not is_folder(root / path)}

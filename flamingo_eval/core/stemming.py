@@ -1,7 +1,7 @@
-"""Stems as OK-VQA's annotations have them, offline.
+"""Stems words as OK-VQA's annotations are stemmed, offline.
 
 Source: open_flamingo/eval/ok_vqa_utils.py (``OKVQAStemmer``): NLTK's tokenizer and part-of-speech tagger, then, word by
-word, a table of exceptions, WordNet's lemma for words in *-ing*, the singular for plural nouns.
+word, a table of exceptions, WordNet's lemma for words in *-ing*, and the singular for plural nouns.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def stem(text: str) -> str:
 
 @cache
 def _tools() -> tuple[_Split, _Split, Callable[[list[str]], list[tuple[str, str]]]]:
-    """NLTK's sentence splitter, word tokenizer and tagger, filled from the carried files.
+    """NLTK's sentence splitter, word tokenizer and tagger, loaded from files in this package.
 
-    What ``nltk.word_tokenize`` and ``nltk.pos_tag`` use; those look their data up in folders of the machine, and refuse
-    folders that others may write to.
+    ``nltk.word_tokenize`` and ``nltk.pos_tag`` use the same, but look for their data in folders of the machine, and
+    refuse folders that others may write to.
     """
     from nltk.tag.perceptron import PerceptronTagger
     from nltk.tokenize import NLTKWordTokenizer

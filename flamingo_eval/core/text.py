@@ -1,16 +1,16 @@
-"""Text for people: what data and models say must not move a cursor, hide a line or end a file format."""
+"""Text for people: text from data and models must not move the cursor, hide a line or break a file format."""
 
 from __future__ import annotations
 
 import re
 
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but line break and tab, marks that reverse the order of what follows, halves of characters."""
+"""Control characters except line break and tab, line separators, marks of text direction, unpaired surrogates."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def printable(text: str) -> str:
-    r"""The same with control characters spelled out, in a way that JSON reads as the character itself.
+    r"""The text with control characters escaped, in a form that JSON reads as the character itself.
 
     >>> printable("a\x1b[31m red\n")
     'a\\u001b[31m red\n'
@@ -19,7 +19,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""The same, with line breaks and tabs spelled out too: a table's cell, an attribute.
+    r"""Like :func:`printable`, with line breaks and tabs escaped too: for a table cell or an attribute.
 
     >>> one_line("a\nb")
     'a\\nb'
@@ -28,7 +28,7 @@ def one_line(text: str) -> str:
 
 
 def neutralised(cell: str) -> str:
-    """A CSV cell that a spreadsheet does not take for a formula: one that begins like one gets an apostrophe.
+    """A CSV cell that no spreadsheet reads as a formula: text that begins like one gets an apostrophe.
 
     >>> neutralised("=1+1"), neutralised("a = b")
     ("'=1+1", 'a = b')

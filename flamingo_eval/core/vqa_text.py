@@ -1,7 +1,7 @@
-"""The VQA challenge's answer normaliser, quirks and all: they decide real scores.
+"""The VQA challenge's answer normaliser, with all its quirks, since they affect real scores.
 
 Source: GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py at its last commit
-(``processPunctuation``, ``processDigitArticle``); its tables are carried as data.
+(``processPunctuation``, ``processDigitArticle``); its tables are data files of this package.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _PERIODS_REMOVED = int(re.UNICODE)  # the flag is passed where a count is expect
 
 
 def strip_spaces(text: str) -> str:
-    """Line breaks and tabs as spaces, none at either end."""
+    """Replaces line breaks and tabs by spaces, and removes white space at both ends."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def tokenise_as_mmf(text: str) -> str:
-    """What TextVQA's owners do to an answer before the challenge's normalisation.
+    """What the owners of TextVQA do to an answer before the challenge's normalisation.
 
     Source: facebookresearch/mmf, mmf/utils/m4c_evaluators.py (``EvalAIAnswerProcessor.word_tokenize``). What follows
     there is the challenge's code with the same tables; its comma pattern differs, but no comma is left by then.
@@ -60,7 +60,7 @@ def normalise(text: str) -> str:
 
 
 def _punctuation(text: str) -> str:
-    """A mark vanishes if it touches a space anywhere or a digit-comma-digit occurs, else it becomes a space."""
+    """Removes a mark if it touches a space anywhere or digit-comma-digit occurs; else it becomes a space."""
     period, comma = _patterns()
     between_digits = comma.search(text) is not None
     result = text

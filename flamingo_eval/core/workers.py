@@ -1,4 +1,4 @@
-"""Threads: prefetching, and those of the libraries that compute."""
+"""Threads: for prefetching, for calls at the same time, and those of the numerical libraries."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 WORKERS = min(16, os.cpu_count() or 1)
-"""Threads that read images."""
+"""Number of threads that read images."""
 
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""Environment variables that say how OpenMP's threads wait for work: for GNU's library, and LLVM's and Intel's."""
+"""Environment variables that set how OpenMP threads wait for work, in GNU's library and in LLVM's and Intel's."""
 _SPINS, _MILLISECONDS = 5000, 1
-"""How long they go round and round before they sleep: a few microseconds' worth, as long as the gap between two
-operations. By default it is 300,000 times, and 200 milliseconds; what that costs where other programs compute too, and
-how little it gains, is in tests/speed/README.md."""
+"""How long waiting threads spin before they sleep: a few microseconds' worth, as long as the gap between two
+operations. The defaults are 300,000 spins and 200 milliseconds. tests/speed/README.md shows what those cost where other
+programs compute too, and how little they gain."""
 
 
 def bound_spinning() -> None:
-    """Keeps OpenMP's threads from holding a processor that another program needs; what the user has set stays.
+    """Keeps waiting OpenMP threads from occupying a processor that another program needs; the user's settings stay.
 
-    Only before torch is loaded: its threads read this once.
+    Works only before torch is loaded, since its threads read these variables once.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
         os.environ["GOMP_SPINCOUNT"], os.environ["KMP_BLOCKTIME"] = str(_SPINS), str(_MILLISECONDS)
 
 
 def prefetched(function: Callable[[A], B], items: Iterable[A]) -> Generator[tuple[A, B], None, None]:
-    """Each item with the function's value, which is worked out in a thread while the one before is being used.
+    """Each item with the function's value, which a thread computes while the item before is being used.
 
     >>> list(prefetched(len, ["a", "bb"]))
     [('a', 1), ('bb', 2)]
@@ -56,10 +56,10 @@ def prefetched(function: Callable[[A], B], items: Iterable[A]) -> Generator[tupl
 
 
 def as_they_come(function: Callable[[A], B], items: Iterable[A], threads: int) -> Iterator[list[tuple[A, B]]]:
-    """Items with the function's values, in whatever order they come; at most ``threads`` are being worked out at once.
+    """Items with the function's values, in the order in which they finish; at most ``threads`` are computed at once.
 
-    Once the function has raised something, no further items begin; those that have begun are given out before it is
-    raised. An interrupt does not wait for them.
+    Once the function has raised an error, no further items are started. Items already started are yielded before the
+    error is raised. An interrupt does not wait for them.
 
     >>> sorted(pair for part in as_they_come(len, ["a", "bb"], 2) for pair in part)
     [('a', 1), ('bb', 2)]
@@ -72,7 +72,7 @@ def as_they_come(function: Callable[[A], B], items: Iterable[A], threads: int) -
         while (item := to_do.get()) is not None:
             try:
                 done.put((item, function(item), None))
-            except BaseException as error:  # noqa: BLE001  # raised again where it is waited for
+            except BaseException as error:  # noqa: BLE001  # raised again in the thread that waits for it
                 done.put((item, None, error))
 
     def begin() -> bool:

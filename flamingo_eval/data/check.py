@@ -1,4 +1,4 @@
-"""Checks a benchmark's data before a day-long run: every problem, not the first."""
+"""Checks a benchmark's data before a day-long run, and reports every problem instead of only the first."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from flamingo_eval.data.where import how, missing, pieces_of, states
 
 @dataclass
 class Report:
-    """What was found.
+    """The results of a check.
 
     Attributes:
-        right: what is as it should be.
-        remarks: what one may want to know.
-        wrong: every problem.
+        right: a line for each thing that is correct.
+        remarks: a line for each thing that the user may want to know.
+        wrong: a line for each problem.
     """
 
     right: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
     def once(self) -> Report:
-        """The same, each line once."""
+        """The same report, without repeated lines."""
         return Report(*(list(dict.fromkeys(lines)) for lines in (self.right, self.remarks, self.wrong)))
 
 
@@ -49,16 +49,16 @@ def check(
     open_images: bool,
     compare: bool,
 ) -> Report:
-    """Reads all of a benchmark's files, and looks for its images.
+    """Reads all of a benchmark's files, and checks its images.
 
     Args:
         name: the benchmark's name.
         images: the data root.
-        overrides: ``[data]`` settings that differ.
-        protocol: whose rules.
-        split: which split; None for each that is there.
-        open_images: decode every image, instead of only looking whether it is there.
-        compare: hold counts against the published ones.
+        overrides: ``[data]`` settings that differ from the benchmark's own.
+        protocol: name of the protocol.
+        split: the split to check; None for the default split and every other split that is there.
+        open_images: decode every image, instead of only checking that its file exists.
+        compare: compare counts with the published ones.
 
     Raises:
         UserError: unknown benchmark, protocol or split.
@@ -75,8 +75,10 @@ def check(
 
 
 def _begun(benchmark: Benchmark, images: Images) -> bool:
-    """Whether any of the pieces is there that are needed for this split alone; where none is named, whether it can be
-    read."""
+    """Whether any data of a split is there.
+
+    True if any piece that the layout lists for this split is there. If it lists none, true if the split can be read.
+    """
     folder = images.root / benchmark.data.folder
     own = [piece for piece in pieces_of(benchmark) if piece.splits]
     if own:
@@ -121,7 +123,7 @@ def _check_split(
 
 
 def _of_each_part(benchmark: Benchmark, images: Images, known: str, *, open_images: bool) -> list[str]:
-    """What else is wrong, once something is: each split and file read by itself, which says nothing of how they fit."""
+    """Further problems, after a first one: each split and file is read by itself. How they fit is not checked."""
     found = []
     for part in dict.fromkeys((benchmark.data.train, benchmark.split)):
         try:
@@ -145,11 +147,11 @@ def _of_each_part(benchmark: Benchmark, images: Images, known: str, *, open_imag
 
 
 def count_lines(source: Source, *, compare: bool) -> Iterator[tuple[str, bool]]:
-    """(what was found, whether it is as it should be), a line for each split and for the references.
+    """(what was found, whether it is correct): a line for each split, and one for the references.
 
     Args:
         source: benchmark and data.
-        compare: hold the counts against the published ones.
+        compare: compare the counts with the published ones.
     """
     expected: Mapping[str, int] = source.benchmark.data.options.get("counts", {}) if compare else {}
     parts = {source.benchmark.data.train: source.data.train, source.benchmark.split: source.data.test}
@@ -168,7 +170,7 @@ def count_lines(source: Source, *, compare: bool) -> Iterator[tuple[str, bool]]:
 
 
 def image_problems(source: Source, open_them: bool) -> list[str]:
-    """What is wrong with the images: missing files, or, opened, unreadable ones."""
+    """A line for each image that is missing or, with ``open_them``, can't be read."""
     examples: list[Example] = [*source.data.train, *source.data.test]
     return _image_problems(source.images, (example.image for example in examples), open_them=open_them)
 
@@ -182,6 +184,6 @@ def _image_problems(images: Images, names: Iterable[str], *, open_them: bool) ->
                 images.decode(image, lambda _: None)
             elif not is_file(path):
                 problems.append(f"{path} {'is not a regular file' if exists(path) else 'does not exist'}")
-        except UserError as error:  # it can't be decoded, or nobody may look
+        except UserError as error:  # it can't be decoded, or access is denied
             problems.append(str(error))
     return problems

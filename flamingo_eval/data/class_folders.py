@@ -1,11 +1,11 @@
-"""Images that lie side by side, and a file that tells their classes: a folder per class, as loaders want them.
+"""Sorts images from one folder into a folder per class, as loaders need them, by a file that lists their classes.
 
-ImageNet's validation images come so. Their classes are told by any of
+ImageNet's validation images come in one folder. Any of these files lists their classes:
 
 - Kaggle's table (``LOC_val_solution.csv``): ``ImageId,PredictionString``, where a prediction begins with the class;
-- a list of classes, a line per image (``imagenet_2012_validation_synset_labels.txt``);
-- a list of numbers, a line per image (``ILSVRC2012_validation_ground_truth.txt``), with ``meta.mat`` beside it, whose
-  ``synsets`` say which class a number is (the development kit's readme, section 2).
+- a list of classes, one line per image (``imagenet_2012_validation_synset_labels.txt``);
+- a list of numbers, one line per image (``ILSVRC2012_validation_ground_truth.txt``), with ``meta.mat`` beside it,
+  whose ``synsets`` map each number to a class (the development kit's readme, section 2).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _CLASS = re.compile(r"\w+")
 
 
 def classes_of(file: Path) -> Callable[[str], str | None]:
-    """From an image's file name to its class, as a file tells it; None for an image that it does not know.
+    """A function from an image's file name to its class; it returns None for an image that the file does not list.
 
     Raises:
-        DataError: the file is none of the three kinds.
+        DataError: the file is of none of the three kinds, or ``meta.mat`` does not explain its numbers.
     """
     lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     if lines and lines[0].lower().startswith("imageid,"):
@@ -54,7 +54,7 @@ def classes_of(file: Path) -> Callable[[str], str | None]:
 
 
 def _synsets(path: Path) -> Mapping[int, str]:
-    """Number -> class. A file of MATLAB's, version 5: numbers and texts; nothing in it is run."""
+    """Number -> class, from a MATLAB file of version 5. It holds numbers and texts; no code in it is run."""
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
@@ -71,12 +71,12 @@ def arrange(images: Path, file: Path, put: Callable[[str, str], None]) -> None:
     """Puts images into a folder per class.
 
     Args:
-        images: folder with images side by side; what is no image stays.
-        file: what tells their classes.
-        put: what puts an image (a file name) into a class.
+        images: folder that holds the images; files that are not images stay where they are.
+        file: the file that lists their classes.
+        put: called with an image's file name and its class; puts the image into the class's folder.
 
     Raises:
-        DataError: an image's class is not told, or can't be a folder's name; nothing is put anywhere then.
+        DataError: an image has no class, or its class can't be a folder's name; then no image is put anywhere.
     """
     told = classes_of(file)
     with os.scandir(images) as entries:

@@ -1,8 +1,8 @@
-"""Downloads that go on where they stopped, and are what they were meant to be or not there at all.
+"""Downloads that resume where they stopped, and never leave a wrong or incomplete file under the final name.
 
-What is not there yet is ``NAME.part``, with ``NAME.part.json`` beside it: which version of the file it is a part of.
-The server is asked for the rest of that version only (``If-Range``, RFC 9110 section 13.1.5); of another one, all is
-fetched again.
+An unfinished download is ``NAME.part``. ``NAME.part.json`` beside it records which version of the file it is a part
+of. The server is asked for the rest of that version only (``If-Range``, RFC 9110 section 13.1.5). If the server has
+another version, the full file is fetched again.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from flamingo_eval.data.origins import Address
 from flamingo_eval.storage.files import open_own, storage_errors, write_atomic
 
 WAITS = (1.0, 4.0, 15.0, 60.0)
-"""Seconds until a broken download goes on; begun anew whenever something came."""
+"""Seconds to wait before each retry of a broken download. The list starts again after a try that received data."""
 
 NO_WAY = (1.0, 4.0)
-"""The same where there is no connection at all."""
+"""The same, where no connection can be made at all."""
 
 _SILENCE = 15.0
-"""Seconds without a byte until a connection counts as broken."""
+"""Seconds without a byte after which a connection counts as broken."""
 
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = 10
 
 
 class Progress:
-    """Bytes of all downloads together, with rate and time left.
+    """A progress bar over the bytes of all downloads together, with rate and time left.
 
     Args:
-        sizes: each file -> its bytes, 0 where nobody has said so yet.
+        sizes: file -> its size in bytes; 0 while that is not known.
     """
 
     def __init__(self, sizes: Mapping[SourceFile, int]) -> None:
@@ -53,7 +53,7 @@ class Progress:
         self._bar = progress_bar(sum(self._sizes.values()), "B", "downloading", shown=bool(sizes), scaled=True)
 
     def expect(self, source: SourceFile, size: int) -> None:
-        """A server says how large a file is."""
+        """Adds a file's size, as its server states it, if it was not known."""
         with self._lock:
             if size and not self._sizes.get(source):
                 self._sizes[source] = size
@@ -61,21 +61,21 @@ class Progress:
                 self._bar.refresh()
 
     def update(self, count: int) -> None:
-        """So many bytes more, or, if negative, thrown away."""
+        """Adds bytes that are now there; a negative count removes bytes that were thrown away."""
         with self._lock:
             self._bar.update(count)
 
     def close(self) -> None:
-        """No more will come."""
+        """Closes the bar."""
         self._bar.close()
 
 
 class StoppedError(Exception):
-    """Somebody pressed Ctrl-C, or another download failed for good."""
+    """The downloads were stopped: the user pressed Ctrl-C, or an error such as a full disk ended all of them."""
 
 
 class _BrokenError(Exception):
-    """The connection was lost, or the server can't answer now; ``away``: there was none at all."""
+    """The connection was lost, or the server can't answer now; ``away``: no connection could be made at all."""
 
     def __init__(self, message: str, *, away: bool = False) -> None:
         super().__init__(message)
@@ -84,7 +84,7 @@ class _BrokenError(Exception):
 
 @dataclass(frozen=True)
 class _Version:
-    """Which version of a file a part is of, as the server names it."""
+    """The version of a file that a part belongs to, as the server names it."""
 
     address: str
     tag: str = ""
@@ -92,7 +92,7 @@ class _Version:
 
     @classmethod
     def read(cls, path: Path) -> _Version | None:
-        """The one that was noted; None if there is none, or it can't be read."""
+        """The version recorded in a file; None if there is no such file, or it can't be read."""
         try:
             noted = json.loads(path.read_bytes())
             return cls(str(noted["address"]), str(noted["tag"]), int(noted["total"]))
@@ -101,11 +101,11 @@ class _Version:
 
 
 class Downloader:
-    """Fetches files; several threads may do so at once.
+    """Fetches files; several threads may use it at once.
 
     Args:
-        stop: set from outside, it ends every download in good order.
-        progress: told of every byte.
+        stop: an event that the caller sets to end every download cleanly.
+        progress: updated as bytes arrive.
     """
 
     def __init__(self, stop: threading.Event, progress: Progress) -> None:
@@ -120,21 +120,22 @@ class Downloader:
             ) from error
 
     def close(self) -> None:
-        """Lets go of its connections."""
+        """Closes its connections."""
         self._http.close()
 
     def fetch(self, source: SourceFile, address: Address, part: Path) -> None:
-        """Downloads a file to ``part``, or the rest of it.
+        """Downloads a file, or the rest of it, to ``part``.
 
         Args:
-            source: what is known of it.
-            address: where it is now.
-            part: what there is of it already, if anything.
+            source: what is known of the file.
+            address: where to download it from.
+            part: where to write it; may already hold the beginning of the file.
 
         Raises:
-            DataError: there is no such file, it may not be had, or it has another size than its owner says.
+            DataError: there is no such file, access to it is denied, the server can't be reached, or the size is not
+                the one that its owner states.
             StorageError: disk full, read-only, not allowed.
-            StoppedError: it was told to stop.
+            StoppedError: ``stop`` was set.
         """
         self._progress.update(_size(part))
         failures = 0
@@ -156,12 +157,12 @@ class Downloader:
                     raise StoppedError from error
 
     def _go_on(self, source: SourceFile, address: Address, part: Path) -> None:
-        """One request, for all that is missing."""
+        """Makes one request, for all that is missing."""
         noted = part.with_name(f"{part.name}.json")
         version = _Version.read(noted)
         have = _size(part)
         if have and (version is None or not (version.tag or source.digest)):
-            have = self._discard(part)  # nobody could say whether the rest belongs to it
+            have = self._discard(part)  # there is no way to tell whether the rest belongs to it
         if version is not None and have and have == version.total:
             return
         headers = {**address.headers, "Accept-Encoding": "identity"}
@@ -197,14 +198,14 @@ class Downloader:
             raise _BrokenError(f"{'no connection' if away else 'the connection broke'}: {said}", away=away) from error
 
     def _receive(self, response: httpx2.Response, source: SourceFile, address: Address, part: Path, have: int) -> None:
-        """Writes what comes behind what there is, once it is noted which version it is of."""
+        """Records which version a response is of, then appends its content to the part."""
         noted = part.with_name(f"{part.name}.json")
         packed = response.headers.get("content-encoding", "identity") != "identity"
         length = None if packed else response.headers.get("content-length")
         total = have + int(length) if length is not None and length.isdecimal() and len(length) < 19 else 0
         total = (_whole(response) or total) if response.status_code == 206 else total
         _check_total(source, address, total)
-        if packed:  # though that was not asked for: its bytes are not the file's, and can't be gone on with
+        if packed:  # though not asked for: these bytes are not the file's, so the part can't be resumed
             noted.unlink(missing_ok=True)
         else:
             write_atomic(noted, json.dumps({"address": address.shown, "tag": _tag(response), "total": total}))
@@ -223,7 +224,7 @@ class Downloader:
             raise _BrokenError(f"{total - have:,} bytes did not come")
 
     def _discard(self, part: Path) -> int:
-        """Throws away what there is; returns how much there is then."""
+        """Deletes a part; returns the size that is left, 0."""
         self._progress.update(-_size(part))
         with storage_errors(part):
             part.unlink(missing_ok=True)
@@ -252,14 +253,14 @@ def _size(path: Path) -> int:
 
 
 def _tag(response: httpx2.Response) -> str:
-    """What names a version: a strong ETag, else the date. Weak ones say nothing of bytes."""
+    """What identifies a version: a strong ETag, else the date. Weak ETags do not guarantee equal bytes."""
     tag: str = response.headers.get("etag", "")
     named = tag if tag and not tag.startswith("W/") else str(response.headers.get("last-modified", ""))
     return named if named.isascii() and named.isprintable() else ""
 
 
 def _continues(response: httpx2.Response, version: _Version | None, have: int) -> bool:
-    """Whether a part is the one that was asked for, of the same version."""
+    """Whether a partial response begins where it was asked to, and is of the same version."""
     begins = response.headers.get("content-range", "").strip().startswith(f"bytes {have}-")
     if not begins or version is None or _tag(response) not in ("", version.tag):
         return False
@@ -267,20 +268,20 @@ def _continues(response: httpx2.Response, version: _Version | None, have: int) -
 
 
 def _whole(response: httpx2.Response) -> int:
-    """The size of all of a file of which a part comes; 0 where that is not said."""
+    """The size of the full file that a partial response is from; 0 if the response does not state it."""
     said = response.headers.get("content-range", "").rpartition("/")[2]
     return int(said) if said.isdecimal() and len(said) < 19 else 0
 
 
 def _check_way(address: Address, response: httpx2.Response) -> None:
-    """Raises DataError where an encrypted address leads to one that is not."""
+    """Raises DataError if an encrypted address redirects to one that is not."""
     urls = [*(one.url for one in response.history), response.url]
     if any(a.scheme == "https" and b.scheme == "http" for a, b in itertools.pairwise(urls)):
         raise DataError(f"{address.shown} redirects to {response.url.host} without encryption; nothing was downloaded")
 
 
 def _check_status(address: Address, response: httpx2.Response) -> None:
-    """Raises DataError for what will be no better next time, _BrokenError for what may be."""
+    """Raises DataError for a status that a retry will not change, _BrokenError for one that it may change."""
     status = response.status_code
     if status in (200, 206):
         return
@@ -305,14 +306,14 @@ def _check_total(source: SourceFile, address: Address, total: int) -> None:
 
 
 def check_begins(path: Path, name: str) -> None:
-    """Raises DataError where a file is obviously something else, such as a web page that asks to log in."""
+    """Raises DataError if a file is obviously something else, such as a web page that asks to log in."""
     odd = odd_content(path)
     if odd is not None and "gzip" not in odd:
         raise DataError(f"{name} {odd}")
 
 
 def check_free(folder: Path, wanted: int, what: str) -> None:
-    """Raises StorageError where a folder's disk has too little room."""
+    """Raises StorageError if a folder's disk has too little room."""
     free = shutil.disk_usage(next(one for one in (folder, *folder.parents) if one.exists())).free
     if wanted > free:
         raise StorageError(

@@ -14,51 +14,51 @@ from flamingo_eval.core.layout import Piece, SourceFile
 from flamingo_eval.core.paths import exists, is_file, is_folder, open_regular
 
 _DEPTH = 4
-"""How many folders deep other people's folders are searched."""
+"""How many levels deep a folder is searched."""
 
 _MANY = 200
-"""Where a folder has more folders than this, such as one per class, they are not looked into."""
+"""If a folder has more subfolders than this, such as one per class, they are not searched."""
 
 _SEEN = 100_000
-"""Characters of a file that must hold what tells it from others."""
+"""Bytes at a file's beginning that are searched for the words that identify it."""
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 OWN = ".prepare"
-"""Folder of what is half downloaded or half unpacked; nothing in it is ever taken for data."""
+"""Folder for unfinished downloads and half-unpacked archives; nothing in it is ever taken for data."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """What some folders hold, by name, the least deep first; images are left out.
+    """The files and folders that a search found, by name; images are left out.
 
     Attributes:
-        folders: that were searched, the most important first.
-        by_name: name -> paths.
+        folders: the folders that were searched, the most important first.
+        by_name: name -> paths, one searched folder after another, in each the least deep first.
     """
 
     folders: tuple[Path, ...]
     by_name: dict[str, list[Path]] = field(default_factory=dict)
 
     def file(self, source: SourceFile) -> Path | None:
-        """A file as its owner gave it away, of its size if that is known; None if there is none."""
+        """A file with one of the source's names and, if its size is known, that size; None if there is none."""
         found = (path for name in source.names for path in self.by_name.get(name, ()))
         return next((path for path in found if _is_file(path) and source.size in (0, path.stat().st_size)), None)
 
     def other_size(self, source: SourceFile) -> Path | None:
-        """A file of its name that has another size."""
+        """A file with one of the source's names, whatever its size; None if there is none."""
         found = (path for name in source.names for path in self.by_name.get(name, ()))
         return next((path for path in found if _is_file(path)), None)
 
     def piece(self, piece: Piece, usual: Path) -> Path | None:
-        """A piece that lies somewhere else than ``usual``; None if there is none that holds what it must.
+        """Where a piece lies, other than at ``usual``; None if no such path holds what the piece must hold.
 
         Args:
-            piece: what is sought, under its path in the owner's archive, or in the benchmark's folder.
+            piece: the piece; it is looked for under its path in the owner's archive, then in the benchmark's folder.
             usual: where it belongs.
         """
         for wanted in dict.fromkeys((piece.inner, piece.path)):
-            parts = PurePosixPath(wanted).parts  # none for ".", which is all that an archive holds
+            parts = PurePosixPath(wanted).parts  # empty for ".", which stands for all of an archive
             for path in self.by_name.get(parts[-1], ()) if parts else ():
                 if path.parts[-len(parts) :] == parts and path != usual and holds(piece, path):
                     return path
@@ -66,7 +66,7 @@ class Places:
 
 
 def search(folders: Iterable[Path]) -> Places:
-    """Goes through folders and those within, links followed, a few levels deep."""
+    """Searches folders and their subfolders, a few levels deep; links are followed."""
     places = Places(tuple(dict.fromkeys(folder for folder in folders if is_folder(folder))))
     seen: set[Path] = set()
     for folder in places.folders:
@@ -77,7 +77,7 @@ def search(folders: Iterable[Path]) -> Places:
 
 
 def _entries(folder: Path, by_name: dict[str, list[Path]], seen: set[Path]) -> list[Path]:
-    """Notes what a folder holds; returns the folders in it. One that nobody may read holds nothing."""
+    """Records what a folder holds in ``by_name``; returns its subfolders. An unreadable folder counts as empty."""
     try:
         real = folder.resolve()
         if real in seen:
@@ -91,7 +91,7 @@ def _entries(folder: Path, by_name: dict[str, list[Path]], seen: set[Path]) -> l
         if entry.name.startswith(".") or is_image(entry.name):
             continue
         by_name.setdefault(entry.name, []).append(Path(entry.path))
-        with contextlib.suppress(OSError):  # a link that leads in a circle, or where nobody may look
+        with contextlib.suppress(OSError):  # a circular link, or access is denied
             if entry.is_dir():
                 folders.append(Path(entry.path))
     return folders if len(folders) <= _MANY else []
@@ -103,7 +103,7 @@ def is_image(name: str) -> bool:
 
 
 def holds(piece: Piece, path: Path) -> bool:
-    """Whether what is at a path can be this piece: of its kind, not empty, and with what tells it from others."""
+    """Whether a path can be this piece: a file, or a non-empty folder, with the content that identifies the piece."""
     if piece.is_folder:
         return _has(path, piece.holds or "[!.]*")
     if not _is_file(path):
@@ -119,7 +119,7 @@ def holds(piece: Piece, path: Path) -> bool:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether it is a regular file; not where nobody can say."""
+    """Whether a path is a regular file; False if that can't be found out."""
     try:
         return is_file(path)
     except UserError:
@@ -127,7 +127,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _has(folder: Path, pattern: str) -> bool:
-    """Whether a folder has an entry whose name fits; not where it is none, or nobody may look."""
+    """Whether a folder has an entry whose name matches a pattern; False if it is not a folder or can't be read."""
     try:
         with os.scandir(folder) as entries:
             return any(fnmatchcase(entry.name, pattern) for entry in entries)
@@ -136,7 +136,7 @@ def _has(folder: Path, pattern: str) -> bool:
 
 
 def there(folder: Path, paths: Sequence[str]) -> bool:
-    """Whether all these paths are there; a folder must hold something."""
+    """Whether all these paths exist; a folder must also hold something."""
     return all(_there(folder / path, path.endswith("/")) for path in paths)
 
 

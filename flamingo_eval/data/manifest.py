@@ -1,4 +1,4 @@
-"""What a plan needs, as a list of files with sizes and digests; a copy of just that, for machines without network."""
+"""Lists the files that a plan needs, with sizes and digests, and copies just these, for machines without a network."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Manifest(Record, frozen=True, kw_only=True):
 
 
 def files_of(source: Source, images: Iterable[str]) -> list[str]:
-    """Paths of what a benchmark's plan needs, relative to the data root.
+    """Paths of the files that a benchmark's plan needs, relative to the data root.
 
     Args:
         source: benchmark and data.
-        images: those that are asked about or shown. Where the list of images is itself the data (a folder per class),
-            all of them are needed, or other ones would be drawn.
+        images: the images that are queried or shown. Where the list of images is itself the data (a folder per class),
+            all images are needed: with fewer, other examples would be drawn.
     """
     annotations = [file.relative_to(source.root).as_posix() for file in (*source.data.files, *source.references.files)]
     if source.data.listing:
@@ -58,11 +58,11 @@ def files_of(source: Source, images: Iterable[str]) -> list[str]:
 
 
 def write_manifest(file: Path, root: Path, paths: Iterable[str]) -> int:
-    """Writes a manifest; returns how many bytes its files have.
+    """Writes a manifest; returns the total size of its files in bytes.
 
     Raises:
-        DataError: one of them can't be read.
-        StorageError: it can't be written.
+        DataError: one of the files can't be read.
+        StorageError: the manifest can't be written.
     """
     wanted = list(paths)
     bar = progress_bar(len(wanted), "file", "digests")
@@ -81,7 +81,7 @@ def write_manifest(file: Path, root: Path, paths: Iterable[str]) -> int:
 
 
 def read_manifest(file: Path) -> Manifest:
-    """Reads one. Raises UserError, DataError."""
+    """Reads a manifest. Raises UserError, DataError."""
     manifest = typed(read_json(file), Manifest, str(file))
     for entry in manifest.files:
         inside_root(entry.path, str(file))
@@ -89,10 +89,10 @@ def read_manifest(file: Path) -> Manifest:
 
 
 def copy_files(manifest: Manifest, from_: Path, to: Path) -> list[str]:
-    """Copies a manifest's files from one data root to another; what is there already, and right, is left alone.
+    """Copies a manifest's files from one data root to another; files already there with the right content stay.
 
     Returns:
-        What is wrong with each file that could not be copied.
+        A message for each file that could not be copied.
 
     Raises:
         StorageError: disk full, read-only, not allowed.
@@ -122,11 +122,11 @@ def _is_there(path: Path, entry: Entry) -> bool:
 
 
 class _OtherError(Exception):
-    """A file is not the one that was meant."""
+    """A file's content is not what the manifest states."""
 
 
 def _copy(entry: Entry, from_: Path, to: Path) -> str | None:
-    """Copies a file; returns what is wrong with it."""
+    """Copies a file; returns a message if it can't be copied, else None."""
     if os.path.lexists(to):
         return f"{to} is another file; nothing is written over it"
     if not os.path.isfile(from_):  # noqa: PTH113  # pathlib's raises for a name that is too long

@@ -1,4 +1,4 @@
-"""Addresses: of owners, of mirrors, of data sets on the Hugging Face hub."""
+"""Download addresses: of owners, of mirrors, of data sets on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Address:
 
     Attributes:
         url: http or https.
-        headers: what is sent with the request; never to another host.
-        gated: what to do where the file may not be had; empty where nothing helps.
+        headers: sent with the request, but never to another host.
+        gated: advice for when access to the file is denied; empty if there is none.
     """
 
     url: str
@@ -27,7 +27,7 @@ class Address:
     gated: str = ""
 
     def hidden(self, text: str) -> str:
-        """A message without what is secret in this address and its headers."""
+        """A text in which the secrets of this address and its headers are replaced by ``***``."""
         secrets = [value.removeprefix("Bearer ") for value in self.headers.values()]
         for secret in filter(None, (*secrets, urlsplit(self.url).password)):
             for form in (secret, repr(secret)[1:-1]):
@@ -36,13 +36,13 @@ class Address:
 
     @property
     def shown(self) -> str:
-        """For people: without a password."""
+        """The address for messages: without user name, password and query."""
         parts = urlsplit(self.url)
         return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def check_mirror(text: str) -> None:
-    """Raises UserError if a mirror's address can't be one."""
+    """Raises UserError if a text can't be the address of a mirror."""
     try:
         parts = urlsplit(text)
         fits = (
@@ -61,12 +61,12 @@ def check_mirror(text: str) -> None:
 
 
 def is_address(text: str) -> bool:
-    """Whether ``--from`` names an address, no folder."""
+    """Whether ``--from`` names an address, not a folder."""
     return "://" in text
 
 
 def addresses(source: SourceFile, mirrors: tuple[str, ...]) -> list[Address]:
-    """Where a file can be had, mirrors first."""
+    """The addresses that a file can be downloaded from, mirrors first."""
     found = [Address(f"{mirror.rstrip('/')}/{quote(source.name)}") for mirror in mirrors]
     if source.address.startswith(_HUB):
         found.append(_on_hub(source.address.removeprefix(_HUB)))

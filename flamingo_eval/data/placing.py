@@ -1,4 +1,4 @@
-"""Gives files and folders their place: whole, or not at all; what is in the way stays."""
+"""Puts files and folders in their place: completely, or not at all. Nothing that is in the way is removed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flamingo_eval.storage.files import storage_errors
 
 
 def check_place(target: Path) -> None:
-    """Raises DataError if something is where a piece belongs; an empty folder is nothing."""
+    """Raises DataError if something is already where a piece belongs; an empty folder does not count."""
     try:
         _check_place(target)
     except OSError as error:
@@ -38,7 +38,7 @@ def _make_room(target: Path) -> None:
 
 
 def finish(stage: Path, target: Path) -> None:
-    """Gives what is whole, and on the disk, its own name. Raises DataError, StorageError."""
+    """Moves a complete file or folder to its final name, once it is on the disk. Raises DataError, StorageError."""
     _make_room(target)
     with storage_errors(target):
         os.sync()
@@ -47,7 +47,7 @@ def finish(stage: Path, target: Path) -> None:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            beside = target.with_name(f".{target.name}.prepare")  # its folder leads to another disk
+            beside = target.with_name(f".{target.name}.prepare")  # the target's folder is on another disk
             shutil.rmtree(beside, ignore_errors=True)
             copy_tree(stage, beside)
             beside.rename(target)
@@ -55,7 +55,7 @@ def finish(stage: Path, target: Path) -> None:
 
 
 def put_link(there: Path, target: Path, root: Path) -> None:
-    """A link to what lies elsewhere; relative within one data root, so that the root can be moved.
+    """Makes a link to what lies elsewhere. It is relative within one data root, so that the root can be moved.
 
     Raises:
         DataError: something is in the way.
@@ -64,16 +64,16 @@ def put_link(there: Path, target: Path, root: Path) -> None:
     _make_room(target)
     with storage_errors(target):
         inside = all(path.absolute().is_relative_to(root.absolute()) for path in (there, target))
-        straight = target.parent.resolve() == target.parent.absolute()  # no link on the way, which a ".." would take
+        straight = target.parent.resolve() == target.parent.absolute()  # no link on the way: ".." would follow it
         to = os.path.relpath(there.absolute(), target.parent.absolute()) if inside and straight else there.resolve()
         target.symlink_to(to)
 
 
 def copy_tree(from_: Path, stage: Path) -> None:
-    """Copies a file, or the files of a folder and those within; links to folders are not followed.
+    """Copies a file, or all files of a folder and its subfolders; links to folders are not followed.
 
     Raises:
-        DataError: it can't be read.
+        DataError: a file can't be read.
         StorageError: disk full, not allowed.
     """
     files = [from_] if from_.is_file() else [Path(top, name) for top, _, names in os.walk(from_) for name in names]
@@ -92,7 +92,7 @@ def copy_tree(from_: Path, stage: Path) -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of the files in a folder and in those within."""
+    """Size in bytes of a file, or of all files in a folder and its subfolders."""
     if path.is_file():
         return path.stat().st_size
     return sum(entry.stat().st_size for top, _, names in os.walk(path) for entry in map(Path(top).joinpath, names)
@@ -100,7 +100,7 @@ def size_of(path: Path) -> int:
 
 
 def drop_empty(folder: Path) -> None:
-    """Removes a folder, and those in it, as far as nothing is in them."""
+    """Removes a folder and its subfolders, except those that hold files."""
     for path, _, _ in os.walk(folder, topdown=False):
         with contextlib.suppress(OSError):
             Path(path).rmdir()

@@ -1,4 +1,4 @@
-"""What has to be done for a benchmark's data to be where it belongs."""
+"""Plans what has to be done to put a benchmark's data where it belongs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flamingo_eval.data.where import Found, PieceState
 
 @dataclass(frozen=True)
 class Job:
-    """One file of an owner's, and what is made of it.
+    """One of an owner's files, and the pieces that are made of it.
 
     Attributes:
         source: the file.
@@ -31,22 +31,22 @@ class Job:
 
     @property
     def own(self) -> Path:
-        """Folder for what is half downloaded."""
+        """Folder for the unfinished download."""
         kept, piece = next(iter(self.pieces.items()))
         return own_folder(kept, piece)
 
     def part(self, address: str) -> Path:
-        """What is downloaded of it so far from an address; each has its own."""
+        """File for what has been downloaded so far from an address; each address has its own."""
         return self.own / f"{self.source.name}.{bytes_digest(address.encode())[:8]}.part"
 
     @property
     def complete(self) -> Path:
-        """It, downloaded and verified."""
+        """Path of the file once it is downloaded and verified."""
         return self.own / self.source.name
 
     @property
     def parts(self) -> list[Path]:
-        """All that is downloaded of it so far, from any address, and the notes beside it."""
+        """All unfinished downloads of it, from any address, and the notes beside them."""
         return [path for path in _glob(self.own, f"{escape(self.source.name)}.*.part*") if path.is_file()]
 
     @property
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def room(self) -> int:
-        """What it will take up on the disk at most: itself, and what is in it, without what is there already."""
+        """Bytes of disk space that it needs at most, for the file and its content, minus what is there already."""
         inside = self.source.unpacked or self.source.size
         staged = sum(
             size_of(stage / piece.path)
@@ -77,8 +77,8 @@ class Plan:
     Attributes:
         links: pieces that lie somewhere else.
         jobs: files to be unpacked, or downloaded first.
-        shared: pieces that are then kept beside another benchmark's.
-        open: pieces that a person has to get, or that nobody knows how to get.
+        shared: pieces that are then kept in a folder that several benchmarks share.
+        open: pieces that the user has to get, or whose source is unknown.
     """
 
     links: Sequence[PieceState] = ()
@@ -88,21 +88,21 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        """What is to be downloaded, as far as it is known."""
+        """Bytes to download, as far as sizes are known."""
         return sum(job.source.size for job in self.jobs if job.at is None)
 
     @property
     def room(self) -> int:
-        """What will be taken up at most, as far as it is known."""
+        """Bytes of disk space needed at most, as far as sizes are known."""
         return sum(job.room for job in self.jobs)
 
 
 def plan(found: Iterable[PieceState], *, mirrors: bool = False) -> Plan:
-    """What has to be done for some pieces. Pure.
+    """The plan for some pieces. A pure function.
 
     Args:
-        found: how each can be had.
-        mirrors: whether there are any: they are also asked for what a person would have to get.
+        found: how each piece can be obtained.
+        mirrors: whether there are mirrors. They are also asked for files that the user would otherwise have to get.
     """
     links, shared, left = [], [], []
     jobs: dict[tuple[SourceFile, Path | None], dict[Path, Piece]] = {}
@@ -124,25 +124,25 @@ def plan(found: Iterable[PieceState], *, mirrors: bool = False) -> Plan:
 
 
 def kept_at(state: PieceState) -> Path:
-    """Where a piece is kept: where it belongs, or in the folder that shares it."""
-    if not state.piece.shared or not PurePosixPath(state.benchmark.data.folder).parts:  # it is the data root itself
+    """Where a piece is kept: where it belongs, or in the folder that several benchmarks share."""
+    if not state.piece.shared or not PurePosixPath(state.benchmark.data.folder).parts:  # that is the data root
         return state.target
     return folder_of(state.target, state.piece).with_name(state.piece.shared) / state.piece.path
 
 
 def folder_of(target: Path, piece: Piece) -> Path:
-    """The benchmark's folder, from where one of its pieces belongs."""
+    """The benchmark's folder, computed from where one of its pieces belongs."""
     depth = len(PurePosixPath(piece.path).parts)
     return target.parents[depth - 1] if depth else target
 
 
 def own_folder(target: Path, piece: Piece) -> Path:
-    """Where what is half done lies until a piece gets its place: on the same disk."""
+    """Folder for the unfinished files of a piece, on the disk where the piece belongs."""
     return folder_of(target, piece) / OWN
 
 
 def check_room(what: Plan) -> None:
-    """Raises StorageError if the data will not fit, on whichever disk it goes to."""
+    """Raises StorageError if the data will not fit on one of the disks that it goes to."""
     wanted: dict[int, tuple[Path, int]] = {}
     for job in what.jobs:
         folder = next(one for one in (job.own, *job.own.parents) if one.exists())

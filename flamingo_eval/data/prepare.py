@@ -1,6 +1,7 @@
-"""Puts a benchmark's data where it belongs: from what lies somewhere already, else from where its owner gives it away.
+"""Puts a benchmark's data where it belongs: from files that are already on the disk, else from the owner's download.
 
-Everything is made under another name, in ``.prepare`` beside where it goes, and gets its own name when it is whole.
+Everything is made under another name, in ``.prepare`` in the benchmark's folder. It gets its own name when it is
+complete.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from flamingo_eval.storage.claims import Claims
 from flamingo_eval.storage.files import storage_errors
 
 DOWNLOADS = 4
-"""Files that are downloaded at once."""
+"""How many files are downloaded at once."""
 
 
 @dataclass
 class Preparation:
-    """Carries a plan out.
+    """Carries out a plan.
 
     Args:
-        places: folders that were searched, for files that tell classes.
+        places: what a search found; files that list images' classes are taken from it.
         root: the data root.
         mirrors: addresses that are tried before the owners'.
         copy: copy what lies elsewhere instead of linking to it.
         keep: keep downloaded archives.
         offline: download nothing.
-        said: told what has been done, a line each.
+        said: called with a line for each thing that has been done.
     """
 
     places: Places
@@ -58,10 +59,10 @@ class Preparation:
     _stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self, what: Plan) -> Sequence[str]:
-        """Does it all. What fails hinders nothing else; returns what failed, each named.
+        """Carries out all of a plan. A failed step does not stop the others; returns a message for each failure.
 
         Raises:
-            StorageError: disk full, read-only, not allowed; what is downloaded so far stays.
+            StorageError: disk full, read-only, not allowed; what has been downloaded so far stays.
         """
         for state in what.links:
             with self._collected():
@@ -90,13 +91,13 @@ class Preparation:
             self.problems.append(str(error))
 
     def _link(self, state: PieceState) -> None:
-        """What lies elsewhere is linked, or copied."""
+        """Links, or copies, a piece that lies elsewhere."""
         for at, target in state.links:
             if state.piece.arrange == "class_folders" and not _has_folders(at):
                 self._arrange(state.piece, at, target)
                 continue
             if target in self._placed:
-                continue  # for another piece that it does as well for
+                continue  # already placed for another piece, which it can also replace
             check_place(target)
             if self.copy:
                 check_free(target, size_of(at), f"copying {at}")
@@ -109,9 +110,9 @@ class Preparation:
             self.said(f"{target} {'copied from' if self.copy else 'linked to'} {at}")
 
     def _arrange(self, piece: Piece, at: Path, target: Path) -> None:
-        """A folder per class of images that lie side by side and are the user's: they stay where they are.
+        """Makes a folder per class for a user's images that lie in one folder. The images stay where they are.
 
-        If they lie where the folders belong, they get another name first.
+        If they lie where the class folders belong, their folder is renamed first.
         """
         stage = self._stage(target, piece, "by class")
         flat = target.with_name(flat_name(target))
@@ -141,7 +142,7 @@ class Preparation:
         self.said(f"{target} arranged by class; the images are in {flat if here else target if self.copy else at}")
 
     def _stage(self, target: Path, piece: Piece, key: str) -> Path:
-        """An empty folder, on the same disk, for what will become a piece."""
+        """Makes an empty folder, on the same disk, in which a piece is made."""
         stage = own_folder(target, piece) / key
         with storage_errors(stage):
             shutil.rmtree(stage, ignore_errors=True)
@@ -149,7 +150,10 @@ class Preparation:
         return stage
 
     def _unpacked(self, job: Job, archive: Path) -> bool:
-        """Uses a file that lies somewhere; if it is no good, and can be downloaded, that is said and done instead."""
+        """Makes pieces of a file that is on the disk; False if it is unusable, and is to be downloaded instead.
+
+        If it can't be downloaded either, that is a problem of the run, and the result is True.
+        """
         try:
             self._unpack(job, archive)
         except DataError as error:
@@ -161,7 +165,7 @@ class Preparation:
         return True
 
     def _unpack(self, job: Job, archive: Path) -> None:
-        """Makes pieces of a file that is there."""
+        """Verifies a file, and makes pieces of it."""
         digest = verify(job.source, archive)
         for kept in job.pieces:
             check_place(kept)
@@ -169,7 +173,7 @@ class Preparation:
             self._take(job, archive)
             return
         pieces = _as_held(archive, job.pieces)
-        key = f"unpacked-{digest.rpartition(':')[2][:16]}"  # what is left of another file's content is no use
+        key = f"unpacked-{digest.rpartition(':')[2][:16]}"  # so that leftovers of another file are never used
         staged = {own_folder(kept, piece) / key / piece.path: piece for kept, piece in pieces.items()}
         try:
             unpack(archive, staged, self._stop)
@@ -201,7 +205,7 @@ class Preparation:
         self.said(f"{kept} unpacked from {archive.name}")
 
     def _take(self, job: Job, file: Path) -> None:
-        """A file that is no archive is the piece."""
+        """Takes a file that is not an archive as the piece itself."""
         kept, piece = next(iter(job.pieces.items()))
         check_begins(file, str(file))
         lies_elsewhere = job.at is not None  # a file that is the piece itself would have been linked
@@ -213,7 +217,7 @@ class Preparation:
 
     @contextmanager
     def _classes(self, piece: Piece, own: Path) -> Iterator[Path]:
-        """The file that tells images' classes."""
+        """The file that lists images' classes, unpacked from its archive if necessary."""
         told = self._told(piece.classes)
         archive = self._told((piece.classes_in,))
         folder = own / "classes"
@@ -236,7 +240,7 @@ class Preparation:
         return next((path for path in found if path.is_file()), None)
 
     def _download(self, jobs: Sequence[Job]) -> None:
-        """Downloads several at once, and unpacks each when it is there."""
+        """Downloads several files at once, and unpacks each when it is complete."""
         if not jobs:
             return
         progress = Progress({job.source: job.source.size for job in jobs})
@@ -254,15 +258,15 @@ class Preparation:
                             running[pool.submit(self._fetch, downloader, job, tried + 1)] = (job, tried + 1)
         finally:
             self._stop.set()
-            downloader.close()  # wakes those that wait for a byte
+            downloader.close()  # wakes the threads that wait for data
             pool.shutdown(wait=True, cancel_futures=True)
             progress.close()
 
     def _fetch(self, downloader: Downloader, job: Job, first: int) -> Path:
-        """The file, downloaded from the first address that has it, and verified."""
+        """Downloads a file from the first address that has it, verifies it, and returns its path."""
         for kept in job.pieces:
             check_place(kept)
-        if job.complete.exists():  # an earlier try was ended while it was unpacked
+        if job.complete.exists():  # an earlier command ended while it was unpacking this
             try:
                 verify(job.source, job.complete)
                 return job.complete
@@ -282,14 +286,14 @@ class Preparation:
         return job.complete
 
     def _used(self, job: Job, file: Path, tried: int) -> bool:
-        """Makes pieces of a download; False if it is no good, and another address may have a better one."""
+        """Makes pieces of a download; False if it is unusable, and another address may have a better one."""
         digest = verify(job.source, file)
         try:
             self._unpack(job, file)
         except DataError as error:
             if job.source.digest:
                 raise
-            file.unlink(missing_ok=True)  # it is not even known to be the owner's
+            file.unlink(missing_ok=True)  # nothing proves that it is the owner's
             if tried + 1 >= len(addresses(job.source, self.mirrors)):
                 raise
             note(f"{error}; asked elsewhere")
@@ -306,7 +310,7 @@ class Preparation:
         return True
 
     def _tidy(self, job: Job) -> None:
-        """Leaves nothing behind of what is complete."""
+        """Removes the temporary files of a finished job, and empty folders in any case."""
         if self._placed.issuperset(job.pieces):
             for left in (job.complete, *job.parts):
                 left.unlink(missing_ok=True)
@@ -318,7 +322,7 @@ class Preparation:
 
 
 def _is_table(file: Path) -> bool:
-    """Whether a file begins as JSON does, if its name says that it is some."""
+    """Whether a file begins as JSON does; always true if its name is not that of a JSON file."""
     with file.open("rb") as opened:
         return file.suffix not in (".json", ".jsonl") or opened.read(64).lstrip(b"\xef\xbb\xbf \r\n\t")[:1] in (
             b"{",
@@ -328,7 +332,7 @@ def _is_table(file: Path) -> bool:
 
 @contextmanager
 def alone(root: Path) -> Iterator[None]:
-    """Waits until nobody else prepares data in this folder, which is made if it is not there."""
+    """Waits until no other command prepares data in this folder, which is made if it does not exist."""
     with storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     claims = Claims(root / ".prepare.lock")
@@ -342,7 +346,7 @@ def alone(root: Path) -> Iterator[None]:
 
 
 def _as_held(archive: Path, pieces: Mapping[Path, Piece]) -> Mapping[Path, Piece]:
-    """The pieces as an archive has them: a file that it lacks may be there as what does as well."""
+    """The pieces as an archive has them: for one that it lacks, the alternative that it has (``Piece.instead``)."""
     if not any(piece.instead and not piece.is_folder for piece in pieces.values()):
         return pieces
     names, held = names_in(archive), dict[Path, Piece]()

@@ -1,4 +1,4 @@
-"""Takes out of an archive what is wanted, and nothing else: no links, no paths out of it, no endless content."""
+"""Unpacks the wanted members of an archive, and nothing else: no links, no paths out of it, no endless content."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from flamingo_eval.data.download import StoppedError, check_free
 from flamingo_eval.storage.files import open_own, storage_errors
 
 RATIO = 100
-"""How many times an archive's own size its content may have; text is packed to a tenth or so, images not at all."""
+"""An archive's content may be at most this many times its size; text packs to about a tenth, images not at all."""
 
 _SMALL = 100 << 20
-"""Up to so many bytes the ratio does not count."""
+"""Content of up to this many bytes is always allowed, whatever its ratio."""
 
 _CHUNK = 1 << 20
 _DAMAGED = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, OSError,
 )  # fmt: skip
-"""What reading a damaged archive raises. (NotImplementedError, of an unknown packing, is a RuntimeError.)"""
+"""What reading a damaged archive raises. (NotImplementedError, for an unknown compression, is a RuntimeError.)"""
 
 Wanted = Mapping[Path, Piece]
-"""Where pieces are put -> the pieces."""
+"""Where a piece is put -> the piece."""
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is packed, by its content. Raises DataError for the beginning of a zip file."""
+    """Whether a file is a zip or tar file, by its content. Raises DataError for a zip file that is cut off."""
     if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
         return True
     with path.open("rb") as file:
@@ -62,13 +62,14 @@ def unpack(archive: Path, wanted: Wanted, stop: threading.Event) -> None:
 
     Args:
         archive: a zip or tar file.
-        wanted: where to put which pieces; what is there already, and is what the archive holds, is left alone.
-        stop: set from outside, it ends this.
+        wanted: where to put which pieces. Files that an earlier try has unpacked are not written again from a zip file;
+            nor are complete class folders from a tar file.
+        stop: an event that the caller sets to end the unpacking.
 
     Raises:
-        DataError: it is damaged, lacks a piece, or holds what no archive of data holds.
+        DataError: the archive is damaged, lacks a piece, or holds what no archive of data holds (such as links).
         StorageError: disk full, read-only, not allowed.
-        StoppedError: it was told to stop.
+        StoppedError: ``stop`` was set.
     """
     try:
         if zipfile.is_zipfile(archive):
@@ -104,7 +105,7 @@ def _unzip(archive: Path, wanted: Wanted, stop: threading.Event) -> None:
 
 
 def _is_this(path: Path, info: zipfile.ZipInfo) -> bool:
-    """Whether a file is there already, from an earlier try."""
+    """Whether a file is there already, complete, from an earlier try."""
     if not path.is_file() or path.stat().st_size != info.file_size:
         return False
     check = 0
@@ -147,7 +148,7 @@ def _untar(archive: Path, wanted: Wanted, stop: threading.Event) -> None:
 
 
 def _unpack_class(archive: Path, content: IO[bytes], folder: Path, stop: threading.Event, most: int) -> int:
-    """The files of an archive within an archive, into a folder that is there once complete; returns their bytes."""
+    """Unpacks an archive within an archive, into a folder that gets its name once complete; returns its bytes."""
     written = 0
     if folder.exists():
         return written
@@ -169,9 +170,9 @@ def _unpack_class(archive: Path, content: IO[bytes], folder: Path, stop: threadi
 
 
 def select(names: Iterable[str], piece: Piece) -> dict[str, str]:
-    """Members of an archive that are, or are in, a piece -> their paths within it; empty for a file.
+    """Members of an archive that are, or are in, a piece -> their paths within it; empty if the piece is a file.
 
-    Folders may stand before it; where it is there more than once, the one that is least deep counts.
+    The piece may lie in other folders of the archive. If it is there more than once, the least deep one counts.
     """
     places = {name: place for name in names if (place := _place(name, piece)) is not None}
     top = min((place[0] for place in places.values()), key=lambda top: (len(top), top), default=())
@@ -179,7 +180,7 @@ def select(names: Iterable[str], piece: Piece) -> dict[str, str]:
 
 
 def _place(name: str, piece: Piece) -> tuple[tuple[str, ...], str] | None:
-    """(folders before the piece, path within it) of a member; None if it is none of the piece's."""
+    """(folders above the piece, path within it) of a member; None if it does not belong to the piece."""
     parts, wanted = PurePosixPath(name).parts, PurePosixPath(piece.inner).parts
     if any(part.startswith(("._", "__MACOSX", ".DS_Store")) for part in parts):
         return None
@@ -193,7 +194,7 @@ def _place(name: str, piece: Piece) -> tuple[tuple[str, ...], str] | None:
 
 
 def _inside(archive: Path, target: Path, rest: str) -> Path:
-    """The path of a member, once it is sure that it stays within the target. Raises DataError."""
+    """The path of a member. Raises DataError if it would not stay within the target."""
     path = PurePosixPath(rest)
     if path.is_absolute() or ".." in path.parts or "\\" in rest or "\0" in rest:
         raise DataError(f"{archive} holds {rest!r}, a path that leads out of the archive; nothing of it is used")
@@ -234,11 +235,11 @@ def _lacking(archive: Path, piece: Piece, names: Iterable[str]) -> DataError:
 
 
 _UNUSABLE = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.EINVAL, errno.ENOENT, errno.EILSEQ)
-"""What the system says of names that no files can have, or not beside each other."""
+"""The system's errors for names that no file can have, or that two files can't have together."""
 
 
 def _write(path: Path, content: IO[bytes], size: int) -> None:
-    """Copies what has this many bytes into a file of our own."""
+    """Copies content of this many bytes into a file of our own."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = open_own(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -250,7 +251,7 @@ def _write(path: Path, content: IO[bytes], size: int) -> None:
     with os.fdopen(handle, "wb", buffering=0) as file:  # so that closing it writes nothing, and raises nothing
         left = size
         while left > 0:
-            chunk = content.read(min(_CHUNK, left))  # outside: what it raises is of the archive
+            chunk = content.read(min(_CHUNK, left))  # outside: its errors concern the archive
             if not chunk:
                 raise EOFError(f"{path.name} ends {left:,} bytes early")
             left -= len(chunk)

@@ -1,4 +1,4 @@
-"""Whether a file is the one that its owner gives away; what was downloaded is noted in the benchmark's folder."""
+"""Checks that a file is the one that its owner publishes, and records downloads in the benchmark's folder."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from flamingo_eval.data.planning import Job
 from flamingo_eval.storage.files import json_text, storage_errors, write_atomic
 
 RECORD = "prepared.json"
-"""What was downloaded, from where and when: a file in the benchmark's folder."""
+"""A file in the benchmark's folder that records what was downloaded, from where and when."""
 
 
 _known: dict[tuple[int, ...], str] = {}
 
 
 def _digest(path: Path, algorithm: str) -> str:
-    """The digest of a file, worked out once as long as it stays as it is, whatever it is called."""
+    """The digest of a file. It is computed once while the file does not change, even if the file is renamed."""
     with path.open("rb") as file:
         state = os.fstat(file.fileno())
         key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
@@ -34,7 +34,7 @@ def _digest(path: Path, algorithm: str) -> str:
 
 
 def verify(source: SourceFile, file: Path) -> str:
-    """The digest of a file that is its owner's. Raises DataError."""
+    """The digest of a file. Raises DataError if its size or digest is not what its owner states."""
     size = file.stat().st_size
     if source.size and size != source.size:
         check_begins(file, str(file))
@@ -51,10 +51,10 @@ def verify(source: SourceFile, file: Path) -> str:
 
 
 def verify_download(job: Job, part: Path) -> None:
-    """Gives a download its name; it is thrown away if it is another file.
+    """Gives a download its name, or deletes it if it is another file.
 
     Raises:
-        DataError: it is another one than its owner's, or than when it was first downloaded here.
+        DataError: it is not the owner's file, or not the same as when it was first downloaded here.
         StorageError: not allowed.
     """
     try:
@@ -91,7 +91,7 @@ _record_lock = threading.Lock()
 
 
 def record(job: Job, digest: str) -> None:
-    """Notes what was downloaded, when, and whether its digest is the owner's, or only what was found."""
+    """Records what was downloaded, when, its digest, and whether the owner states that digest."""
     with _record_lock:
         files = _recorded(job)
         files[job.source.name] = {

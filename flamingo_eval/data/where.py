@@ -1,4 +1,4 @@
-"""What of a benchmark's data is there, and where the rest can be had."""
+"""Which pieces of a benchmark's data are there, and where the others can be obtained."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from flamingo_eval.data.finding import Places, there
 
 
 class Found(Enum):
-    """How a piece can be had.
+    """How a piece can be obtained.
 
     Attributes:
-        THERE: it is where it belongs, or what does as well is there.
-        ELSEWHERE: it lies somewhere else.
-        ARCHIVE: the file that holds it lies somewhere.
+        THERE: it is where it belongs, or an alternative to it is there.
+        ELSEWHERE: it lies somewhere else on the disk.
+        ARCHIVE: the file that holds it lies somewhere on the disk.
         DOWNLOAD: it can be downloaded.
         BY_HAND: a person has to get it.
         UNKNOWN: the benchmark's file does not say where it comes from.
@@ -35,17 +35,17 @@ class Found(Enum):
 
 @dataclass(frozen=True)
 class PieceState:
-    """A piece, and how it can be had.
+    """A piece, and how it can be obtained.
 
     Attributes:
-        benchmark: whose.
-        piece: it.
+        benchmark: the benchmark that needs it.
+        piece: the piece.
         target: where it belongs.
-        found: how it can be had.
-        at: where it, or the file that holds it, lies now; None if it does not.
-        links: where it lies -> where it belongs; several where what does as well lies elsewhere.
-        source: the file that is or holds it; None where nobody says.
-        place: what is there in its place, for people; empty for itself.
+        found: how it can be obtained.
+        at: where it, or the file that holds it, lies now; None if neither is on the disk.
+        links: pairs of where it lies and where it belongs; may be several for an alternative that lies elsewhere.
+        source: the owner's file that is or holds it; None if no file is named.
+        place: the alternative that is used instead, as text for people; empty if it is the piece itself.
     """
 
     benchmark: Benchmark
@@ -59,11 +59,11 @@ class PieceState:
 
 
 def pieces_of(benchmark: Benchmark, variant: str = "") -> tuple[Piece, ...]:
-    """The pieces that must be there, or may be, to query the benchmark's split.
+    """The pieces, required and optional, for querying the benchmark's split.
 
     Args:
-        benchmark: whose.
-        variant: take the files as these converted them, in place of those that they do as well as.
+        benchmark: the benchmark.
+        variant: take the files as converted by others under this name, instead of the files that these replace.
     """
     needed = [piece for piece in benchmark.data.layout if isinstance(piece, Piece) and piece.needed(benchmark.split)]
     converted = {piece.path for piece in needed if variant and piece.variant == variant}
@@ -88,7 +88,7 @@ def source_of(benchmark: Benchmark, piece: Piece) -> SourceFile | None:
 
 
 def states(benchmark: Benchmark, root: Path, places: Places, variant: str = "") -> list[PieceState]:
-    """How each piece of a benchmark can be had.
+    """How each piece of a benchmark can be obtained.
 
     Args:
         benchmark: with the user's own file names.
@@ -97,7 +97,7 @@ def states(benchmark: Benchmark, root: Path, places: Places, variant: str = "") 
         variant: see :func:`pieces_of`.
 
     Raises:
-        UserError: the benchmark's file contradicts itself, or a folder can't be looked at.
+        UserError: the benchmark's file contradicts itself, or a folder can't be read.
     """
     return [_state(benchmark, piece, root, places) for piece in pieces_of(benchmark, variant)]
 
@@ -131,7 +131,7 @@ def _state(benchmark: Benchmark, piece: Piece, root: Path, places: Places) -> Pi
             )
     if source is None:
         return state(Found.UNKNOWN)
-    itself = source.name == PurePosixPath(piece.inner).name  # no archive; it was sought as the piece, by its content
+    itself = source.name == PurePosixPath(piece.inner).name  # no archive: it was looked for as the piece
     archive = None if itself else places.file(source)
     if archive is not None:
         return state(Found.ARCHIVE, archive)
@@ -139,31 +139,31 @@ def _state(benchmark: Benchmark, piece: Piece, root: Path, places: Places) -> Pi
 
 
 def _named(benchmark: Benchmark, piece: Piece, path: str) -> Piece:
-    """What does as well as a piece, as a piece: as the layout has it, else one of the same kind."""
+    """An alternative to a piece, as a piece: as the layout lists it, else one of the same kind."""
     listed = (one for one in benchmark.data.layout if isinstance(one, Piece) and one.path == path)
     holds = "*.jpg" if path.endswith("/") else piece.holds
     return next(listed, Piece(path=path, holds=holds))
 
 
 def flat_name(target: Path) -> str:
-    """What a folder of images side by side is called once the folder per class has its name."""
+    """The new name of a folder of unsorted images, whose old name goes to the folder of the class folders."""
     return f"{target.name}.flat"
 
 
 def _to_arrange(piece: Piece, target: Path) -> bool:
-    """Whether images lie side by side where a folder per class is wanted."""
+    """Whether the images at a target still have to be put into a folder per class."""
     return piece.arrange == "class_folders" and not any(
         one.is_dir() for one in target.iterdir() if not one.name.startswith(".")
     )
 
 
 def missing(found: Iterable[PieceState]) -> Sequence[PieceState]:
-    """What is needed and is not where it belongs."""
+    """The pieces that are required and are not where they belong."""
     return [one for one in found if one.found is not Found.THERE and not one.piece.optional]
 
 
 def how(state: PieceState) -> str:
-    """Where a piece that is not there can be had, and what ``data prepare`` does about it."""
+    """A text: where a missing piece can be obtained, and what ``data prepare`` does about it."""
     source = state.source
     match state.found:
         case Found.ELSEWHERE if state.at == state.target:
@@ -183,7 +183,7 @@ def how(state: PieceState) -> str:
 
 
 def would(state: PieceState) -> str:
-    """What would be done about a piece."""
+    """A text: what ``data prepare`` would do about a piece."""
     source = state.source
     match state.found:
         case Found.THERE:
@@ -201,7 +201,7 @@ def would(state: PieceState) -> str:
 
 
 def size_text(count: int) -> str:
-    """Bytes for people.
+    """A number of bytes as text for people.
 
     >>> size_text(13_510_573_713)
     '13.5 GB'
@@ -213,6 +213,6 @@ def size_text(count: int) -> str:
 
 
 def steps(found: Iterable[PieceState]) -> Iterable[tuple[SourceFile, tuple[str, ...]]]:
-    """What a person has to do for each file that nobody may download unasked."""
+    """For each file that the user has to get by hand: the file, and the steps to take."""
     sources = {one.source.name: one.source for one in found if one.found is Found.BY_HAND and one.source}
     return [(source, source.steps) for source in sources.values()]

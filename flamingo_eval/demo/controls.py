@@ -1,19 +1,18 @@
-"""What the demos' scores are made of: ``python -m flamingo_eval.demo.controls``, ``... --checkpoint demo-chat``.
+"""Shows where the demos' scores come from: ``python -m flamingo_eval.demo.controls``, ``... --checkpoint demo-chat``.
 
-Every mini benchmark is run by the model and beside it by
+Every mini benchmark is run by the model and beside it by these controls:
 
-- *perfect observer*: sees everything, knows what its demonstrations told, guesses the rest (``observer.py``); with
-  RICES too: what similar demonstrations tell of the query is more;
+- *perfect observer*: sees everything, knows what its demonstrations show, guesses the rest (``observer.py``); also with
+  RICES, since similar demonstrations show more about the query;
 - *nearest demonstration*: the most frequent answer of the demonstrations, or the nearest one's; no model;
 - *blind*: the model, without the query's image;
 - *text only*: the model, without the images of the demonstrations;
-- *images shuffled*, *text shuffled*: the model, the demonstrations' images or texts in another order;
-- *other dialect* and *wrong images* (captions): demonstrations whose every word is another dialect's; queries that
-  show another query's image.
+- *images shuffled*, *text shuffled*: the model, with the demonstrations' images or texts in another order;
+- *other dialect* and *wrong images* (captions): demonstrations in which every word is from another dialect; queries
+  that show another query's image.
 
-Hateful Memes' role is played once more under eleven rules that are held out as well. With ``--write`` the tables go
-into the demo's page, and the first demo's also into this project's README. Runs are kept: the command given again
-goes on.
+The mini Hateful Memes is also run under the eleven other held-out rules. With ``--write`` the tables go into the demo's
+page, and the first demo's also into this project's README. Runs are kept: the same command continues them.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from flamingo_eval.storage.run_folder import RunFolder
 
 SHOTS, SEEDS = (0, 4, 8, 16, 32), (42, 43, 44)
 CONTROLLED = (4, 16)
-"""Numbers of shots that the controls are made at."""
+"""Numbers of shots at which the controls are run."""
 BENCHMARKS: Mapping[str, tuple[str, Callable[[Observer, int], Answer]]] = {
     "coco": ("captions", Observer.caption),
     "flickr30k": ("more captions", Observer.caption),
@@ -66,14 +65,14 @@ TITLES = {"majority": "nearest demonstration, no model", "blind": "blind", "text
 
 CHECKOUT = Path(__file__).parents[2]
 PAGES = {DEMO: Path(__file__).parent / "README.md", DEMO_CHAT: CHECKOUT / "docs" / "demo-chat.md"}
-"""Where the tables of a demo's checkpoint stand."""
+"""A demo's checkpoint -> the page with its tables."""
 
 Row = dict[int, Cell]
 """A table's row: number of shots -> cell."""
 
 
 def other_dialect() -> words.Dialect:
-    """A dialect whose every word differs from the shipped captions' and belongs to the same concept."""
+    """A dialect in which the word for every concept differs from that of the shipped captions."""
     return {c: next(w for w in pair if w != DIALECT[c]) for c, pair in words.OWN_WORDS.items()}
 
 
@@ -83,26 +82,26 @@ def control_root(name: str, write: Callable[[Path], None], last: str) -> Path:
 
 
 def other_dialect_root() -> Path:
-    """The captions, demonstrations in another dialect."""
+    """Data root of the captions with demonstrations in another dialect."""
     return control_root("other-dialect", lambda root: write_coco(root / "coco", demonstrations=other_dialect()),
                         "coco/annotations/captions_val2014.json")  # fmt: skip
 
 
 def wrong_images_root() -> Path:
-    """The captions, every query with another query's image."""
+    """Data root of the captions in which every query has another query's image."""
     return control_root("wrong-images", lambda root: write_coco(root / "coco", wrong_images=True),
                         "coco/annotations/captions_val2014.json")  # fmt: skip
 
 
 def rule_root(number: int) -> Path:
-    """Hateful Memes' role under another held-out rule, with images of its own."""
+    """Data root of the mini Hateful Memes under another held-out rule, with images of its own."""
     generator = np.random.RandomState([SEED, 200 + number])
     return control_root(f"rule-{number}", lambda root: write_hateful_memes(root, generator, RULES[number]),
                         "hateful_memes/dev_seen.jsonl")  # fmt: skip
 
 
 def observe(trials: Sequence[TrialPlan], selector: str = "random") -> Row:
-    """The perfect observer's scores on one benchmark; captions in the frame that suits best at each number of shots."""
+    """The perfect observer's scores on one benchmark; captions use the frame that scores best at a number of shots."""
     benchmark = trials[0].source.benchmark
     dialect, answer = BENCHMARKS[benchmark.name]
     metric, references = registry.metric(benchmark.metric), trials[0].source.references.by_id
@@ -125,7 +124,7 @@ def _framed(frame: str, answered: Mapping[Id, Answer]) -> dict[Id, Answer]:
 
 
 def best_single_caption(references: Mapping[Id, Sequence[str]]) -> tuple[str, float]:
-    """The reference that scores best when every image gets it, and its score."""
+    """The reference that scores best when it is the caption of every image, and its score."""
     texts = sorted({text for answered in references.values() for text in answered})
     scores = registry.metric("cider").compute([dict.fromkeys(references, text) for text in texts], references, {})
     best = max(range(len(texts)), key=lambda i: scores[i].value)
@@ -152,12 +151,12 @@ class Runs:
     out: Path
 
     def folder(self, name: str) -> RunFolder:
-        """A run's."""
+        """The folder of a run."""
         return RunFolder(self.out / name.replace(" ", "-"))
 
     def run(self, name: str, benchmarks: Sequence[str], shots: Sequence[int], root: Path | None = None,
             selector: str = "random") -> dict[str, Row]:  # fmt: skip
-        """Runs it, or goes on with it; benchmark -> row."""
+        """Starts a run or continues it; benchmark -> row."""
         note(name)
         spec = RunSpec(benchmarks=tuple(benchmarks), shots=tuple(shots), seeds=SEEDS, select=selector,
                        checkpoint=self.checkpoint, data_root=DEMO if root is None else str(root))  # fmt: skip
@@ -165,7 +164,7 @@ class Runs:
 
 
 def benchmark_table(runs: Runs, demo: Mapping[str, Row], rices: Mapping[str, Row]) -> str:
-    """Every benchmark's scores and controls; random demonstrations but for two rows."""
+    """Every benchmark's scores and controls; demonstrations are random except in the two RICES rows."""
     controlled = _controls(runs.folder("demo"), tuple(TITLES))
     observed, observed_rices = (_observed(runs.folder(run)) for run in ("demo", "rices"))
     lines = []
@@ -183,7 +182,7 @@ def benchmark_table(runs: Runs, demo: Mapping[str, Row], rices: Mapping[str, Row
 
 
 def _observed(folder: RunFolder) -> dict[str, Row]:
-    """The perfect observer on every benchmark of a run, with that run's demonstrations."""
+    """The perfect observer's scores on every benchmark of a run, with that run's demonstrations."""
     record, trials = reopen(folder, data_folder)
     selector = record.identity.selector
     names = dict.fromkeys(trial.source.benchmark.name for trial in trials)
@@ -191,7 +190,7 @@ def _observed(folder: RunFolder) -> dict[str, Row]:
 
 
 def rules_table(runs: Runs) -> str:
-    """Hateful Memes' role under every held-out rule; means over rules, with the demonstrations' images or without."""
+    """The mini Hateful Memes under every held-out rule; means over rules, with and without demonstrations' images."""
     shots = SHOTS[:4]
     rows, text_only = [], []
     for number in range(len(RULES)):
@@ -206,7 +205,7 @@ def rules_table(runs: Runs) -> str:
 
 
 def _mean(rows: Sequence[Row]) -> Row:
-    """Mean and deviation between rows instead of trials."""
+    """A row whose mean and deviation are over the given rows instead of over trials."""
     return {
         k: replace(cell, trials=tuple(Trial(i, row[k].mean, 1, 1) for i, row in enumerate(rows)))
         for k, cell in rows[0].items()
@@ -221,7 +220,7 @@ def _controls(folder: RunFolder, names: Sequence[str]) -> dict[str, dict[str, Ro
 
 
 def caption_table(runs: Runs, demo: Row) -> str:
-    """What the captioning curve is made of."""
+    """The captioning curve beside its controls."""
     shots = SHOTS[:4]
     references = read_source("coco", demo_data_root()).references.by_id
     caption, value = best_single_caption(references)
@@ -234,7 +233,7 @@ def caption_table(runs: Runs, demo: Row) -> str:
 
 
 def front_tables(demo: Mapping[str, Row], rices: Mapping[str, Row]) -> dict[str, str]:
-    """What this project's README begins with: the captioning curve, its plot, and a line for every benchmark."""
+    """The tables at the top of this project's README: the captioning curve, its plot, a line for every benchmark."""
     curve = demo["coco"]
     means = [curve[k].mean for k in SHOTS]
     top = 100 * math.ceil(max(means) / 100)

@@ -27,10 +27,10 @@ DIALECT: words.Dialect = DIALECTS["captions"]
 
 _PARTIAL = ".demo-data-"
 _ABANDONED = 3600.0
-"""Seconds after which a folder that is still being written has lost its writer, who takes a few."""
+"""Age in seconds at which an unfinished folder counts as abandoned; writing takes a few seconds."""
 
 VERSION = "4"
-"""Counted up whenever a change of the code changes the files; part of the cache folder's name."""
+"""Increased whenever a change of the code changes the files; part of the cache folder's name."""
 
 
 def write_coco(folder: Path, *, demonstrations: words.Dialect = DIALECT, wrong_images: bool = False) -> None:
@@ -39,8 +39,7 @@ def write_coco(folder: Path, *, demonstrations: words.Dialect = DIALECT, wrong_i
     Args:
         folder: the benchmark's folder, ``.../coco``.
         demonstrations: dialect of the training captions; the test captions are always in ``DIALECT``.
-        wrong_images: give every test image's file to the next test example (a control: same texts, images
-            that have nothing to do with them).
+        wrong_images: give every test example the image of the next one (a control: same texts, unrelated images).
     """
     generator = np.random.RandomState(SEED)
     images: list[dict[str, Any]] = []
@@ -70,7 +69,7 @@ def write_coco(folder: Path, *, demonstrations: words.Dialect = DIALECT, wrong_i
     dump(
         folder / "annotations" / "captions_val2014.json",
         {
-            # "pictures" stays until VERSION is counted up: this text is in the data's digest
+            # "pictures" must stay until VERSION is increased: this text is part of the data's digest
             "info": {"description": "flamingo-eval demo: generated pictures"},
             "type": "captions",
             "images": [
@@ -84,18 +83,18 @@ def write_coco(folder: Path, *, demonstrations: words.Dialect = DIALECT, wrong_i
 
 
 def world_digest() -> str:
-    """Tells one version of the generated data from another; part of the names of folders that hold it."""
+    """Identifies a version of the generated data; part of the names of the folders that hold it."""
     sizes = [[size.train, size.test] for size in (SIZE, *SIZES.values())]
     held_out = [[list(d.values()) for d in DIALECTS.values()], list(OWNED.items()), [sorted(rule) for rule in RULES]]
     return digest([VERSION, sizes, SEED, held_out, words.spoken()])[:10]
 
 
 def write_once(final: Path, last: str, write: Callable[[Path], None]) -> Path:
-    """Writes a folder into the cache, whole or not at all, if it is not there.
+    """Writes a folder into the cache, completely or not at all, if it is not there.
 
     Args:
         final: the folder.
-        last: a file in it without which it is not whole.
+        last: a file in it; without it the folder is incomplete.
         write: writes everything into the folder it is given.
 
     Raises:
@@ -105,7 +104,7 @@ def write_once(final: Path, last: str, write: Callable[[Path], None]) -> Path:
         return final
     with storage_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        for left in final.parent.glob(f"{_PARTIAL}*"):  # by a process that was killed while it wrote
+        for left in final.parent.glob(f"{_PARTIAL}*"):  # left by a process that was killed while it wrote
             if time.time() - left.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(left, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(dir=final.parent, prefix=_PARTIAL))
@@ -124,7 +123,7 @@ def write_once(final: Path, last: str, write: Callable[[Path], None]) -> Path:
 
 
 def demo_data_root() -> Path:
-    """The demo's data root; written into the cache folder on first use, whole or not at all.
+    """The demo's data root; written into the cache folder on first use, completely or not at all.
 
     Raises:
         StorageError: the cache folder can't be written.

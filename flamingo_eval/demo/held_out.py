@@ -1,4 +1,4 @@
-"""What the demo's data sets are written with, and training never draws: dialects, owners, rules."""
+"""The dialects, owners and rules that the demo's data sets are written with; training never draws them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def _rules(count: int) -> tuple[Rule, ...]:
 
 
 RULES = _rules(12)
-"""Of the 70 rules that there are; the first is the shipped data set's."""
+"""Twelve of the 70 possible rules; the first is the shipped data set's."""
 COMPLEMENTS: tuple[Rule, ...] = tuple(frozenset(COLOURS) - rule for rule in RULES)
-"""What these rules do not mark. Without both, every colour is in exactly half of the rules that are left."""
+"""The colours that these rules do not mark. With both left out, every colour is in exactly half of the other rules."""
 
 
 def draw_except(draw: Callable[[np.random.RandomState], _T], generator: np.random.RandomState, *held_out: _T) -> _T:
-    """Draws until it is none of these."""
+    """Draws until the result is none of ``held_out``."""
     drawn = draw(generator)
     while drawn in held_out:
         drawn = draw(generator)

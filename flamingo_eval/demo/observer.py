@@ -1,8 +1,8 @@
-"""The perfect observer of the demo's world: sees everything, knows what its demonstrations told, guesses the rest.
+"""The perfect observer of the demo's world: sees everything, knows what its demonstrations show, guesses the rest.
 
-It knows both own words of every concept, but not which of them a data set uses; it knows no loan word, no owner and no
-rule before a demonstration shows one. What a model can learn in context ends about here, but for luck: the observer
-guesses evenly where it was not told, and draws no conclusions from several demonstrations at once.
+It knows both own words of every concept, but not which of them a data set uses. It knows no loan word, no owner and no
+rule before a demonstration shows one. Apart from luck, its scores are about the limit of what a model can learn in
+context. It guesses evenly where no demonstration helps, and draws no conclusions from several demonstrations at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOANS = frozenset((*words.LOAN_COLOURS, *words.LOAN_SHAPES))
 
 
 class Observer:
-    """Answers the queries of one data set of the demo."""
+    """Answers the queries of one trial on one of the demo's data sets."""
 
     def __init__(self, trial: TrialPlan, dialect: str) -> None:
         self._trial, self._data = trial, trial.source.data
@@ -35,7 +35,7 @@ class Observer:
         self._generator = np.random.RandomState([SEED, trial.shots, trial.seed])
 
     def answers(self, answer: Callable[[Observer, int], Answer]) -> dict[Id, Answer]:
-        """Every query's answer, by its id; ``answer`` is one of this class's functions."""
+        """Every query's answer, by its id; ``answer`` is one of this class's methods."""
         return {self._trial.slots[position][0]: answer(self, position) for position in range(len(self._trial))}
 
     def _query(self, position: int) -> tuple[Example, world.Scene]:
@@ -50,10 +50,10 @@ class Observer:
         return self._truth[example.image.split("/", 1)[1]]
 
     def _lexicon(self, position: int, field: str, concepts: Sequence[str]) -> dict[str, str]:
-        """A word for each concept: the one shown, else a guess among its own.
+        """A word for each concept: the one that demonstrations show, else a guess among the concept's own words.
 
-        A data set's own loan words and the words of its questions are certain; a word that answers may be that of
-        somebody who sees it differently, so the most frequent one counts.
+        Explained loan words and the words of captions and questions are certain. The word of an answer may come from an
+        annotator who disagrees, so the most frequent one counts.
         """
         counts: dict[str, Counter[str]] = {}
         for example, scene in self._shown(position):
@@ -67,7 +67,10 @@ class Observer:
         return {c: counts[c].most_common(1)[0][0] if c in counts else self._guess(words.OWN_WORDS[c]) for c in concepts}
 
     def _explained(self, example: Example, scene: world.Scene) -> dict[str, str]:
-        """Loan words whose concept a demonstration's image tells: of a question about a pair it might be either's."""
+        """Loan words -> the concepts that a demonstration's image shows them to mean.
+
+        A question about a pair explains no word, which could be either thing's. At 0 shots there are no images.
+        """
         if not self._trial.shots or ("question" in example.fields and scene.is_pair):
             return {}
         seen = (c for thing in scene.things for c in (thing.colour, thing.shape))
@@ -77,13 +80,13 @@ class Observer:
         return among[self._generator.randint(len(among))]
 
     def caption(self, position: int) -> str:
-        """What is there, without a frame."""
+        """Describes what is there, without a frame."""
         _, scene = self._query(position)
         concepts = [c for thing in scene.things for c in (thing.colour, thing.shape)]
         return words.describe(scene, self._lexicon(position, "caption", concepts))
 
     def answer(self, position: int) -> str:
-        """The right answer, if the question's words and the answer's are known; else a guess among what it could be."""
+        """The right answer, if the words of question and answer are known; else a guess among the possible answers."""
         example, scene = self._query(position)
         counts: Counter[str] = Counter(a.text for a in self._references[example.id].answers)
         right = counts.most_common(1)[0][0]
@@ -96,16 +99,16 @@ class Observer:
         seen = [c for thing in scene.things for c in (thing.colour, thing.shape)]
         about = next((c for c in seen if self._dialect[c] == right), None)
         if about is None:
-            return right  # a count, a side, yes or no, a printed word: nothing to be learned
+            return right  # a count, a side, yes or no, a printed word: nothing to learn
         if not understood:
             thing = scene.things[self._generator.randint(len(scene.things))]
             about = thing.colour if about in world.COLOURS else thing.shape
         return self._lexicon(position, "answer", [about])[about]
 
     def owner(self, position: int) -> str:
-        """Who was said most often to own things of this colour.
+        """The owner that demonstrations name most often for things of this colour.
 
-        Else a guess: somebody who owns nothing yet; where no images were shown, somebody who was named, if any were.
+        Else a guess: an owner who has no colour yet; at 0 shots, without images, an owner that was named, if any was.
         """
         colour = self._query(position)[1].main.colour
         shown = [(example.fields["answer"], scene.main.colour) for example, scene in self._shown(position)]
@@ -119,7 +122,7 @@ class Observer:
         return self._guess([name for name in words.OWNERS if name not in taken])
 
     def mark(self, position: int) -> Mapping[str, float]:
-        """Log-probabilities of no and yes, from the colours whose label is known and the number of those left."""
+        """Log-probabilities of no and yes, from the colours whose label is known and the number of the others."""
         colour = self._query(position)[1].main.colour
         shown = self._shown(position) if self._trial.shots else []
         known = {scene.main.colour: example.fields["label"] == "yes" for example, scene in shown}
@@ -128,7 +131,7 @@ class Observer:
         return {"no": math.log(1 - yes + 1e-6), "yes": math.log(yes + 1e-6)}
 
     def class_name(self, position: int) -> Mapping[str, float]:
-        """The name whose two words fit what the image shows; own words are known, loan words from demonstrations."""
+        """1 for the name whose two words fit the image best, else 0; loan words are known from demonstrations only."""
         scene = self._query(position)[1]
         names: tuple[str, ...] = self._trial.source.data.names
         shown = self._shown(position) if self._trial.shots else []
@@ -144,11 +147,11 @@ class Observer:
 
     @staticmethod
     def _fit(name: str, concepts: tuple[str, str], meant: Mapping[str, str]) -> float:
-        """How well a name's words fit: 1 for a word known to mean the concept, less for one that nobody explained."""
+        """How well a name fits, a factor per word: 1 if it means the concept, 0 if it can't, 0.5 if that is unknown."""
         fit = 1.0
         for word, concept in zip(name.split(), concepts, strict=True):
             means = _OWN_WORD.get(word) or meant.get(word)
-            explained = concept in meant.values()  # by another word, then
+            explained = concept in meant.values()  # then it is explained by another word
             fit *= float(means == concept) if means else 0.0 if explained else 0.5
         return fit
 

@@ -33,7 +33,7 @@ Asker = Callable[[Item, np.random.RandomState], Question]
 
 
 def _answers(texts: list[str], with_ids: bool, generator: np.random.RandomState) -> list[dict[str, Any]]:
-    """Annotators' records; people are sure, or less so, which matters where records are compared (VizWiz)."""
+    """Annotators' records, with a confidence drawn for each, which matters where records are compared (VizWiz)."""
     sure = generator.choice(("yes", "maybe", "no"), size=len(texts), p=(0.6, 0.25, 0.15))
     return [
         {"answer": text, "answer_confidence": str(confidence)} | ({"answer_id": i} if with_ids else {})
@@ -42,14 +42,14 @@ def _answers(texts: list[str], with_ids: bool, generator: np.random.RandomState)
 
 
 def _type(answer: str) -> str:
-    """What VQA's files call an answer."""
+    """The type that VQA's files give an answer."""
     if answer in ("yes", "no"):
         return "yes/no"
     return "number" if answer.isdigit() else answer if answer == words.UNANSWERABLE else "other"
 
 
 def write_flickr30k(root: Path, generator: np.random.RandomState) -> None:
-    """Captions in Karpathy's file, in a dialect of their own."""
+    """The mini Flickr30K: captions in Karpathy's file format, in a dialect of their own."""
     folder, images = root / "flickr30k", []
     names = "flickr30k-images/{}.png".format
     for item in write_images(folder, SIZES["flickr30k"], lambda n, _: names(7000 + n), generator):
@@ -63,14 +63,14 @@ def _write_vqa(
     ids: Callable[[int], Any], ask: Asker, *, answer_ids: bool = True,
     draw: Callable[[np.random.RandomState], world.Scene] = world.draw_scene,
 ) -> None:  # fmt: skip
-    """Questions and annotations in VQA format.
+    """Writes images, and questions and annotations in VQA format.
 
     Args:
         folder: the data set's.
         files: split -> names of its questions and annotations.
         images: split -> where its images are.
         generator: what to draw from.
-        ids: from an image's number to its id.
+        ids: maps an image's number to its id.
         ask: the question about an image.
         answer_ids: whether answers are numbered; VizWiz's are not.
         draw: how a scene is drawn.
@@ -96,7 +96,7 @@ _COCO_IMAGES = {
 
 
 def _coco_files(prefix: str) -> dict[str, tuple[str, str]]:
-    """The names that VQAv2's and OK-VQA's files have, but for a prefix."""
+    """The names of VQAv2's and OK-VQA's files, which differ only in a prefix."""
     questions, annotations = "OpenEnded_mscoco_{}2014_questions.json", "mscoco_{}2014_annotations.json"
     return {
         split: (prefix + questions.format(name), prefix + annotations.format(name))
@@ -113,12 +113,12 @@ def _ask_some_words(item: Item, generator: np.random.RandomState) -> Question:
 
 
 def write_vqav2(root: Path, generator: np.random.RandomState) -> None:
-    """VQAv2's role: colours, shapes, counts, places, yes or no."""
+    """The mini VQAv2: questions about colours, shapes, counts and sides, and yes-or-no questions."""
     _write_vqa(root / "vqav2", _coco_files("v2_"), _COCO_IMAGES, generator, lambda n: 30_000 + n, _ask)
 
 
 def write_okvqa(root: Path, generator: np.random.RandomState) -> None:
-    """OK-VQA's role: who owns a thing follows from its colour, but only demonstrations tell whose is which."""
+    """The mini OK-VQA: a thing's colour decides who owns it, but only demonstrations show who owns which colour."""
     draw = partial(world.draw_scene, pairs=0.0)
     ask: Asker = lambda item, _: words.ask_owner(item.scene, OWNED)  # noqa: E731
     _write_vqa(root / "ok_vqa", _coco_files(""), _COCO_IMAGES, generator, lambda n: 40_000 + n, ask, draw=draw)
@@ -129,7 +129,7 @@ def _converted(split: str) -> tuple[str, str]:
 
 
 def write_textvqa(root: Path, generator: np.random.RandomState) -> None:
-    """TextVQA's role: the printed word."""
+    """The mini TextVQA: questions about the printed word."""
     images = dict.fromkeys(("train", "test"), "train_images/{image_id}.jpg")
     files = {"train": _converted("train"), "test": _converted("val")}
     draw = partial(world.draw_scene, printed=1.0)
@@ -138,7 +138,7 @@ def write_textvqa(root: Path, generator: np.random.RandomState) -> None:
 
 
 def write_vizwiz(root: Path, generator: np.random.RandomState) -> None:
-    """VizWiz's role: answers without ids, and questions about words that are not there."""
+    """The mini VizWiz: answers without ids, and some questions about a printed word, which most images don't have."""
     images = {"train": "train/{image_id}", "test": "val/{image_id}"}
     files = {"train": _converted("train"), "test": _converted("val")}
     _write_vqa(root / "vizwiz", files, images, generator, "VizWiz_demo_{:08d}.jpg".format, _ask_some_words,
@@ -146,7 +146,7 @@ def write_vizwiz(root: Path, generator: np.random.RandomState) -> None:
 
 
 def write_hateful_memes(root: Path, generator: np.random.RandomState, rule: words.Rule = RULES[0]) -> None:
-    """Hateful Memes' role: an image and the text on it, labelled by a rule: half of the colours."""
+    """The mini Hateful Memes: an image and the text on it, labelled by a rule that marks half of the colours."""
     folder, lines = root / "hateful_memes", {"train": "", "test": ""}
     draw = partial(world.draw_scene, pairs=0.0, printed=1.0)
     for item in write_images(folder, SIZES["hateful_memes"], lambda n, _: f"img/{50_000 + n}.png", generator, draw):
@@ -158,7 +158,7 @@ def write_hateful_memes(root: Path, generator: np.random.RandomState, rule: word
 
 
 def write_imagenet(root: Path, generator: np.random.RandomState) -> None:
-    """ImageNet's role: a dozen classes, each a shape of a colour, named in a dialect."""
+    """The mini ImageNet: twelve classes, each a shape of one colour, named in a dialect."""
     folder, size = root / "imagenet", SIZES["imagenet"]
     pairs = [(colour, shape) for colour in world.COLOURS for shape in world.SHAPES]
     classes = [pairs[i] for i in generator.permutation(len(pairs))[:CLASSES]]
@@ -178,7 +178,7 @@ def write_imagenet(root: Path, generator: np.random.RandomState) -> None:
 
 
 def write_others(root: Path) -> None:
-    """Every mini benchmark but COCO, each from a generator of its own."""
+    """Writes every mini benchmark except COCO, each from a generator of its own."""
     writers = (
         write_flickr30k, write_vqav2, write_okvqa, write_textvqa, write_vizwiz, write_hateful_memes, write_imagenet,
     )  # fmt: skip

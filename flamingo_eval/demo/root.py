@@ -1,4 +1,4 @@
-"""From a data root as users name it to the folder."""
+"""Turns a data root as users name it into its folder."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""How the demo's world is talked about: dialects, captions, questions and their answers.
+"""The language of the demo's world: dialects, captions, questions and their answers.
 
 Each of sixteen concepts (eight colours, eight shapes) has two words of its own, and in some dialects a *loan word*
 instead, which means another concept in another dialect. A *dialect* fixes one word per concept; a data set is written
-in one dialect. A demonstration therefore reveals only the words of the things in it, and what a loan word means can
-only be seen in a demonstration's image: that is why a model that uses its demonstrations gets better with shots.
+in one dialect. A demonstration therefore reveals only the words of the things in it, and only its image shows what a
+loan word means. That is why a model that uses its demonstrations gets better with more shots.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ Dialect = Mapping[str, str]
 Owners = Mapping[str, str]
 """Colour -> who owns things of that colour: known from demonstrations only."""
 Rule = frozenset[str]
-"""The colours whose images are marked: half of all."""
+"""The colours whose images are marked: half of all colours."""
 
 
 def draw_dialect(generator: np.random.RandomState) -> Dialect:
-    """A dialect: for each concept one of its two words or, in one of three cases, a loan word that no other has."""
+    """A dialect: for each concept one of its two words or, in a third of the cases, a loan word that no other has."""
     choices = generator.randint(3, size=len(CONCEPTS))
     loans = [*generator.permutation(LOAN_COLOURS), *generator.permutation(LOAN_SHAPES)]
     return {
@@ -83,7 +83,7 @@ def draw_rule(generator: np.random.RandomState) -> Rule:
 
 
 def describe(scene: Scene, dialect: Dialect) -> str:
-    """What is there: *a crimson disc*, *three copies of a crimson disc*, *a crimson disc above a navy box*."""
+    """Describes a scene: *a crimson disc*, *three copies of a crimson disc*, *a crimson disc above a navy box*."""
     phrases = [f"a {dialect[thing.colour]} {dialect[thing.shape]}" for thing in scene.things]
     if scene.is_pair:
         return f"{phrases[0]} {scene.place} {phrases[1]}"
@@ -94,7 +94,7 @@ def describe(scene: Scene, dialect: Dialect) -> str:
 def captions(scene: Scene, dialect: Dialect, generator: np.random.RandomState, count: int = REFERENCES) -> list[str]:
     """``count`` captions of a scene, each in a different frame, in random order.
 
-    Some say on which side a thing is or which word is printed, as some people would.
+    Some state on which side a thing is or which word is printed, as some people would.
     """
     frames = list(FRAMES)
     if scene.place in SIDES:
@@ -112,8 +112,8 @@ class Question:
     Attributes:
         text: the question.
         answer: the right answer.
-        other: what people say who see it differently; never empty.
-        about: the concept the answer names, or nothing.
+        other: answers of people who see it differently; never empty.
+        about: the concept that the answer names, or empty.
     """
 
     text: str
@@ -127,7 +127,7 @@ SHARES = (0.32, 0.32, 0.12, 0.12, 0.12)
 
 
 def ask(scene: Scene, dialect: Dialect, generator: np.random.RandomState) -> Question:
-    """A question as VQAv2 has them: about a colour, a shape, a count, a place, or to be answered by yes or no."""
+    """A question like VQAv2's: about a colour, a shape, a count or a side, or one to answer with yes or no."""
     kind = str(generator.choice(KINDS, p=SHARES))
     thing = scene.things[generator.randint(len(scene.things))]
     colour, shape = dialect[thing.colour], dialect[thing.shape]
@@ -155,7 +155,7 @@ def _side(scene: Scene, first: bool) -> str:
 
 
 def _yes_or_no(scene: Scene, dialect: Dialect, generator: np.random.RandomState) -> Question:
-    """Of a pair whether the relation holds, of others whether there is such a thing; yes in half of the cases."""
+    """Asks whether a pair's relation holds, or whether there is such a thing; half of the answers are yes."""
     yes = bool(generator.randint(2))
     if scene.is_pair:
         first, second = scene.things if yes else scene.things[::-1]
@@ -176,7 +176,7 @@ def _another(generator: np.random.RandomState, names: tuple[str, ...], name: str
 
 
 def ask_word(scene: Scene) -> Question:
-    """Which word is printed; unanswerable where there is none."""
+    """Asks which word is printed; unanswerable if there is none."""
     others = tuple(word for word in PRINTED if word[-1] == scene.printed[-1:] != "" and word != scene.printed)
     text = "What word is printed here?"
     if not scene.printed:
@@ -185,7 +185,7 @@ def ask_word(scene: Scene) -> Question:
 
 
 def ask_owner(scene: Scene, owners: Owners) -> Question:
-    """Who owns the thing: told by its colour, and by the demonstrations whose colour is whose."""
+    """Asks who owns the thing: its colour decides, and demonstrations show which colour belongs to whom."""
     owner = owners[scene.main.colour]
     return Question("Who owns this?", owner, tuple(name for name in owners.values() if name != owner))
 
@@ -194,7 +194,7 @@ ANNOTATORS = 10
 
 
 def annotate(question: Question, generator: np.random.RandomState) -> list[str]:
-    """The answers of ten people, of whom none to three see it differently, in random order."""
+    """The answers of ten people in random order; zero to three of them see it differently."""
     odd = int(generator.choice((0, 1, 2, 3), p=(0.5, 0.25, 0.15, 0.1)))
     others = [question.other[generator.randint(len(question.other))] for _ in range(odd)]
     answers = [question.answer] * (ANNOTATORS - odd) + others
@@ -202,7 +202,7 @@ def annotate(question: Question, generator: np.random.RandomState) -> list[str]:
 
 
 def spoken() -> list[str]:
-    """Every word that occurs, each once; what the tokenizer is trained on."""
+    """Every word that occurs, each once; the tokenizer is trained on them."""
     frames = " ".join((*FRAMES, ON_SIDE, WITH_WORD)).replace("{", " ").replace("}", " ")
     fixed = (
         "copies of left above right top bottom two three four yes no 1 2 3 4 5 0 What color is the shape thing How "

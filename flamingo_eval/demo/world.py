@@ -30,7 +30,7 @@ RELATIONS = ("left of", "above")
 PRINTED = ("zest", "lamp", "mint", "gate", "fork", "vase", "kiwi", "drum", "bell", "jump", "halo", "oven",
            "sofa", "tent", "crab", "yoga")  # fmt: skip
 
-_LETTERS = {  # five rows of three pixels, one digit of 0 to 7 a row
+_LETTERS = {  # five rows of three pixels, one digit from 0 to 7 per row
     "a": "25755", "b": "65656", "c": "34443", "d": "65556", "e": "74647", "f": "74644", "g": "34553", "h": "55755",
     "i": "72227", "j": "11152", "k": "55655", "l": "44447", "m": "57755", "n": "65555", "o": "25552", "p": "65644",
     "r": "65655", "s": "34216", "t": "72222", "u": "55557", "v": "55522", "w": "55775", "y": "55222", "z": "71247",
@@ -50,14 +50,14 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One image.
+    """What one image shows.
 
     Attributes:
-        things: one, two to four copies of one, or a pair that differs in colour and shape.
-        place: for one thing which of ``SIDES`` it lies on, for a pair which of ``RELATIONS`` holds from the first to
-            the second, for copies nothing.
-        background: its brightness, grey.
-        printed: one of ``PRINTED``, or nothing.
+        things: one thing, two to four copies of one, or a pair that differs in colour and shape.
+        place: for one thing, which of ``SIDES`` it lies on; for a pair, which of ``RELATIONS`` the first has to the
+            second; for copies, empty.
+        background: brightness of the grey background.
+        printed: one of ``PRINTED``, or empty.
     """
 
     things: tuple[Thing, ...]
@@ -85,8 +85,8 @@ def draw_scene(generator: np.random.RandomState, *, pairs: float = 0.2, copies: 
         pairs: share of pairs.
         copies: share of copies of one thing.
         printed: share of scenes with a printed word.
-        colour: of the main thing, if that is wanted.
-        shape: of the main thing, if that is wanted.
+        colour: of the main thing; empty for a random one.
+        shape: of the main thing; empty for a random one.
     """
     kind = generator.rand()
     colours = [str(c) for c in generator.permutation(list(COLOURS))[:2]]

@@ -1,4 +1,4 @@
-"""What all the demo's data sets share: images in two splits, what they show, answers of ten people."""
+"""What all the demo's data sets share: images in two splits, and a file that states what they show."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def write_images(
     Args:
         folder: the data set's.
         size: how many.
-        names: from (number, split) to a path in the folder.
-        generator: what scenes, noise and, between two images, the caller's texts are drawn from.
+        names: maps (number, split) to a path in the folder.
+        generator: scenes, noise and, between two images, the caller's texts are drawn from it.
         draw: how a scene is drawn.
     """
     truth: dict[str, world.Scene] = {}
@@ -66,12 +66,12 @@ def write_images(
 
 
 def write_truth(folder: Path, truth: dict[str, world.Scene]) -> None:
-    """Keeps what images show, by their path in the folder."""
+    """Writes what images show, by their path in the folder."""
     dump(folder / TRUTH, {name: asdict(scene) for name, scene in truth.items()})
 
 
 def read_truth(folder: Path) -> dict[str, world.Scene]:
-    """What the images of a data set show, by their path in the folder."""
+    """Reads what the images of a data set show, by their path in the folder."""
     table = json.loads((folder / TRUTH).read_text(encoding="utf-8"))
     return {
         name: world.Scene(**{**entry, "things": tuple(world.Thing(**thing) for thing in entry["things"])})
@@ -80,6 +80,6 @@ def read_truth(folder: Path) -> dict[str, world.Scene]:
 
 
 def dump(path: Path, value: Any) -> None:
-    """Writes JSON, and the folder it lies in."""
+    """Writes a JSON file, and creates its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Answer: ask the model what the journal does not know yet."""
+"""Answer: ask the model the queries that have no answer in the journal."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from flamingo_eval.storage.journal import Entry, Failure, Journal, Slot
 
 
 class Answering:
-    """A model at work on the queries of a run; every batch is journalled before the next begins.
+    """Answers the queries of a run with one model. Each batch is in the journal before the next one is answered.
 
     Args:
-        model: who is asked.
+        model: the model that is asked.
         journal: where answers go.
         batch_size: queries per batch; None for what the model suggests.
         extra: fields added to every journal line.
 
     Attributes:
         failures: the queries that can't be answered (unreadable images, prompts too long, numbers that overflow).
-        batches: benchmark and shots -> queries of a batch -> how many such batches were answered: in narrow precisions
-            the shape of a batch decides near-ties.
+        batches: benchmark and shots -> queries of a batch -> how many such batches were answered. In low precision, the
+            shape of a batch decides near-ties.
     """
 
     def __init__(
@@ -50,23 +50,23 @@ class Answering:
         self.batches: dict[str, dict[str, int]] = {}
 
     def batch_size(self, item: Pending) -> int:
-        """Queries per batch of those like this one."""
+        """Queries per batch for queries like this one."""
         prompt, source = item.query.prompt, item.trial.source
         return self._runner.size(prompt, self._length(prompt, source.images), source.task)
 
     def refresh(self) -> int:
-        """Learns what other processes have answered; how many answers that were."""
+        """Reads the answers that other processes have written; returns how many are new."""
         return self._journal.refresh()
 
     def done(self, item: Pending) -> bool:
-        """Whether a query has an answer by now, or can't have one."""
+        """Whether a query has an answer by now, or can't be answered."""
         slot = item.slot
         if slot in self._failed:
             return True
         return item.answered_by(self._journal.get(slot))
 
     def answer(self, pending: Sequence[Pending]) -> Iterator[int]:
-        """Answers queries, and says after every batch how many these were; those that can't be answered count too."""
+        """Answers queries. Yields the number of queries after each batch; those that can't be answered count too."""
         for task, kind in kinds(pending):
             if isinstance(self._model, Concurrent):
                 yield from self._one_by_one(task, kind, self._model.concurrency)
@@ -82,13 +82,13 @@ class Answering:
                 yield len(batch)
 
     def _one_by_one(self, task: Task, kind: Sequence[Pending], at_once: int) -> Iterator[int]:
-        """The same with a model that answers single prompts, several at once."""
+        """Like :meth:`answer`, for a model that is asked single prompts, several at once."""
         for done in as_they_come(partial(self._ask, task), kind, at_once):
             self._keep_outcomes(done)
             yield len(done)
 
     def _ask(self, task: Task, item: Pending) -> Prediction | Failure:
-        """One query's outcome; called in a thread of its own."""
+        """Answers one query; called in a separate thread."""
         request = item.request
         prepared = _prepared(self._model, request)
         if isinstance(prepared, Failure):
@@ -107,7 +107,7 @@ class Answering:
         self._keep_outcomes([(item, result_of(item, result, content)) for (item, content), result in paired])
 
     def _keep_outcomes(self, outcomes: Sequence[tuple[Pending | Request, Prediction | Failure]]) -> None:
-        """Journals answers together, and remembers what failed."""
+        """Writes the answers to the journal in one append, and records the failures."""
         entries = []
         for item, outcome in outcomes:
             if isinstance(outcome, Failure):
@@ -127,13 +127,13 @@ class Answering:
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """A batch whose images are read: what can be asked, each in all its orders, and what can't.
+    """A batch whose images have been read: the queries that can be asked, in all their orders, and those that can't.
 
     Attributes:
-        items: what can be asked, with a digest of the images that it shows.
-        prepared: of each its prompts, as the model has read them.
-        lengths: how long these are.
-        failures: what can't be asked.
+        items: the queries that can be asked, each with a digest of the images that it shows.
+        prepared: for each of these, its prompts as the model has prepared them.
+        lengths: for each of these, the length of its longest prompt.
+        failures: the queries that can't be asked.
     """
 
     items: list[tuple[Pending | Request, str]]
@@ -145,18 +145,18 @@ class ReadBatch:
 def read_batch(
     model: Model, task: Task, batch: Sequence[tuple[Pending | Request, Request]], length_of: Length
 ) -> ReadBatch:
-    """Reads the images of a batch, whose requests share them."""
+    """Reads the images of a batch; its requests share one ``Images`` object."""
     ready = ReadBatch([], [], [], [])
     images = batch[0][1].images
     prompts = [prompt for _, request in batch if request.failed is None for prompt in request.prompts]
-    with suppress(QueryError):  # whose image it is is found out when its prompt is prepared
+    with suppress(QueryError):  # preparing each prompt shows which one has the bad image
         model.prefetch(prompts, task, images)
     for item, request in batch:
         prepared = _prepared(model, request)
         if isinstance(prepared, Failure):
             ready.failures.append(prepared)
         else:
-            # the model has read them through the same object: these are the bytes that it has decoded
+            # the model has read them through the same object, so these are the bytes that it has decoded
             ready.items.append((item, images_digest(images, request.shown) or ""))
             ready.prepared.append(prepared)
             ready.lengths.append(max(length_of(prompt, request.images) for prompt in request.prompts))
@@ -164,7 +164,7 @@ def read_batch(
 
 
 def _prepared(model: Model, request: Request) -> list[Any] | Failure:
-    """A request's prompts as the model has read them, or why it can't be asked."""
+    """A request's prompts as the model has prepared them, or why it can't be asked."""
     if request.failed is not None:
         return Failure(request.slot, request.failed)
     try:
@@ -174,7 +174,7 @@ def _prepared(model: Model, request: Request) -> list[Any] | Failure:
 
 
 def result_of(asked: Pending | Request, result: Answered, content: str) -> Prediction | Failure:
-    """What is journalled for an answer, or why there is none."""
+    """The prediction that goes into the journal for an answer, or why there is none."""
     if isinstance(result, NoAnswer):
         return Failure(asked.slot, result.reason)
     if isinstance(result, Replied):
@@ -191,10 +191,10 @@ def answer(
     extra: Mapping[str, str],
     title: str = "answering",
 ) -> list[Failure]:
-    """Answers queries in this process alone, with a progress bar that has a title; see :class:`Answering`.
+    """Answers queries in this process alone, with a titled progress bar; see :class:`Answering`.
 
     Returns:
-        The queries that can't be answered; all others are.
+        The queries that can't be answered; all others have an answer.
     """
     work = Answering(model, journal, batch_size=batch_size, extra=extra)
     announce(model, pending)
@@ -205,10 +205,10 @@ def answer(
 
 
 def announce(model: Model, pending: Sequence[Pending], *, shown: bool = True) -> None:
-    """Tells a model that sends requests what will be asked, and the user what that takes.
+    """Announces the queries to a model that sends requests, and shows the user the model's estimate.
 
     Raises:
-        UserError: it is more than the user allows.
+        UserError: the estimate is more than the user allows.
     """
     if not isinstance(model, SendsRequests):
         return
@@ -221,7 +221,7 @@ def announce(model: Model, pending: Sequence[Pending], *, shown: bool = True) ->
 
 @contextmanager
 def reported(model: Model, report: Callable[[Mapping[str, float]], None]) -> Iterator[None]:
-    """Reports what a model that sends requests has taken, however it ends."""
+    """Reports the usage of a model that sends requests when the context ends, also after an error."""
     try:
         yield
     finally:
@@ -230,15 +230,15 @@ def reported(model: Model, report: Callable[[Mapping[str, float]], None]) -> Ite
 
 
 def note_usage(usage: Mapping[str, float]) -> None:
-    """Says what requests have taken."""
+    """Shows the user what the requests have used."""
     note(", ".join(f"{value:,.10g} {name}" for name, value in usage.items()))
 
 
 def answer_requests(model: Model, requests: Sequence[Request]) -> list[Prediction | Failure]:
-    """Answers requests as one batch for each task among them, wherever they have come from: for executors.
+    """Answers requests as one batch per task; for executors, also in another process than the one that made them.
 
     Returns:
-        For each a prediction to be journalled, or why there is none.
+        For each request, the prediction that goes into the journal, or why there is none.
     """
     found: dict[Slot, Prediction | Failure] = {}
     for task in dict.fromkeys(request.task for request in requests):
@@ -247,7 +247,7 @@ def answer_requests(model: Model, requests: Sequence[Request]) -> list[Predictio
 
 
 def _answer_alike(model: Model, requests: Sequence[Request]) -> dict[Slot, Prediction | Failure]:
-    """The same for requests of one task."""
+    """Like :func:`answer_requests`, for requests of one task; the results are by slot."""
     runner, found = Runner(model, len(requests)), dict[Slot, Prediction | Failure]()
     prepared: list[tuple[Request, list[Any]]] = []
     for request in requests:

@@ -1,4 +1,4 @@
-"""Asking a model: batches that fit into memory, several orders of one query, answers that are what was asked for."""
+"""Asking a model: batches that fit into memory, several orders of one query, and checks of the answers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from flamingo_eval.core.protocols import Model
 from flamingo_eval.core.records import Answer, Decoding, NoAnswer, Prompt, Replied, Task
 
 Answered = Answer | NoAnswer | Replied
-"""What came of asking one prompt."""
+"""The result of asking one prompt."""
 
 
 @dataclass
 class _Limit:
-    """How much of a device's memory holds, as far as it has been found out: characters of a batch's longest prompt,
-    times its queries. It grows back, since other programs may have given memory free; later, if that was too early.
+    """The size of batches that fit into a device's memory, as far as it is known: length of a batch's longest prompt,
+    times its queries. It grows again, since other programs may have freed memory. If that was too early, it waits
+    longer.
 
     Attributes:
-        most: as much as fits.
-        alone: a prompt that long does not fit even alone.
-        fitted: batches of that size that did fit, since it was found out.
-        patience: as many of them make it grow.
-        grown: whether it has grown since something did not fit.
+        most: the largest size that fits.
+        alone: a prompt of this length does not fit even alone.
+        fitted: number of batches of the largest size that have fitted since it was set.
+        patience: number of such batches after which it grows.
+        grown: whether it has grown since a batch last did not fit.
     """
 
     most: float = math.inf
@@ -38,19 +39,19 @@ class _Limit:
     grown: bool = False
 
     def queries(self, longest: int) -> int:
-        """How many fit whose prompts are at most that long."""
+        """How many queries fit whose prompts are at most this long."""
         if longest >= self.alone:
             return 1
         return 2**31 if self.most == math.inf else max(1, int(self.most // max(1, longest)))
 
     def too_much(self, queries: int, longest: int) -> None:
-        """So many did not fit."""
+        """Records that a batch of this size did not fit."""
         if self.grown:
             self.patience *= 2
         self.most, self.fitted, self.grown = queries * longest / 2, 0, False
 
     def fits(self, queries: int, longest: int) -> None:
-        """So many did, which says something only if no more were allowed."""
+        """Records that a batch of this size did fit, which matters only if no larger one was allowed."""
         if longest >= self.alone:
             self.alone = math.inf
         if self.most != math.inf and queries == self.queries(longest):
@@ -60,8 +61,8 @@ class _Limit:
 
 
 class Runner:
-    """Answers batches, in halves where the device's memory does not hold them; what did not fit is not tried again
-    soon.
+    """Answers batches, in halves if they do not fit into the device's memory. A size that did not fit is not tried
+    again soon.
 
     Args:
         model: the model.
@@ -73,7 +74,7 @@ class Runner:
         self._limits: dict[Task, _Limit] = {}
 
     def size(self, prompt: Prompt, length: int, task: Task) -> int:
-        """Queries per batch, whose prompts are like this one, and as long."""
+        """Queries per batch for prompts that are like this one and of this length."""
         wanted = self._wanted or max(1, self._model.suggested_batch(prompt, task))
         return min(wanted, self._limit(task).queries(length))
 
@@ -83,12 +84,12 @@ class Runner:
     def answer(
         self, prepared: Sequence[Sequence[Any]], lengths: Sequence[int], task: Task
     ) -> Iterator[Sequence[Answered]]:
-        """One answer per query, in parts as they fit; none for a query that does not fit alone.
+        """Yields one answer per query, in parts that fit; a query that does not fit alone gets a ``NoAnswer``.
 
         Args:
-            prepared: of each query its prompts.
-            lengths: how long these are.
-            task: what is asked.
+            prepared: for each query, its prepared prompts.
+            lengths: for each query, the length of its longest prompt.
+            task: decoding or ranking.
         """
         limit, done = self._limit(task), 0
         before = limit.most
@@ -105,7 +106,7 @@ class Runner:
                     fewer = limit.queries(longest)
                     warn(f"{len(part)} queries at once do not fit into memory; continuing with {fewer}")
                     continue
-                limit.alone, limit.most = longest, before  # this one's fault; the others may fit as before
+                limit.alone, limit.most = longest, before  # only this query is too large; the others may fit as before
                 answers = [NoAnswer(str(error))]
             except QueryError as error:  # an image was read again, and has gone or changed since it was prepared
                 if len(part) > 1:
@@ -120,10 +121,11 @@ class Runner:
 
 
 def _ask(model: Model, prepared: Sequence[Any], task: Task) -> list[Answered]:
-    """A model's answers, which are what was asked for; one that holds values that are no numbers is none.
+    """A model's answers, checked; an answer with log-likelihoods that are not finite becomes a ``NoAnswer``.
 
     Raises:
-        UserError: it gave another number of answers, so nobody knows which is whose, or something else than answers.
+        UserError: the model returned too few or too many answers, so they can't be matched to prompts, or something
+            that is not an answer.
     """
     answers = [*model.answer(prepared, task)]
     if len(answers) != len(prepared):
@@ -152,7 +154,7 @@ def _sound(result: Any, task: Task) -> Answered:
 
 
 def _number(value: Any) -> float:
-    """A number of whatever library. Raises TypeError, ValueError for what is none."""
+    """A number of any library as a float. Raises TypeError, ValueError for anything else."""
     if type(value) is float:
         return value
     if isinstance(value, str | bytes):
@@ -161,14 +163,14 @@ def _number(value: Any) -> float:
 
 
 def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> Sequence[Answered]:
-    """One answer per query: of its only prompt, or the names' mean log-likelihoods over its prompts."""
+    """One answer per query: that of its only prompt, or each name's mean log-likelihood over all its prompts."""
     if all(len(prompts) == 1 for prompts in prepared):
         return _ask(model, [prompts[0] for prompts in prepared], task)
     means: list[Answered] = []
     for prompts in prepared:
         try:
             result = _in_halves(model, prompts, task)
-        except DeviceMemoryError as error:  # one order of one query alone
+        except DeviceMemoryError as error:  # a single order of one query does not fit
             means.append(NoAnswer(str(error)))
             continue
         none = next((one for one in result if isinstance(one, NoAnswer)), None)
@@ -177,7 +179,7 @@ def ensembled(model: Model, prepared: Sequence[Sequence[Any]], task: Task) -> Se
 
 
 def _mean(result: Sequence[Answered]) -> Answered:
-    """The names' mean log-likelihoods, with all that a server said."""
+    """Each name's mean log-likelihood, with the sum of the server's replies."""
     replies = [one.reply for one in result if isinstance(one, Replied)]
     answers = [one.answer if isinstance(one, Replied) else one for one in result]
     ranked = [one for one in answers if not isinstance(one, str | NoAnswer)]
@@ -186,7 +188,7 @@ def _mean(result: Sequence[Answered]) -> Answered:
 
 
 def _in_halves(model: Model, prompts: Sequence[Any], task: Task) -> list[Answered]:
-    """A query's orders, which may not fit into memory together."""
+    """Asks a query in all its orders, in halves if they do not fit into memory together."""
     try:
         return _ask(model, prompts, task)
     except DeviceMemoryError:

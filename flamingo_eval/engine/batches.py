@@ -1,4 +1,4 @@
-"""Queries in batches of like length."""
+"""Queries in batches of similar length."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ T = TypeVar("T")
 
 
 def kinds(pending: Sequence[Pending]) -> Iterator[tuple[Task, list[Pending]]]:
-    """Runs of queries of one benchmark and one number of shots."""
+    """Consecutive queries of one benchmark and one number of shots, with their task."""
     for _, items in groupby(pending, key=lambda item: item.trial.key[:2]):
         kind = list(items)
         yield kind[0].trial.source.task, kind
 
 
 WINDOW = 32
-"""Batches whose queries are put in order of length, so that there is little padding."""
+"""Number of batches whose queries are sorted by length together, so that there is little padding."""
 
 
 Length = Callable[[Prompt, Images], int]
-"""How long a prompt is, in whatever makes batches of like length."""
+"""Length of a prompt, in the unit by which batches are made."""
 
 
 def measure_of(model: Model) -> Length:
@@ -38,11 +38,11 @@ def measure_of(model: Model) -> Length:
 def batches_of(
     pending: Sequence[Pending], size_of: Callable[[Prompt, int], int], length_of: Length
 ) -> Iterator[list[tuple[Pending, Request]]]:
-    """Batches of queries of like length, longest first, with their prompts.
+    """Batches of queries of similar length, with their requests; among ``WINDOW`` batches, the longest come first.
 
     Args:
         pending: the queries.
-        size_of: how many make a batch whose longest prompt is this one, and so long.
+        size_of: how many queries make a batch whose longest prompt is this one, of this length.
         length_of: how long a prompt is.
     """
     start = 0
@@ -56,7 +56,7 @@ def batches_of(
 def in_batches(
     some: Sequence[tuple[T, Request]], size_of: Callable[[Prompt, int], int], length_of: Length
 ) -> Iterator[list[tuple[T, Request]]]:
-    """The same of requests that are there already, each with whatever it is for."""
+    """Like :func:`batches_of`, for requests that are already built, each paired with any object."""
     lengths = {id(request): length_of(request.prompts[0], request.images) for _, request in some}
     left = sorted(some, key=lambda pair: -lengths[id(pair[1])])
     while left:

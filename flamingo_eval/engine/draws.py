@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def draw_queries(
     source: Source, generator: np.random.RandomState, num_samples: int | None, _: int
 ) -> tuple[list[int], None]:
-    """Queries in the order visited; the pool is left to the selector."""
+    """Queries in the order visited; the selector draws the pool."""
     count = len(source.data.test)
     if num_samples is not None and num_samples > count:
         raise UserError(
@@ -32,7 +32,7 @@ def draw_queries(
 def draw_from_one_set(
     source: Source, generator: np.random.RandomState, num_samples: int | None, pool_size: int
 ) -> tuple[list[int], list[int]]:
-    """Queries and pool from one set, the pool first, queries in the order drawn (open_flamingo tag 0.1)."""
+    """Queries and pool from one set: the pool is drawn first, queries stay as drawn (open_flamingo tag 0.1)."""
     count = len(source.data.test)
     wanted = count - pool_size if num_samples is None else num_samples
     if wanted < 1 or wanted + pool_size > count:

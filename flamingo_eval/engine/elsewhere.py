@@ -1,4 +1,4 @@
-"""Runs of answers that were given elsewhere: tables, intervals, comparison and gate for systems that never ran here."""
+"""Makes runs of answers from other systems, so that these have tables, intervals, comparisons and the gate, too."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ LEAST = -745.0
 """Logarithm of the smallest number above 0 that a float holds."""
 
 BATCH = 1000
-"""Answers that are journalled together."""
+"""Answers that are written to the journal in one append."""
 
 
 @dataclass(frozen=True)
 class GivenAnswers:
-    """What a file says of one benchmark's queries.
+    """The answers in a file to one benchmark's queries.
 
     Attributes:
         path: the file.
-        trials: (shots, seed) -> query id -> answer, finished.
+        trials: (shots, seed) -> query id -> finished answer.
     """
 
     path: Path
@@ -59,16 +59,16 @@ class GivenAnswers:
 
     @staticmethod
     def of(path: Path, source: Source, trial: Trial) -> GivenAnswers:
-        """Reads them.
+        """Reads the answers from a file.
 
         Args:
             path: the file.
             source: benchmark and data.
-            trial: what rows belong to that do not say.
+            trial: (shots, seed) of rows that do not have these.
 
         Raises:
-            DataError: see :mod:`flamingo_eval.engine.predictions`; or a query has two answers in one trial, or trials
-                are not all there.
+            DataError: see :mod:`flamingo_eval.engine.predictions`; or a query has two answers in one trial, or a trial
+                is missing: every number of shots needs the same seeds.
         """
         rows: dict[Trial, dict[Id, Stated]] = {}
         images = {example.id: example.image for example in source.data.test}
@@ -98,7 +98,7 @@ def _names(source: Source) -> tuple[str, ...]:
 
 
 def _answers(rows: Mapping[Id, Stated], source: Source) -> dict[Id, Answer]:
-    """What is journalled of a trial: finished texts, or a number for each class name."""
+    """A trial's answers as they go into the journal: finished texts, or a number for each class name."""
     if isinstance(source.task, Decoding):
         rules = source.benchmark.answer
         return {id: one.value if one.finished else finish_answer(rules, one.value) for id, one in rows.items()}
@@ -108,7 +108,7 @@ def _answers(rows: Mapping[Id, Stated], source: Source) -> dict[Id, Answer]:
 
 
 def _as_chances(scores: Mapping[Id, float]) -> dict[Id, float]:
-    """Scores as probabilities, in the same order; any numbers are replaced by where they stand among the others."""
+    """Scores as probabilities, in the same order; if one is not from 0 to 1, all are replaced by relative ranks."""
     if all(0 <= score <= 1 for score in scores.values()):
         return {**scores}
     places = {score: place for place, score in enumerate(sorted(set(scores.values())))}
@@ -131,11 +131,11 @@ def _ranked(stated: Stated, source: Source, chance: float | None) -> Answer:
 
 
 class GivenSource:
-    """A system that was asked elsewhere.
+    """The model source of a system that was asked elsewhere.
 
     Args:
-        name: what it is called.
-        file: its answers.
+        name: the system's name.
+        file: the file with its answers.
     """
 
     renderer: Elsewhere = ELSEWHERE
@@ -148,16 +148,16 @@ class GivenSource:
         )  # fmt: skip
 
     def info(self) -> ModelInfo:
-        """Its name, and its file's digest."""
+        """The system's name, and a digest of its name and file."""
         return self._info
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
-        """Not known here."""
+        """``elsewhere`` for both: device and precision are not known."""
         del device, precision
         return "elsewhere", "elsewhere"
 
     def load(self, device: str, precision: str) -> Model:
-        """Raises UserError: it is not here."""
+        """Raises UserError: the system can't be asked here."""
         del device, precision
         raise UserError(f"{self._info.name} was asked elsewhere and can't be asked here")
 
@@ -191,15 +191,15 @@ class GivenExecutor(LocalExecutor):
 
 
 def run_given(spec: RunSpec, root_of: RootOf, out: Path, file: Path, name: str, trial: Trial) -> RunResult:
-    """Makes a run folder of answers that were given elsewhere, and scores it.
+    """Makes a run folder of answers from another system, and scores it.
 
     Args:
         spec: benchmark, protocol, split, number of samples and data.
-        root_of: from a data root as users name it to the folder.
+        root_of: maps a data root, as the user names it, to its folder.
         out: the run folder.
         file: the answers.
         name: the system's name.
-        trial: (shots, seed) of rows that do not say.
+        trial: (shots, seed) of rows that do not have these.
 
     Raises:
         UserError, DataError: as :func:`flamingo_eval.engine.run.execute` and :meth:`GivenAnswers.of`.

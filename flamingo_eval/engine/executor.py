@@ -1,4 +1,4 @@
-"""The executor protocol: who answers a run's requests, in this process or elsewhere."""
+"""The executor protocol: executors answer a run's requests, in this process or elsewhere."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Terms:
     """How requests are to be answered.
 
     Attributes:
-        device: where the model runs, resolved.
-        precision: in which precision, resolved.
+        device: the model's device, with ``auto`` resolved.
+        precision: the model's precision, with ``auto`` resolved.
         batch_size: requests per batch; None for what the model suggests.
-        extra: fields that every line of the journal has besides its own.
-        report: told what a server's model has taken, however it ends.
+        extra: fields added to every line of the journal.
+        report: called with the usage of a server's model when answering ends, also after an error.
     """
 
     device: str
@@ -40,13 +40,13 @@ class Terms:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of answering.
+    """The result of answering.
 
     Attributes:
         failures: the requests that can't be answered.
-        seconds: ``answering``, and where the model's time has gone.
-        batches: benchmark and shots -> queries of a batch -> how many such batches; empty where nobody knows.
-        workers: worker of a cluster -> how many answers are its.
+        seconds: the time for ``answering``, and the model's timings.
+        batches: benchmark and shots -> queries of a batch -> how many such batches; empty if not known.
+        workers: worker of a cluster -> how many requests it handled.
     """
 
     failures: Sequence[Failure]
@@ -56,69 +56,70 @@ class Outcome:
 
 
 class Alone(Protocol):
-    """Things that only one of a run's processes may do at a time."""
+    """Sections of code that only one of a run's processes may be in at a time."""
 
     def alone(self, name: str) -> AbstractContextManager[None]:
-        """Waits until no other process is within the same."""
+        """Waits until no other process is in the section with this name."""
 
 
 class Executor(Protocol):
-    """Who answers a run's requests (``EXECUTOR`` is the class; it is made with the run's :class:`Process`).
+    """Answers a run's requests (``EXECUTOR`` is the class; it is constructed with the run's :class:`Process`).
 
-    Its requests are :class:`Pending`: cheap handles, whose ``request`` holds all that is needed and can be pickled.
+    It gets requests as :class:`Pending`: cheap handles, whose ``request`` has everything needed and can be pickled.
     """
 
     process: Process
 
     @property
     def leads(self) -> bool:
-        """Whether this process tells people what goes on, scores and reports."""
+        """Whether this process shows messages and progress, scores, and reports."""
 
     @property
     def sole(self) -> bool:
-        """Whether no other process may be at work in the run's folder."""
+        """Whether no other process may work in the run folder."""
 
     def hold(self, folder: RunFolder) -> AbstractContextManager[Alone]:
-        """Holds the run's folder, alone or with the other processes of the run. Raises UserError if others do."""
+        """Locks the run folder, alone or with the run's other processes. Raises UserError if it is in use."""
 
     def journal(self, folder: RunFolder) -> Journal:
         """The journal that this process's answers go to."""
 
     def run(self, requests: Sequence[Pending], model_source: ModelSource, journal: Journal, terms: Terms) -> Outcome:
-        """Answers all requests, and journals every answer before it asks for many more.
+        """Answers all requests, and writes each answer to the journal before it asks many more.
 
         Raises:
             CheckpointError: the model can't be loaded.
-            StorageError: answers can't be kept.
+            StorageError: answers can't be written.
         """
 
 
 @runtime_checkable
 class Distributed(Protocol):
-    """An executor whose models run on other machines, which are found before a run is prepared."""
+    """An executor whose models run on other machines; it connects to them before a run is prepared."""
 
     def connect(self, spec: RunSpec) -> None:
-        """Finds them. Raises UserError."""
+        """Connects to the machines. Raises UserError."""
 
     def resolve(self, source: ModelSource) -> tuple[str, str]:
-        """Device and precision that a model has there. Raises UserError."""
+        """Device and precision of a model on those machines. Raises UserError."""
 
     def retriever(self, retriever: Retriever, images: Images) -> Retriever:
-        """The same, with features built there."""
+        """The same retriever, with features computed on those machines."""
 
     def close(self) -> None:
-        """Lets go of them."""
+        """Disconnects from the machines."""
 
 
 def make_executor(name: str | None, process: Process) -> Executor:
     """The executor of that name, for one process of a run.
 
     Args:
-        name: None for ``local``, or for ``processes`` where there are several.
-        process: which one this is.
+        name: name of the executor; None for ``local``, or for ``processes`` if the run has several processes.
+        process: which process this is.
 
     Raises:
-        UserError: there is none of that name, it is no executor, or works in one process alone where there are several.
+        UserError: there is no executor of that name, it lacks a part of the protocol, or it works only in one process
+            and the run has several.
     """
     make = registry.executor(name or ("local" if process.count == 1 else "processes"))
     executor = make(process)
@@ -134,13 +135,13 @@ def make_executor(name: str | None, process: Process) -> Executor:
 
 
 def checked(outcome: Any, requests: Sequence[Pending], journal: Journal, executor: Executor) -> Outcome:
-    """What an executor gave back, as far as it belongs to what it was asked.
+    """Checks an executor's outcome against the requests that it was given; returns it with corrected failures.
 
-    A failure of a request that somebody else has answered meanwhile is none; an answer under another request's key is a
-    failure of the request.
+    A failure is dropped if the request has an answer meanwhile. An answer with the key of another request becomes a
+    failure.
 
     Raises:
-        UserError: it gave back something else; the message names the executor.
+        UserError: it is no outcome, or has failures of other requests; the message names the executor.
     """
     name, asked = type(executor).__name__, {item.slot: item for item in requests}
     problem = _problem(outcome)

@@ -1,4 +1,4 @@
-"""Scoring answers that came from anywhere: a plain list, no model, no images, no run."""
+"""Scores a plain list of answers from any system, without a model, images or a run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ExternalScore:
         score: the metric's value in its unit, with scores per item.
         alternatives: other protocols -> the value under their scoring rules.
         queries: how many were scored.
-        missing: ids of the split that the list says nothing about.
+        missing: ids of the split that are not in the list.
         notes: what a reader of the score should know.
     """
 
@@ -43,7 +43,7 @@ class ExternalScore:
 
 
 class _Given(NamedTuple):
-    """An answer, and whether nothing has to be done to it any more."""
+    """An answer, and whether it needs no more post-processing."""
 
     value: Any
     finished: bool
@@ -61,7 +61,7 @@ def _images_of(benchmark: Benchmark, root: Path) -> Mapping[Id, str]:
 def score_predictions(benchmark: Benchmark, root: Path, path: Path) -> ExternalScore:
     """Scores a file of ``{"question_id", "answer"}``, ``{"image_id", "caption"}`` or ``{"id", "score"}``.
 
-    :mod:`flamingo_eval.engine.predictions` says in which forms it may be.
+    :mod:`flamingo_eval.engine.predictions` describes the forms that the file may have.
 
     Raises:
         DataError: the list or the annotations are malformed, an id is unknown or occurs twice, or the split has no
@@ -90,7 +90,7 @@ def score_predictions(benchmark: Benchmark, root: Path, path: Path) -> ExternalS
 def _read_predictions(
     path: Path, known: Mapping[Id, Any], metric: Metric, closed: Sequence[str], images: Callable[[], Mapping[Id, str]]
 ) -> dict[Id, _Given]:
-    """Query id -> answer; where answers are chosen from ``closed`` names, they must be among these."""
+    """Query id -> answer; if there are ``closed`` names, text answers must be among them."""
     names, queries, found = frozenset(closed), Queries([*known], images), dict[Id, _Given]()
     for stated in stated_in(path, metric.value_key, metric.value_kinds, [*known]):
         id, value = queries.find(stated), stated.value
@@ -102,7 +102,7 @@ def _read_predictions(
 
 
 def check_value(stated: Stated, closed: Sequence[str], names: frozenset[str]) -> None:
-    """Raises DataError for a score that is no number, and for a name that is none of ``closed``, as a set ``names``."""
+    """Raises DataError for a score that is not finite, or a name that is not in ``closed`` (as a set: ``names``)."""
     value = stated.value
     if isinstance(value, int | float) and not all_finite([value]):
         raise DataError(f"{stated.where}: {stated.value_key} {str(value)[:30]} is not a number")

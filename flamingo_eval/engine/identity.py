@@ -50,7 +50,7 @@ _DEMO_NOTE = {
 
 
 def demo_note(spec: RunSpec) -> str | None:
-    """What has to be said wherever numbers from the demo appear; None for a run without demo parts."""
+    """The note that must appear with all numbers from the demo; None for a run without demo parts."""
     return _DEMO_NOTE.get(spec.demo_parts)
 
 
@@ -62,9 +62,9 @@ def run_identity(
     renderer: Renderer,
     retrieval: RetrievalIdentity | None,
 ) -> Identity:
-    """Everything that determines answers, but for shots and seeds, which extend a run.
+    """Everything that determines answers, except shots and seeds: a run can be extended with more of these.
 
-    Numbers are those in effect: asking for all queries by their number is asking for all queries.
+    Numbers are those in effect: if ``num_samples`` is the number of all queries, it is the same as no limit.
     """
     counts = {len(source.data.test) for source in sources.values()}
     return Identity(
@@ -114,7 +114,7 @@ def new_record(
     encoder: EncoderSource | None,
     sources: Mapping[str, Source],
 ) -> RunRecord:
-    """``run.json`` as it will be written: what was there, extended by this command's trials."""
+    """The new content of ``run.json``: the existing record, extended by this command's trials."""
     old = folder.read_run() if exists(folder.run_file) else None
     queries = {trial.key[0]: len(trial) for trial in trials}
     own = {name: _settings(spec, source, queries[name]) for name, source in sources.items()}
@@ -136,7 +136,7 @@ def new_record(
 
 
 def _checkpoint(info: ModelInfo, old: CheckpointRecord | None) -> CheckpointRecord:
-    """The model; a server may have been asked more than before, or less."""
+    """The record of the model; what a server reports is merged with what earlier commands recorded."""
     record = CheckpointRecord(name=info.name, digest=info.digest, parts=dict(info.parts), notes=list(info.notes))
     if info.server is None:
         return record
@@ -146,11 +146,11 @@ def _checkpoint(info: ModelInfo, old: CheckpointRecord | None) -> CheckpointReco
 
 
 ANOTHER_MODEL = ("root", "parent", "hash", "answers as", "ranking", "asked with")
-"""Of what a server says, that which is the model; a new version of the server, or a longer context, is none of it."""
+"""Keys of a server's report that identify the model; a new version of the server, or a longer context, does not."""
 
 
 def check_server(info: ModelInfo, old: CheckpointRecord) -> None:
-    """Looks at what a server says otherwise than when a run began. Raises UserError where that is another model."""
+    """Warns if a server's report has changed since the run began. Raises UserError if it is another model."""
     before, now = old.server or {}, info.server or {}
     changed = {key: f"{key} was {before[key]} and is {now[key]}" for key in sorted(before.keys() & now.keys())
                if before[key] != now[key]}  # fmt: skip
@@ -168,18 +168,18 @@ def check_server(info: ModelInfo, old: CheckpointRecord) -> None:
 
 
 def _encoder(info: ModelInfo) -> PartRecord:
-    """The image encoder of retrieval, for people; what makes it another run is in the identity."""
+    """The image encoder of retrieval, for readers; its digest is in the run's identity."""
     return PartRecord(name=info.name, parts=dict(info.parts), notes=list(info.notes))
 
 
 def _findable(checkpoint: str) -> str:
-    """The same checkpoint, also from another folder."""
+    """A name of the checkpoint that also works from another folder."""
     file = user_path(checkpoint, "--checkpoint") if checkpoint.endswith(".toml") else Path(checkpoint)
     return str(file.absolute()) if file.suffix == ".toml" else checkpoint
 
 
 def _settings(spec: RunSpec, source: Source, queries: int) -> BenchmarkSettings:
-    """How one benchmark of a run was read and asked, as ``run.json`` has it."""
+    """How one benchmark of a run was read and queried, as it is written to ``run.json``."""
     return BenchmarkSettings(
         data_root=spec.data_root if "data" in spec.demo_parts else str(source.root.absolute()),
         data_overrides=dict(spec.data_overrides.get(source.benchmark.name, {})),
@@ -191,12 +191,12 @@ def _settings(spec: RunSpec, source: Source, queries: int) -> BenchmarkSettings:
 
 
 def describe_task(task: Task) -> dict[str, Any]:
-    """Decoding settings, or how many names are ranked, as ``run.json`` has them."""
+    """Decoding settings, or how many names are ranked, as they are written to ``run.json``."""
     return asdict(task) if isinstance(task, Decoding) else {"ranked_names": len(task.names)}
 
 
 def versions() -> dict[str, str]:
-    """Of this package, Python, and what answers and scores come from."""
+    """Versions of this package, Python, and the packages that answers and scores depend on."""
     found = {"flamingo-eval": __version__, "python": sys.version.split()[0]}
     for package in _VERSIONS_OF:
         try:
@@ -214,7 +214,7 @@ def git_commit() -> str | None:
         return None
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        # within a git hook these name the repository that the hook is of
+        # within a git hook, these variables name the hook's repository
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
         result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     except OSError:

@@ -1,7 +1,7 @@
-"""Which training rows are most similar to each query: exact, for all queries at once, in bounded memory.
+"""Finds the training rows most similar to each query: exactly, for all queries at once, in bounded memory.
 
-Similarities are computed in float32 on the device to find candidates, with a margin wider than float32's rounding;
-candidates are then compared in float64, so that the order depends neither on device nor on how work was cut up.
+Similarities are computed in float32 on the device to find candidates, with a margin wider than float32's rounding.
+Candidates are then compared in float64, so the order does not depend on the device or on how the work was divided.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _GATHERED = 1 << 23
 
 @dataclass(frozen=True)
 class Pool:
-    """What is searched.
+    """The training images that are searched.
 
     Attributes:
         vectors: one per distinct image, (images, width), of length 1.
-        rows: for each image the numbers of the training rows that show it, ascending.
+        rows: for each image, the numbers of the training rows that show it, ascending.
     """
 
     vectors: Vectors
@@ -48,13 +48,13 @@ class Pool:
 def nearest_rows(
     pool: Pool, queries: Vectors, k: int, *, excluded: Sequence[int | None] | None = None, device: str = "cpu"
 ) -> list[list[int]]:
-    """For each query the k training rows of highest cosine similarity, most similar first; ties by lower row.
+    """For each query, the k training rows of highest cosine similarity, most similar first; ties by lower row.
 
     Args:
-        pool: what is searched.
+        pool: the training images.
         queries: (queries, width), of length 1.
-        k: rows wanted; fewer come back where there are no more.
-        excluded: for each query the number of an image that must not be shown, or None.
+        k: rows wanted; fewer are returned if there are no more.
+        excluded: for each query, the number of an image that must not be shown, or None.
         device: where similarities are computed.
     """
     excluded = excluded if excluded is not None else [None] * len(queries)
@@ -100,7 +100,7 @@ def _first_rows(
 
 
 def _similarities(vectors: Vectors, queries: Vectors, images: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Exact to float64, each by itself: (queries, candidates). Equal vectors give equal numbers."""
+    """Similarities in float64, each computed by itself: (queries, candidates). Equal vectors give equal numbers."""
     products: NDArray[np.float64] = vectors[images].astype(np.float64)
     products *= queries[:, None, :].astype(np.float64)
     total: NDArray[np.float64] = products.sum(axis=-1)
@@ -108,7 +108,7 @@ def _similarities(vectors: Vectors, queries: Vectors, images: NDArray[np.int64])
 
 
 def _best(vectors: Vectors, queries: Vectors, count: int, device: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The ``count`` highest float32 similarities of each query, descending, and whose they are."""
+    """The ``count`` highest float32 similarities of each query, descending, and the numbers of their images."""
     best = torch.zeros((len(queries), 0))
     whose = torch.zeros((len(queries), 0), dtype=torch.int64)
     for tile in _tiles(len(vectors), TRAIN_TILE):
@@ -124,7 +124,7 @@ def _best(vectors: Vectors, queries: Vectors, count: int, device: str) -> tuple[
 
 
 def _merge(best: Tensor, whose: Tensor, values: Tensor, numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The highest of two tiles' best."""
+    """Merges the highest similarities of two tiles."""
     if not best.shape[1]:
         return values, numbers
     best, whose = torch.cat([best, values], dim=1), torch.cat([whose, numbers], dim=1)

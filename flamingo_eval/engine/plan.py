@@ -1,7 +1,7 @@
 """Plan: every query, its demonstrations and its prompt, before any model is loaded.
 
-A pure function of benchmark, data, shots, seed and selector; it equals the reference's single-process plan and does
-not depend on batch size, number of processes, or where a run was resumed.
+The plan is a pure function of benchmark, data, shots, seed and selector. It equals the reference's single-process plan
+and does not depend on batch size, number of processes, or where a run was resumed.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from flamingo_eval.storage.run_records import FIRST_RENDERING
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """The queries of one trial; prompts are built when they are asked for.
+    """The queries of one trial; prompts are built on demand.
 
     Attributes:
         source: benchmark and data.
-        renderer: how the model that is asked reads prompts.
-        shots: number of demonstrations that count.
+        renderer: renders prompts as the model reads them.
+        shots: number of demonstrations that count as shots.
         seed: seed of the trial.
         queries: numbers of the queried examples in ``source.data.test``, in the order visited.
-        demonstrations: for each of them, and each order it is asked in, the numbers of its demonstrations in
+        demonstrations: for each query, and each order it is asked in, the numbers of its demonstrations in
             ``source.data.train``.
-        failed: position of a query that can't be asked, since its demonstrations can't be found, or its text or one of
-            theirs holds a special token -> why.
+        failed: position of a query that can't be asked -> why: its demonstrations can't be found, or a text of the
+            query or of a demonstration contains a special token.
     """
 
     source: Source
@@ -73,7 +73,7 @@ class TrialPlan:
 
     @cached_property
     def last_occurrence(self) -> Mapping[Id, int]:
-        """Id of a query -> the number of its last occurrence in the trial."""
+        """Query id -> number of its last occurrence in the trial."""
         return dict(self.slots)
 
     def query(self, position: int) -> Query:
@@ -112,7 +112,7 @@ def plan_trial(
     Source: open_flamingo/eval/utils.py (``prepare_eval_samples``, ``get_query_set``) and evaluate.py.
 
     Raises:
-        UserError: more queries or demonstrations asked for than there are, or a selector that the protocol lacks.
+        UserError: more queries or demonstrations are wanted than there are, or the protocol lacks the selector.
     """
     check_selector(source, spec.select)
     if spec.ensemble > 1 and not isinstance(source.task, Ranking):
@@ -157,17 +157,17 @@ def _check_picked(
     wanted: tuple[int, int, int],
     unanswerable: Collection[int],
 ) -> None:
-    """Makes sure that a selector has picked what it was asked for.
+    """Checks that a selector has picked what it was asked for.
 
     Args:
         source: benchmark and data.
         selector: its name, for messages.
-        shown: for each query and order the numbers of its demonstrations.
-        wanted: how many queries, demonstrations of each, and orders at most.
-        unanswerable: positions of the queries that need none.
+        shown: for each query and order, the numbers of its demonstrations.
+        wanted: number of queries, demonstrations per query, and orders at most.
+        unanswerable: positions of the queries that need no demonstrations.
 
     Raises:
-        UserError: it has not: for other queries, another number of them, or what is not in the training set.
+        UserError: the number of queries, orders or demonstrations is wrong, or one is not in the training set.
     """
     (queries, count, ensemble), last = wanted, len(source.data.train) - 1
     if len(shown) != queries or not all(orders for orders in shown):
@@ -189,7 +189,7 @@ def _cant_be_asked(
     unreadable: Mapping[str, str],
     unusable: tuple[Mapping[int, str], Mapping[int, str]],
 ) -> dict[int, str]:
-    """Positions of the queries that can't be asked -> why, naming the one record."""
+    """Positions of the queries that can't be asked -> why; the reason names the record."""
     demonstrations, asked = unusable
     failed = {}
     for position, number in enumerate(queries):
@@ -203,12 +203,12 @@ def _cant_be_asked(
 
 
 def select_trials(trials: Iterable[TrialPlan], shots: int | None, seed: int | None) -> list[TrialPlan]:
-    """The trials at a number of shots and of a seed; None for all."""
+    """The trials with this number of shots and this seed; None means any."""
     return [trial for trial in trials if shots in (None, trial.shots) and seed in (None, trial.seed)]
 
 
 def check_selector(source: Source, selector: str) -> None:
-    """Raises UserError if the protocol lacks this way to pick demonstrations."""
+    """Raises UserError if the protocol does not have this selector."""
     known = source.benchmark.plan.selectors
     if known and selector not in known:
         raise UserError(
@@ -218,7 +218,7 @@ def check_selector(source: Source, selector: str) -> None:
 
 
 def asked_examples(source: Source, seed: int, spec: RunSpec) -> list[Example]:
-    """The examples that a trial queries, whatever its demonstrations."""
+    """The examples that a trial queries, which do not depend on its demonstrations."""
     rules = source.benchmark.plan
     draw = draw_from_one_set if rules.one_set else draw_queries
     queries, _ = draw(source, numpy_generator(seed), spec.num_samples or rules.num_samples, spec.pool_size)
@@ -233,12 +233,12 @@ def is_deterministic(source: Source, spec: RunSpec) -> bool:
 
 
 def demonstrations_needed(source: Source, shots: int) -> int:
-    """How many demonstrations a query has: zero shots have text-only ones."""
+    """How many demonstrations a query has; with zero shots, these are text-only."""
     return shots or source.benchmark.prompt.zero_shot_demonstrations
 
 
 def displayed(prompt: Rendering) -> str | list[OpenAIMessage]:
-    """A prompt as people see it: a text, or messages."""
+    """A prompt as it is shown to people: a text, or messages."""
     return openai_form(prompt.messages) if prompt.messages else prompt.text
 
 

@@ -1,4 +1,4 @@
-"""Predictions as people have them: JSON, JSON lines or CSV, keyed by id or by image, our own samples among them."""
+"""Predictions files of users: JSON, JSON lines or CSV, keyed by id or by image; also the output of ``samples``."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from flamingo_eval.core.records import Id
 
 ID_KEYS = ("question_id", "image_id", "query_id", "id")
 IMAGE_KEYS = ("image", "image_name", "file_name", "filename", "path", "img")
-"""What rows call the query that they answer: by its id, or by the name or path of its image."""
+"""Keys under which a row names its query: by its id, or by the name or path of its image."""
 
 SCORE_KEYS = ("score", "proba", "value", "class_logprobs")
-"""What rows call a score: ours, the competition's, ``scores.jsonl``'s, and ``samples``' log-likelihoods."""
+"""Keys of a score: ours, the competition's, that of ``scores.jsonl``, and the log-likelihoods of ``samples``."""
 
 OWN_KEYS = ("answer",)
-"""What ``samples`` and ``scores.jsonl`` call any answer, after all that is done to it."""
+"""Key of a post-processed answer in ``samples`` and ``scores.jsonl``."""
 
 TRIAL_KEYS = ("shots", "seed")
-"""What tells a row's trial."""
+"""Keys that identify a row's trial."""
 
 Row = Mapping[str, object]
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What a file says of one query.
+    """One row of a predictions file.
 
     Attributes:
         where: file and row, for messages.
-        key: what the row calls the query.
-        query: how it names it.
-        value_key: what the row calls the answer.
+        key: key under which the row names its query.
+        query: value of that key.
+        value_key: key of the answer.
         value: the answer.
-        finished: whether nothing has to be done to it any more: it is from our own files.
-        trial: (shots, seed), where the row says so.
+        finished: whether the answer needs no more post-processing, because it is from our own files.
+        trial: (shots, seed), if the row has them.
     """
 
     where: str
@@ -53,12 +53,12 @@ class Stated:
 
 
 def read_rows(path: Path) -> list[tuple[str, Row]]:
-    """The rows of a file, each with where it stands.
+    """The rows of a file, each with its location for messages.
 
-    A list of objects; an object whose values are answers, by id; an object a line; or CSV with a line of names.
+    The file has a list of objects, an object that maps ids to answers, one object per line, or CSV with a header line.
 
     Raises:
-        DataError: it is none of these, or empty.
+        DataError: the file has none of these forms, or is empty.
     """
     text = read_text(path, any_kind=True)
     begin = text.lstrip()[:1]
@@ -92,7 +92,7 @@ def _is_object(line: str) -> bool:
 
 
 def _as_row(value: Any) -> Row:
-    """The value of an object by id: a row of its own, or the answer alone."""
+    """Turns a value of an object keyed by id into a row: the value is already a row, or only the answer."""
     return value if isinstance(value, dict) else {"": value}
 
 
@@ -127,16 +127,17 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def stated_in(path: Path, value_key: str, kinds: Sequence[type], known: Sequence[Id]) -> Iterator[Stated]:
-    """What each row of a file says.
+    """Reads the rows of a file.
 
     Args:
         path: the file.
-        value_key: what the benchmark calls an answer.
-        kinds: of what type one is.
+        value_key: key of an answer, by the benchmark's metric.
+        kinds: types that an answer may have.
         known: ids of queries, for messages.
 
     Raises:
-        DataError: a row lacks a query or an answer; names the keys that it has, and those that it may have.
+        DataError: a row has no query or no answer (the message names the keys that it has, and those that it may
+            have), or an answer of another type.
     """
     numeric = str not in kinds
     for where, row in read_rows(path):
@@ -163,7 +164,7 @@ def stated_in(path: Path, value_key: str, kinds: Sequence[type], known: Sequence
 
 
 def _trial(row: Row, where: str) -> tuple[int, int] | None:
-    """(shots, seed) of a row that has both. Raises DataError if it has one, or they are none."""
+    """(shots, seed) of a row, None without them. Raises DataError if one is missing or is no integer from 0 on."""
     numbers = [_whole(row[key]) for key in TRIAL_KEYS if key in row]
     if not numbers:
         return None
@@ -173,7 +174,7 @@ def _trial(row: Row, where: str) -> tuple[int, int] | None:
 
 
 def _number(text: str) -> Any:
-    """The number that a cell of CSV holds; the text itself if it is none."""
+    """The number in a CSV cell; the text itself if it is not a number."""
     try:
         return float(text)
     except ValueError:
@@ -181,11 +182,11 @@ def _number(text: str) -> Any:
 
 
 class Queries:
-    """The queries of a split, by whatever names one.
+    """Finds the queries of a split by id or image.
 
     Args:
-        known: their ids.
-        images: id -> path of its image, read when an image is named.
+        known: ids of the queries.
+        images: returns id -> path of its image; called when a row first names an image.
     """
 
     def __init__(self, known: Sequence[Id], images: Callable[[], Mapping[Id, str]]) -> None:
@@ -194,12 +195,12 @@ class Queries:
         self._by_number: dict[int, Id | None] = {}
         for id in known:
             number = _whole(id)
-            if number is not None:  # an id that another one could be meant by is none
+            if number is not None:  # a number that two ids could mean finds neither
                 self._by_number[number] = None if number in self._by_number else id
         self._by_image: dict[str, Id | None] | None = None
 
     def find(self, stated: Stated) -> Id:
-        """The query that a row means. Raises DataError if there is none, or more than one."""
+        """The query that a row names. Raises DataError if there is none, or more than one."""
         found = self._image(stated) if stated.key in IMAGE_KEYS else self._id(stated.query)
         if found is None and stated.key in (*ID_KEYS, *IMAGE_KEYS) and isinstance(stated.query, str):
             found = self._image(stated)
@@ -212,7 +213,7 @@ class Queries:
         return found
 
     def _id(self, query: Any) -> Id | None:
-        """By its id: as it is, as a text, or as a number that is written otherwise (00042, 42.0)."""
+        """Finds a query by its id: as it is, as a text, or as a number in another notation (00042, 42.0)."""
         if isinstance(query, int | str) and not isinstance(query, bool) and query in self._known:
             return query
         exact = self._by_text.get(str(query))
@@ -220,7 +221,7 @@ class Queries:
         return exact if exact is not None else None if number is None else self._by_number.get(number)
 
     def _image(self, stated: Stated) -> Id | None:
-        """By the path of its image, or its name where no other query has it."""
+        """Finds a query by the path of its image, or by the image's name if no other query has it."""
         if self._by_image is None:
             self._by_image = {}
             for id, path in self._images().items():
@@ -238,7 +239,7 @@ class Queries:
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number however it is written; None for what is none."""
+    """An integer in any notation; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""Prepare: everything that is read and checked before a run's folder is held; and the plans of its trials."""
+"""Prepare: reads and checks everything before the run folder is locked, and makes the plans of the run's trials."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from flamingo_eval.storage.run_folder import RunFolder
 from flamingo_eval.storage.run_records import Identity, TrialKey
 
 RootOf = Callable[[str], Path]
-"""From a data root as users name it to the folder."""
+"""Maps a data root, as the user names it, to its folder."""
 
 
 def trial_keys_of(spec: RunSpec, sources: Mapping[str, Source]) -> list[TrialKey]:
-    """(benchmark, shots, seed) of every trial that is run: one for each number of shots where seeds change nothing."""
+    """(benchmark, shots, seed) of every trial to run; one trial per number of shots if seeds change nothing."""
     keys = []
     for name, source in sources.items():
         own, protocol = spec.of(name), source.benchmark.plan.seeds
@@ -51,7 +51,7 @@ def plan_all(
     renderer: Renderer,
     nearest: Mapping[str, Nearest] | None = None,
 ) -> list[TrialPlan]:
-    """The plans of the given trials; ``nearest`` is what :func:`rank_all` gives."""
+    """The plans of the given trials; ``nearest`` is what :func:`rank_all` returns."""
     return [
         plan_trial(sources[name], renderer, spec, shots=shots, seed=seed, nearest=(nearest or {}).get(name))
         for name, shots, seed in keys
@@ -65,15 +65,15 @@ def rank_all(
     retriever: Retriever | None,
     folder: RunFolder | None = None,
 ) -> dict[str, Nearest]:
-    """For every benchmark what its queries are nearest to, once for all numbers of shots; empty without retrieval.
+    """For each benchmark, the training examples nearest to its queries, once for all shots; empty without retrieval.
 
     Args:
         spec: the run.
         sources: its benchmarks, by name.
         keys: the trials that need a ranking.
-        retriever: what the run retrieves by; None without retrieval.
-        folder: a run that keeps its ranking: one made from the same images that reaches far enough is used, also
-            where the images have gone since.
+        retriever: the retrieval rules and the encoder; None without retrieval.
+        folder: the run folder that keeps the ranking. A saved ranking is used if it was made from the same images and
+            is long enough, even if the images have been deleted since.
 
     Raises:
         UserError, DataError, CheckpointError: see :func:`flamingo_eval.engine.retrieval.find_nearest`.
@@ -89,7 +89,7 @@ def rank_all(
         if kept is not None and is_file(kept):
             try:
                 saved, record = read_nearest(kept, source, asked, count)
-            except DataError:  # too short, or damaged: made anew
+            except DataError:  # too short, or damaged: made again
                 record = None
             if record is not None and seen.matches(record):
                 nearest[name] = saved
@@ -101,7 +101,7 @@ def rank_all(
 
 
 def reach(spec: RunSpec, source: Source, keys: Sequence[TrialKey]) -> tuple[list[Example], int]:
-    """Which examples the trials of a benchmark query, and how many demonstrations they need at most."""
+    """The examples that the trials of a benchmark query, and how many demonstrations they need at most."""
     own = [key for key in keys if key[0] == source.benchmark.name]
     seeds = sorted({seed for _, _, seed in own})
     asked = [example for seed in seeds for example in asked_examples(source, seed, spec)]
@@ -109,7 +109,7 @@ def reach(spec: RunSpec, source: Source, keys: Sequence[TrialKey]) -> tuple[list
 
 
 def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
-    """What the user should know before the run starts, but for the demo."""
+    """What the user should know before the run starts, except the note about the demo."""
     retrieves = registry.selector(spec.select).needs != NOTHING
     capped = [
         f"{source.benchmark.name}: the training set has {len(source.data.train)} examples; "
@@ -134,7 +134,7 @@ def _no_effect(settings: RunSettings) -> str:
 
 
 def read_sources(spec: RunSpec, images: Images, renderer: Renderer) -> dict[str, Source]:
-    """Every benchmark of a run with its data, in the form that the renderer writes; they share their images."""
+    """Every benchmark of a run with its data, in the form that the renderer needs; all share one ``Images`` object."""
     return {
         name: read_source(
             name,
@@ -150,19 +150,19 @@ def read_sources(spec: RunSpec, images: Images, renderer: Renderer) -> dict[str,
 
 
 def check_model(model_source: ModelSource, spec: RunSpec, sources: Mapping[str, Source]) -> None:
-    """Refuses what a model can't do, before anything is planned; a server's is asked. Raises UserError."""
+    """Refuses tasks that a model can't do, before anything is planned; a server is asked. Raises UserError."""
     check_capabilities(model_source.capabilities, spec, sources)
     find_out(model_source, [source.task for source in sources.values()])
 
 
 def find_out(model_source: ModelSource, tasks: Sequence[Task]) -> None:
-    """Has a source that must look whether it can do these tasks look. Raises UserError for what it can't."""
+    """Has a source that is ``Asking`` find out whether it can do these tasks. Raises UserError if it can't."""
     if isinstance(model_source, Asking):
         model_source.find_out(tasks)
 
 
 def check_capabilities(capabilities: Capabilities, spec: RunSpec, sources: Mapping[str, Source]) -> None:
-    """Refuses what a model can't do, before anything is planned. Raises UserError, which says what to change."""
+    """Refuses tasks that a model can't do, before anything is planned. Raises UserError, which says what to change."""
     most = max((shots for name in sources for shots in spec.of(name).shots), default=0) + 1
     if capabilities.images is not None and capabilities.images < 1:
         raise UserError(f"{spec.checkpoint} takes no images, and every query here shows one")
@@ -187,20 +187,20 @@ def _because(capabilities: Capabilities) -> str:
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run before its folder is held: everything that is read and checked.
+    """A run before its folder is locked: everything that was read and checked.
 
     Attributes:
         spec: what the user asked for.
-        images: where the images are.
+        images: the images under the data root.
         sources: the benchmarks with their data.
         model_source: the model.
-        info: what it says of itself.
-        retriever: what demonstrations are retrieved by; None if they are not.
-        device: where the model runs.
-        precision: in which precision.
+        info: the model's name, digest and parts.
+        retriever: retrieves the demonstrations; None without retrieval.
+        device: the model's device.
+        precision: the model's precision.
         identity: everything that determines answers.
-        folder: where the run is kept.
-        trial_keys: what is asked for.
+        folder: the run folder.
+        trial_keys: (benchmark, shots, seed) of the trials that are asked for.
     """
 
     spec: RunSpec
@@ -225,7 +225,7 @@ def prepare(
 ) -> PreparedRun:
     """Reads what a run needs, and checks that it can be carried out. Parameters and errors as :func:`execute`.
 
-    ``resolve`` says which device and precision the model has, where that is not this machine's to say.
+    ``resolve`` returns the model's device and precision, if the model does not run on this machine.
     """
     images = Images(root_of(spec.data_root), spec.formats)
     model_source = model_source or registry.model_source(spec.checkpoint, spec.model_options)
@@ -241,7 +241,7 @@ def prepare(
 
 
 def opening_notes(run: PreparedRun) -> Iterator[str]:
-    """What is said before anything is answered. Raises DataError where the references could not be scored with."""
+    """The notes before any query is answered. Raises DataError if answers can't be scored with the references."""
     demo = demo_note(run.spec)
     if demo:
         yield demo
@@ -253,7 +253,7 @@ def opening_notes(run: PreparedRun) -> Iterator[str]:
 
 
 def _check_scorable(source: Source, spec: RunSpec, keys: Sequence[TrialKey]) -> Sequence[str]:
-    """Finds out now, not after a day of answering, that references are malformed or leave the metric undefined."""
+    """Finds malformed references, or an undefined metric, before a day of answering. Returns the metric's notes."""
     references, asked = source.references.by_id, []
     for seed in sorted({seed for name, _, seed in keys if name == source.benchmark.name}):
         ids = [example.id for example in asked_examples(source, seed, spec)]
@@ -268,5 +268,5 @@ def _check_scorable(source: Source, spec: RunSpec, keys: Sequence[TrialKey]) -> 
 
 
 def model_digest(checkpoint: str, precision: str) -> str:
-    """What answers' keys call the model."""
+    """Digest of the model and its precision, which is part of the keys of answers."""
     return digest([checkpoint, precision])

@@ -28,19 +28,19 @@ def query_details(
     seed: int | None = None,
     data_root: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Everything about one query, for each trial that asks it: what was shown, said, compared, and scored.
+    """Everything about one query, for each trial that asks it: its prompt, answer, references, and score.
 
     Args:
         folder: the run.
-        root_of: from a data root as users name it to the folder.
-        id: the query's, as the plan prints it.
-        benchmark: only this one's trials.
-        shots: only trials at this number of shots.
-        seed: only this trial.
+        root_of: maps a data root, as the user names it, to its folder.
+        id: id of the query, as the plan prints it.
+        benchmark: only trials of this benchmark.
+        shots: only trials with this number of shots.
+        seed: only trials with this seed.
         data_root: where the data is now, if it has moved.
 
     Raises:
-        UserError: no trial asks such a query; see also :func:`flamingo_eval.engine.reopen.reopen`.
+        UserError: no trial has this query; see also :func:`flamingo_eval.engine.reopen.reopen`.
     """
     _, trials, journal = reopen_answered(folder, root_of, data_root)
     chosen = [trial for trial in select_trials(trials, shots, seed) if benchmark in (None, trial.key[0])]

@@ -1,4 +1,4 @@
-"""A run opened again from its folder: its plans, made anew from the data, and its answers; no model is needed."""
+"""Opens a run again from its folder: its plans, made again from the data, and its answers. No model is needed."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
 
     Args:
         folder: the run.
-        root_of: from a data root as users name it to the folder.
+        root_of: maps a data root, as the user names it, to its folder.
         data_root: where the data is now, if it has moved.
 
     Raises:
-        UserError: no run folder, data missing, or the data is not what the run was made from.
+        UserError: it is not a run folder, or the data is missing, or the data is not what the run was made from.
     """
     record = folder.read_run()
     identity, parts = record.identity, record.settings.benchmarks
     shared: dict[tuple[Path, tuple[str, ...]], Images] = {}
 
     def images_of(name: str) -> Images:
-        """Where a benchmark's images are; benchmarks that share them share what is known of their content too."""
+        """A benchmark's images; benchmarks with the same images share one object, and so the known digests."""
         root, formats = root_of(data_root or parts[name].data_root), parts[name].image_formats or FORMATS
         if not is_folder(root):
             moved = "" if data_root else "; if it has moved, --data-root says where to"
@@ -84,7 +84,7 @@ def reopen(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> 
 def reopen_answered(
     folder: RunFolder, root_of: RootOf, data_root: str | None = None
 ) -> tuple[RunRecord, list[TrialPlan], Journal]:
-    """The same with the journal, whose answers are those to the plans' queries.
+    """Like :func:`reopen`, with the journal, whose answers are checked against the plans' queries.
 
     Raises:
         UserError, DataError: see :func:`reopen` and :func:`flamingo_eval.engine.requests.check_asked`.
@@ -97,12 +97,12 @@ def reopen_answered(
 
 
 def rescore(folder: RunFolder, root_of: RootOf, data_root: str | None = None) -> list[Cell]:
-    """Scores a run again from its journal, as far as it is complete; no model, no images.
+    """Scores a run's complete trials again from its journal, without a model or images.
 
     Raises:
         UserError, DataError: see :func:`reopen`.
     """
-    folder.read_run()  # before the lock would make a folder
+    folder.read_run()  # first, because the lock would make the folder
     with folder.lock():
         record, trials, journal = reopen_answered(folder, root_of, data_root)
         return write_scores(folder, trials, journal, record)

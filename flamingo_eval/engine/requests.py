@@ -1,4 +1,4 @@
-"""Requests: what a run still has to ask, by its place in the plan, and with all that is needed to answer it."""
+"""Requests: the queries that a run still has to ask, by place in the plan, or with everything needed to answer."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from flamingo_eval.storage.journal import Journal, Slot, slot_of
 
 @dataclass(frozen=True)
 class Request:
-    """A query to be answered, with all that is needed for it: it can be pickled and answered in another process.
+    """A query with everything needed to answer it. It can be pickled and answered in another process.
 
     Attributes:
-        slot: what the answer belongs to.
-        prompts: what is shown, once for each order that it is asked in.
-        task: what is asked.
-        images: where the prompts' images are, and what their content was when they were first looked at.
+        slot: slot of the answer in the journal.
+        prompts: one prompt for each order of the demonstrations.
+        task: decoding or ranking.
+        images: where the prompts' images are, with digests of their content from when they were first read.
         shown: paths of the images that the first rendering shows.
-        key: digest of everything that determines the answer, but for the images' content.
-        failed: why it can't be asked; None if it can.
+        key: digest of everything that determines the answer, except the images' content.
+        failed: why the query can't be asked; None if it can.
     """
 
     slot: Slot
@@ -38,25 +38,26 @@ class Request:
 
     @property
     def own_images(self) -> set[str]:
-        """The images that it shows, in whatever order it is asked."""
+        """The images that the request shows, over all its orders."""
         return {*self.shown, *(image for prompt in self.prompts for image in prompt.images)} - {WITHHELD}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: with what is known of its own images, not of all that the run has seen."""
+        """State for another process: it has the digests of the request's own images, not of all images of the run."""
         return {**self.__dict__, "images": self.images.only(self.own_images)}
 
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A query that has to be answered, by its place in the plan.
+    """A query that has to be answered, given by its place in the plan.
 
-    The query itself is built when its batch comes: a sweep's prompts all at once would not fit into memory.
+    The query itself is built when its batch is due, since all prompts of a sweep would not fit into memory at once.
 
     Attributes:
-        trial: the plan.
-        position: in the plan.
-        key: digest of everything that determines the answer, but for the images' content.
-        images_digest: of these, where it is known already: there is an answer to the same key, but other images.
+        trial: plan of the trial.
+        position: position of the query in that plan.
+        key: digest of everything that determines the answer, except the images' content.
+        images_digest: digest of the images' content, if there is an answer with this key but for other images; else
+            None.
     """
 
     trial: TrialPlan
@@ -65,17 +66,17 @@ class Pending:
     images_digest: str | None = None
 
     def answered_by(self, known: Prediction | None) -> bool:
-        """Whether an answer is one to this request."""
+        """Whether an answer belongs to this request."""
         return known is not None and known.key == self.key and self.images_digest in (None, known.images_digest)
 
     @property
     def query(self) -> Query:
-        """The query, built anew each time."""
+        """The query, built again on each access."""
         return self.trial.query(self.position)
 
     @property
     def request(self) -> Request:
-        """All that is needed to answer it, built anew each time."""
+        """The query with everything needed to answer it, built again on each access."""
         trial, query = self.trial, self.query
         shown = trial.renderer.render(query.prompt).images
         reason = trial.failed.get(self.position)
@@ -83,12 +84,12 @@ class Pending:
 
     @property
     def slot(self) -> Slot:
-        """What the answer belongs to."""
+        """Slot of the answer in the journal."""
         return (*self.trial.key, *self.trial.slots[self.position])
 
 
 def images_digest(images: Images, shown: Iterable[str]) -> str | None:
-    """One digest of the contents of the images shown; None if one of them can't be read."""
+    """One digest of the contents of these images; None if one of them can't be read."""
     try:
         return digest([images.digest(image) for image in shown if image != WITHHELD])
     except QueryError:
@@ -96,13 +97,13 @@ def images_digest(images: Images, shown: Iterable[str]) -> str | None:
 
 
 def answer_key(query: Query, renderings: Sequence[Rendering], task: Task, model: str) -> str:
-    """Digest of everything that determines a query's answer, but for the images' content.
+    """Digest of everything that determines a query's answer, except the images' content.
 
     Args:
         query: the query.
         renderings: the query as the model reads it, in each of its orders.
-        task: what is asked.
-        model: digest of the model, its precision included.
+        task: decoding or ranking.
+        model: digest of the model and its precision.
     """
     return digest(
         {
@@ -118,9 +119,9 @@ def answer_key(query: Query, renderings: Sequence[Rendering], task: Task, model:
 
 
 def find_pending(trials: Iterable[TrialPlan], journal: Journal, model: str) -> Iterator[Pending]:
-    """The queries whose answers the journal does not hold, in plan order.
+    """The queries that have no valid answer in the journal, in plan order.
 
-    An answer stays valid when an image has gone since; it is asked for again when an image has changed.
+    An answer stays valid if an image has been deleted since. If an image has changed, the query is asked again.
     """
     for trial in trials:
         images = trial.source.images
@@ -128,16 +129,16 @@ def find_pending(trials: Iterable[TrialPlan], journal: Journal, model: str) -> I
             renderings = trial.render(query)
             key, known = answer_key(query, renderings, trial.source.task, model), journal.get(slot_of(query))
             if known is None or known.key != key:
-                yield Pending(trial, position, key)  # its images are looked at when its turn comes
+                yield Pending(trial, position, key)  # its images are read when its batch is due
             elif (digest_now := images_digest(images, renderings[0].images)) not in (known.images_digest, None):
                 yield Pending(trial, position, key, digest_now)
 
 
 def check_asked(trials: Iterable[TrialPlan], journal: Journal, model: str) -> None:
-    """Makes sure that a journal's answers were given to what the plans ask: of each trial some are looked at.
+    """Checks that a journal's answers belong to the plans' prompts; up to three answers of each trial are checked.
 
     Raises:
-        DataError: they were not; the record, the data or the journal has been changed by hand.
+        DataError: an answer belongs to another prompt; the record, the data or the journal was changed by hand.
     """
     for trial in trials:
         answered = [position for position, slot in enumerate(trial.slots) if journal.get((*trial.key, *slot))]

@@ -37,11 +37,11 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Encoding:
-    """What came of encoding a set of images.
+    """The result of encoding a set of images.
 
     Attributes:
         vectors: one per distinct image, of length 1.
-        number: path of an image -> its row in ``vectors``; two paths of one content have one row.
+        number: path of an image -> its row in ``vectors``; paths with the same content have the same row.
         failed: path of an image that can't be read -> why.
     """
 
@@ -52,12 +52,12 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What came of encoding a batch of images.
+    """The result of encoding a batch of images.
 
     Attributes:
-        keys: those that could be read.
-        vectors: a row for each of them, of any length; None if there are none.
-        failed: key -> why the others could not.
+        keys: keys of the images that could be read.
+        vectors: a row for each key, of any length (not normalised); None if there are no keys.
+        failed: key of an image that could not be read -> why.
     """
 
     keys: Sequence[str]
@@ -67,10 +67,10 @@ class Encoded:
 
 @runtime_checkable
 class Embeds(Protocol):
-    """An encoder's source that encodes elsewhere."""
+    """An encoder source that encodes images in other processes."""
 
     def embed(self, wanted: Mapping[str, str], rgb: bool) -> Iterator[Encoded]:
-        """Encodes images, in whatever order.
+        """Encodes images; the results may come in any order.
 
         Args:
             wanted: key of an image -> its path.
@@ -79,30 +79,30 @@ class Embeds(Protocol):
 
 
 def retrieval_of(spec: RunSpec) -> Retrieval | None:
-    """What a run's demonstrations are retrieved by, or None."""
+    """The retrieval rules of a run, or None if its demonstrations are not retrieved."""
     return registry.retrieval(spec.select, spec.selection, "data" in spec.demo_parts)
 
 
 def encoder_of(retrieval: Retrieval) -> EncoderSource:
-    """The image encoder whose embeddings decide. Raises UserError, CheckpointError."""
+    """The image encoder that retrieval uses. Raises UserError, CheckpointError."""
     return registry.image_encoder(retrieval.encoder, retrieval.options)
 
 
 @dataclass(frozen=True)
 class Retriever:
-    """What a run retrieves by, with its encoder: one for a whole command, so that files that change are noticed."""
+    """A run's retrieval rules and encoder: one object for the full command, so that changed files are noticed."""
 
     rules: Retrieval
     encoder: EncoderSource
 
     @staticmethod
     def of(spec: RunSpec) -> Retriever | None:
-        """That of a run; None for one whose demonstrations are not retrieved. Raises UserError, CheckpointError."""
+        """The retriever of a run; None if its demonstrations are not retrieved. Raises UserError, CheckpointError."""
         rules = retrieval_of(spec)
         return None if rules is None else Retriever(rules, encoder_of(rules))
 
     def identity(self) -> RetrievalIdentity:
-        """What decides which demonstrations are nearest."""
+        """Everything that decides which demonstrations are nearest."""
         info = self.encoder.info()
         return RetrievalIdentity(
             encoder=info.name,
@@ -119,18 +119,18 @@ def store_of(encoder: EncoderSource) -> FeatureStore:
 
 
 def find_nearest(source: Source, queries: Sequence[Example], count: int, retriever: Retriever, device: str) -> Nearest:
-    """For the image of each query the training rows most similar to it.
+    """For the image of each query, the training rows most similar to it.
 
     Args:
         source: benchmark and data.
-        queries: what can be asked.
-        count: rows wanted for each.
-        retriever: whose embeddings decide, and which rows may be shown.
+        queries: the examples that can be asked.
+        count: rows wanted for each query.
+        retriever: the encoder, and the rules for which rows may be shown.
         device: where images are encoded and similarities computed.
 
     Raises:
-        UserError: fewer training examples than asked for.
-        DataError: training images can't be read, so nobody knows what is nearest; all others are encoded by then.
+        UserError: there are fewer training examples than wanted.
+        DataError: training images can't be read, so the nearest ones are not known; all others are encoded and saved.
     """
     train = [example.image for example in source.data.train]
     encoding = encode_images(source, [*train, *(query.image for query in queries)], retriever.encoder, device)
@@ -155,7 +155,7 @@ def find_nearest(source: Source, queries: Sequence[Example], count: int, retriev
 def _rank(
     encoding: Encoding, train: Sequence[str], asked: Sequence[str], count: int, rules: Retrieval, device: str
 ) -> list[list[int]]:
-    """The nearest rows of each image asked about; images are compared once, however many rows show them."""
+    """The nearest rows of each query's image; a training image is compared once, even if several rows show it."""
     from flamingo_eval.devices import pick_device
     from flamingo_eval.engine.nearest import Pool, nearest_rows
 
@@ -186,7 +186,7 @@ def encode_images(source: Source, images: Iterable[str], encoder: EncoderSource,
 
 
 def _keys(images: Images, wanted: Collection[str], rgb: bool) -> tuple[dict[str, str], dict[str, str]]:
-    """Keys of images by content, and how they are read; and what is wrong with those that can't be opened."""
+    """Image -> key, by its content and how it is read; and image -> what is wrong, for those that can't be opened."""
 
     def key(image: str) -> str | QueryError:
         try:
@@ -211,13 +211,13 @@ def _drop_damaged(store: FeatureStore, keys: Sequence[str]) -> None:
 def _build(
     store: FeatureStore, source: EncoderSource, images: Images, shown: Mapping[str, str], rgb: bool, device: str
 ) -> dict[str, str]:
-    """Adds what the store lacks. Returns why images could not be encoded, by key.
+    """Adds the features that the store lacks. Returns why images could not be encoded, by key.
 
     Args:
         store: where vectors are kept.
         source: the image encoder.
         images: where the images are.
-        shown: key of an image -> a path that it is at.
+        shown: key of an image -> one of its paths.
         rgb: convert images to RGB before the transform.
         device: where images are encoded.
     """
@@ -260,18 +260,18 @@ def _embed_here(
     for batch, prepared in _prefetched(encoder, wanted, rgb, images):
         yield encoded(encoder, batch, prepared)
     del encoder
-    free_memory()  # it is for the language model
+    free_memory()  # the language model needs it
 
 
 def encoded(encoder: ImageEncoder, keys: Sequence[str], prepared: Sequence[Any]) -> Encoded:
-    """Encodes what :func:`prepared_image` gave for the images of these keys."""
+    """Encodes what :func:`prepared_image` returned for the images of these keys."""
     good = {key: one for key, one in zip(keys, prepared, strict=True) if not isinstance(one, QueryError)}
     failed = {key: str(one) for key, one in zip(keys, prepared, strict=True) if isinstance(one, QueryError)}
     return Encoded([*good], encoder.encode([*good.values()]) if good else None, failed)
 
 
 def prepared_image(encoder: ImageEncoder, rgb: bool, images: Images, image: str) -> Any:
-    """An image as an encoder reads it, or the QueryError that says why it can't."""
+    """An image prepared for an encoder, or the QueryError that says why it can't be read."""
     try:
         return encoder.prepare(image, rgb, images)
     except QueryError as error:
@@ -281,7 +281,7 @@ def prepared_image(encoder: ImageEncoder, rgb: bool, images: Images, image: str)
 def _prefetched(
     encoder: ImageEncoder, shown: Mapping[str, str], rgb: bool, images: Images
 ) -> Iterator[tuple[list[str], list[Any]]]:
-    """Batches of keys with their images, or what is wrong with one; two batches are read while one is encoded."""
+    """Batches of keys with their images, or an image's error; two batches are read while one is encoded."""
     prepare = partial(prepared_image, encoder, rgb, images)
     keys = list(shown)
     batches = [keys[i : i + BATCH] for i in range(0, len(keys), BATCH)]
@@ -309,26 +309,29 @@ def _normalised(vectors: Vectors, images: Sequence[Path]) -> Vectors:
 
 @dataclass(frozen=True)
 class Seen:
-    """The images that a ranking uses, as they are now: digest of each, and those that can't be read."""
+    """The current state of the images that a ranking uses: the digest of each, and those that can't be read."""
 
     digests: Mapping[str, str]
     failed: frozenset[str]
 
     @staticmethod
     def of(source: Source, asked: Sequence[Example]) -> Seen:
-        """Those of all training examples and of the ones asked about."""
+        """The state of the images of all training examples and of the queried examples."""
         images = [example.image for example in (*source.data.train, *asked)]
         keys, failed = _keys(source.images, dict.fromkeys(images), source.benchmark.prompt.rgb)
         return Seen(keys, frozenset(failed))
 
     @property
     def digest_of_all(self) -> str:
-        """One digest of all of it."""
+        """One digest of the full state."""
         return digest([dict(self.digests), sorted(self.failed)])
 
     def matches(self, record: RankingRecord) -> bool:
-        """Whether a ranking that was kept is that of these images: each that can be read is what it was, and each that
-        can't (any more) was known. One that could not be read then, and can now, is another image."""
+        """Whether a saved ranking was made from these images.
+
+        Each image that can be read must have its old digest; each that can't be read must be known to the ranking.
+        An image that can be read now but could not be read then does not match.
+        """
         if record.digests is UNSET:
             return record.images_digest == self.digest_of_all or not self.digests
         then = record.digests
@@ -337,7 +340,7 @@ class Seen:
 
 
 def write_nearest(path: Path, nearest: Nearest, seen: Seen) -> None:
-    """Keeps the ranking beside a run, so that it can be scored and shown without images or encoder.
+    """Saves the ranking in the run folder, so that the run can be scored and shown without images or encoder.
 
     Args:
         path: the file.
@@ -351,10 +354,10 @@ def write_nearest(path: Path, nearest: Nearest, seen: Seen) -> None:
 
 
 def read_nearest(path: Path, source: Source, asked: Iterable[Example], count: int) -> tuple[Nearest, RankingRecord]:
-    """The ranking of a run, and all that is kept of it.
+    """The saved ranking of a run, and its record as it is in the file.
 
     Raises:
-        DataError: it is not one, or does not reach as far as the run does.
+        DataError: the file is not a ranking, or it has too few queries or demonstrations for the run.
     """
     table = read_json(path)
     damaged = DataError(f"{path} is damaged; the command that made the run writes it anew")

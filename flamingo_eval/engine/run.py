@@ -37,7 +37,7 @@ from flamingo_eval.storage.run_records import RunRecord, SessionRecord, TrialKey
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: where it is, and its cells, those asked for."""
+    """A finished run: its folder, and the cells that were asked for."""
 
     folder: RunFolder
     cells: list[Cell]
@@ -52,20 +52,20 @@ def execute(
     fresh: bool = False,
     executor: Executor | None = None,
 ) -> RunResult:
-    """Carries out a run, or continues it; a finished one answers nothing again.
+    """Carries out a run, or continues it; in a finished run, no query is answered again.
 
-    Of several processes the first one scores; the others return when all is answered, without cells.
+    With several processes, the first one scores; the others return without cells when all queries are answered.
 
     Args:
         spec: what to run.
-        root_of: from a data root as users name it to the folder.
+        root_of: maps a data root, as the user names it, to its folder.
         out: the run folder; by default one named after everything that determines answers.
-        model_source: the model, where it is not one that ``spec.checkpoint`` names.
-        fresh: start over; what there is already is kept beside it under another name.
-        executor: who answers, where it is not one that ``spec.executor`` names.
+        model_source: the model, if ``spec.checkpoint`` does not name it.
+        fresh: start over; an existing run folder is kept beside the new one under another name.
+        executor: the executor, if ``spec.executor`` does not name it.
 
     Raises:
-        UserError, DataError, CheckpointError: before anything is answered, or, for queries that can't be answered,
+        UserError, DataError, CheckpointError: before any query is answered; or, if some queries can't be answered,
             after all others are.
         StorageError: the run folder can't be written.
     """
@@ -77,21 +77,21 @@ def execute(
         executor.connect(spec)
         run = prepare(spec, root_of, out, model_source, executor.resolve)
         if run.retriever is not None:
-            # what is nearest is worked out here, where the device that workers have need not be
+            # the ranking is computed on this machine, which may not have the workers' device
             here = dataclasses.replace(run.spec, device="auto")
             run = dataclasses.replace(run, spec=here, retriever=executor.retriever(run.retriever, run.images))
         return _execute(run, root_of, executor, fresh=fresh)
 
 
 def _check_no_cluster(spec: RunSpec) -> None:
-    """Raises UserError for settings of a cluster where none is asked."""
+    """Raises UserError for settings of a cluster if the executor uses none."""
     given = [name for name in CLUSTER_SETTINGS if getattr(spec, name) != SETTINGS[name].default]
     if given:
         raise UserError(f"--{given[0].replace('_', '-')} goes with --executor ray")
 
 
 def _execute(run: PreparedRun, root_of: RootOf, executor: Executor, *, fresh: bool) -> RunResult:
-    """Carries out a run that is prepared."""
+    """Carries out a prepared run."""
     for line in opening_notes(run):
         if executor.leads:
             warn(line)
@@ -108,12 +108,12 @@ def _execute(run: PreparedRun, root_of: RootOf, executor: Executor, *, fresh: bo
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """What a run is to ask.
+    """A run with its plans.
 
     Attributes:
         trials: the plans, one per trial.
-        journal: its answers.
-        pending: what is not answered yet.
+        journal: the run's answers.
+        pending: the queries that have no answer yet.
         record: ``run.json``.
         started: when the command began.
     """
@@ -126,7 +126,7 @@ class PlannedRun:
 
 
 def _plan(run: PreparedRun, executor: Executor, held: Alone) -> PlannedRun:
-    """Plans the run's trials, and records what it is."""
+    """Plans the run's trials, and writes ``run.json``."""
     started, spec, folder = now(), run.spec, run.folder
     if executor.sole:
         folder.forget_unanswered(run.identity)
@@ -145,18 +145,18 @@ def _plan(run: PreparedRun, executor: Executor, held: Alone) -> PlannedRun:
     model = model_digest(run.info.digest, run.precision)
     pending = list(find_pending(trials, journal, model))
     with held.alone("record"):
-        folder.check_identity(run.identity)  # another process may have made the record meanwhile
+        folder.check_identity(run.identity)  # another process may have written the record meanwhile
         encoder = None if run.retriever is None else run.retriever.encoder
         record = new_record(folder, spec, trials, run.identity, run.info, encoder, run.sources)
         folder.write_run(record)
         outdated = _withdrawn(pending, journal)
-        if outdated and executor.leads:  # also for whoever reads the run, should this command not come to its end
+        if outdated and executor.leads:  # so that readers of the run see them even if this command does not finish
             folder.write_failures(outdated, (), journal, skip=False)
     return PlannedRun(trials, journal, pending, record, started)
 
 
 def _withdrawn(pending: Iterable[Pending], journal: Journal) -> list[Failure]:
-    """Withdraws the answers of queries that were asked something else, and says that they have none."""
+    """Withdraws the outdated answers of pending queries, and returns these queries as failures."""
     asked = [item for item in pending if journal.answers_of(item.slot)]
     journal.withdraw(item.slot for item in asked)
     return [
@@ -170,7 +170,7 @@ def _withdrawn(pending: Iterable[Pending], journal: Journal) -> list[Failure]:
 
 
 def _answer(run: PreparedRun, planned: PlannedRun, executor: Executor, held: Alone) -> Outcome:
-    """Has the executor answer what is pending."""
+    """Has the executor answer the pending queries."""
     if not planned.pending:
         return Outcome([], {})
     usage: dict[str, float] = {}
@@ -196,13 +196,13 @@ def _answer(run: PreparedRun, planned: PlannedRun, executor: Executor, held: Alo
 
 
 def _finish(run: PreparedRun, planned: PlannedRun, outcome: Outcome, root_of: RootOf) -> RunResult:
-    """Scores what is answered. Raises DataError for what is not, unless the user goes on without it."""
+    """Scores the answers. Raises DataError for queries without an answer, unless the user skips them."""
     folder, journal, wanted, skip = run.folder, planned.journal, set(run.trial_keys), run.spec.on_error == "skip"
     folder.write_failures(outcome.failures, wanted, journal, skip=skip)
     journal.withdraw(folder.outdated(journal))
     began = time.perf_counter()
     earlier = _earlier(folder, root_of, wanted)
-    # an image of theirs, or what their queries are nearest to, may have changed since
+    # their images, or the training examples nearest to their queries, may have changed since
     changed = _withdrawn(find_pending(earlier, journal, model_digest(run.info.digest, run.precision)), journal)
     folder.write_failures(changed, (), journal, skip=False)
     if changed:
@@ -217,7 +217,7 @@ def _finish(run: PreparedRun, planned: PlannedRun, outcome: Outcome, root_of: Ro
 
 
 def _start_over(folder: RunFolder, executor: Executor) -> None:
-    """Moves a run out of the way. Raises UserError where several processes would do so."""
+    """Moves an existing run out of the way. Raises UserError if the run has several processes."""
     if not executor.sole:
         raise UserError(f"--fresh is for one process; for several move {folder.path} away, or name another --out")
     if exists(folder.run_file):
@@ -227,7 +227,7 @@ def _start_over(folder: RunFolder, executor: Executor) -> None:
 
 
 def _note_speed(seconds: Mapping[str, float], queries: int) -> None:
-    """Queries per second, and shares of the time, where the executor has measured it."""
+    """Shows queries per second, and how the time was shared, if the executor has measured it."""
     if not seconds.get("answering") or not queries:
         return
     total = seconds["answering"] + seconds["scoring"]
@@ -243,9 +243,9 @@ def _note_speed(seconds: Mapping[str, float], queries: int) -> None:
 def _recorded(
     folder: RunFolder, held: Alone, session: SessionRecord, journal: Journal, usage: Mapping[str, float]
 ) -> Iterator[list[Outcome]]:
-    """Keeps ``run.json`` telling what is going on, and, however it ends, how many answers it brought.
+    """Writes this session to ``run.json`` at its start, and with its number of answers at its end, also after an error.
 
-    Yields where its outcome belongs once it has one.
+    Yields a list, to which the caller appends the outcome.
     """
     brought: list[Outcome] = []
 
@@ -273,14 +273,14 @@ def _recorded(
             if usage:
                 note_usage(usage)
     except BaseException:
-        with suppress(FlamingoEvalError):  # what has gone wrong already says more
+        with suppress(FlamingoEvalError):  # the first error says more
             write(now())
         raise
     write(now())
 
 
 def _earlier(folder: RunFolder, root_of: RootOf, wanted: set[TrialKey]) -> list[TrialPlan]:
-    """Plans of the trials that earlier commands put into the folder; without them if their data is gone."""
+    """Plans of the trials that earlier commands put into the folder; none if their data is missing or has changed."""
     if set(folder.read_run().keys) == wanted:
         return []
     try:
@@ -298,7 +298,7 @@ def _trials_there(folder: RunFolder, sources: Mapping[str, Source]) -> list[Tria
 
 
 def select_cells(cells: Sequence[Cell], wanted: set[TrialKey]) -> list[Cell]:
-    """The cells asked for, with the trials asked for."""
+    """The cells that were asked for, with the trials that were asked for."""
     picked = []
     for cell in cells:
         trials = tuple(t for t in cell.trials if (cell.benchmark, cell.shots, t.seed) in wanted)

@@ -1,4 +1,4 @@
-"""Samples: a row per scored query, with what was shown, answered and compared."""
+"""Samples: one row per scored query, with its prompt, answer and references."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from flamingo_eval.storage.scores import item_rows, read_scores
 
 
 def samples(folder: RunFolder, trials: Iterable[TrialPlan], journal: Journal) -> Iterator[dict[str, Any]]:
-    """A row per scored query: the plan's fields, raw text or log-likelihoods, answer, references, score, and
-    whether it is the demo's.
+    """One row per scored query: the plan's fields, raw text or log-likelihoods, answer, references, score, and
+    whether the run is a demo.
 
     Raises:
         UserError: the run is not scored, or its files are broken.
@@ -36,16 +36,16 @@ def samples(folder: RunFolder, trials: Iterable[TrialPlan], journal: Journal) ->
 
 
 def plain_reference(reference: Any) -> Any:
-    """What an answer is compared with, as JSON has it: a text, texts, or annotators' answers."""
+    """A query's reference as a JSON value: a text, texts, or annotators' answers."""
     return dataclasses.asdict(reference) if dataclasses.is_dataclass(reference) else reference  # type: ignore[arg-type]
 
 
 def check_scored(
     folder: RunFolder, trial: TrialPlan, query: Query, prediction: Prediction | None, item: ItemRow | None
 ) -> None:
-    """Raises UserError where the score is that of another answer: the query was asked again since it was scored.
+    """Raises UserError if the score belongs to an older answer: the query was asked again after scoring.
 
-    Of an image that is queried twice in a trial the last answer is scored.
+    If an image is queried twice in a trial, only the last answer is scored, and only that one is checked.
     """
     if prediction is None or item is None or trial.last_occurrence[query.id] != query.occurrence:
         return
@@ -57,11 +57,11 @@ def check_scored(
 
 
 def sample_row(trial: TrialPlan, query: Query, prediction: Prediction | None, item: ItemRow | None) -> dict[str, Any]:
-    """A query as ``samples`` prints it; what is not known is null."""
+    """A query as ``samples`` prints it; unknown values are null."""
     answer = prediction.answer if prediction else None
     ranked = {"class_logprobs": dict(answer)} if isinstance(answer, Mapping) else {}
     scored = {"answer": item.answer if item else None, "score": item.score if item else None}
     if prediction is not None and trial.last_occurrence[query.id] != query.occurrence:
-        # asked again later in the trial: the last answer counts (the reference's result file keeps that one)
+        # the query is asked again later in the trial: the last answer counts, as in the reference's result file
         scored = {"answer": text_of(processed(trial.source.benchmark.answer, prediction.answer)), "score": None}
     return {**query_row(trial, query), "raw": answer if isinstance(answer, str) else None, **ranked, **scored}

@@ -25,14 +25,14 @@ from flamingo_eval.storage.run_records import RunRecord, ScoresRecord, TrialKey
 from flamingo_eval.storage.scores import cell_row
 
 NO_ANSWERS = "no public answers"
-"""Stands in the notes of a run whose answers nobody can score here."""
+"""Part of the warning of a run whose answers can't be scored here."""
 
 
 @dataclass(frozen=True)
 class ScoredTrial:
-    """A trial's answers after post-processing, its score, values under other scoring rules, and how many answers.
+    """A trial's answers after post-processing, its score, its alternative scores, and the number of answers.
 
-    ``undefined`` is why there is no score, where skipped queries have left the metric without one.
+    ``undefined`` says why there is no score, if the metric is undefined because queries were skipped.
     """
 
     answers: Mapping[Id, Answer]
@@ -49,23 +49,23 @@ def raw_answers(trial: TrialPlan, journal: Journal) -> list[tuple[Id, Answer]]:
 
 
 def processed(rules: AnswerRules, answer: Answer) -> Answer:
-    """An answer as it is scored: a text cut out by the benchmark's rules; log-likelihoods as they are."""
+    """An answer in the form that is scored: text is cut by the benchmark's rules, log-likelihoods stay as they are."""
     return extract_answer(rules, answer) if isinstance(answer, str) else answer
 
 
 def text_of(answer: Answer) -> str:
-    """An answer as ``scores.jsonl`` has it: of a ranking the most likely name."""
+    """An answer as it is in ``scores.jsonl``; for a ranking, the most likely name."""
     return answer if isinstance(answer, str) else max(answer, key=lambda name: answer[name])
 
 
 def is_complete(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ()) -> bool:
-    """Whether all of a trial's queries are answered, but for those that are skipped, and some are."""
+    """Whether each query of a trial is answered or skipped, and at least one is answered."""
     missing = missing_slots(trial, journal)
     return len(missing) < len(trial) and all(slot in skipped for slot in missing)
 
 
 def missing_slots(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] = ()) -> list[Slot]:
-    """The queries of a trial without an answer, but for those that are skipped."""
+    """The queries of a trial that are neither answered nor skipped."""
     slots: Iterator[Slot] = ((*trial.key, id, occurrence) for id, occurrence in trial.slots)
     return [slot for slot in slots if journal.get(slot) is None and slot not in skipped]
 
@@ -73,7 +73,7 @@ def missing_slots(trial: TrialPlan, journal: Journal, skipped: Collection[Slot] 
 def score_trials(
     trials: Sequence[TrialPlan], journal: Journal, skipped: Collection[Slot] = ()
 ) -> dict[TrialKey, ScoredTrial]:
-    """Every trial that is answered, scored; those of a split without public answers have no score.
+    """Scores every complete trial; trials of a split without public answers have no score.
 
     An image queried twice in one trial keeps its last caption, as the reference's result file does.
     """
@@ -102,7 +102,7 @@ def score_trials(
 
 
 def _undefined(source: Source, answers: Mapping[Id, Answer]) -> str | None:
-    """Why the metric is undefined for a trial of which queries were skipped; None where it is defined."""
+    """Why the metric is undefined for a trial with skipped queries; None if it is defined."""
     references = source.references.by_id
     try:
         registry.metric(source.benchmark.metric).check([{id: references[id] for id in answers}] if references else [])
@@ -112,7 +112,7 @@ def _undefined(source: Source, answers: Mapping[Id, Answer]) -> str | None:
 
 
 def _check_kinds(trial: TrialPlan, raw: Iterable[tuple[Id, Answer]], path: Path) -> None:
-    """Raises DataError for a journalled answer that the benchmark's task can't have: a text, or other names."""
+    """Raises DataError for an answer that does not fit the task: not a text, or not a ranking of the class names."""
     task = trial.source.task
     names = frozenset(task.names) if isinstance(task, Ranking) else None
     for id, answer in raw:
@@ -132,10 +132,10 @@ def _scores(source: Source, answers: Sequence[Mapping[Id, Answer]], rules: Mappi
 
 
 def check_complete(trials: Iterable[TrialPlan], journal: Journal, wanted: set[TrialKey], folder: RunFolder) -> None:
-    """Refuses to present trials with answers missing as if they were complete.
+    """Refuses trials with missing answers, so that they are not presented as complete.
 
     Raises:
-        DataError: says how many answers are missing.
+        DataError: answers are missing; the message says how many.
     """
     skipped = folder.skipped()
     missing = {t.key: len(missing_slots(t, journal, skipped)) for t in trials if t.key in wanted}
@@ -148,7 +148,7 @@ def check_complete(trials: Iterable[TrialPlan], journal: Journal, wanted: set[Tr
 
 
 def build_cells(trials: Sequence[TrialPlan], scored: Mapping[TrialKey, ScoredTrial], selector: str) -> list[Cell]:
-    """The table's cells, trials in order of seed; trials without a score have none."""
+    """The table's cells, with their trials in order of seed; trials without a score are left out."""
     groups: dict[tuple[str, int], list[TrialPlan]] = {}
     for trial in trials:
         if trial.key in scored and scored[trial.key].score is not None:
@@ -209,22 +209,22 @@ def write_scores(folder: RunFolder, trials: Sequence[TrialPlan], journal: Journa
 
 
 def _named(notes: Iterable[tuple[Source, Iterable[str]]], several: bool) -> dict[str, None]:
-    """Notes, each once, by the name of their benchmark where there are several."""
+    """Notes without duplicates; if there are several benchmarks, each note begins with its benchmark's name."""
     pairs = ((source.benchmark.name, note) for source, own in notes for note in own)
     return dict.fromkeys(f"{name}: {note}" if several else note for name, note in pairs)
 
 
 def _metric_notes(source: Source, trials: Iterable[TrialPlan], scored: Mapping[TrialKey, ScoredTrial]) -> Sequence[str]:
-    """What the metric says of the references that answers were compared with."""
+    """The metric's notes about the references that answers were compared with."""
     own = [scored[trial.key] for trial in trials if trial.source is source and trial.key in scored]
-    # trials of one seed ask the same, but for what was left out
+    # trials with one seed have the same queries, apart from those that were left out
     asked = dict.fromkeys(tuple(one.answers) for one in own if one.score is not None)
     references = [{id: source.references.by_id[id] for id in ids} for ids in asked]
     return registry.metric(source.benchmark.metric).check(references)
 
 
 def _scoring_digest(benchmark: Benchmark) -> str:
-    """Of everything that makes a score of a raw answer, but for the references."""
+    """Digest of everything that turns a raw answer into a score, except the references."""
     return digest([benchmark.metric, dict(benchmark.scoring), changed_fields(benchmark.answer)])
 
 

@@ -1,4 +1,4 @@
-"""Files for EvalAI: what the servers of VQAv2 and VizWiz take."""
+"""Submission files for EvalAI, in the form that the servers of VQAv2 and VizWiz accept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def submission(trials: list[TrialPlan], journal: Journal) -> list[dict[str, Any]
     """The rows of a submission file for the one trial of a run.
 
     Raises:
-        UserError: not one trial is given, or a benchmark without a submission format.
+        UserError: there is no trial or more than one, or the benchmark has no submission format, or the server wants
+            another split.
         DataError: answers are missing.
     """
     if not trials:
@@ -54,7 +55,7 @@ def submission(trials: list[TrialPlan], journal: Journal) -> list[dict[str, Any]
 
 
 def _all_questions(trial: TrialPlan, split: str) -> dict[Id, None]:
-    """Ids of the split that the server wants answers for, in its order; it may hold more than the one queried."""
+    """Ids of the split that the server wants answers for, in its order; it may have more than the run's split."""
     source = trial.source
     data = registry.loader(source.benchmark.data.loader).examples(source.benchmark.data, source.root, split)
     return dict.fromkeys(example.id for example in data.test)

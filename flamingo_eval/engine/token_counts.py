@@ -1,4 +1,4 @@
-"""How many tokens a trial's prompts have."""
+"""Counts the tokens of a trial's prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flamingo_eval.engine.plan import TrialPlan
 
 
 def tokens_line(trial: TrialPlan, counter: TokenCounter) -> str:
-    """Least, median and most tokens of a trial's prompts, the limit, and how many are over it."""
+    """A line with the minimum, median and maximum tokens of a trial's prompts, their limit, and how many exceed it."""
     counts, refused = list[int](), list[str]()
     source = trial.source
     with progress_bar(len(trial), "query", "tokens") as bar:

@@ -1,4 +1,4 @@
-"""What a job asks Slurm for, as a user says it and as submitit takes it."""
+"""What a job requests from Slurm, as the user gives it and as submitit takes it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 from flamingo_eval.core.errors import UserError
 
 _OURS = {"signal", "output", "error", "open_mode", "array", "requeue", "no_requeue", "ntasks"}
-"""Options of sbatch's that following a job rests on, beside those that have an option here."""
+"""Options of sbatch that users can't set, since following a job depends on them; others have an option here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Allocation:
-    """What a job asks Slurm for; see sbatch's manual. None leaves it to the cluster.
+    """What a job requests from Slurm; see sbatch's manual. None leaves a value to the cluster.
 
     Attributes:
-        name: the job's.
-        nodes: how many.
-        gpus: of each node.
-        tasks: processes on each node.
-        minutes: how long it may take.
-        grace: seconds before the end at which it is told, and goes back into the queue.
-        requeues: how often its time may be over until it stays so.
-        cpus: of each task.
-        memory: of each node, such as 64G.
-        partition, account, qos: where, and on whose account.
-        more: other options of sbatch's, without dashes -> value, or True for a switch.
+        name: name of the job.
+        nodes: number of nodes.
+        gpus: GPUs per node.
+        tasks: processes per node.
+        minutes: time limit of the job.
+        grace: seconds before the time limit at which the job is signalled, and goes back into the queue.
+        requeues: how often the job may reach its time limit and go back into the queue.
+        cpus: CPUs per task.
+        memory: memory per node, such as 64G.
+        partition, account, qos: where the job runs, and on which account.
+        more: other options of sbatch, without leading dashes -> value, or True for a switch.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Allocation:
     more: Mapping[str, str | bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises UserError for options of sbatch's that are not the user's to say."""
+        """Raises UserError for options of sbatch that users can't set."""
         self.parameters()
 
     def parameters(self) -> dict[str, Any]:
-        """As submitit's ``SlurmExecutor.update_parameters`` takes them. Raises UserError."""
-        # a task that dies leaves its work to the others; srun does not take --cpus-per-task from sbatch (since 22.05)
+        """The arguments for submitit's ``SlurmExecutor.update_parameters``. Raises UserError."""
+        # if a task dies, the others do its work; srun does not take --cpus-per-task from sbatch (since 22.05)
         srun = ["--kill-on-bad-exit=0", *([f"--cpus-per-task={self.cpus}"] if self.cpus else [])]
         more: dict[str, str | bool] = {"requeue": True}
         wanted = {
@@ -82,7 +82,7 @@ class Allocation:
 
     @property
     def told_before(self) -> int:
-        """Seconds before its end at which the job is told; half of its time at most, since it must have begun."""
+        """Seconds before the time limit at which the job is signalled; at most half of its time, to let it begin."""
         return max(1, min(self.grace, int(30 * self.minutes)))
 
 
@@ -93,7 +93,7 @@ def minutes(text: str) -> float:
     [90.0, 1.5, 240.0, 1440.0, 1590.0]
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a time, or zero.
     """
     match = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?", text.strip())
     if match is None:

@@ -1,7 +1,7 @@
-"""Slurm jobs that carry out a run, by submitit: submitted, followed, put into the queue again when time is over.
+"""Slurm jobs that carry out a run, through submitit: submitted, followed, and requeued when their time is over.
 
-A job's tasks are the processes of the run (``srun`` starts them); they share its folder through locks. What is answered
-when a job's time is over is in the journal, so the same job goes on.
+A job's tasks are the processes of the run (``srun`` starts them); they share its folder through locks. When a job's
+time is over, its answers are in the journal, so the same job goes on from there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import submitit
 
 POLL = 1.0
-"""Seconds between two looks at a job's log."""
+"""Seconds between two reads of a job's log."""
 
 _PATIENCE = 15.0
 """Seconds after its first task has ended in which a job may still go back into the queue."""
@@ -45,7 +45,7 @@ _OF_SUBMITIT, _AGAIN = re.compile(r"submitit [A-Z]+ \(\d{4}-.*", re.DOTALL), "Ca
 
 
 class NotFollowed(FlamingoEvalError):
-    """The user has stopped following a job, which goes on."""
+    """The user has stopped following a job; the job continues."""
 
     exit_code = 130
 
@@ -56,8 +56,9 @@ class Job:
 
     Attributes:
         spec: the run.
-        carry_out: does it, and returns an exit code; a function of a module. Told whether SIGTERM is somebody else's.
-        logs: where the first task leaves its exit code.
+        carry_out: carries out the run and returns an exit code; a module-level function. Its second argument is whether
+            SIGTERM is handled already.
+        logs: the folder where the first task writes its exit code.
     """
 
     spec: RunSpec
@@ -65,18 +66,18 @@ class Job:
     logs: Path
 
     def __call__(self) -> None:
-        """Carries out a task's part of the run. Raises SystemExit where it fails, so that Slurm knows."""
+        """Carries out a task's part of the run. Raises SystemExit if it fails, so that Slurm is informed."""
         import submitit
 
         here = submitit.JobEnvironment()
         os.environ.update(RANK=str(here.global_rank), WORLD_SIZE=str(here.num_tasks), LOCAL_RANK=str(here.local_rank))
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(encoding="utf-8")  # as who follows reads it
+                stream.reconfigure(encoding="utf-8")  # which the following process reads
         ended = exit_code_file(self.logs, here.job_id)
         if here.global_rank == 0:
             ended.unlink(missing_ok=True)
-        # Slurm sends SIGTERM before a job that goes first, too; submitit waits for its own signal
+        # Slurm also sends SIGTERM when it preempts a job; submitit waits for its own signal
         code = self.carry_out(self.spec, here.cluster == "slurm")
         if here.global_rank == 0:
             ended.write_text(f"{code}\n")
@@ -84,7 +85,7 @@ class Job:
             raise SystemExit(code)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What is put into the queue again when time is over: the same, since answers are in the journal."""
+        """What is requeued when the job's time is over: the same job, since its answers are in the journal."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -92,10 +93,10 @@ class Job:
 
 @contextmanager
 def in_time() -> Iterator[None]:
-    """Turns submitit's word that a job's time was over too often into ours.
+    """Turns submitit's error for a job that ran out of time too often into ours.
 
     Raises:
-        UserError: it was.
+        UserError: the job ran out of time too often.
     """
     from submitit.core.utils import UncompletedJobError
 
@@ -106,7 +107,7 @@ def in_time() -> Iterator[None]:
 
 
 def exit_code_file(logs: Path, job: str) -> Path:
-    """Where a job's first task leaves its exit code."""
+    """The file where a job's first task writes its exit code."""
     return logs / f"{job}_exit_code"
 
 
@@ -115,7 +116,7 @@ def script(allocation: Allocation, logs: Path) -> str:
     import submitit
 
     class Anywhere(submitit.SlurmExecutor):
-        """Also where there is no Slurm, since nothing is submitted."""
+        """Works without Slurm, too, since nothing is submitted."""
 
         @classmethod
         def affinity(cls) -> int:
@@ -127,11 +128,11 @@ def script(allocation: Allocation, logs: Path) -> str:
 
 
 def submit(job: Job, allocation: Allocation, *, local: bool) -> submitit.Job[None]:
-    """Submits a job; ``local``: to processes of this machine, as a trial.
+    """Submits a job; with ``local``, it runs in processes of this machine, as a test.
 
     Raises:
-        UserError: there is no Slurm, or it does not take the job.
-        StorageError: there can be no logs.
+        UserError: there is no Slurm, or it does not accept the job.
+        StorageError: the folder of the logs can't be made.
         NotFollowed: the user has pressed Ctrl-C meanwhile; the job is submitted.
     """
     if local and allocation.nodes > 1:
@@ -166,19 +167,19 @@ def _submit_here(job: Job, allocation: Allocation) -> submitit.Job[None]:
         timeout_min=allocation.minutes,
         signal_delay_s=allocation.told_before,
     )
-    # a terminal's Ctrl-C is for whoever follows, who ends the job in good order
+    # a terminal's Ctrl-C is for the following process, which ends the job in good order
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with storage_errors(job.logs):
             return executor.submit(job)
-    except ValueError as error:  # more GPUs than can be seen
+    except ValueError as error:  # more GPUs than are visible
         raise UserError(f"--gpus-per-node {allocation.gpus}: {error}") from error
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def _visible(devices: str | None) -> tuple[int, ...]:
-    """Numbers of the GPUs that may be used; none stands for all."""
+    """Numbers of the GPUs that may be used; empty means all."""
     parts = (devices or "").split(",")
     return tuple(map(int, parts)) if all(part.strip().isdecimal() for part in parts) else ()
 
@@ -209,7 +210,7 @@ def _left(job: submitit.Job[None]) -> NotFollowed:
 
 
 def check_installed() -> None:
-    """Raises UserError where submitit is missing; quietens it elsewhere."""
+    """Raises UserError if submitit is missing; otherwise silences its logger."""
     if importlib.util.find_spec("submitit") is None:
         raise UserError("flamingo-eval slurm needs submitit: pip install 'flamingo-eval[slurm]'")
     import submitit  # noqa: F401  # its logger would print on stdout, where the job's table goes
@@ -226,17 +227,17 @@ def follow(job: submitit.Job[None], logs: Path, *, local: bool) -> int:
         the first task's exit code.
 
     Raises:
-        NotFollowed: the user has pressed Ctrl-C; the job goes on.
-        KeyboardInterrupt: so, and the job was this machine's; it has ended.
-        UserError: the job has ended without an exit code, because it was cancelled, say.
+        NotFollowed: the user has pressed Ctrl-C; the job continues.
+        KeyboardInterrupt: the user has pressed Ctrl-C, and the job ran on this machine; it is ended.
+        UserError: the job has ended without an exit code, for example because it was cancelled.
     """
     first, ended = job.task(0), exit_code_file(logs, job.job_id)
     tails = [_Tail(first.paths.stderr, sys.stderr), _Tail(first.paths.stdout, sys.stdout)]
     state, patience = "", _PATIENCE
     try:
         while True:
-            # a task that has ended says so at once, Slurm's accounting later or never; one that was put back into the
-            # queue begins anew, and takes it back
+            # a task that has ended writes its exit code at once; Slurm's accounting shows it later or never. A task
+            # that was requeued begins again and removes the exit code
             patience = patience - POLL if ended.exists() else _PATIENCE
             done = job.done() or patience < 0
             if job.state != state:
@@ -262,7 +263,7 @@ def follow(job: submitit.Job[None], logs: Path, *, local: bool) -> int:
 
 
 def _end(job: submitit.Job[None]) -> None:
-    """Ends a job of this machine: its controller hands the signal on, and waits for the tasks."""
+    """Ends a job on this machine: its controller passes the signal on, and waits for the tasks."""
     with suppress(ValueError, OSError):
         os.kill(int(job.job_id), signal.SIGTERM)
     until = time.monotonic() + _PATIENCE
@@ -271,13 +272,13 @@ def _end(job: submitit.Job[None]) -> None:
 
 
 class _Tail:
-    """A log that grows, shown line by line; submitit's own remarks are left out."""
+    """A growing log, shown line by line; submitit's own messages are left out."""
 
     def __init__(self, path: Path, stream: TextIO) -> None:
         self._path, self._stream, self._at, self._rest = path, stream, 0, b""
 
     def show(self, *, to_the_end: bool) -> None:
-        """Shows what has come; what has no line end yet only at the end."""
+        """Shows the new lines; a line without a line end is shown only if ``to_the_end``."""
         with suppress(FileNotFoundError), self._path.open("rb") as file:
             file.seek(self._at)
             content = file.read()

@@ -1,1 +1,1 @@
-"""Loaders by file format; one file each, with the name ``LOADER`` in it."""
+"""Loaders by file format; each is one file that defines ``LOADER``."""

@@ -17,7 +17,7 @@ from flamingo_eval.core.schema import image_name
 
 
 class CaptionFiles(msgspec.Struct, frozen=True, kw_only=True):
-    """Options of a benchmark's ``[data]`` section; it may lie over another loader's, whose options are left alone.
+    """Options of a benchmark's ``[data]`` section; other keys, which may be another loader's options, are ignored.
 
     Attributes:
         annotations: the caption file.
@@ -30,7 +30,7 @@ class CaptionFiles(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CocoCaptionsLoader:
-    """One set for queries and demonstrations: a row per caption, whose id is its image's and can occur again."""
+    """One set for queries and demonstrations: a row per caption, whose id is its image's id and can occur again."""
 
     def examples(self, rules: DataRules, root: Path, split: str) -> DataSet:  # noqa: ARG002  # the file is the split
         """Every caption of the file."""
@@ -40,7 +40,7 @@ class CocoCaptionsLoader:
         return DataSet(rows, rows, (path,))
 
     def references(self, rules: DataRules, root: Path, split: str) -> References:  # noqa: ARG002
-        """All captions of every image, images in the order of the file's own list."""
+        """All captions of every image, images in the order of their first caption in the file."""
         path = root / rules.folder / rules.read(CaptionFiles).annotations
         by_id: dict[Id, list[str]] = {}
         for _, id, caption in _captions(path):
@@ -49,7 +49,7 @@ class CocoCaptionsLoader:
 
 
 def _captions(path: Path) -> list[tuple[str, Id, str]]:
-    """(where it stands, image id, caption) of every row."""
+    """(location for messages, image id, caption) of every row."""
     table: Any = read_json(path)
     rows = table.get("annotations") if isinstance(table, dict) else None
     if not isinstance(rows, list) or not rows:

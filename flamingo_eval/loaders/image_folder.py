@@ -27,9 +27,10 @@ class ImageFolders(Record, frozen=True, kw_only=True):
     Attributes:
         splits: a split's name -> its folder.
         names: a file beside them that maps class folders to names (``{"n01440764": "tench"}``).
-        default_folders: a file of the package whose n-th line is a class folder ...
-        default_names: ... and one whose n-th line is its name, used where ``names`` is not there: the folders must then
-            be exactly these, since a folder's place among the others says nothing of what it shows.
+        default_folders: a file of the package whose n-th line is a class folder.
+        default_names: a file of the package whose n-th line is that class's name. Both are used if the ``names`` file
+            does not exist. The folders must then be exactly these, since a folder's place among the others does not
+            show what is in it.
     """
 
     splits: dict[str, str]
@@ -61,7 +62,7 @@ def _answer_names(rules: DataRules, root: Path) -> tuple[str, ...]:
 
 
 def _class_names(rules: DataRules, root: Path) -> dict[str, str]:
-    """Class folder -> name, folders sorted; those of the training split."""
+    """Class folder of the training split -> name, folders sorted."""
     folder = root / rules.folder
     train = folder / _folder(rules, rules.train)
     classes = _class_folders(train)
@@ -91,7 +92,7 @@ def _class_names(rules: DataRules, root: Path) -> dict[str, str]:
 
 
 def _known_names(rules: DataRules) -> dict[str, str]:
-    """Folder -> name, of the classes that the package knows; none where the benchmark names no such files."""
+    """Folder -> name, of the classes that the package knows; empty if the benchmark names no such files."""
     options = rules.read(ImageFolders)
     if options.default_folders is None or options.default_names is None:
         return {}
@@ -113,7 +114,7 @@ def _folder(rules: DataRules, split: str) -> str:
 
 
 def _class_folders(split: Path) -> list[str]:
-    """Names of the class folders of a split, sorted; hidden ones (``.ipynb_checkpoints``) are none."""
+    """Names of the class folders of a split, sorted; hidden folders (``.ipynb_checkpoints``) are left out."""
     if not is_folder(split):
         raise DataError(f"{split} is not a folder")
     entries = [entry for entry in os.scandir(split) if not entry.name.startswith(".")]

@@ -21,7 +21,7 @@ class KarpathyFiles(Record, frozen=True, kw_only=True):
 
     Attributes:
         annotations: the Karpathy file.
-        references: a COCO caption file, used if it is there; empty for none.
+        references: a COCO caption file, used if it exists; empty for none.
         images: folder of the images.
         id: key that holds an image's id, or ``stem`` for its file name without the ending.
     """
@@ -57,7 +57,7 @@ class KarpathyLoader:
         return DataSet(list(by_split[rules.train].values()), list(by_split[split].values()), (path,))
 
     def references(self, rules: DataRules, root: Path, split: str) -> References:
-        """All captions of the images of ``split``: from the COCO caption file if it is there, else Karpathy's."""
+        """All captions of the images of ``split``: from the COCO caption file if it exists, else Karpathy's."""
         path = root / rules.folder / rules.read(KarpathyFiles).annotations
         id_key = rules.read(KarpathyFiles).id
         karpathy: dict[Id, list[str]] = {}
@@ -93,7 +93,7 @@ def _bag(captions: list[str]) -> list[str]:
 
 
 def _images(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(where it stands, record) for each image of a Karpathy file."""
+    """(location for messages, record) for each image of a Karpathy file."""
     table = read_json(path)
     images = table.get("images") if isinstance(table, dict) else None
     if not isinstance(images, list):
@@ -122,7 +122,7 @@ def _image_id(where: str, image: Mapping[str, Any], key: str) -> Id:
 
 
 def _coco_captions(path: Path, wanted: set[Id]) -> dict[Id, list[str]]:
-    """Captions of the wanted images, images in the order of the file's own list (CIDEr's evaluator visits them so)."""
+    """Captions of the wanted images, images in the order of the file's own list (as CIDEr's evaluator visits them)."""
     table = read_json(path)
     if not isinstance(table, dict) or not all(isinstance(table.get(key), list) for key in ("images", "annotations")):
         raise DataError(f'{path} is not a COCO caption file: it needs the lists "images" and "annotations"')

@@ -1,4 +1,4 @@
-"""Visual question answering, in the three forms its data sets come in; which one a file has is told by its content.
+"""Visual question answering, in the three forms of its data sets; a file's form is recognised by its content.
 
 - VQA's own: a questions file and an annotations file (VQAv2, OK-VQA, and the reference's conversions of TextVQA
   and VizWiz), matched by ``question_id``;
@@ -45,8 +45,8 @@ class VqaFiles(Record, frozen=True, kw_only=True):
     """Options of a benchmark's ``[data]`` section.
 
     Attributes:
-        answers: how many every question has, at least.
-        empty_answers: whether an annotator may have said nothing.
+        answers: number of answers that every question has, at least.
+        empty_answers: whether an annotator's answer may be empty.
         splits: a split's name -> its files.
     """
 
@@ -67,7 +67,7 @@ class Question:
 
 @dataclass(frozen=True)
 class SplitFiles:
-    """The questions of one split, the files they came from, and what form those had."""
+    """The questions of one split, the files that they came from, and the form of these files."""
 
     questions: tuple[Question, ...]
     files: tuple[Path, ...]
@@ -117,7 +117,7 @@ def _examples(rules: DataRules, split: str, part: SplitFiles) -> list[Example]:
 
 
 def _image(rules: DataRules, template: str, question: Question, file: Path) -> str:
-    """The path of a question's image; DataError if there can be none."""
+    """The path of a question's image. Raises DataError if its image id gives no valid path."""
     try:
         name = image_name(template, question.image_id)
     except ValueError as error:
@@ -126,7 +126,7 @@ def _image(rules: DataRules, template: str, question: Question, file: Path) -> s
 
 
 def _read_split(rules: DataRules, root: Path, split: str) -> SplitFiles:
-    """Raises DataError, naming file and record; UserError for a split that is not described."""
+    """The questions of a split. Raises DataError, naming file and record; UserError for a split without files."""
     options = rules.read(VqaFiles)
     if split not in options.splits:
         raise UserError(f"{rules.folder} has no files for split {split!r}; described are: {', '.join(options.splits)}")
@@ -153,7 +153,7 @@ def _read_split(rules: DataRules, root: Path, split: str) -> SplitFiles:
 
 
 def _checked(path: Path, questions: Iterator[Question], answers: int, empty: bool) -> Iterator[Question]:
-    """Refuses duplicate ids, too few answers, empty ones unless they are meant, and an empty file."""
+    """Refuses duplicate ids, too few answers, empty answers unless they are allowed, and an empty file."""
     seen: set[Id] = set()
     public = None
     for question in questions:
@@ -172,7 +172,7 @@ def _checked(path: Path, questions: Iterator[Question], answers: int, empty: boo
 
 
 def _check_answers(where: str, annotation: Annotation, count: int, empty: bool) -> None:
-    """Raises DataError for too few, or for one that is empty where that is not meant."""
+    """Raises DataError for too few answers, or for an empty one if that is not allowed."""
     if len(annotation.answers) < count:
         raise DataError(f"{where} has {len(annotation.answers)} answers, expected {count}")
     if not empty and any(not answer.text.strip() for answer in annotation.answers):
@@ -251,9 +251,9 @@ def _vizwiz_form(path: Path, rows: list[Any]) -> Iterator[Question]:
 
 
 def _human(where: str, record: Any) -> HumanAnswer:
-    """An annotator's answer; everything else in its record as one string, for rules that compare whole records.
+    """An annotator's answer; everything else in its record is one string, for rules that compare full records.
 
-    There are millions of them, and few are different: equal texts are kept once.
+    There are millions of answers, and few are different, so equal texts are kept in memory once.
     """
     text = record_field(where, record, "answer", str)
     rest = sorted((key, repr(value)) for key, value in record.items() if key != "answer")

@@ -1,1 +1,1 @@
-"""Metrics; one file each, with the name ``METRIC`` in it."""
+"""Metrics; each is one file that defines ``METRIC``."""

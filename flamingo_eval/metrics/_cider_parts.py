@@ -1,7 +1,7 @@
-"""What the n-grams of one caption add to its CIDEr, which pycocoevalcap gives as one number.
+"""What a caption's n-grams add to its CIDEr, for each n; pycocoevalcap returns only the sum.
 
 Source: pycocoevalcap (cider/cider_scorer.py, ``compute_cider``): the same weights, clipping and length penalty, kept
-apart by n. Scores are still that package's; a test holds the sum of these parts to them.
+apart by n. Scores still come from that package; a test checks that the sum of these parts equals them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ def _grams(caption: str) -> Counter[Gram]:
 
 
 class DocumentFrequencies:
-    """In how many images' references each n-gram occurs.
+    """The number of images in whose references each n-gram occurs.
 
     Args:
-        references: of each image, tokenized.
+        references: for each image, its tokenized references.
     """
 
     def __init__(self, references: Iterable[Sequence[str]]) -> None:

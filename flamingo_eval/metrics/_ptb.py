@@ -1,7 +1,8 @@
 """The Penn Treebank tokenizer that caption metrics are defined on: Stanford's Java program, as pycocoevalcap ships it.
 
 pycocoevalcap's own wrapper writes its input into its installed folder, which fails for read-only installs and for two
-runs at once, and takes ``java`` from PATH. Here the text goes through a pipe, to a Java runtime installed by pip.
+runs at once, and takes ``java`` from PATH. Here the text goes through a pipe, to a Java runtime installed by pip, or
+else to the one on PATH.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from pathlib import Path
 from flamingo_eval.core.errors import UserError
 
 # pycocoevalcap/tokenizer/ptbtokenizer.py, PUNCTUATIONS. The tokenizer lower-cases, so its "-lrb-" is not the "-LRB-"
-# of this list and stays in the text: the field's scores have it so.
+# of this list and stays in the text, as it does in the field's scores.
 _REMOVED = frozenset(
     ("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";")
 )
-# One caption is one line. What else the program takes for a line's end would shift all captions after it.
+# One caption is one line. Any other character that the program takes for a line end would shift the captions after it.
 _LINE_ENDS = str.maketrans(dict.fromkeys("\n\r\v\f\u2028\u2029", " "))
 _SENTINEL = "end"
 
@@ -66,7 +67,7 @@ def tokenize(captions: Iterable[str]) -> list[str]:
     """Lower-cased tokens of each caption, separated by spaces, punctuation removed.
 
     Raises:
-        UserError: the Java program can't be run, or fails; the message holds what it said.
+        UserError: the Java program can't be run, or fails; the message has its output.
     """
     lines = [caption.translate(_LINE_ENDS) for caption in captions]
     text = "\n".join([*lines, _SENTINEL, ""])

@@ -1,4 +1,4 @@
-"""Top-1 accuracy over ranked class names; names are compared, not numbers, as the reference does."""
+"""Top-1 accuracy over ranked class names; names are compared, not class numbers, as in the reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AccuracyMetric:
     rules = Record
 
     def check(self, trials: Sequence[Mapping[Id, Any]]) -> Sequence[str]:  # noqa: ARG002  # defined for any labels
-        """Needs nothing but what is installed."""
+        """Returns no notes: the metric is defined for any labels, and needs no optional package."""
         return ()
 
     def compute(
@@ -46,7 +46,7 @@ class AccuracyMetric:
         references: Mapping[Id, str],
         rules: Rules,  # noqa: ARG002
     ) -> Explanation:
-        """Which place the right name has among all."""
+        """The rank of the right name among all names."""
         answer, right = answers[id], references[id]
         if isinstance(answer, str) or right not in answer:
             return Explanation(lines=(f"the right name is {right!r}",))

@@ -31,11 +31,11 @@ class CiderMetric:
         self._counted: tuple[list[Sequence[str]], DocumentFrequencies] | None = None
 
     def check(self, trials: Sequence[Mapping[Id, Sequence[str]]] = ()) -> Sequence[str]:
-        """Runs the tokenizer once, and finds out whose score is 0 whatever the captions.
+        """Runs the tokenizer once, and returns notes on images whose score is 0 for any caption.
 
         Raises:
             UserError: the tokenizer fails.
-            DataError: no reference of a trial holds a word, so nothing can be counted.
+            DataError: no reference of a trial contains a word, so nothing can be counted.
         """
         self._tokenize({"a word"})
         notes: list[str] = []
@@ -51,13 +51,13 @@ class CiderMetric:
         return tuple(dict.fromkeys(notes))
 
     def _holds_word(self, texts: Sequence[str]) -> bool:
-        """Whether the tokenizer leaves anything of them; an English letter or a digit is always left."""
+        """Whether the tokenizer leaves any token of these texts; an English letter or a digit is always left."""
         if any(character.isascii() and character.isalnum() for text in texts for character in text):
             return True
         return any(self._tokenize(set(texts))[text] for text in texts)
 
     def _tokenize(self, texts: Set[str]) -> dict[str, str]:
-        """Tokens of each text; a text met before, in another trial or benchmark, is not tokenized again."""
+        """Tokens of each text; a text seen before, in another trial or benchmark, is not tokenized again."""
         new = sorted(texts - self._tokens.keys())
         if new:
             self._tokens.update(zip(new, tokenize(new), strict=True))
@@ -72,8 +72,8 @@ class CiderMetric:
         """One score per trial (image id -> caption).
 
         Raises:
-            DataError: an image without references, a trial without captions, or one without a word in its references.
-            UserError: no Java, or the tokenizer failed.
+            DataError: an image has no references, or a trial has no captions, or no word in its references.
+            UserError: Java is missing, or the tokenizer failed.
         """
         for captions in trials:
             if not captions:

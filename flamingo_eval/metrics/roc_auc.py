@@ -17,10 +17,10 @@ from flamingo_eval.core.schema import Record, typed
 
 
 class RocAucRules(Record, frozen=True, kw_only=True):
-    """``[scoring]``.
+    """The ``[scoring]`` section.
 
     Attributes:
-        positive: the class name whose probability decides.
+        positive: the class name that counts as positive.
     """
 
     positive: str
@@ -46,7 +46,7 @@ class RocAucMetric:
         references: Mapping[Id, str],
         rules: Rules,
     ) -> list[Score]:
-        """One score per trial (query id -> class name -> log-likelihood).
+        """One score per trial (query id -> class name -> log-likelihood, or query id -> a plain score).
 
         Raises:
             DataError: an answer to an unknown query, or labels of one class only, whose AUC is undefined.
@@ -62,7 +62,7 @@ class RocAucMetric:
         references: Mapping[Id, str],
         rules: Rules,
     ) -> Explanation:
-        """The value that decides, and how many queries of the other label it is on the right side of."""
+        """The query's value, and against how many queries with the other label it is ranked correctly."""
         positive = typed(dict(rules), RocAucRules, "[scoring]").positive
         values = {one: _positive_score(answer, positive) for one, answer in answers.items()}
         value, is_positive = values[id], references[id] == positive
@@ -97,7 +97,7 @@ def _check_classes(labels: Sequence[str]) -> None:
 
 
 def _positive_score(answer: Mapping[str, float] | float, positive: str) -> float:
-    """The probability of the positive name; a plain score, from another system, as it is."""
+    """The probability of the positive name; a plain score from another system stays as it is."""
     return probability(answer, positive) if isinstance(answer, Mapping) else float(answer)
 
 

@@ -5,10 +5,10 @@ Scoring rules of a benchmark (``[scoring]`` of its TOML; the first choices are t
 - ``normalise_prediction``, ``normalise_annotations``: ``always``, ``never``, or ``when_answers_differ`` (the VQA
   challenge's code normalises only where the annotators' raw answers are not all the same);
 - ``tokenisation``: ``none``, or ``mmf`` (what TextVQA's owners do to every text before it is normalised);
-- ``leave_out``: ``record`` (each annotation is compared with all that are not equal to it *as a record*, so
-  answers without an id vanish together) or ``annotator`` (with the other nine).
+- ``leave_out``: ``record`` (each annotation is compared with all that are not equal to it *as a record*; equal
+  answers without an id are left out together) or ``annotator`` (with those of the other nine annotators).
 
-A question with a single annotated answer is answered right or wrong.
+If a question has a single annotated answer, the accuracy is 0 or 1.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from flamingo_eval.core.schema import Record, typed
 from flamingo_eval.core.vqa_text import normalise, strip_spaces, tokenise_as_mmf
 
 _TOKENISATIONS: Mapping[str, Callable[[str], str]] = {"none": str, "mmf": tokenise_as_mmf}
-_ENOUGH = 3  # as many annotators who agree make an answer right
+_ENOUGH = 3  # this many annotators who agree make an answer right
 
 
 _When = Literal["always", "never", "when_answers_differ"]
 
 
 class VqaRules(Record, frozen=True, kw_only=True):
-    """``[scoring]``; see above."""
+    """The ``[scoring]`` section; the module's docstring describes it."""
 
     normalise_prediction: _When = "always"
     normalise_annotations: _When = "always"
@@ -48,7 +48,7 @@ class VqaAccuracyMetric:
     rules = VqaRules
 
     def check(self, trials: Sequence[Mapping[Id, Any]]) -> Sequence[str]:  # noqa: ARG002  # defined for any answers
-        """Needs nothing but what is installed."""
+        """Returns no notes: the metric is defined for any answers, and needs no optional package."""
         return ()
 
     def compute(
@@ -113,7 +113,7 @@ def accuracy(prediction: str, annotation: Annotation, rules: VqaRules) -> float:
 
 
 def _compared(prediction: str, annotation: Annotation, rules: VqaRules) -> tuple[str, list[str]]:
-    """An answer and the annotators', as they are compared."""
+    """The answer and the annotators' answers, in the form in which they are compared."""
     raw = [strip_spaces(answer.text) for answer in annotation.answers]
     differ = len(set(raw)) > 1
     tokenise = _TOKENISATIONS[rules.tokenisation]

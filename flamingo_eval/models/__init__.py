@@ -1,1 +1,1 @@
-"""Models; one file or folder each, with the name ``MODEL`` in it. Importing them does not import torch."""
+"""Model families: one file or folder each, which defines ``MODEL``. Importing them does not import torch."""

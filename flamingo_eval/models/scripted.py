@@ -1,4 +1,4 @@
-"""A model without weights: it repeats what the last demonstration said.
+"""A model without weights: it repeats the answer of the last demonstration.
 
 Good for trying out data, disks and job scripts in seconds, and for this project's own tests. Its score is that of
 copying the demonstration next to the query.
@@ -21,17 +21,17 @@ NAME = "scripted"
 
 
 class ScriptedModel(ModelBase):
-    """Repeats the last demonstration's answer; reads no more of an image than whether it is there."""
+    """Repeats the last demonstration's answer; only checks that images can be read."""
 
     def prepare(self, prompt: Prompt, task: Task, images: Images) -> Prompt:
-        """Raises QueryError if an image is missing."""
+        """The prompt itself. Raises QueryError if an image is missing or can't be read."""
         for image in prompt.images:
             if image != WITHHELD:
                 images.digest(image)
         return prompt
 
     def answer(self, prepared: Sequence[Prompt], task: Task) -> list[Answer]:
-        """The last demonstration's answer, for each prompt; when ranking, that name is the likely one."""
+        """The last demonstration's answer, for each prompt; when ranking, that name is the likeliest."""
         texts = [(prompt.demonstrations[-1].answer if prompt.demonstrations else None) or "" for prompt in prepared]
         if isinstance(task, Decoding):
             return list(texts)
@@ -39,17 +39,17 @@ class ScriptedModel(ModelBase):
 
 
 class ScriptedSource:
-    """Needs nothing to be loaded."""
+    """The source of the scripted model; there is nothing to load."""
 
     renderer = INTERLEAVED
     capabilities = Capabilities()
 
     def info(self) -> ModelInfo:
-        """Always the same."""
+        """Name and digest, always the same."""
         return ModelInfo(NAME, "scripted-1", {}, ("repeats the last demonstration; no model at all",))
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
-        """It computes nothing, so it runs anywhere."""
+        """Always CPU and fp32: the model computes nothing."""
         return "cpu", "fp32"
 
     def load(self, device: str, precision: str) -> ScriptedModel:
@@ -58,23 +58,23 @@ class ScriptedSource:
 
 
 class ThumbnailEncoder:
-    """An image's embedding is what an 8 x 8 thumbnail of it looks like."""
+    """Embeds an image as the pixels of its 8 x 8 thumbnail."""
 
     def prepare(self, image: str, rgb: bool, images: Images) -> NDArray[np.float32]:
-        """Raises QueryError if the image can't be read."""
+        """The image's embedding, (192,). Raises QueryError if the image can't be read."""
         small = images.decode(image, lambda opened: opened.convert("RGB").resize((8, 8)))
         return np.asarray(small, np.float32).ravel() + 1
 
     def encode(self, prepared: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """(images, 192)."""
+        """Embeddings (images, 192)."""
         return np.stack([*prepared])
 
 
 class ThumbnailSource:
-    """Needs nothing to be loaded."""
+    """The source of the thumbnail encoder; there is nothing to load."""
 
     def info(self) -> ModelInfo:
-        """Always the same."""
+        """Name and digest, always the same."""
         return ModelInfo("thumbnails", "thumbnails-1", {})
 
     def load(self, device: str) -> ThumbnailEncoder:
@@ -83,31 +83,31 @@ class ThumbnailSource:
 
 
 class ScriptedFamily:
-    """One checkpoint, by name."""
+    """A family with one checkpoint, ``scripted``."""
 
     options: frozenset[str] = frozenset()
 
     def known(self) -> Mapping[str, str]:
-        """Its name and a line about it."""
+        """The name, with one line about it."""
         return {NAME: "repeats the last demonstration; no weights, for trying out data and job scripts"}
 
     def renderers(self) -> tuple[Interleaved, ...]:
-        """None of its own."""
+        """It has no renderer of its own."""
         return ()
 
     def find(self, checkpoint: str, options: Mapping[str, Any]) -> ScriptedSource | None:
-        """The source, for its own name."""
+        """The source for the name ``scripted``; None for any other name."""
         return ScriptedSource() if checkpoint == NAME else None
 
     def adopt(self, model: Any, name: str, options: Mapping[str, Any]) -> None:
-        """None: it has nothing in memory."""
+        """None: no model in memory is of this family."""
 
 
 class Thumbnails:
-    """One encoder, by the same name."""
+    """A family with one encoder, also named ``scripted``."""
 
     def find(self, name: str, options: Mapping[str, Any]) -> ThumbnailSource | None:
-        """Thumbnails, for its own name."""
+        """The source for the name ``scripted``; None for any other name."""
         return ThumbnailSource() if name == NAME else None
 
 

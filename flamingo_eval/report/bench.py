@@ -11,11 +11,11 @@ from flamingo_eval.report.grid import markdown_grid, text_grid
 
 PARTS = ("vision", "prefill", "decode")
 WORKERS = (1, 2, 4, 8, 16, 32)
-"""Numbers of workers that are told how long a run takes."""
+"""Numbers of workers for which the time of the run is estimated."""
 
 
 def shares(parts: dict[str, float], wall: float) -> str:
-    """``vision 8%, prefill 52%, ...`` of the wall's seconds."""
+    """``vision 8%, prefill 52%, ...``: shares of the wall time; both are given in seconds."""
     return ", ".join(f"{name} {100 * seconds / wall:.0f}%" for name, seconds in parts.items() if wall > 0)
 
 
@@ -42,7 +42,7 @@ def _row(bench: Bench, row: Measured) -> list[str]:
 
 
 def _utilisation(bench: Bench, row: Measured, part: str) -> str:
-    """Share of the machine's matrix product that a section reaches."""
+    """Share of the machine's matrix-product peak that prefill or decoding reaches."""
     seconds = row.parts.get(part, 0.0) / row.queries
     if bench.work is None or not seconds:
         return "-"

@@ -1,4 +1,4 @@
-"""What stands under a table: one line, what its numbers can't be read without, and notes."""
+"""The caption of a table: one line, warnings without which its numbers can't be read, and notes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from flamingo_eval.storage.run_records import FIRST_RENDERING, RunRecord
 
 @dataclass(frozen=True)
 class Caption:
-    """What stands under a table.
+    """The lines under a table.
 
     Attributes:
         line: trials, queries, protocol, demonstrations, checkpoint.
         warnings: what the numbers can't be read without: the demo, missing answers, what the reference gets wrong.
-        notes: all else that is known of them.
+        notes: everything else that is known about them.
     """
 
     line: str
@@ -34,12 +34,12 @@ class Caption:
 
     @property
     def lines(self) -> list[str]:
-        """All of it."""
+        """All lines of the caption."""
         return [self.line, *self.warnings, *self.notes]
 
 
 def legend(shown: Sequence[Shown], *, notes: bool = True) -> list[str]:
-    """What has to stand under a table of these runs; without notes, how many there are."""
+    """The lines under a table of these runs; without notes, the last line states how many there are."""
     lines, left = [], 0
     for part in shown:
         caption = caption_of(part)
@@ -50,7 +50,7 @@ def legend(shown: Sequence[Shown], *, notes: bool = True) -> list[str]:
 
 
 def caption_of(part: Shown) -> Caption:
-    """What stands under a run's numbers."""
+    """The caption of a run's numbers."""
     cells, run = part.cells, part.run
     if not part.intervals:
         return _caption(cells, run, part.notes, "mean (standard deviation, ddof 0)")
@@ -64,7 +64,7 @@ def caption_of(part: Shown) -> Caption:
 
 
 def caption_lines(cells: Sequence[Cell], run: RunRecord, notes: Notes) -> list[str]:
-    """All that stands under a table of these cells."""
+    """All lines under a table of these cells."""
     return caption_of(Shown("", cells, run, notes)).lines
 
 
@@ -86,7 +86,7 @@ def _caption(cells: Sequence[Cell], run: RunRecord, notes: Notes, what: str) -> 
         f"checkpoint {run.checkpoint.name} ({run.checkpoint.digest[:10]})",
     ]
     about = run.checkpoint.notes or ()
-    # of a model that is not here: how it answers is not ours to know
+    # the model is not here, so we can't know how it answers
     given = run.identity.rendering == ELSEWHERE.name or run.checkpoint.server is not UNSET
     partial = "* answers are missing: a partial number, not comparable with others"
     warnings = [
@@ -101,14 +101,14 @@ def _caption(cells: Sequence[Cell], run: RunRecord, notes: Notes, what: str) -> 
 
 
 def _shown(cells: Sequence[Cell], run: RunRecord) -> list[str]:
-    """Which demonstrations a model was shown; nobody here knows that of answers that were given elsewhere."""
+    """Which demonstrations a model was shown; empty for answers given elsewhere, where this is not known."""
     if run.identity.rendering == ELSEWHERE.name:
         return []
     return [f"{_join(cell.selector for cell in cells)} demonstrations{_pools(run)}{_orders(run)}"]
 
 
 def _alternative_scores(cells: Sequence[Cell]) -> list[str]:
-    """A line for each benchmark whose same answers score otherwise under other rules."""
+    """A line for each cell and protocol by whose rules the same answers score differently."""
     lines = []
     for cell in cells:
         for protocol in cell.trials[0].alternatives:
@@ -128,7 +128,7 @@ def _pools(run: RunRecord) -> str:
 
 
 def _rendering(cells: Sequence[Cell], run: RunRecord) -> list[str]:
-    """How the model was shown prompts, for one that can be shown them in several ways."""
+    """How prompts were rendered; empty for the first rendering, and for answers given elsewhere."""
     identity = run.identity
     if identity.rendering in (FIRST_RENDERING, ELSEWHERE.name):
         return []
@@ -144,7 +144,7 @@ def _rendering(cells: Sequence[Cell], run: RunRecord) -> list[str]:
 
 
 def _retrieval(cells: Sequence[Cell], run: RunRecord) -> list[str]:
-    """By what demonstrations were retrieved, and why such a table has no standard deviation."""
+    """How demonstrations were retrieved, and why such a table has no standard deviation."""
     identity = run.identity
     selector, part = identity.selector, identity.retrieval
     if part is None:

@@ -7,15 +7,15 @@ from flamingo_eval.report.shown import Shown
 from flamingo_eval.report.table import render_runs
 
 _TASKS = {"cider": "image-to-text", "vqa_accuracy": "visual-question-answering"}
-"""Metric -> what the hub calls the task; the others rank class names."""
+"""Metric -> the hub's name of the task; the other metrics are for rankings of class names."""
 
 
 def model_card(shown: Shown, name: str | None = None) -> str:
-    """``model-index`` as YAML between dashes, by huggingface_hub's own classes, then the Markdown table.
+    """``model-index`` as YAML between dashes, made by huggingface_hub's own classes, then the Markdown table.
 
     Args:
         shown: a run.
-        name: of the model; None for the checkpoint's.
+        name: the model's name; None for the checkpoint's.
     """
     from huggingface_hub import EvalResult, ModelCardData
 

@@ -50,7 +50,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_json(comparison: Comparison) -> str:
-    """Full precision; null where one image or none leaves nothing to say."""
+    """Full precision; null where a number can't be estimated, since there is one image or none."""
     rows = [
         {"benchmark": row.benchmark, "shots": row.shots, "metric": row.metric, "seeds": list(row.seeds), "run": row.run,
          "baseline": row.baseline, "difference": row.difference.value, "low": _number(row.difference.low),

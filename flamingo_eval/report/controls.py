@@ -14,7 +14,7 @@ from flamingo_eval.storage.run_records import RunRecord
 from flamingo_eval.storage.scores import cell_row
 
 Rows = Mapping[str, Sequence[Cell]]
-"""What was shown -> its cells; the run itself first."""
+"""Name of the run or of a control -> its cells; the run itself comes first."""
 
 AS_RUN = "as run"
 

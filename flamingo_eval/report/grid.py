@@ -8,7 +8,7 @@ from flamingo_eval.core.text import one_line
 
 
 def text_grid(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 3) -> str:
-    """Columns for the terminal, the first ``left`` of them words, the others numbers."""
+    """Columns for the terminal: words in the first ``left`` of them, numbers in the others."""
     head, body = [*map(one_line, head)], [[*map(one_line, row)] for row in body]
     widths = [max(len(row[i]) for row in (head, *body)) for i in range(len(head))]
 
@@ -21,7 +21,7 @@ def text_grid(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 3)
 
 
 def markdown_grid(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 3) -> str:
-    """A GitHub-flavoured Markdown table, the first ``left`` columns words, the others numbers."""
+    """A GitHub-flavoured Markdown table: words in the first ``left`` columns, numbers in the others."""
     head, body = [*map(one_line, head)], [[*map(one_line, row)] for row in body]
     ruler = ["---"] * left + ["---:"] * (len(head) - left)
     return "".join("| " + " | ".join(row) + " |\n" for row in (head, ruler, *body))

@@ -15,7 +15,7 @@ from flamingo_eval.storage.scores import read_scores
 
 
 def shown_runs(paths: Sequence[Path], *, intervals: bool = False) -> list[Shown]:
-    """Runs as tables and plots show them, by the name of their checkpoint, or of their folder where that is not enough.
+    """Runs as tables and plots show them, named by checkpoint; if two names are equal, by folder, then by path.
 
     Raises:
         UserError: see :func:`read_evidence`.
@@ -50,7 +50,7 @@ def _intervals(evidence: Evidence) -> dict[tuple[str, int], Interval]:
 
 
 def _as_run(evidence: Evidence) -> RunRecord:
-    """What a table needs of ``run.json``, from a baseline file."""
+    """The parts of ``run.json`` that a table needs, from a baseline file."""
     about = evidence.about
     pool = about.identity.query_set_size or 0
     settings = {

@@ -1,4 +1,4 @@
-"""A table as a page that one would send to somebody: in one file, with the curve, its notes folded."""
+"""A table as an HTML page to send to others: one file, with the curve and notes that can be folded."""
 
 from __future__ import annotations
 

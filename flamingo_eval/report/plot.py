@@ -1,4 +1,4 @@
-"""Score against shots: as PNG, SVG or PDF by matplotlib, and small, as text, for the terminal."""
+"""Plots of score against shots: as PNG, SVG or PDF by matplotlib, and as small text plots for the terminal."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from flamingo_eval.storage.outputs import open_output
 
 FORMATS = ("png", "svg", "pdf")
 _QUIET = "#8a8a8a"
-"""Published curves stand behind one's own, told apart by markers and dashes."""
+"""Colour of published curves, which are behind a run's own; markers and dashes distinguish them."""
 _DASHES = ("--", ":", "-.")
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-"""Okabe and Ito's, which colour-blind people tell apart; markers and dashes differ too."""
+"""Okabe and Ito's colours, which colour-blind people can distinguish; markers differ too."""
 _MARKERS = "osD^vPX"
 _UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 _LONGEST = 100
@@ -36,7 +36,7 @@ class Curve:
         label: in the legend.
         shots: numbers of demonstrations.
         means: scores.
-        errors: below and above each mean; None where nothing is known.
+        errors: lengths of the error bar below and above each mean; None where they are not known.
         published: drawn dashed.
     """
 
@@ -81,12 +81,12 @@ def write_plot(path: Path, panels: dict[str, list[Curve]], errors: str) -> None:
     """Draws a panel per benchmark into a PNG, SVG or PDF file.
 
     Args:
-        path: its ending says which.
-        panels: what :func:`curves_of` gives.
+        path: its ending decides the format.
+        panels: what :func:`curves_of` returns.
         errors: what the error bars are, for the caption.
 
     Raises:
-        UserError: another ending.
+        UserError: the file has another ending.
         StorageError: the file can't be written.
     """
     kind = path.suffix.lower().lstrip(".")
@@ -98,7 +98,7 @@ def write_plot(path: Path, panels: dict[str, list[Curve]], errors: str) -> None:
 
 
 def svg_plot(panels: dict[str, list[Curve]], errors: str) -> str:
-    """The same as an ``svg`` element for a page; its texts are drawn, so that it looks alike everywhere."""
+    """The same as an ``svg`` element for a page; its texts are drawn as paths, so that it looks the same everywhere."""
     drawn = StringIO()
     with _the_same_each_time():
         _figure(panels, errors).savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
@@ -106,7 +106,7 @@ def svg_plot(panels: dict[str, list[Curve]], errors: str) -> str:
 
 
 def _the_same_each_time() -> AbstractContextManager[None]:
-    """Names inside an SVG are drawn at random otherwise."""
+    """Makes ids inside an SVG the same each time; otherwise they are random."""
     from matplotlib import rc_context
 
     context: AbstractContextManager[None] = rc_context({"svg.hashsalt": "flamingo-eval"})
@@ -151,12 +151,12 @@ def _draw(axis: Any, title: str, lines: Sequence[Curve]) -> None:
     axis.set_ylabel(_plain(metric), fontsize=10)
     axis.grid(axis="y", alpha=0.3)
     if not any(mean for line in lines for mean in line.means):
-        axis.set_ylim(0, 1)  # else matplotlib invents a scale around nothing
+        axis.set_ylim(0, 1)  # otherwise matplotlib invents a scale around zero
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0.0, frameon=False)
 
 
 def _style(line: Curve, number: int) -> dict[str, Any]:
-    """A curve of one's own in a colour; a published one behind it; each the n-th of its kind."""
+    """The style of the n-th curve of its kind: a run's own in a colour, a published one in grey behind it."""
     if line.published:
         return {"color": _QUIET, "linestyle": _DASHES[number % len(_DASHES)], "linewidth": 1.0, "markersize": 4,
                 "zorder": 1}  # fmt: skip
@@ -164,13 +164,13 @@ def _style(line: Curve, number: int) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """A text that is drawn as it stands: no formula between dollar signs, no character that SVG has not."""
+    """A text that is drawn literally: no formula between dollar signs, no character that SVG can't have."""
     short = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
     return one_line(short).replace("$", r"\$")
 
 
 def terminal_plot(panels: dict[str, list[Curve]], height: int = 14, step: int = 10) -> str:
-    """The same in text, a panel per benchmark: a letter where each curve's mean is, and which is which."""
+    """The same as text, a panel per benchmark: letters mark each curve's means, and a legend names the curves."""
     return "\n".join(_panel(title, lines, height, step) for title, lines in panels.items())
 
 
@@ -184,7 +184,7 @@ def _panel(title: str, lines: Sequence[Curve], height: int, step: int) -> str:
             row = rows[round((height - 1) * (1 - (mean - low) / span))]
             start = step * shots.index(k)
             free = [i for i in (*range(start + step // 2, start + step), *range(start, start + step)) if row[i] == " "]
-            if free:  # where curves meet they stand side by side
+            if free:  # where curves meet, their letters are side by side
                 row[free[0]] = letter
     scale = {0: f"{low + span:8.1f}", height - 1: f"{low:8.1f}"}
     body = [f"{scale.get(i, ''):>8} |{''.join(row).rstrip()}" for i, row in enumerate(rows)]

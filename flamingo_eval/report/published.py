@@ -40,7 +40,7 @@ def _rows(rows: Sequence[Published]) -> list[dict[str, str | int]]:
 
 
 def _how_rows(rows: Sequence[Published]) -> list[dict[str, str | int]]:
-    """The same with what is known of how each was made, and the command that comes nearest."""
+    """The same, with what is known about how each number was made, and the command that comes nearest."""
     table = []
     for base, one in zip(_rows(rows), rows, strict=True):
         on, source = one.evaluated, one.made_by
@@ -95,7 +95,7 @@ def _evidence(rows: Sequence[Published]) -> list[str]:
 
 
 def how_as_text(rows: Sequence[Published]) -> str:
-    """For each number what it was measured on, by whose rules, the command that comes nearest; then the evidence."""
+    """For each number: what it was measured on, its protocol, the command that comes nearest; then the evidence."""
     return text_grid(*_how_grid(rows), left=5) + "\n" + "".join(f"{line}\n" for line in _evidence(rows))
 
 

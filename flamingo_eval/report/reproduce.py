@@ -33,7 +33,7 @@ def _shown(ours: Ours | None) -> str:
 
 
 def _on(row: Reproduced) -> str:
-    """What ours was measured on."""
+    """What our number was measured on."""
     if row.setup is None or row.ours is None:
         return "-"
     orders = f", {row.setup.ensemble} orders" if row.setup.ensemble > 1 else ""

@@ -1,4 +1,4 @@
-"""Samples as data: JSON lines, CSV, Parquet; a row per query, written as they come."""
+"""Samples as data: JSON lines, CSV, Parquet; a row per query, written as the rows arrive."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def write_jsonl(rows: Iterable[Row], file: BinaryIO) -> None:
 
 
 def write_csv(rows: Iterable[Row], file: BinaryIO, *, escape_formulas: bool = False) -> None:
-    """A header and a line per query; lists, log-likelihoods and conversations are JSON texts.
+    """A header and a line per query; lists, references, log-likelihoods and conversations are JSON texts.
 
     Args:
-        rows: as :func:`flamingo_eval.engine.samples.samples` gives them.
-        file: where to.
+        rows: as :func:`flamingo_eval.engine.samples.samples` returns them.
+        file: where to write.
         escape_formulas: put an apostrophe before texts that a spreadsheet would take for formulas.
     """
 
@@ -46,7 +46,7 @@ def write_csv(rows: Iterable[Row], file: BinaryIO, *, escape_formulas: bool = Fa
 
 
 def write_parquet(rows: Iterable[Row], file: BinaryIO) -> None:
-    """Typed columns; ids and images are lists of texts, log-likelihoods a JSON text."""
+    """Typed columns: demonstration ids and images are lists of texts; references and log-likelihoods are JSON."""
     import pyarrow
     from pyarrow import parquet
 

@@ -11,15 +11,15 @@ from flamingo_eval.storage.run_records import RunRecord
 
 
 class Interval(NamedTuple):
-    """How sure a cell's mean is.
+    """How certain a cell's mean is.
 
     Attributes:
         low: lower end of its 95% interval.
         high: upper end.
         queries: standard error that comes from the queries.
-        demonstrations: ... from the demonstrations; None for one trial.
+        demonstrations: standard error that comes from the demonstrations; None for one trial.
         trials: each trial's own 95% interval, over its queries.
-        rare: whether it is of a ROC AUC with too few of the rarer kind.
+        rare: whether the score is a ROC AUC with too few queries of the rarer kind.
     """
 
     low: float
@@ -38,7 +38,7 @@ class Shown:
         name: what to call it beside others.
         cells: its cells.
         run: the content of ``run.json``.
-        notes: what has to stand under its numbers.
+        notes: the notes under its numbers.
         intervals: (benchmark, shots) -> 95% interval of the mean, shown instead of the standard deviation.
     """
 
@@ -59,7 +59,7 @@ def format_value(cell: Cell, interval: Interval | None = None) -> str:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table's texts: the first ``left`` columns words, the others numbers."""
+    """A table's texts: words in the first ``left`` columns, numbers in the others."""
 
     head: list[str]
     body: list[list[str]]

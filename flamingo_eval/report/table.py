@@ -78,7 +78,10 @@ def as_csv(shown: Sequence[Shown], *, escape_formulas: bool = False) -> str:
 
 
 def as_json(shown: Sequence[Shown]) -> str:
-    """``{"cells": [...], "run": {...}}``, full precision, ``run`` is ``run.json``; of several ``{"runs": [...]}``."""
+    """``{"cells": [...], "run": {...}, "notes": [...]}``, full precision, ``run`` is ``run.json``.
+
+    Several runs are a list of these: ``{"runs": [...]}``.
+    """
     tables = []
     for part in shown:
         rows = [cell_row(cell).table() for cell in part.cells]
@@ -113,7 +116,7 @@ def as_latex(shown: Sequence[Shown], *, notes: bool = True) -> str:
 
 
 def _label(shown: Sequence[Shown]) -> str:
-    """Letters, digits and dashes: the benchmarks, or how many runs."""
+    """Letters, digits and dashes: the benchmarks, or how many there are if they are more than three."""
     names = dict.fromkeys(cell.benchmark for part in shown for cell in part.cells)
     words = [*names] if len(names) <= 3 else [f"{len(names)} benchmarks"]
     return re.sub(r"[^a-z0-9]+", "-", " ".join(["flamingo-eval", *words]).lower()).strip("-")
@@ -148,7 +151,7 @@ def render_runs(shown: Sequence[Shown], format: str, *, escape_formulas: bool = 
         shown: the runs.
         format: one of ``FORMATS``.
         escape_formulas: in CSV, put an apostrophe before texts that a spreadsheet would take for formulas.
-        with_notes: under a table all notes, not only its caption; a page has them folded in any case.
+        with_notes: print all notes under a table; a page always has them, and without this they are folded.
 
     Raises:
         UserError: unknown format, or nothing to show.

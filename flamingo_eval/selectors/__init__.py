@@ -1,1 +1,1 @@
-"""Selectors: how demonstrations are picked; one file each, with the name ``SELECTOR`` in it."""
+"""Selectors pick the demonstrations; each is one file that defines ``SELECTOR``."""

@@ -13,7 +13,7 @@ from flamingo_eval.core.settings import Setting
 
 @dataclass(frozen=True)
 class RandomSelector:
-    """A pool drawn once per trial (NumPy, going on after the queries' draw), then ``random.sample`` for each query.
+    """Draws a pool once per trial (NumPy, continuing after the queries' draw), then ``random.sample`` for each query.
 
     Source: open_flamingo/eval/utils.py (``get_query_set``, ``sample_batch_demos_from_query_set``) and evaluate.py
     (``random.seed(seed + rank)``, rank 0).
@@ -26,8 +26,8 @@ class RandomSelector:
     def select(self, selection: Selection) -> list[list[list[int]]]:
         """Numbers of the demonstrations, for each query and order; raises UserError if the pool is too small.
 
-        Under prompt ensembling a query's sample is shuffled once per order, cumulatively (the reference draws a whole
-        batch's samples first; this is its order at batch size 1).
+        Under prompt ensembling, a query's sample is shuffled once per order, cumulatively. (The reference draws the
+        samples of a full batch first; this is its order at batch size 1.)
         """
         if selection.pool is not None:
             pool = list(selection.pool)

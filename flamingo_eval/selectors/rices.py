@@ -14,7 +14,7 @@ from flamingo_eval.core.settings import Setting
 
 @dataclass(frozen=True)
 class RicesSelector:
-    """The most similar examples of the whole training set, most similar last, next to the query.
+    """The most similar examples of the full training set, most similar last, next to the query.
 
     Source: RICES (Yang et al., arXiv 2109.05014; Flamingo, arXiv 2204.14198, appendix) as in
     open_flamingo/eval/rices.py (``find``), which sorts one query's similarities to all rows in float32.
@@ -40,7 +40,7 @@ class RicesSelector:
     )  # fmt: skip
 
     def retrieval(self, settings: Mapping[str, Any], demo: bool) -> Retrieval:
-        """The reference's encoder where none is named, for the demo's images the demo's."""
+        """Retrieval with the named encoder; by default the reference's, or the demo's for the demo's images."""
         return Retrieval(
             encoder=settings["rices_model"] or ("demo" if demo else "ViT-L-14"),
             options={"pretrained": settings["rices_pretrained"], "quick_gelu": settings["rices_quick_gelu"]},
@@ -51,7 +51,7 @@ class RicesSelector:
     def select(self, selection: Selection) -> list[list[list[int]]]:
         """Numbers of the demonstrations, for each query and order; none for an image that could not be encoded.
 
-        Under prompt ensembling a query's demonstrations are shuffled once per order, cumulatively, as random ones are.
+        Under prompt ensembling, a query's demonstrations are shuffled once per order, cumulatively, as random ones are.
         """
         if selection.nearest is None:
             raise ValueError("RICES needs image embeddings")

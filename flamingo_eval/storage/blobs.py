@@ -1,4 +1,4 @@
-"""Content by key, a file for each: what can be made again, kept between runs to save time."""
+"""A cache of content by key, one file for each. The content can be made again; it is kept between runs to save time."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from flamingo_eval.core.paths import open_regular
 from flamingo_eval.storage.files import open_atomic
 
 SPARE_DISK = 2 << 30
-"""Bytes that are left free on the disk: what is kept there must not cost a run its answers."""
+"""Bytes that are left free on the disk, so that the cache never keeps a run from saving its answers."""
 
 _CHECK = 16
 
 
 class BlobStore:
-    """Files in a folder, each with a check sum before its content: a damaged one is as good as missing.
+    """Files in a folder, each with a check sum before its content: a damaged one is treated as missing.
 
     Args:
         folder: where they are; made when something is added.
-        share: how much of the disk's free room they may take, of what there is when this begins.
+        share: fraction of the disk's free room at the start (less ``SPARE_DISK``) that new files may take.
     """
 
     def __init__(self, folder: Path, share: float = 0.5) -> None:
@@ -42,7 +42,7 @@ class BlobStore:
         return content[_CHECK:] if _check_sum(content[_CHECK:]) == content[:_CHECK] else None
 
     def write(self, key: str, content: bytes) -> None:
-        """Keeps a content; another process that keeps the same meanwhile does no harm.
+        """Stores a content. It does no harm if another process stores the same one at the same time.
 
         Raises:
             StorageError: the disk has no room to spare, or can't be written.
@@ -59,7 +59,7 @@ def _check_sum(content: bytes) -> bytes:
 
 
 def _free(folder: Path) -> int:
-    """Bytes free on the disk that a folder is, or would be, on."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     for place in (folder, *folder.absolute().parents):
         with suppress(OSError):
             return shutil.disk_usage(place).free

@@ -1,6 +1,6 @@
 """Which of a run's processes this is, and locks that they share.
 
-A claim is a lock on a byte of a file in the run's folder: the system lets go of it when a process dies.
+A claim is a lock on one byte of a file that the processes share. The system releases it when its process ends.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from flamingo_eval.core.run_settings import Process
 from flamingo_eval.storage.files import open_own, storage_errors
 
 _ENVIRONMENTS = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
-"""What torchrun and Slurm's srun tell the processes that they start."""
+"""Variables that torchrun and Slurm's srun set for the processes that they start: rank, count, local rank."""
 
 
 def process_from(environment: Mapping[str, str], option: str | None) -> Process:
-    """Which process this is: as the option says, ``RANK/COUNT``, else as torchrun or srun say, else the only one.
+    """Which process this is: by the option, ``RANK/COUNT``, else by torchrun's or srun's variables, else the only one.
 
     Raises:
-        UserError: it makes no sense.
+        UserError: the option or the variables make no sense.
     """
     if option is not None:
         match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", option.strip())
@@ -60,7 +60,7 @@ class Claims:
             self._file = open_own(path, os.O_RDWR | os.O_CREAT)
 
     def close(self) -> None:
-        """Lets go of everything."""
+        """Releases all claims."""
         os.close(self._file)
 
     def take(self, name: str) -> bool:
@@ -68,12 +68,12 @@ class Claims:
         return self._lock(name, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def release(self, name: str) -> None:
-        """Lets go of a name."""
+        """Releases a name."""
         self._lock(name, fcntl.LOCK_UN)
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
-        """Waits until no other process is within the same."""
+        """Waits until no other process holds a name, then holds it."""
         self._lock(name, fcntl.LOCK_EX)
         try:
             yield

@@ -1,4 +1,4 @@
-"""Writing what must not be lost: whole files or none, and never through a link."""
+"""Writes files that must not be lost: completely or not at all, and never through a link."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flamingo_eval.core.errors import StorageError
 
 
 def open_own(path: Path, flags: int) -> int:
-    """Opens a file of our own for writing: never through a link, and a regular one only. Returns its descriptor.
+    """Opens a file of our own for writing: never through a link, and only a regular file. Returns its descriptor.
 
     Raises:
         OSError: it is a link (ELOOP), or a pipe, a device or a folder; or whatever opening raises.
@@ -30,7 +30,7 @@ def open_own(path: Path, flags: int) -> int:
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's complaints about writing to ``path`` into :class:`StorageError`."""
+    """Turns the operating system's errors on writing to ``path`` into :class:`StorageError`."""
     try:
         yield
     except OSError as error:
@@ -59,11 +59,11 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def open_atomic(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file to be written, which takes the place of what is there once it is whole and on the disk.
+    """A file to be written. It replaces the file that is there once it is complete and on the disk.
 
     Args:
         path: the file.
-        durable: wait for the disk; not needed for what has a check sum of its own, and can be made again.
+        durable: wait for the disk; not needed for a file that has a check sum of its own, and can be made again.
 
     Raises:
         StorageError: disk full, read-only, not allowed.
@@ -89,11 +89,11 @@ _PARTIAL = ".partial"
 
 
 def drop_partial(folder: Path, names: Iterable[str]) -> None:
-    """Removes what processes that were killed left half written; only while nobody else writes there.
+    """Removes the half-written files of killed processes. Call it only while no other process writes there.
 
     Args:
-        folder: where.
-        names: of the files that they were writing, or patterns of such names.
+        folder: the folder of the files.
+        names: names of the files that these processes were writing, or patterns of such names.
     """
     for left in (path for name in names for path in folder.glob(f".{name}.*{_PARTIAL}")):
         with contextlib.suppress(OSError):

@@ -33,11 +33,11 @@ from flamingo_eval.core.progress import note, warn
 from flamingo_eval.storage.part_files import HubFile, read_object, weight_files
 
 WAITS = (1.0, 4.0, 15.0)
-"""Seconds before a lost connection is tried again. (huggingface_hub itself goes on where a download stopped.)"""
+"""Seconds before a lost connection is tried again. (huggingface_hub itself resumes a download where it stopped.)"""
 
 
 class _LostError(CheckpointError):
-    """The hub can't be reached, or is out of order, which may be over soon."""
+    """The hub can't be reached, or answers with a server error; a later try may succeed."""
 
 
 @cache
@@ -68,8 +68,8 @@ _TOKENIZERS = ("tokenizer.json", "vocab.json")
 def snapshot(repo: str) -> Path | None:
     """The folder in the cache that holds a repository's model and tokenizer; None if it is not all there yet.
 
-    Loading from it asks the hub for nothing: transformers would ask for every optional file, and, without a network,
-    wait for each.
+    Loading from this folder asks the hub for nothing. Given the repository's name, transformers would ask for every
+    optional file and, without a network, wait for each.
 
     Raises:
         CheckpointError: see :func:`fetch`.
@@ -97,7 +97,7 @@ def snapshot(repo: str) -> Path | None:
 
 
 def _of_the_client(error: Exception) -> bool:
-    """Whether an error is of httpx (or httpx2), by which huggingface_hub asks: it passes some on as they are."""
+    """Whether an error is one of httpx (or httpx2), huggingface_hub's client: some of these are passed on unchanged."""
     return type(error).__module__.startswith("httpx")
 
 
@@ -108,7 +108,7 @@ def _fetch_once(file: HubFile, revision: str | None = None) -> Path:
 
 @contextmanager
 def _translated(where: str, repo: str) -> Iterator[None]:
-    """Turns what the hub's client raises into CheckpointError: what was asked for, and what to do."""
+    """Turns errors of the hub's client into CheckpointError, which states what was asked for, and what to do."""
     try:
         yield
     except GatedRepoError as error:
@@ -143,7 +143,7 @@ def _translated(where: str, repo: str) -> Iterator[None]:
 def small_files(repo: str, revision: str | None, endings: tuple[str, ...]) -> Path:
     """The folder in the cache that holds a repository's configuration and all its files with these endings.
 
-    Without a network what is in the cache must do.
+    Without a network, what is in the cache is used.
 
     Raises:
         CheckpointError: see :func:`fetch`.
@@ -171,9 +171,9 @@ def listing(repo: str, commit: str) -> Mapping[str, int]:
 
 
 def download(repo: str, commit: str, names: Sequence[str]) -> Path:
-    """Files of a repository at a commit, downloaded in parallel, those that are there left out; the folder of them.
+    """Downloads files of a repository at a commit, in parallel, except those already there; returns their folder.
 
-    Says how much there is to download, and whether there is room for it, before it begins.
+    Before it begins, it prints how much there is to download, and how much room there is.
 
     Raises:
         CheckpointError: see :func:`fetch`.

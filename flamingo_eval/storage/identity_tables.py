@@ -1,4 +1,4 @@
-"""Tables that have an identity in them, as files hold it, and as its record does."""
+"""Converts tables that contain an identity from the form that files have to the form that its record has."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flamingo_eval.storage.run_records import Identity
 
 
 def identity_from(table: Any) -> Any:
-    """A file's table of identity, as :class:`Identity` has it; what is none stays as it is, to be refused."""
+    """A file's identity table, in the form of :class:`Identity`; anything else is returned as it is, to be refused."""
     if not isinstance(table, Mapping):
         return table
     rest = {key: value for key, value in table.items() if key not in NAMED_SETTINGS}
@@ -23,7 +23,7 @@ def identity_from(table: Any) -> Any:
 
 
 def with_identity(table: Any, kind: type[Any], where: str) -> Any:
-    """A table that has an identity in it, as a record. Raises UserError, naming file and key."""
+    """A table that contains an identity, as a record. Raises UserError, which names file and key."""
     if not isinstance(table, Mapping) or "identity" not in table:
         return typed(table, kind, where)
     identity = table["identity"]

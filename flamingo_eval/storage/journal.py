@@ -1,8 +1,8 @@
 """The journal: raw model output, one JSON line per answer, append-only.
 
-A line is on the disk before the next batch starts, so whatever ends a run costs at most the batch in flight. Every
-process of a run appends to a file of its own (``journal.jsonl``, ``journal-1.jsonl``, ...) and reads all of them; the
-log-likelihoods of many names stand beside it (:mod:`flamingo_eval.storage.numbers`).
+A line is on the disk before the next batch starts, so a run that is ended loses at most the batch in flight. Every
+process of a run appends to a file of its own (``journal.jsonl``, ``journal-1.jsonl``, ...) and reads all of them. The
+log-likelihoods of many names are kept beside it (:mod:`flamingo_eval.storage.numbers`).
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ class Failure:
 
 
 _PATIENCE = 20
-"""Times that a line which can't be read is looked at again, while its process may still be writing it."""
+"""How often a line that can't be read is read again, while its process may still be writing it."""
 
 
 class Entry(NamedTuple):
     """An answer in the journal.
 
     Attributes:
-        slot: what it answers.
+        slot: the query that it answers.
         prediction: the answer.
-        again: how many answers the slot had before, which no longer held (an image has changed, say).
+        again: how many earlier answers the slot had that are no longer valid (an image has changed, say).
     """
 
     slot: Slot
@@ -69,10 +69,10 @@ def slot_of(query: Query) -> Slot:
 
 @dataclass
 class _File:
-    """How far a file has been read: bytes and lines up to its last line break, and whether something is behind that.
+    """How far a file has been read: bytes and lines up to its last line break, and whether something follows that.
 
-    ``attempts``: how often in a row its next line could not be read. ``inode``: device and number of the file, once it
-    has been looked at.
+    ``attempts``: how often in a row its next line could not be read. ``inode``: device and inode number of the file,
+    once it has been opened.
     """
 
     inode: tuple[int, int] | None = None
@@ -83,12 +83,12 @@ class _File:
 
 
 class Journal:
-    """Answers by slot; the latest one of a slot counts.
+    """Answers by slot; the latest answer of a slot counts.
 
     Args:
         path: the file of the first process; it need not exist yet.
         rank: which process of a run this is; others append to files beside it.
-        reading: whether this process only reads: others may append to its own file too.
+        reading: whether this process only reads; then others may append to the file of this rank too.
 
     Raises:
         DataError: a line that is not the last one of its file can't be read. A torn last line is dropped: the
@@ -116,7 +116,7 @@ class Journal:
         return len(self._answers)
 
     def get(self, slot: Slot) -> Prediction | None:
-        """The answer of a slot, if there is one."""
+        """The answer of a slot; None if there is none."""
         return None if slot in self._withdrawn else self._answers.get(slot)
 
     def answers_of(self, slot: Slot) -> int:
@@ -124,15 +124,15 @@ class Journal:
         return self._again.get(slot, 0) + 1 if slot in self._answers else 0
 
     def expect(self, asked: Mapping[Slot, str]) -> None:
-        """From now on only answers to these requests are taken: slot -> key."""
+        """From now on accepts only answers to these requests: slot -> key."""
         self._asked = asked
 
     def withdraw(self, slots: Iterable[Slot]) -> None:
-        """Forgets the answers of slots until there are new ones: they are those to other prompts, or other images."""
+        """Ignores the answers of slots until there are new ones: they are to other prompts, or other images."""
         self._withdrawn |= self._answers.keys() & set(slots)
 
     def refresh(self) -> int:
-        """Reads what other processes have added, and says how many answers that are."""
+        """Reads the answers that other processes have added, and returns their number."""
         count = 0
         for file in [self._first, *sorted(_others(self._first))]:
             first = file not in self._files
@@ -152,7 +152,7 @@ class Journal:
         return count
 
     def _read(self, path: Path, state: _File) -> Iterator[Entry]:
-        """The whole lines behind what was read before."""
+        """The answers in the complete lines after those that were read before."""
         state.torn = False
         with ExitStack() as stack:
             try:
@@ -175,7 +175,7 @@ class Journal:
                 state.lines += 1
 
     def _entry(self, line: bytes, path: Path, where: str) -> Entry:
-        """An answer as a line has it. Raises DataError."""
+        """The answer in a line. Raises DataError."""
         row = _row(line, where)
         if row.raw is not None:
             answer: Answer = row.raw
@@ -192,12 +192,12 @@ class Journal:
         return Entry(slot, Prediction(row.key, answer, row.images_digest, row.reply), row.again)
 
     def keep_names(self, names: Sequence[str]) -> None:
-        """Writes the names that answers are of, should they be of these and the file be gone."""
+        """Writes the file of these names if it is missing, and answers may refer to it. Raises StorageError."""
         if len(names) > MANY and any(isinstance(one.answer, Ranked) for one in self._answers.values()):
             self._names.keep(names)
 
     def begin(self) -> None:
-        """Makes this process's file, empty, if there is none. Raises StorageError."""
+        """Makes this process's file, empty, if it does not exist. Raises StorageError."""
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             state = self._files.setdefault(self.path, _File())
@@ -222,12 +222,12 @@ class Journal:
         """Adds answers and waits until they are on the disk.
 
         Args:
-            entries: the answers of one batch; which of them replace others is found out here.
+            entries: the answers of one batch; which of them replace earlier ones is found out here.
             extra: fields added to every line.
 
         Raises:
             StorageError: disk full, read-only, not allowed; answers already there stay.
-            UserError: one is to something that was not asked (:meth:`expect`); none of them is added.
+            UserError: one answers a request that was not asked (:meth:`expect`); none of them is added.
         """
         for slot, prediction, _ in entries if self._asked is not None else ():
             if self._asked is not None and self._asked.get(slot) != prediction.key:
@@ -256,7 +256,7 @@ class Journal:
             self._add(entry)
 
     def _with_numbers_beside(self, entries: Sequence[Entry]) -> list[Entry]:
-        """The same, with log-likelihoods of many names in the file beside this process's. Raises StorageError."""
+        """The same entries, with log-likelihoods of many names moved to the file beside. Raises StorageError."""
         answers = [entry.prediction.answer for entry in entries]
         many = {i: answer for i, answer in enumerate(answers) if not isinstance(answer, str) and len(answer) > MANY}
         if not many:
@@ -272,7 +272,7 @@ class Journal:
         return self._numbers.setdefault(file, Numbers(file.with_suffix(".numbers")))
 
     def check(self) -> None:
-        """Raises StorageError if a file that answers were read from or written to is not there any more."""
+        """Raises StorageError if a file that answers were read from or written to is deleted, replaced or cut."""
         for path, state in self._files.items():
             if state.inode is not None:
                 with storage_errors(path):
@@ -280,7 +280,7 @@ class Journal:
 
 
 def _open_for_writing(path: Path, state: _File) -> int:
-    """Opens a journal that is still the file it was, or makes it if it has not been there. Returns a descriptor.
+    """Opens a journal that must still be the same file, or makes it if it is new. Returns a descriptor.
 
     Raises:
         StorageError: it has been deleted, replaced or cut.
@@ -303,7 +303,7 @@ def _open_for_writing(path: Path, state: _File) -> int:
 
 
 def journal_files(first: Path) -> list[Path]:
-    """The files of all processes that there are."""
+    """The journal files of all processes, as far as they exist."""
     return [file for file in (first, *sorted(_others(first))) if is_file(file)]
 
 
@@ -317,7 +317,7 @@ def _others(first: Path) -> Iterator[Path]:
 
 
 def _lines(file: BufferedReader, start: int, path: Path) -> Iterator[bytes]:
-    """The lines from a byte on. Raises DataError if the disk gives them no more."""
+    """The lines from a byte on. Raises DataError if they can't be read."""
     try:
         file.seek(start)
         yield from file
@@ -343,7 +343,7 @@ def _line(entry: Entry, extra: Mapping[str, str]) -> str:
 
 
 class _Row(msgspec.Struct, frozen=True, kw_only=True, rename={"images_digest": "pictures"}):
-    """A line: its query, the answer's key, and the answer: a text, numbers by name, or where these stand."""
+    """A line: its query, the answer's key, and the answer: a text, numbers by name, or where these numbers are kept."""
 
     benchmark: str
     shots: int

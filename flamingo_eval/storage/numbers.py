@@ -1,8 +1,8 @@
-"""Log-likelihoods of many names, beside the journal: a thousand of them are 35 kB of JSON, and 4 or 8 kB as numbers.
+"""Log-likelihoods of many names, beside the journal: a thousand take 35 kB as JSON, and 4 or 8 kB as binary numbers.
 
-``journal.numbers`` holds them one answer after the other (``journal-1.numbers`` those of the second process), and
-``names-<digest>.json`` which names they are of, once for all. A line of the journal says where its numbers begin, and
-what their check sum is; they are read when somebody asks for them.
+``journal.numbers`` holds them, one answer after the other (``journal-1.numbers`` those of the second process).
+``names-<digest>.json`` holds the names that they are of, once for all answers. A line of the journal states where its
+numbers begin, and their check sum. They are read when they are needed.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from flamingo_eval.core.reading import read_json
 from flamingo_eval.storage.files import open_own, storage_errors, write_atomic
 
 MANY = 100
-"""More names than these are kept beside the journal; fewer stand in it, where people can read them."""
+"""Numbers of more names than this are kept beside the journal; those of fewer are in it, where people can read them."""
 
 _KINDS = {"f4": "f", "f8": "d"}
 _ANEW = "Move it and the journal beside it away, and the command that began the run asks for these answers again"
 
 
 class Place(NamedTuple):
-    """Where numbers stand: first byte, ``f4`` or ``f8`` (little-endian), CRC-32 of their bytes."""
+    """Where numbers are in a file: first byte, ``f4`` or ``f8`` (little-endian), CRC-32 of their bytes."""
 
     at: int
     kind: str
@@ -40,7 +40,7 @@ class Place(NamedTuple):
 
 
 class Names:
-    """The sets of names that a folder's answers are of.
+    """The sets of names that the answers in a folder refer to.
 
     Args:
         folder: where ``names-<digest>.json`` are.
@@ -51,7 +51,7 @@ class Names:
         self._known: dict[str, Mapping[str, int]] = {}
 
     def keep(self, names: Sequence[str]) -> str:
-        """Makes sure that they are kept, and says under which digest. Raises StorageError."""
+        """Makes sure that names are stored, and returns their digest. Raises StorageError."""
         key = digest(list(names))
         if key not in self._known:
             path = self._file(key)
@@ -61,7 +61,7 @@ class Names:
         return key
 
     def places(self, key: str) -> Mapping[str, int]:
-        """Name -> its number, in order. Raises DataError if they are not there."""
+        """Name -> its position, in order. Raises DataError if the names are not there."""
         if key not in self._known:
             path = self._file(key)
             if not _holds(path, key):
@@ -77,7 +77,7 @@ class Names:
 
 
 def _holds(path: Path, key: str) -> bool:
-    """Whether a file holds the names of a digest."""
+    """Whether a file holds the names that have a digest."""
     try:
         return digest(read_json(path)) == key
     except DataError:
@@ -85,7 +85,7 @@ def _holds(path: Path, key: str) -> bool:
 
 
 class Numbers:
-    """One process's numbers.
+    """The file of one process's numbers.
 
     Args:
         path: the file; it need not exist yet.
@@ -105,11 +105,11 @@ class Numbers:
     def append(self, many: Sequence[Sequence[float]]) -> list[Place]:
         """Adds numbers of several answers, and waits until they are on the disk. Raises StorageError.
 
-        Single precision where that loses nothing.
+        They are stored in single precision where that loses nothing.
         """
         places, data = [], bytearray()
         with storage_errors(self.path), os.fdopen(open_own(self.path, os.O_RDWR | os.O_CREAT), "r+b") as file:
-            # what stands behind is of a process that was killed before it could say so in the journal
+            # a killed process may have left numbers that no line of the journal refers to: new ones follow them
             start = self._end if self._end is not None else -(-os.fstat(file.fileno()).st_size // 8) * 8
             for numbers in many:
                 single = array("f", numbers)
@@ -134,7 +134,7 @@ class Numbers:
         return place.at < self._size
 
     def read(self, place: Place, count: int) -> array[float]:
-        """So many numbers. Raises DataError if they are not there any more, or others."""
+        """Reads ``count`` numbers. Raises DataError if they are no longer there, or have changed."""
         if self._last is not None and self._last[0] == place:
             return self._last[1]
         try:
@@ -172,11 +172,11 @@ class ByName(Mapping[str, float]):
     @property
     @abstractmethod
     def _places(self) -> Mapping[str, int]:
-        """Name -> its number."""
+        """Name -> its position."""
 
     @abstractmethod
     def _values(self) -> Sequence[float]:
-        """By these numbers."""
+        """The log-likelihoods, at these positions."""
 
     def __getitem__(self, name: str) -> float:
         return self._values()[self._places[name]]
@@ -189,7 +189,7 @@ class ByName(Mapping[str, float]):
 
 
 class Held(ByName):
-    """In memory: a hundred of them take 1 kB instead of 10.
+    """Log-likelihoods in memory: a hundred of them take 1 kB instead of 10 kB.
 
     >>> dict(Held({"yes": 0, "no": 1}, array("d", [-0.5, -1.5])))
     {'yes': -0.5, 'no': -1.5}
@@ -209,13 +209,13 @@ class Held(ByName):
 
 
 class Ranked(ByName):
-    """Those that are read when they are asked for.
+    """Log-likelihoods that are read from a file when they are needed.
 
     Args:
         names: digest of the names.
-        known: where these are.
-        numbers: where the numbers are.
-        place: where in that file.
+        known: where the names are.
+        numbers: the file that holds the numbers.
+        place: where they are in that file.
     """
 
     __slots__ = ("_known", "_numbers", "names", "place")
@@ -232,7 +232,7 @@ class Ranked(ByName):
 
 
 def place_from(table: Any) -> Place | None:
-    """A place as a line of the journal has it; None if it is none."""
+    """A place from its form in a line of the journal; None if the value is not a place."""
     if not isinstance(table, list) or len(table) != 3:
         return None
     at, kind, crc = table

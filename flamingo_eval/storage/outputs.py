@@ -1,4 +1,4 @@
-"""Files that users name to be written: whole or not at all, and never over a run's own records."""
+"""Writes the output files that users name: completely or not at all, and never over a run's own records."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DEVICES = ("/dev/", "/proc/")
 
 @contextmanager
 def open_output(path: Path) -> Iterator[BinaryIO]:
-    """A file to be written. A pipe or a device is written into, as the shell's ``>`` would.
+    """A file to be written. A pipe or a device is written to directly, as by the shell's ``>``.
 
     Raises:
         UserError: it is one of a run's own records.

@@ -1,4 +1,4 @@
-"""The files that a checkpoint's parts are loaded from: which they are, and that they stay what was digested."""
+"""Finds the files that a checkpoint's parts are loaded from, and checks that they stay as they were digested."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class DigestedFiles:
 
     Attributes:
         digests: file -> digest of its content.
-        states: file, or folder whose files were looked for -> what tells that its path has led to it ever since.
-        above: folder above them -> inode, time of the last entry, time of the last change.
+        states: file, or folder that files were found in -> state that shows whether its path still leads to it.
+        above: folder above them -> inode, time of the last new entry, time of the last change.
     """
 
     digests: Mapping[Path, str]
@@ -43,10 +43,10 @@ class DigestedFiles:
 
         Args:
             files: the files.
-            folders: those that the files were found in: a file that is added there later might be loaded too.
+            folders: the folders that the files were found in: a file that is added there later might be loaded too.
 
         Raises:
-            CheckpointError: one can't be read.
+            CheckpointError: a file can't be read, or changes meanwhile.
         """
         files, folders = list(files), list(folders)
         states = {path: path_state(path) for path in (*files, *folders)}
@@ -66,7 +66,7 @@ class DigestedFiles:
         changed = [path for path, state in self.states.items() if path_state(path) != state]
         for path, (inode, entry, change) in self.above.items():
             now = _above(path)
-            # a new entry sets both times; a folder that was moved away and back has a new time of change alone
+            # a new entry sets both times; moving a folder away and back sets only the time of the last change
             if now[0] != inode or (now[1] == entry and now[2] != change):
                 changed.append(path)
         if changed:
@@ -90,7 +90,7 @@ _MODEL_FILES = {
 
 
 def model_files(folder: Path, *, weights: bool) -> list[Path]:
-    """The files that transformers may load from a model's or tokenizer's folder: on top, and what these name.
+    """The files that transformers may load from a model's or tokenizer's folder: those in it, and those they name.
 
     Args:
         folder: the folder.
@@ -115,7 +115,7 @@ def model_files(folder: Path, *, weights: bool) -> list[Path]:
 
 
 def _tokenizer_files(folder: Path) -> list[str]:
-    """What a tokenizer's configuration names besides the usual files, as far as it is there."""
+    """Files that a tokenizer's configuration names besides the usual ones, if they are there."""
     config = folder / "tokenizer_config.json"
     names = read_object(config).get("fast_tokenizer_files") if is_file(config) else None
     inside = [_inside(str(name), config) for name in names] if isinstance(names, list) else []
@@ -123,7 +123,7 @@ def _tokenizer_files(folder: Path) -> list[str]:
 
 
 def _inside(name: str, file: Path) -> str:
-    """The path that a file of a model names; it must not lead out of the model's folder. Raises CheckpointError."""
+    """The path that a model's file names. Raises CheckpointError if it leads out of the model's folder."""
     try:
         return inside_root(name, str(file), "the model's folder")
     except DataError as error:
@@ -131,7 +131,7 @@ def _inside(name: str, file: Path) -> str:
 
 
 def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
-    """The weights that transformers takes from a folder, in its order of preference (modeling_utils.py).
+    """The weight files that transformers loads from a folder, by its order of preference (modeling_utils.py).
 
     Raises:
         CheckpointError: there are none; or an index, or the configuration, names a file that is not in the folder.
@@ -153,7 +153,7 @@ def weight_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
 
 
 def shards_of(index: Path) -> list[Path]:
-    """The files that an index names, itself among them. Raises CheckpointError."""
+    """An index and the files that it names. Raises CheckpointError."""
     table = read_object(index).get("weight_map")
     if not isinstance(table, dict) or not table:
         raise CheckpointError(f"{index} has no weight_map")

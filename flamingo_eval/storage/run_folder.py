@@ -1,9 +1,9 @@
-"""The run folder: what is in it, who may write to it, and what it must agree with.
+"""The run folder: what is in it, which process may write to it, and which settings must agree with it.
 
 ``run.json`` (identity, settings, provenance), ``journal.jsonl`` (raw answers) with ``journal.numbers`` beside it (the
 log-likelihoods of many names), ``scores.json`` (cells) and ``scores.jsonl`` (a line per answer: what was scored and its
-score), ``failures.json`` (queries without an answer, and why); with retrieval ``<selector>-<benchmark>.json`` (for the
-image of each query the training rows nearest to it); ``controls/`` (the journals of a run's controls).
+score), ``failures.json`` (queries without an answer, and why), ``controls/`` (the journals of a run's controls). With
+retrieval there is ``<selector>-<benchmark>.json`` too (for the image of each query, the training rows nearest to it).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def now() -> str:
 
 
 class RunFolder:
-    """Paths and whole-file reads and writes of one run."""
+    """The paths of one run's files, and methods that read or write complete files."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,7 +61,7 @@ class RunFolder:
         """The content of ``run.json``.
 
         Raises:
-            UserError: this is no run folder, one of a newer version, or damaged; the message says where.
+            UserError: this is not a run folder, is one of another format, or is damaged; the message says where.
         """
         if not is_file(self.run_file):
             raise UserError(f"{self.path} is not a run folder (it has no run.json)")
@@ -81,9 +81,9 @@ class RunFolder:
         write_atomic(self.run_file, json_text(run.table()))
 
     def forget_unanswered(self, identity: Identity) -> None:
-        """Removes what a command with other settings left before it had an answer: one whose checkpoint did not load.
+        """Removes what a command with other settings left if it got no answer, say since its checkpoint did not load.
 
-        Only while the folder is held by one process alone.
+        Call it only while one process alone holds the folder.
         """
         answered = any(file.stat().st_size for file in journal_files(self.journal_file))
         if answered or exists(self.scores_file) or not exists(self.run_file):
@@ -96,10 +96,10 @@ class RunFolder:
                 self.nearest_file(identity.selector, benchmark).unlink(missing_ok=True)
 
     def check_identity(self, identity: Identity) -> None:
-        """Refuses to mix answers: everything both runs say about what determines answers must agree.
+        """Refuses to mix answers of different runs: settings that determine answers must agree if both runs have them.
 
         Raises:
-            UserError: names the settings that differ.
+            UserError: settings differ; the message names them.
         """
         differences = identity.differences(self.read_run().identity) if exists(self.run_file) else []
         if differences:
@@ -111,12 +111,12 @@ class RunFolder:
     def write_failures(
         self, failures: Collection[Failure], trials: Collection[TrialKey], journal: Journal, *, skip: bool
     ) -> None:
-        """Keeps why queries have no answer, beside what is known of other trials.
+        """Records why queries have no answer; what is recorded of other trials is kept.
 
         Args:
-            failures: the queries.
-            trials: (benchmark, shots, seed) of those that were asked, whose other queries are answered.
-            journal: may hold answers of theirs from before, which do not hold any more.
+            failures: the queries without an answer.
+            trials: (benchmark, shots, seed) of the trials that were asked; their other queries are answered.
+            journal: may hold earlier answers to these queries, which are no longer valid.
             skip: whether the user goes on without them.
         """
         slots = {failure.slot for failure in failures}
@@ -138,11 +138,11 @@ class RunFolder:
         return {row.slot for row in self.read_failures() if row.skip}
 
     def outdated(self, journal: Journal) -> list[Slot]:
-        """The slots whose queries have no answer that holds: what the journal has is of before."""
+        """The slots that have no valid answer: the answer in the journal is outdated."""
         return [row.slot for row in self.read_failures() if row.answers and journal.answers_of(row.slot) == row.answers]
 
     def set_aside(self) -> Path:
-        """Renames the whole folder, and says to what. Only while it is held."""
+        """Renames the folder, and returns its new path. Call it only while the folder is held."""
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         names = (f"{self.path.name}.{stamp}{suffix}" for suffix in chain([""], (f"-{n}" for n in count(2))))
         with storage_errors(self.path):
@@ -154,7 +154,7 @@ class RunFolder:
     def lock(self, process: Process = Process()) -> Iterator[None]:  # noqa: B008  # frozen
         """Holds the folder: one process alone, or the processes of a run together, each number once.
 
-        The system lets go of it when a process ends, however it ends; so a lock that is held has a living holder.
+        The system releases the lock when a process ends, however it ends, so a held lock always has a living holder.
 
         Raises:
             UserError: another process holds it; the message names host, process and since when.
@@ -176,7 +176,7 @@ class RunFolder:
     @contextmanager
     def _hold(self, name: str, kind: int) -> Iterator[None]:
         path = self.path / name
-        for patience in (0.02, 0.05, 0.1, None):  # who lists runs holds the lock for a moment too
+        for patience in (0.02, 0.05, 0.1, None):  # listing runs takes the lock for a moment too
             with storage_errors(path):
                 handle = open_own(path, os.O_RDWR | os.O_CREAT)
             if _locked(handle, kind, path):
@@ -195,7 +195,7 @@ class RunFolder:
             os.close(handle)
 
     def holder(self, name: str = "") -> str:
-        """Who holds the folder, or held it last: host, process, and since when."""
+        """The process that holds the folder, or held it last: host, process, and since when."""
         try:
             with open_regular(self.path / (name or _LOCK)) as file:
                 who = json.loads(file.read())
@@ -222,7 +222,7 @@ class RunFolder:
 
 
 def _locked(handle: int, kind: int, path: Path) -> bool:
-    """Whether the lock could be had, on the file that is still the one at this path.
+    """Whether the lock was acquired, on a file that is still the one at this path.
 
     Raises:
         StorageError: the file system has no locks.

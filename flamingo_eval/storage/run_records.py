@@ -1,8 +1,8 @@
-"""What a run's files hold, as types: ``run.json``, ``scores.json``, ``failures.json``, a baseline, a ranking.
+"""The content of a run's files, as types: ``run.json``, ``scores.json``, ``failures.json``, a baseline, a ranking.
 
-What a file says is checked against them when it is read (``core/schema.py``), and they are what every other module sees
-of it. Keys that a later version adds are passed over, but not in the identity: what decides answers must be known.
-Optional ones are those that the first version did not write everywhere.
+A file is checked against these types when it is read (``core/schema.py``), and other modules see only the types. Keys
+that a later version adds are ignored, but not in the identity: everything that determines answers must be known.
+Optional keys are those that the first version did not always write.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from flamingo_eval.core.run_settings import NAMED_SETTINGS, SETTINGS
 from flamingo_eval.storage.journal import Slot
 
 FORMAT = 1
-"""Of all of them."""
+"""The version of the format of all these files."""
 
 FIRST_RENDERING = "flamingo"
-"""The rendering of runs whose records name none: the first version knew no other."""
+"""The rendering of runs whose records name none: the first version had no other."""
 
 Number = Annotated[int, Meta(ge=0, lt=2**32)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -28,11 +28,11 @@ TrialKey = tuple[str, Number, Number]
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """A record of a file."""
+    """A record in a file."""
 
 
 class PartRecord(Stored, frozen=True, kw_only=True):
-    """A model or an encoder, for people.
+    """A model or an encoder, described for people.
 
     Attributes:
         name: its name.
@@ -46,11 +46,11 @@ class PartRecord(Stored, frozen=True, kw_only=True):
 
 
 class CheckpointRecord(PartRecord, frozen=True, kw_only=True):
-    """The model that was asked.
+    """The model that gave the answers.
 
     Attributes:
-        digest: of everything in it that determines its answers.
-        server: what the server that has it said of it; such answers nobody here can reproduce.
+        digest: digest of everything in it that determines its answers.
+        server: what its server reported about it; answers from a server can't be reproduced here.
     """
 
     digest: str
@@ -58,7 +58,7 @@ class CheckpointRecord(PartRecord, frozen=True, kw_only=True):
 
 
 class RetrievalIdentity(Stored, frozen=True, kw_only=True):
-    """What decides which demonstrations are nearest; see :class:`flamingo_eval.core.protocols.Retrieval`."""
+    """What determines which demonstrations are nearest; see :class:`flamingo_eval.core.protocols.Retrieval`."""
 
     encoder: str
     encoder_digest: str
@@ -67,7 +67,7 @@ class RetrievalIdentity(Stored, frozen=True, kw_only=True):
 
 
 class BenchmarkIdentity(Stored, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What of a benchmark determines answers: digests of its prompts and plan, of how it is read, and of the data."""
+    """What determines answers in a benchmark: digests of its prompts and plan, of how it is read, and of the data."""
 
     protocol: str
     split: str
@@ -77,9 +77,9 @@ class BenchmarkIdentity(Stored, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Identity(Stored, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that determines a run's answers, but for shots and seeds, which extend it.
+    """Everything that determines a run's answers, except shots and seeds: a run can be extended by more of these.
 
-    In a file ``retrieval`` has the selector's name, and ``named`` settings stand beside the others, under their own.
+    In a file the key of ``retrieval`` is the selector's name. The ``named`` settings are keys beside the others.
 
     Attributes:
         checkpoint: the model's digest.
@@ -87,10 +87,10 @@ class Identity(Stored, frozen=True, kw_only=True, forbid_unknown_fields=True):
         selector: name of the selector.
         num_samples: queries per trial; None for all.
         query_set_size: size of the pool, in training examples; None with retrieval.
-        ensemble: most orders of demonstrations that a ranking query is asked in.
-        benchmarks: name -> what of it determines answers.
-        rendering: name of the way that prompts are rendered.
-        retrieval: what decides which demonstrations are nearest; None without retrieval.
+        ensemble: the most orders of demonstrations in which a ranking query is asked.
+        benchmarks: benchmark -> what determines answers in it.
+        rendering: name of the rendering of prompts.
+        retrieval: what determines which demonstrations are nearest; None without retrieval.
         selection: the selector's settings that are not the defaults.
         named: settings of a run that are not the defaults.
     """
@@ -108,7 +108,7 @@ class Identity(Stored, frozen=True, kw_only=True, forbid_unknown_fields=True):
     named: dict[str, Any] = {}
 
     def table(self) -> dict[str, Any]:
-        """As a file has it, in its order."""
+        """The identity as a file has it, in the file's order."""
         table = msgspec.to_builtins(self)
         own = {key: table.pop(key) for key in ("rendering", "retrieval", "selection", "named", "benchmarks")}
         return {
@@ -121,7 +121,7 @@ class Identity(Stored, frozen=True, kw_only=True, forbid_unknown_fields=True):
         }
 
     def differences(self, other: Identity) -> list[str]:
-        """What the two say otherwise of, each with both values; benchmarks that only one has are no difference."""
+        """What differs between the two, with both values. A benchmark that only one of them has is no difference."""
         defaults = {"selection": {}, **{name: SETTINGS[name].default for name in NAMED_SETTINGS}}
         ours, theirs = ({**defaults, **one.table()} for one in (self, other))
         keys = sorted(key for key in ours.keys() & theirs.keys() - {"benchmarks"} if ours[key] != theirs[key])
@@ -141,7 +141,7 @@ class BenchmarkSettings(Stored, frozen=True, kw_only=True):
         data_overrides: ``[data]`` settings that differ from the benchmark's own.
         image_formats: formats that images may have.
         pool: number of training examples that demonstrations were drawn from.
-        queries: how many a trial has.
+        queries: number of queries in a trial.
         task: decoding settings, or how many names are ranked.
     """
 
@@ -154,7 +154,7 @@ class BenchmarkSettings(Stored, frozen=True, kw_only=True):
 
 
 class SettingsRecord(Stored, frozen=True, kw_only=True):
-    """How a run is carried out again; ``weights`` is the folder that a known checkpoint's files were taken from."""
+    """What is needed to run it again; ``weights`` is the folder that a known checkpoint's files were taken from."""
 
     checkpoint: str
     weights: str | None = None
@@ -162,7 +162,7 @@ class SettingsRecord(Stored, frozen=True, kw_only=True):
 
 
 class SessionRecord(Stored, frozen=True, kw_only=True, omit_defaults=True):
-    """One command that brought answers: when and where, how many, and by which versions.
+    """One command that added answers: when and where, how many, and with which versions.
 
     Attributes:
         start: when it began, ISO 8601.
@@ -172,13 +172,13 @@ class SessionRecord(Stored, frozen=True, kw_only=True, omit_defaults=True):
         rank: number of the process, from 0.
         processes: how many processes shared the run.
         seconds: where its time went, in seconds.
-        batches: benchmark and shots -> queries of a batch -> how many such batches.
-        workers: worker of a cluster -> how many answers it brought.
-        usage: what a server's model has taken: requests, retries, tokens, cost.
+        batches: benchmark and shots -> queries per batch -> number of such batches.
+        workers: worker of a cluster -> number of answers that it gave.
+        usage: what a server's model has used: requests, retries, tokens, cost.
         host: name of the machine.
-        process: number that the system gave the process.
+        process: process id, given by the system.
         end: when it ended, ISO 8601; None while it has not.
-        answered: how many answers it brought.
+        answered: number of answers that it added.
         versions: package -> version.
         git_commit: commit of the checkout; None for an installed package.
     """
@@ -201,12 +201,12 @@ class SessionRecord(Stored, frozen=True, kw_only=True, omit_defaults=True):
     git_commit: str | UnsetType | None = UNSET
 
     def same_as(self, other: SessionRecord) -> bool:
-        """Whether it is another state of the same command's."""
+        """Whether both records are of the same command."""
         return (self.host, self.process, self.start) == (other.host, other.process, other.start)
 
 
 class RunRecord(Stored, frozen=True, kw_only=True):
-    """``run.json``: what the run is, how it is carried out again, its trials, and where its answers came from."""
+    """``run.json``: what the run is, how to run it again, its trials, and where its answers came from."""
 
     format: int
     demo: str | None
@@ -224,17 +224,17 @@ class RunRecord(Stored, frozen=True, kw_only=True):
 
     @property
     def marks(self) -> dict[str, str]:
-        """What every line of the run's other files says too."""
+        """Fields that every line of the run's other files has too."""
         return {"demo": self.demo} if self.demo else {}
 
     def table(self) -> dict[str, Any]:
-        """As the file has it."""
+        """The record as the file has it."""
         cells = [[*key] for key in self.cells]
         return {**msgspec.to_builtins(self), "identity": self.identity.table(), "cells": cells}
 
 
 class TrialRow(Stored, frozen=True, kw_only=True, rename={"alternatives": "also"}):
-    """A trial's score; ``alternatives`` (in files ``also``) by other rules, ``groups`` by kind of query."""
+    """A trial's score; ``alternatives`` (in files ``also``): by other rules, ``groups``: by kind of query."""
 
     seed: Number
     value: float
@@ -260,13 +260,13 @@ class CellRow(Stored, frozen=True, kw_only=True):
     trials: Annotated[list[TrialRow], Meta(min_length=1)]
 
     def table(self) -> dict[str, Any]:
-        """As files have it."""
+        """The row as files have it."""
         table: dict[str, Any] = msgspec.to_builtins(self)
         return table
 
 
 class ScoresRecord(Stored, frozen=True, kw_only=True):
-    """``scores.json``: the cells, what makes them comparable, and what their readers must know, and may want to."""
+    """``scores.json``: the cells, what makes them comparable, and warnings and notes for their readers."""
 
     format: int = FORMAT
     demo: str | UnsetType | None = UNSET
@@ -280,12 +280,12 @@ class ScoresRecord(Stored, frozen=True, kw_only=True):
     cells: list[CellRow]
 
     def table(self) -> dict[str, Any]:
-        """As the file has it."""
+        """The record as the file has it."""
         return {**msgspec.to_builtins(self), "identity": self.identity.table()}
 
 
 class TrialColumns(Stored, frozen=True, kw_only=True, rename={"images": "pictures"}):
-    """A trial's queries in a baseline: their images, and each one's score, or its value and label where those count."""
+    """A trial's queries in a baseline: each one's image, and its score, or value and label if the metric is ROC AUC."""
 
     benchmark: str
     shots: Number
@@ -298,7 +298,7 @@ class TrialColumns(Stored, frozen=True, kw_only=True, rename={"images": "picture
 
 
 class BaselineRecord(Stored, frozen=True, kw_only=True):
-    """A baseline: a run's cells with every query's score, what makes them comparable, and where all came from."""
+    """A baseline: a run's cells, every query's score, what makes them comparable, and where the answers came from."""
 
     kind: str
     format: int
@@ -315,7 +315,7 @@ class BaselineRecord(Stored, frozen=True, kw_only=True):
 
 
 class ItemRow(Stored, frozen=True, kw_only=True, rename={"image": "picture"}):
-    """A line of ``scores.jsonl``: what was scored of an answer, and its score."""
+    """A line of ``scores.jsonl``: the part of an answer that was scored, and its score."""
 
     benchmark: str
     shots: int
@@ -339,7 +339,7 @@ class FailureRow(Stored, frozen=True, kw_only=True, omit_defaults=True):
         occurrence: how often the trial has queried the same id before.
         reason: why it has no answer.
         skip: whether the user goes on without it.
-        answers: how many answers it has had, all of which do not hold any more.
+        answers: number of its earlier answers, none of which is valid any more.
     """
 
     benchmark: str
@@ -360,16 +360,16 @@ class FailureRow(Stored, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def slot(self) -> Slot:
-        """What has no answer."""
+        """The slot that has no answer."""
         return (self.benchmark, self.shots, self.seed, self.query_id, self.occurrence)
 
 
 class RankingRecord(Stored, frozen=True, kw_only=True, rename={"images_digest": "pictures"}):
-    """What a run's queries are nearest to, and what it was made from.
+    """The training examples nearest to a run's queries, and what this ranking was made from.
 
     Attributes:
         format: version of the file's format.
-        images_digest: of all images.
+        images_digest: digest of all images.
         nearest: path of a query's image -> numbers of training examples, the nearest first.
         failed: path of an image that could not be read -> why.
         digests: path of an image that could be read -> digest of its content; the first version kept none.

@@ -1,4 +1,4 @@
-"""What runs there are, and how far they have come."""
+"""Lists runs, and how far each has come."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class RunState:
     Attributes:
         path: its folder.
         state: ``running``, ``complete``, ``unfinished``, ``partial``, or what is wrong with it.
-        benchmarks: names.
-        checkpoint: its name.
+        benchmarks: names of the benchmarks.
+        checkpoint: name of the checkpoint.
         shots: numbers of demonstrations.
-        trials: how many there are, of all benchmarks and shots.
-        answered: answers in the journals.
-        planned: queries of all trials; None where the record does not say.
+        trials: number of trials, over all benchmarks and shots.
+        answered: number of answers in the journals that are still valid.
+        planned: number of queries of all trials; None if the record does not state it.
         age: seconds since anything was written.
-        holder: which process is at work on it, if one is.
+        holder: the process that works on it, if there is one.
     """
 
     path: Path
@@ -46,14 +46,14 @@ class RunState:
 
 
 def list_runs(folder: Path) -> list[RunState]:
-    """The runs in a folder, the latest first. Raises UserError if there is no such folder."""
+    """The runs in a folder, the most recent first. Raises UserError if there is no such folder."""
     if not is_folder(folder):
         raise UserError(f"{folder} is not a folder; runs are saved there unless --out names another one")
     return sorted((_state(path.parent) for path in _records(folder)), key=lambda run: run.age)
 
 
 def _records(folder: Path) -> list[Path]:
-    """What may be a run's record, in every folder of a folder, also where nobody can look into it."""
+    """Paths that may be a run's record, in the folders of a folder, including folders that can't be read."""
     try:
         folders = sorted(folder.iterdir())
     except OSError as error:
@@ -66,7 +66,7 @@ def _closed(path: Path) -> bool:
 
 
 def _state(path: Path) -> RunState:
-    """One run's; whatever is wrong with it is its own."""
+    """The state of one run. An error in it does not affect other runs."""
     try:
         return _read_state(path)
     except OSError as error:

@@ -22,7 +22,7 @@ ItemKey = tuple[str, int, int, Id]
 
 
 def cell_row(cell: Cell) -> CellRow:
-    """A cell as files and ``report --format json`` have it."""
+    """A cell in the form of files and of ``report --format json``."""
     return CellRow(
         benchmark=cell.benchmark,
         split=cell.split,
@@ -44,7 +44,7 @@ def _trial_row(trial: Trial) -> TrialRow:
 
 
 def read_scores_record(folder: RunFolder) -> ScoresRecord:
-    """``scores.json``.
+    """The content of ``scores.json``.
 
     Raises:
         UserError: the run is not scored, or the file is damaged; the message says where.
@@ -64,7 +64,7 @@ def read_scores(folder: RunFolder) -> tuple[list[Cell], Notes]:
     """Cells and notes of ``scores.json``.
 
     Raises:
-        UserError: the run is not scored, or the file is not one of ours.
+        UserError: the run is not scored, or the file is damaged, or contradicts itself or ``run.json``.
     """
     run, record = folder.read_run(), read_scores_record(folder)
     damaged = UserError(f"{folder.scores_file} is damaged: flamingo-eval score {folder.path}")
@@ -78,12 +78,12 @@ def read_scores(folder: RunFolder) -> tuple[list[Cell], Notes]:
 
 
 def read_cells(rows: Sequence[CellRow], damaged: UserError) -> list[Cell]:
-    """Cells from what :func:`cell_row` made of them. Raises ``damaged`` if they contradict themselves."""
+    """Cells from rows that :func:`cell_row` made. Raises ``damaged`` if they contradict themselves."""
     return [_read_cell(row, damaged) for row in rows]
 
 
 def _read_cell(row: CellRow, damaged: UserError) -> Cell:
-    """A cell whose mean and deviation are those of its trials."""
+    """A cell from its row, once it is checked that mean and deviation are those of its trials."""
     where = f"{row.benchmark}, {row.shots} shots"
     rules = {tuple(trial.alternatives or ()) for trial in row.trials}
     if len(rules) > 1:
@@ -110,7 +110,7 @@ def _damaged(damaged: UserError, detail: str) -> UserError:
 
 
 def unscored(folder: RunFolder) -> list[TrialKey]:
-    """The trials that a run was asked for and whose answers are not all there, nor skipped; or whose score is lost."""
+    """The trials of a run that have no score: answers are missing and not skipped, or the score is lost."""
     items = item_rows(folder).items()
     scored: set[TrialKey] = {slot[:3] for slot in folder.skipped()}
     scored |= {key[:3] for key, _ in items}
@@ -121,7 +121,7 @@ def unscored(folder: RunFolder) -> list[TrialKey]:
 
 
 def item_rows(folder: RunFolder) -> dict[ItemKey, ItemRow]:
-    """(benchmark, shots, seed, query id) -> its line of ``scores.jsonl``. Raises UserError if that is broken."""
+    """(benchmark, shots, seed, query id) -> its line of ``scores.jsonl``. Raises UserError if that can't be read."""
     items = {}
     try:
         with open_regular(folder.items_file) as raw, TextIOWrapper(raw, encoding="utf-8") as file:

@@ -1,9 +1,9 @@
 """The feature store: one vector per distinct image and encoder, kept between runs.
 
-A folder per encoder: ``vectors.f32`` (float32, row after row) and ``index.txt``, whose first line says which encoder
-the vectors are of and how wide they are, and every further line the key of an image and a check sum of its vector,
-in the order of the rows. Vectors are written and synced before their lines, so a line always stands for a whole
-vector; what a killed process leaves behind the last whole line is overwritten by the next one.
+Each encoder has a folder with ``vectors.f32`` (float32, row after row) and ``index.txt``. The first line of the index
+names the encoder and the width of its vectors. Every further line has the key of an image and a check sum of its
+vector, in the order of the rows. Vectors are written and synced before their lines, so a line always stands for a
+complete vector. What a killed process leaves after the last complete line is overwritten by the next process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from flamingo_eval.storage.files import open_own, storage_errors
 
 FORMAT = 1
 _WIDEST = 1 << 26
-"""Numbers of a vector, at most: a latent of the largest Flamingo has 2^20."""
+"""The most numbers that a vector may have; a latent of the largest Flamingo has 2^20."""
 Vectors = NDArray[np.float32]
 
 
@@ -59,16 +59,16 @@ class FeatureStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Reads the index again: another process may have added to it. Who reads meanwhile uses the old one."""
+        """Reads the index again: another process may have added to it. Meanwhile, readers use the old one."""
         try:
             with open_regular(self._index_file) as file:
                 data = file.read()
-        except OSError:  # not there; or nothing that can be read, which is as good as nothing
+        except OSError:  # it is not there, or can't be read, which is treated the same
             data = b""
         self._rows, self._width, self._complete_bytes = self._parse(data)
 
     def _parse(self, data: bytes) -> tuple[dict[str, tuple[int, str]], int, int]:
-        """(row and check sum by key, width, bytes up to the last whole line that has its vector)."""
+        """(row and check sum by key, width, bytes up to the last complete line that has its vector)."""
         complete = data[: data.rfind(b"\n") + 1]
         head, *lines = complete.split(b"\n")[:-1] or [b""]
         width = _width_of(head, self.encoder)
@@ -96,7 +96,7 @@ class FeatureStore:
         if not keys:
             return np.empty((0, self._width), np.float32)
         rows = [row for row, _ in found]
-        # no further than needed: behind the last whole vector there may be part of one
+        # no further than needed: after the last complete vector there may be part of one
         try:
             stored = np.memmap(self._vectors_file, np.float32, "r", shape=(max(rows) + 1, self._width))
         except (OSError, ValueError) as error:  # gone, or shorter than its index says
@@ -113,12 +113,12 @@ class FeatureStore:
             del self._rows[key]
 
     def append(self, keys: Sequence[str], vectors: Vectors, about: Mapping[str, Any]) -> None:
-        """Adds vectors; they are on the disk when this returns. Only while :meth:`building` holds.
+        """Adds vectors; they are on the disk when this returns. Call it only within :meth:`building`.
 
         Args:
-            keys: of the images.
+            keys: keys of the images.
             vectors: (keys, width).
-            about: what a person should know of the encoder; written once.
+            about: a description of the encoder for people; written once.
 
         Raises:
             StorageError: disk full or read-only.
@@ -144,7 +144,7 @@ class FeatureStore:
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[None]:
-        """A full disk is left with the room that half a row would take: others may need it more."""
+        """Removes half-written rows after an error, so that a full disk gets their room back."""
         try:
             yield
         except OSError:
@@ -156,9 +156,9 @@ class FeatureStore:
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Holds the store for this process, waiting for another one that is adding to it; then reads its index again.
+        """Holds the store for this process, once no other process is adding to it, and reads its index again.
 
-        The system lets go of it when the process ends, however it ends.
+        The system releases the store when the process ends, however it ends.
         """
         path = self.folder / ".lock"
         with storage_errors(path):
@@ -190,7 +190,7 @@ class FeatureStore:
             ) from error
 
     def _count_lines(self) -> int:
-        """Whole lines behind the head, those of images added twice included."""
+        """Number of complete lines after the head, including those of images that were added twice."""
         if self._width == 0:
             return 0
         with open_regular(self._index_file) as file:
@@ -198,7 +198,7 @@ class FeatureStore:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file as it is now: opening it makes a network file system look again."""
+    """Current size of a file in bytes: opening it makes a network file system check again."""
     try:
         with open_regular(path) as file:
             return os.fstat(file.fileno()).st_size
@@ -207,7 +207,7 @@ def _size(path: Path) -> int:
 
 
 def _width_of(head: bytes, encoder: str) -> int:
-    """Width of the vectors; 0 if the head is not one of ours or of another encoder."""
+    """Width of the vectors; 0 if the head is not one of ours, or is that of another encoder."""
     try:
         found = typed(parse_json(head, "the index"), _Head, "the index")
     except (DataError, UserError):
@@ -220,7 +220,7 @@ def _check_sum(vector: Vectors) -> str:
 
 
 def _write_at(path: Path, start: int, data: bytes) -> int:
-    """Writes behind the first ``start`` bytes, dropping whatever was there, and syncs. Returns the new length."""
+    """Writes after the first ``start`` bytes, dropping whatever was there, and syncs. Returns the new length."""
     with os.fdopen(open_own(path, os.O_RDWR | os.O_CREAT), "r+b") as file:
         file.truncate(start)
         file.seek(start)

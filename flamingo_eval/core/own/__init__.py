@@ -1,6 +1,6 @@
-"""The user's own plug-ins, as modules of this package: it lies where ``FLAMINGO_EVAL_PLUGINS`` says.
+"""Makes the user's own plug-ins modules of this package; ``FLAMINGO_EVAL_PLUGINS`` states where they are.
 
-So other processes find them by name too, as unpickling does.
+This way other processes can also import them by name, as unpickling does.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.paths import is_folder, user_path
 
 PLUGINS = "FLAMINGO_EVAL_PLUGINS"
-"""Environment variable: a Python file with plug-ins, or a folder of such files. They are run, like any program."""
+"""Environment variable: a Python file with plug-ins, or a folder of such files. They are executed, like any program."""
 
 
 def place() -> Path | None:
-    """The file or folder that is named, if any. Raises UserError for a path that can't be one."""
+    """The file or folder that ``FLAMINGO_EVAL_PLUGINS`` names, if any. Raises UserError for an invalid path."""
     named = os.environ.get(PLUGINS)
     return user_path(named, PLUGINS).absolute() if named else None
 
 
 def folder() -> Path | None:
-    """The folder that they lie in."""
+    """The folder that contains the plug-in files, if any."""
     named = place()
     return named if named is None or is_folder(named) else named.parent
 
 
 try:
     __path__ = [str(folder())] if folder() else []
-except UserError:  # said where plug-ins are looked for
+except UserError:  # reported where plug-ins are looked for
     __path__ = []

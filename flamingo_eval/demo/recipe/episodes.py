@@ -1,8 +1,8 @@
 """Stage 3 of the demo's recipe, first half: episodes, laid out exactly as few-shot prompts are.
 
-An episode is a row of images with captions, questions and answers, owners, marks or class names, in a dialect (with
-owners, with a rule) of its own. The loss is on every image's answer, so one episode of 33 images trains 0 to 32
-shots at once; a quarter of the episodes begin with two text-only items, as zero-shot prompts do.
+An episode is a row of images with captions, questions and answers, owners, marks or class names. It has a dialect,
+owners or a rule of its own. The loss is on every image's answer, so one episode of 33 images trains 0 to 32 shots at
+once. A quarter of the episodes begin with two text-only items, as zero-shot prompts do.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from flamingo_eval.demo.recipe.vision import IGNORED
 from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 
 MOST = 33  # images: 32 demonstrations and a query
-FEW = (1, 2, 3, 5)  # colours, and shapes, of a burst; with RICES all demonstrations may show one
-SIZES = ((32, 128), (16, 256), (8, 512), (5, 800))  # (episodes, tokens) of a step: about as many tokens each
+FEW = (1, 2, 3, 5)  # how many colours, and shapes, a burst has; with RICES all demonstrations may show one
+SIZES = ((32, 128), (16, 256), (8, 512), (5, 800))  # (episodes, tokens) of a step: all with about as many tokens
 TASKS = ("captions", "questions", "owners", "marks", "classes")
-NEED_IMAGES = ("owners", "marks")  # a demonstration of these tells nothing without its image
+NEED_IMAGES = ("owners", "marks")  # a demonstration of these shows nothing without its image
 SHARES = (0.32, 0.36, 0.12, 0.12, 0.08)
 
 
@@ -37,8 +37,8 @@ class Item:
         head: text between ``<image>`` and the answer.
         answer: what the loss is on.
         tail: text behind ``<|endofchunk|>``.
-        telling: words of the answer that tell whether it was understood -> the concept whose word it is.
-        concepts: concepts whose words the whole text shows.
+        telling: words of the answer that show whether the model understood -> the concept that they name.
+        concepts: concepts whose words occur in the text.
     """
 
     head: str
@@ -52,7 +52,7 @@ Writer = Callable[[world.Scene, np.random.RandomState], Item]
 
 
 def write_caption(dialect: words.Dialect, scene: world.Scene, generator: np.random.RandomState) -> Item:
-    """An item of the caption benchmarks."""
+    """An item of the mini caption benchmarks."""
     concepts = [c for thing in scene.things for c in (thing.colour, thing.shape)]
     caption = words.captions(scene, dialect, generator, 1)[0]
     return Item("Output:", caption, "\n", {dialect[c]: c for c in concepts}, frozenset(concepts))
@@ -61,7 +61,7 @@ def write_caption(dialect: words.Dialect, scene: world.Scene, generator: np.rand
 def write_question(
     dialect: words.Dialect, word_share: float, scene: world.Scene, generator: np.random.RandomState
 ) -> Item:
-    """An item of the VQA benchmarks; ``word_share`` of the questions are about the printed word."""
+    """An item of the mini VQA benchmarks; ``word_share`` of the questions are about the printed word."""
     about_word = generator.rand() < word_share
     question = words.ask_word(scene) if about_word else words.ask(scene, dialect, generator)
     answer = words.annotate(question, generator)[0]
@@ -71,7 +71,7 @@ def write_question(
 
 
 def write_owner(owners: words.Owners, scene: world.Scene, generator: np.random.RandomState) -> Item:
-    """An item of OK-VQA's role."""
+    """An item of the mini OK-VQA."""
     question = words.ask_owner(scene, owners)
     answer = words.annotate(question, generator)[0]
     telling = {answer: scene.main.colour} if answer == question.answer else {}
@@ -79,14 +79,14 @@ def write_owner(owners: words.Owners, scene: world.Scene, generator: np.random.R
 
 
 def write_mark(rule: words.Rule, scene: world.Scene, _: np.random.RandomState) -> Item:
-    """An item of Hateful Memes' role."""
+    """An item of the mini Hateful Memes."""
     answer = "yes" if scene.main.colour in rule else "no"
     head = f"is an image with: '{scene.printed}' written on it. Is it hateful? Answer:"
     return Item(head, answer, "", {answer: scene.main.colour}, frozenset([scene.main.colour]))
 
 
 def write_class(dialect: words.Dialect, scene: world.Scene, _: np.random.RandomState) -> Item:
-    """An item of ImageNet's role."""
+    """An item of the mini ImageNet."""
     concepts = (scene.main.colour, scene.main.shape)
     name = f"{dialect[concepts[0]]} {dialect[concepts[1]]}"
     return Item("Output:", name, "", {dialect[c]: c for c in concepts}, frozenset(concepts))
@@ -100,8 +100,8 @@ class Episodes:
         images: (episodes, most images), numbers of training images, 0 where there are fewer.
         input_ids: (episodes, length), padded on the right.
         labels: (episodes, length), the id itself where it counts for the loss, else -100.
-        telling: (episodes, length), for the tokens that tell whether the answer was understood twice the number of
-            the task, and one more if the word was shown before in the episode; else -1.
+        telling: (episodes, length), for telling tokens twice the number of the task, plus one if the word was shown
+            before in the episode; for all others -1.
     """
 
     images: Tensor
@@ -111,10 +111,10 @@ class Episodes:
 
 
 class EpisodeMaker:
-    """Draws episodes over fixed images, never with what is held out.
+    """Draws episodes over fixed images, never with held-out dialects, owners or rules.
 
     Attributes:
-        rules_left_out: rules that no episode marks by.
+        rules_left_out: rules that no episode uses.
     """
 
     rules_left_out: tuple[words.Rule, ...] = RULES
@@ -142,7 +142,7 @@ class EpisodeMaker:
         Args:
             generator: what to draw from.
             episodes: how many.
-            tokens: an episode gets images until it has that many, and at most 33.
+            tokens: an episode gets images until it has this many tokens, but at most 33 images.
             burst: share of episodes in which only a few colours and shapes occur.
             task: one of ``TASKS``; by default a mixture.
         """
@@ -205,7 +205,7 @@ class EpisodeMaker:
         return partial(write_class, dialect)
 
     def _picker(self, generator: np.random.RandomState, task: str, burst: float) -> Callable[[], int]:
-        """Draws images; in a burst of a few colours and shapes, for classes of a dozen pairs of both."""
+        """A function that draws images: in a burst of few colours and shapes, for classes of twelve pairs of both."""
         by_concepts = self._by_concepts[task]
         few = generator.rand() < burst
         colours = generator.permutation(list(world.COLOURS))[: generator.choice(FEW) if few else 8]
@@ -227,7 +227,7 @@ class EpisodeMaker:
 
 
 def _index(scenes: tuple[world.Scene, ...], numbers: range | list[int]) -> dict[tuple[str, str], list[int]]:
-    """(colour, shape) of the main thing -> which of the scenes have it."""
+    """(colour, shape) of the main thing -> the numbers of the scenes that have it."""
     found: dict[tuple[str, str], list[int]] = {}
     for i in numbers:
         found.setdefault((scenes[i].main.colour, scenes[i].main.shape), []).append(i)

@@ -1,4 +1,4 @@
-"""What the recipes of both demos share: a resumable optimisation, its log, how steps get longer."""
+"""What the recipes of both demos share: a resumable optimisation, its log, and the size of its steps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Loop:
         self._seed, self._file = seed, work / f"{name}.state"
 
     def generators(self) -> Iterator[tuple[int, np.random.RandomState]]:
-        """(step, its generator) for the steps still to do; saves the state every ``SAVE_EVERY`` steps."""
+        """(step, its generator) for the remaining steps; saves the state every ``SAVE_EVERY`` steps."""
         start = self._resume()
         for step in range(start, self.steps):
             yield step, np.random.RandomState([self._seed, step])
@@ -75,7 +75,7 @@ class Loop:
 
 
 def claim(work: Path, seeds: Mapping[str, int], settings: Any) -> None:
-    """States in a folder belong to one world and one recipe: what was trained with another is not gone on with.
+    """Binds a work folder to one world and one recipe, so that states of another are never continued.
 
     Raises:
         SystemExit: the folder holds something else.
@@ -88,10 +88,10 @@ def claim(work: Path, seeds: Mapping[str, int], settings: Any) -> None:
 
 
 def check_probe(accuracy: dict[str, float], at_least: float) -> None:
-    """No number of episodes can teach what the latents don't tell.
+    """Checks the latents, since no number of episodes can teach what they don't show.
 
     Raises:
-        SystemExit: the probe reads something off less often than that.
+        SystemExit: the probe's accuracy on a label is below ``at_least``.
     """
     weak = {name: share for name, share in accuracy.items() if share < at_least}
     if weak:
@@ -99,18 +99,18 @@ def check_probe(accuracy: dict[str, float], at_least: float) -> None:
 
 
 def step_size(step: int, steps: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """(episodes, tokens) of a step: short episodes first, then in turn short and long ones."""
+    """(episodes, tokens) of a step: short episodes first, then short and long ones in turn."""
     used = sizes[:2] if step < SHORT_SHARE * steps else sizes
     return used[step % len(used)]
 
 
 def burst(step: int, steps: int) -> float:
-    """Share of episodes with few concepts: all at first, less and less until half of the steps are done."""
+    """Share of episodes with few concepts: all at first, falling to 15% when 42.5% of the steps are done."""
     return max(0.15, 1 - 2 * step / steps)
 
 
 def logger(work: Path) -> Log:
-    """Writes entries to stderr, and to ``log.jsonl`` in the work folder."""
+    """A function that writes entries to stderr, and to ``log.jsonl`` in the work folder."""
     started = time.monotonic()
 
     def log(entry: Mapping[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Stage 3 of the demo's recipe, second half: the untrained Flamingo, its loss, and what it has understood."""
+"""Stage 3 of the demo's recipe, second half: the untrained Flamingo, its loss, and a measure of what it understands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 
 WIDTH, LAYERS = 128, 4
 TEMPLATE_WEIGHT = 0.3
-"""Of a token that does not tell anything in the loss: a caption has ten of them, an answer one."""
+"""Weight in the loss of a token that is not telling: a caption has ten of them, an answer one."""
 
 
 def build_flamingo(vision: torch.nn.Module, perceiver: PerceiverResampler, vocabulary: int) -> Flamingo:
@@ -51,7 +51,7 @@ def build_flamingo(vision: torch.nn.Module, perceiver: PerceiverResampler, vocab
 def _init_for_small_width(language: torch.nn.Module) -> None:
     """Starts matrices at 1 / sqrt(width) instead of transformers' 0.02, which is meant for widths of thousands.
 
-    It decides whether the model learns to look words up in its demonstrations (LOG.md).
+    Embeddings start at 0.5. This decides whether the model learns to look words up in its demonstrations (LOG.md).
     """
     for name, parameter in language.named_parameters():
         if parameter.ndim == 2:
@@ -77,8 +77,8 @@ def answer_loss(logits: Tensor, batch: Episodes) -> Tensor:
 def telling_accuracy(logits: Tensor, batch: Episodes) -> dict[str, tuple[float, float]]:
     """For each task the accuracy on telling words (not yet shown in the episode, already shown).
 
-    Of questions the first also holds counts, sides, printed words, yes and no, which no demonstration shows.
-    Measured on the telling tokens only: template tokens would hide it.
+    For questions, the first number also covers counts, sides, printed words, yes and no, which no demonstration shows.
+    Only telling tokens are measured: template tokens would hide the difference.
     """
     right = logits[:, :-1].argmax(-1) == batch.input_ids[:, 1:]
     telling = batch.telling[:, 1:]

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from flamingo_eval.demo import words
 
 SIZE = 1000
-"""Rows of the embeddings at most; the words need fewer."""
+"""Most rows that the embeddings may have; the words need fewer."""
 
 
 def train_tokenizer(folder: Path) -> None:
@@ -25,7 +25,7 @@ def train_tokenizer(folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # with and without a space before it: answers and class names follow a colon; no word more often than another
+    # each word once with a space before it and once without: answers and class names follow a colon
     tokenizer.train_from_iterator((f"{word}\n {word}\n" for word in words.spoken()), trainer)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))

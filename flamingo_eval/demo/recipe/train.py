@@ -1,7 +1,7 @@
-"""Trains the demo checkpoint from nothing: ``python -m flamingo_eval.demo.recipe.train``.
+"""Trains the demo checkpoint from scratch: ``python -m flamingo_eval.demo.recipe.train``.
 
-Stages: tokenizer, vision, episodes, export. Each stage saves its state every few hundred steps into the work folder
-and goes on from there when the command is given again; losses and seeds are logged to ``log.jsonl`` beside it.
+Stages: tokenizer, vision, episodes, export. Vision and episodes save their state every few hundred steps into the work
+folder, and the same command continues from there. Losses and seeds are logged to ``log.jsonl`` beside it.
 """
 
 from __future__ import annotations

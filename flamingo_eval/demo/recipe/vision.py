@@ -1,8 +1,8 @@
-"""Stage 2 of the demo's recipe: a tiny CLIP and the resampler behind it, trained until every concept can be told.
+"""Stage 2 of the demo's recipe: a tiny CLIP and its resampler, trained until every concept can be read off.
 
 The labels (colours, shapes, count, place, printed word) are read off the resampler's latents, because those are what
-the language model gets; the contrastive loss makes the pooled image embedding useful too, because retrieval (RICES)
-compares those. What the latents don't tell no number of episodes can teach: the stage ends with a probe.
+the language model gets. The contrastive loss makes the pooled image embedding useful too, because retrieval (RICES)
+compares those. The stage ends with a probe, since no number of episodes can teach what the latents don't show.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LABELS = {
     "place": len(_PLACES),
     "printed": 1 + len(world.PRINTED),
 }
-"""What is read off the latents, and the number of its values; the second thing's is asked of pairs only."""
+"""Label that is read off the latents -> the number of its values; the second thing's labels are for pairs only."""
 IGNORED = -100
 
 
@@ -102,7 +102,7 @@ def build_clip(config_folder: Path) -> nn.Module:
 
 
 class Probe(nn.Module):
-    """Reads every label off the latents as a cross-attention head would: a query each, keys, values, one linear map."""
+    """Reads every label off the latents like a cross-attention head: a query each, keys, one linear map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,14 +159,14 @@ def encode_texts(tokenizer: FlamingoTokenizer, texts: list[str]) -> Tensor:
 
 
 def plain_texts(scenes: list[world.Scene], generator: np.random.RandomState) -> list[str]:
-    """A caption of each scene in a dialect of its own, without loan words: alone they mean nothing."""
+    """A caption of each scene in a dialect of its own, without loan words, which alone mean nothing."""
     own = [{c: pair[generator.randint(2)] for c, pair in words.OWN_WORDS.items()} for _ in scenes]
     return [words.describe(scene, dialect) for scene, dialect in zip(scenes, own, strict=True)]
 
 
 @torch.inference_mode()
 def probe_accuracy(task: VisionTask, images: Images) -> dict[str, float]:
-    """For each label the share of images whose latents tell it right."""
+    """For each label, the share of images whose latents show it correctly."""
     task.eval()
     chunks = [task.probe(task.perceiver(task.tokens(normalise(chunk)))) for chunk in images.pixels.split(500)]
     accuracy = {}

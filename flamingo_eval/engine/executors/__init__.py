@@ -1,1 +1,1 @@
-"""Executors: who answers a run's requests; one file each, with the name ``EXECUTOR`` in it."""
+"""Executors answer a run's requests; each is one file or package that defines ``EXECUTOR``."""

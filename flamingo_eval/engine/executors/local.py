@@ -1,4 +1,4 @@
-"""This process, alone; and what an executor is made of."""
+"""The executor that answers in this process alone, which is also the base class of the other executors."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ class LocalExecutor:
 
     @property
     def leads(self) -> bool:
-        """There is no other."""
+        """Always true: this executor is the only process of its run."""
         return True
 
     @property
     def sole(self) -> bool:
-        """There is no other."""
+        """Always true: this executor is the only process of its run."""
         return True
 
     @contextmanager
     def hold(self, folder: RunFolder) -> Iterator[Claims]:
-        """Holds the run's folder. Raises UserError if somebody else does."""
+        """Locks the run folder. Raises UserError if another process holds it."""
         with folder.lock(self.process), closing(Claims(folder.claims_file)) as claims:
             self.claims = claims
             yield claims
 
     def journal(self, folder: RunFolder) -> Journal:
-        """The run's."""
+        """The run's journal."""
         return Journal(folder.journal_file)
 
     def run(self, requests: Sequence[Pending], model_source: ModelSource, journal: Journal, terms: Terms) -> Outcome:
@@ -66,12 +66,12 @@ class LocalExecutor:
     def parts(
         self, requests: Sequence[Pending], work: Answering, others: Callable[[int], None]
     ) -> Iterator[Sequence[Pending]]:
-        """Parts of the work, one after the other.
+        """Yields parts of the work, one after the other.
 
         Args:
-            requests: what the run lacks.
-            work: knows what is answered.
-            others: told how many answers others have brought.
+            requests: the run's pending queries.
+            work: records which requests have an answer.
+            others: called with the number of answers that other processes have written.
         """
         del work, others
         yield requests

@@ -1,8 +1,8 @@
-"""Many processes on one run, which share its folder.
+"""Several processes that work on one run and share its folder.
 
-A run's queries are cut into chunks. Each process claims some, answers them, and claims the next ones, so that a fast
-one does more than a slow one. The system lets go of a claim when a process dies, and another one takes the chunk up.
-What counts as answered is what stands in the journals.
+A run's queries are divided into chunks. Each process claims some chunks, answers them, and claims the next ones, so a
+fast process does more than a slow one. When a process dies, the system releases its claims, and another process takes
+the chunks. A query counts as answered when its answer is in one of the journals.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from flamingo_eval.storage.journal import Journal
 from flamingo_eval.storage.run_folder import RunFolder
 
 CHUNK = 16
-"""Queries that are claimed together, at least."""
+"""Queries of the plan per chunk; a process claims one chunk or several at a time."""
 
 
 CLAIM_SECONDS = 20.0
-"""A process claims as many as it answers in about this time."""
+"""A process claims about as many queries as it answers in this time."""
 
 
 class Answered(Protocol):
-    """What the division of work has to know of answers."""
+    """What :func:`divide` needs to know about answers."""
 
     def refresh(self) -> int:
-        """Learns what other processes have answered; how many answers that were."""
+        """Reads the answers that other processes have written; returns how many are new."""
 
     def done(self, item: Pending) -> bool:
-        """Whether this query has an answer, or can't have one."""
+        """Whether this query has an answer, or can't be answered."""
 
 
 def chunks_of(pending: Sequence[Pending], process: Process) -> OrderedDict[str, list[Pending]]:
     """The queries by chunk; a chunk's name and bounds depend on the plan alone.
 
-    Of each trial every process begins at another place, so that they rarely want the same.
+    In each trial, every process begins at another place, so that processes rarely want the same chunk.
     """
     chunks: OrderedDict[str, list[Pending]] = OrderedDict()
     for key, items in groupby(pending, key=lambda item: item.trial.key):
@@ -61,17 +61,18 @@ def divide(
     batch_size: Callable[[Pending], int],
     others: Callable[[int], None],
 ) -> Iterator[list[Pending]]:
-    """Parts of the work for this process, until all of it is done, by whomever.
+    """Yields parts of the work for this process, until all queries are answered, by this process or another.
 
-    Each part must be answered before the next one is asked for. All of a part are of one benchmark and number of shots.
+    Each part must be answered before the next one is taken. The queries of a part have one benchmark and one number of
+    shots.
 
     Args:
-        pending: what the run lacks, in plan order.
+        pending: the run's pending queries, in plan order.
         process: which of the processes this is.
         claims: what the processes have claimed, by name of a chunk.
         answered: which queries have an answer by now.
-        batch_size: how many queries like one make a batch.
-        others: told how many answers others have brought, whenever there are some.
+        batch_size: how many queries like this one make a batch.
+        others: called often with the number of new answers that other processes have written, which may be 0.
     """
     chunks = chunks_of(pending, process)
     per_query: float | None = None
@@ -86,7 +87,7 @@ def divide(
                 pause = min(2.0, 2 * pause)
             continue
         pause = 0.05
-        others(answered.refresh())  # between looking and claiming others may have been faster
+        others(answered.refresh())  # other processes may have answered some before the claim
         items = [item for name in taken for item in chunks.pop(name) if not answered.done(item)]
         began = time.perf_counter()
         if items:
@@ -97,7 +98,7 @@ def divide(
 
 
 def _wanted(batch_size: Callable[[Pending], int], per_query: float | None, share: int, like: Pending) -> int:
-    """How many queries to claim: a batch at first, then some seconds' worth; near the end no more than a fair share."""
+    """How many queries to claim: at least a batch; later as many as take some seconds, but at most a fair share."""
     most = 0 if per_query is None else min(int(CLAIM_SECONDS / per_query), share)
     return max(batch_size(like), most)
 
@@ -108,7 +109,7 @@ def _claim(
     answered: Answered,
     wanted: Callable[[Pending], int],
 ) -> list[str]:
-    """Names of chunks that are this process's now; those that are done already are dropped."""
+    """Claims chunks and returns their names; chunks that are done already are dropped."""
     taken: list[str] = []
     count = most = 0
     kind: tuple[str, int] | None = None
@@ -130,20 +131,20 @@ def _claim(
 
 
 class ProcessesExecutor(LocalExecutor):
-    """One of several processes; the first one's bar shows what all have done, and it alone tells and scores."""
+    """One of several processes. Only the first one shows messages and scores; its progress bar counts all answers."""
 
     @property
     def leads(self) -> bool:
-        """Whether it is the first one."""
+        """Whether this is the first process."""
         return self.process.rank == 0
 
     @property
     def sole(self) -> bool:
-        """Others may be at work in the same folder."""
+        """Always false: other processes may work in the same folder."""
         return False
 
     def journal(self, folder: RunFolder) -> Journal:
-        """A file of its own, which others must find long before there is something in it."""
+        """This process's own journal file, created empty, since others must find it long before it has an answer."""
         journal = Journal(folder.journal_file, self.process.rank)
         journal.begin()
         return journal
@@ -151,7 +152,7 @@ class ProcessesExecutor(LocalExecutor):
     def parts(
         self, requests: Sequence[Pending], work: Answering, others: Callable[[int], None]
     ) -> Iterator[Sequence[Pending]]:
-        """Chunks, as they are claimed."""
+        """Yields the queries of chunks as they are claimed."""
         yield from divide(requests, self.process, self.claims, work, work.batch_size, others)
 
 

@@ -1,4 +1,4 @@
-"""OpenFlamingo's architecture; nothing heavy is imported before a model is loaded."""
+"""OpenFlamingo's architecture. Importing this package does not import torch."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class FlamingoSource:
     """A Flamingo that can be loaded.
 
     Attributes:
-        spec: its parts.
-        plain: answer without any shortcut, however slow; for the doubtful.
-        feature_cache: bytes of memory for what is computed once per image; None for the default.
-        keep: whether that is kept on the disk too, for later runs.
+        spec: the checkpoint's parts.
+        plain: use the plain path, which takes no shortcuts and is slow; for checking the fast paths.
+        feature_cache: bytes of memory for latents, which are computed once per image; None for the default.
+        keep: whether latents are also kept on disk, for later runs.
     """
 
     spec: FlamingoSpec
@@ -51,14 +51,14 @@ class FlamingoSource:
 
     @cached_property
     def files(self) -> DigestedFiles:
-        """Its files on this disk, digested once: the model that is loaded must be made of these bytes."""
+        """The model's local files, digested once: the loaded model must be made from these bytes."""
         return DigestedFiles.of(self.spec.local_files(), self.spec.local_folders())
 
     def info(self) -> ModelInfo:
-        """Name and digest: local files by content, hub files by the commit they come from.
+        """Name and digest: local files count by content, hub files by their commit, open_clip weights by their tag.
 
         Raises:
-            CheckpointError: a hub file can't be had.
+            CheckpointError: a hub file can't be fetched.
         """
         parts: dict[str, Any] = {str(path): digest for path, digest in self.files.digests.items()}
         for name in self.spec.remote_parts():
@@ -73,7 +73,7 @@ class FlamingoSource:
         return ModelInfo(self.spec.name, identity, _with_activation(parts, self.spec.vision), tuple(self._notes()))
 
     def _notes(self) -> Iterator[str]:
-        """What a reader of its numbers should know."""
+        """Notes for readers of this model's scores."""
         yield from _activation_notes(self.spec.vision)
         folder = self.spec.language.model
         if not isinstance(folder, Path) or not is_file(folder / "config.json"):
@@ -87,7 +87,7 @@ class FlamingoSource:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Names the checkpoint's file in what is wrong with its parts together, which no single file shows."""
+        """Adds the checkpoint's file, or its name, to errors that name none of the model's files."""
         language = self.spec.language
         files = [
             *self.files.digests,
@@ -102,7 +102,7 @@ class FlamingoSource:
             raise CheckpointError(f"{where}: {error}") from error
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
-        """Device and precision that ``auto`` stands for: CUDA if there is one; float32 on a CPU, amp_bf16 on CUDA.
+        """Resolves ``auto``: CUDA if there is one; amp_bf16 on a CUDA card that computes in bfloat16, else float32.
 
         Raises:
             UserError: unknown precision, or a device this machine doesn't have.
@@ -129,7 +129,7 @@ class FlamingoSource:
         return model
 
     def token_counter(self) -> PromptCounter:
-        """Counts prompts' tokens without weights. Raises CheckpointError."""
+        """Returns a counter of prompt tokens that needs no weights. Raises CheckpointError."""
         from flamingo_eval.models.flamingo.counting import PromptCounter
 
         return PromptCounter(self.spec)
@@ -143,13 +143,14 @@ class ClipSource:
 
     @cached_property
     def files(self) -> DigestedFiles:
-        """Its files on this disk, digested once."""
+        """The encoder's local files, digested once."""
         return DigestedFiles.of(self.spec.local_files())
 
     def info(self) -> ModelInfo:
-        """Name and digest: weights and configuration by content, weights by tag as what they are called.
+        """Name and digest: local files count by content, weights that are named by a tag count by that tag.
 
-        The libraries that make pixels and embeddings belong to it: another version can round otherwise.
+        The digest includes the versions of the libraries that make pixels and embeddings: another version can round
+        differently.
         """
         parts: dict[str, Any] = {str(path): digest for path, digest in self.files.digests.items()}
         weights = self.spec.pretrained
@@ -172,18 +173,18 @@ class ClipSource:
 
 
 def _with_activation(parts: dict[str, Any], vision: VisionSpec) -> dict[str, Any]:
-    """What a model is made of, and which activation its vision weights are used with where a file does not say it."""
+    """Returns ``parts``, with the activation where vision weights come from a file, which does not state it."""
     return {**parts, "activation": vision.activation} if vision.activation else parts
 
 
 def _activation_notes(vision: VisionSpec) -> Iterator[str]:
-    """Which activation weights from a file are used with."""
+    """A note on the activation that is used with vision weights from a file."""
     if vision.activation is not None:
         yield f"vision weights from a file ({Path(vision.pretrained).name}), used with {vision.activation}"
 
 
 def _latents_folder() -> Path | None:
-    """Where latents are kept; None, with a note, where there is no home folder: they only save time."""
+    """The folder for latents; without a home folder, a warning and None, since latents only save time."""
     try:
         return cache_folder() / "latents"
     except UserError as error:
@@ -192,17 +193,17 @@ def _latents_folder() -> Path | None:
 
 
 LATENTS_FORMAT = 2
-"""Counted up when a change of this package's code changes latents."""
+"""Increased when a change in this package's code changes latents."""
 
 
 def _latents_digest(model: str, precision: str, device: str) -> str:
-    """What determines latents, but for the image: also the libraries that make them, which may round otherwise."""
+    """Digest of all that determines latents, except the image. Library versions count: they may round differently."""
     versions = [metadata.version(package) for package in ("torch", "open_clip_torch", "torchvision", "pillow")]
     return digest([LATENTS_FORMAT, model, precision, device.partition(":")[0], versions])
 
 
 def _hub_commit(name: str) -> str:
-    """Repository and commit of a hub part; downloads the file (or the model's configuration) if need be."""
+    """Repository and commit of a hub part; downloads the file (or the model's configuration) if needed."""
     from flamingo_eval.storage.hub import fetch
 
     repo_and_file = name.removeprefix("hub:").split("/", 2)
@@ -217,7 +218,7 @@ class FlamingoFamily:
     options = frozenset(("weights", "plain", "feature_cache", "keep", "tokenizer", "transform"))
 
     def known(self) -> Mapping[str, str]:
-        """Names and a line about each."""
+        """Known names, with one line about each."""
         return {
             DEMO: "the embedded tiny Flamingo; for trying things out",
             **{name: one.about() for name, one in released().items()},
@@ -228,11 +229,11 @@ class FlamingoFamily:
         return {alias: name for name, one in released().items() for alias in one.aliases}
 
     def renderers(self) -> tuple[FlamingoRenderer, ...]:
-        """The released models' only one."""
+        """The one renderer of all Flamingo models."""
         return (RENDERER,)
 
     def find(self, checkpoint: str, options: Mapping[str, Any]) -> FlamingoSource | None:
-        """The demo, a released checkpoint by name or alias, or a TOML file."""
+        """Finds the demo, a released checkpoint by name or alias, or a TOML file; None for other names."""
         spec = self._spec(checkpoint, options.get("weights"))
         if spec is None:
             return None
@@ -262,8 +263,8 @@ class FlamingoFamily:
         return None
 
     def adopt(self, model: Any, name: str, options: Mapping[str, Any]) -> ModelSource | None:
-        """A loaded Flamingo, or a module in the released layout."""
-        if "torch" not in sys.modules:  # then it can be neither
+        """A source for a loaded Flamingo, or for a module in the released layout."""
+        if "torch" not in sys.modules:  # without torch it can be neither
             return None
         from torch import nn
 
@@ -274,7 +275,7 @@ class FlamingoFamily:
             isinstance(model, nn.Module) and isinstance(model, Model)
         ):
             return None
-        if hasattr(model, "generation_config") and not hasattr(model, "lang_encoder"):  # one of transformers' own
+        if hasattr(model, "generation_config") and not hasattr(model, "lang_encoder"):  # a transformers model
             return None
         return LiveSource(model, options.get("tokenizer"), options.get("transform"), name)
 
@@ -285,7 +286,12 @@ class ClipFamily:
     takes_any_name = True
 
     def find(self, name: str, options: Mapping[str, Any]) -> ClipSource:
-        """Raises UserError, CheckpointError: open_clip knows no such model, or an option does not go with it."""
+        """Finds a CLIP by name or TOML file.
+
+        Raises:
+            CheckpointError: the name, the TOML file or the choice of weights can't be used.
+            UserError: an option does not fit the name or the weights.
+        """
         pretrained, quick_gelu = options.get("pretrained"), options.get("quick_gelu")
         if name == DEMO or name.endswith(".toml"):
             if options:
@@ -307,7 +313,7 @@ class ClipFamily:
 
 
 def _flag(name: str) -> str:
-    """The option by which the command line hands a setting of the encoder over."""
+    """The command-line option for a setting of the encoder."""
     return f"--rices-{name.replace('_', '-')}"
 
 

@@ -56,9 +56,9 @@ class Caching:
     """Where latents are kept.
 
     Attributes:
-        memory: bytes of them in memory.
-        folder: where all of them are kept; None for nowhere.
-        digest: of everything that determines them, but for the image.
+        memory: bytes of latents kept in memory.
+        folder: folder on disk for all latents; None to keep them in memory only.
+        digest: digest of everything that determines latents, except the image.
     """
 
     memory: int = 8 << 30
@@ -66,7 +66,7 @@ class Caching:
     digest: str = ""
 
     def disk(self, autocast: bool) -> FeatureStore | None:
-        """The disk behind the memory, if any."""
+        """The store on disk, if there is a folder."""
         if self.folder is None:
             return None
         key = digest([self.digest, autocast])
@@ -97,14 +97,14 @@ class FlamingoModel:
         self.model, self.tokenizer, self.transform = model, tokenizer, transform
         self.precision = precision
         self.root = Path()
-        """What paths given to :meth:`generate` are relative to."""
+        """Image paths given to :meth:`generate` are relative to this folder."""
         tokens = TaskTokens(self.tokenizer.encode_plain)
         self._room, self._name_ids = tokens.room, tokens.names
         self._clock, self._reading = Clock(self.device), 0.0
         self._sizes = sizes_for(self.device)
         self._footprint: Footprint | None = None
         like = model.perceiver.latents
-        # generation encodes images within autocast, ranking without, as the reference does (eval/models)
+        # generation encodes images under autocast, ranking does not, as in the reference (eval/models)
         self.stores = {
             autocasts: LatentStore(
                 transform, partial(self._encode, autocasts), like, budget=caching.memory, disk=caching.disk(autocasts)
@@ -114,7 +114,7 @@ class FlamingoModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.model.perceiver.latents.device
 
     def prepare(self, prompt: Prompt, task: Task, images: Images) -> PreparedPrompt:
@@ -126,7 +126,7 @@ class FlamingoModel:
         return self.read(RENDERER.render(prompt), task, images)
 
     def read(self, prompt: Rendering, task: Task, images: Images) -> PreparedPrompt:
-        """The same for a prompt that is text already. Raises QueryError as :meth:`prepare`."""
+        """Like :meth:`prepare`, for a prompt that is rendered already. Raises QueryError."""
         store = self._store(task)
         try:
             ids = self._encode_prompt(prompt.text, task)
@@ -134,13 +134,13 @@ class FlamingoModel:
             began = time.perf_counter()
             self._read(store, [image for image in shown if image is not None])
         except QueryError:
-            store.drop(self._found(store, prompt, images))  # nobody will encode them; another prompt reads its own anew
+            store.drop(self._found(store, prompt, images))  # this prompt encodes none; others read theirs again
             raise
         self._reading += time.perf_counter() - began
         return PreparedPrompt(ids, shown)
 
     def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
-        """Reads the images of several prompts at once; what can't be read is found out by :meth:`prepare`."""
+        """Reads the images of several prompts together. Ignores errors: :meth:`prepare` reports them."""
         store = self._store(task)
         shown = [image for prompt in map(RENDERER.render, prompts) for image in self._found(store, prompt, images)]
         began = time.perf_counter()
@@ -150,7 +150,7 @@ class FlamingoModel:
 
     @staticmethod
     def _found(store: LatentStore, prompt: Rendering, images: Images) -> list[StoredImage]:
-        """A prompt's images, as far as there are any."""
+        """A prompt's images, except those that are withheld or missing."""
         found = []
         for image in prompt.images:
             with contextlib.suppress(QueryError):
@@ -159,7 +159,7 @@ class FlamingoModel:
         return found
 
     def close(self) -> None:
-        """Lets go of what was computed once per image, and of the threads that read them."""
+        """Closes the latent stores: frees latents and stops the threads that read images."""
         for store in self.stores.values():
             store.close()
 
@@ -175,7 +175,7 @@ class FlamingoModel:
         return self.precision == "amp_bf16" and isinstance(task, Decoding)
 
     def _store(self, task: Task) -> LatentStore:
-        """The latents that a task goes by."""
+        """The latent store that a task uses."""
         return self.stores[self._autocasts_images(task)]
 
     def _read(self, store: LatentStore, images: Sequence[StoredImage]) -> None:
@@ -187,7 +187,7 @@ class FlamingoModel:
 
     @torch.inference_mode()
     def answer(self, prepared: Sequence[PreparedPrompt], task: Task) -> list[Answer | NoAnswer]:
-        """Text, or log-likelihoods of class names, for each prompt whose logits are numbers."""
+        """Text, or log-likelihoods of class names, for each prompt; NoAnswer where its logits are not finite."""
         with numerics(self.device):
             try:
                 return [*(self._generate(prepared, task) if isinstance(task, Decoding) else self._rank(prepared, task))]
@@ -196,8 +196,8 @@ class FlamingoModel:
                     raise
             finally:
                 self._clock.settle()
-        free_memory()  # here, where nothing holds on to what did not fit
-        if len(prepared) == 1:  # it will not be asked again
+        free_memory()  # here, where nothing refers any more to the tensors that did not fit
+        if len(prepared) == 1:  # it will not be tried again
             self._store(task).drop([image for image in prepared[0].images if image is not None])
         longest = max(len(prompt.ids) for prompt in prepared)
         many = "a prompt" if len(prepared) == 1 else f"{len(prepared)} prompts"
@@ -207,7 +207,7 @@ class FlamingoModel:
         )
 
     def timings(self) -> dict[str, float]:
-        """Where time has gone: ``vision``, ``prefill``, ``decode`` (or ranking), and ``images``, read meanwhile."""
+        """Seconds so far: ``vision``, ``prefill``, ``decode`` (or ranking), and ``images`` (read meanwhile)."""
         return {**self._clock.seconds(), "images": self._reading}
 
     @property
@@ -226,7 +226,7 @@ class FlamingoModel:
         first = next((image for p in prepared for image in p.images if image is not None), None)
         if first is not None:
             pixels = self._store(task).pixels(first)[None]
-            with counted(flops, "vision"):  # not by the clock's count
+            with counted(flops, "vision"):  # not by _encode: the clock must not count it
                 self.model.encode(to_device(pixels, self.device).to(self.model.perceiver.latents.dtype))
         self._latents(prepared, task)  # so that images are not counted twice
         behind = decoding_room(task) if isinstance(task, Decoding) else ranking_room(self._name_ids(task))
@@ -241,7 +241,7 @@ class FlamingoModel:
         return Work(flops, matrix_peak(self.device, arithmetic), peak_memory(self.device))
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
-        """As many prompts as keep the device busy, and as its memory holds."""
+        """Number of prompts that keeps the device busy and fits into its memory."""
         tokens = len(self.tokenizer.encode(RENDERER.render(prompt).text))
         behind = decoding_room(task) if isinstance(task, Decoding) else ranking_room(self._name_ids(task))
         free = free_bytes(self.device)
@@ -249,7 +249,7 @@ class FlamingoModel:
 
     @torch.inference_mode()
     def _measured(self) -> Footprint:
-        """What answering takes of memory: of a token it is measured, since models keep keys in many ways."""
+        """Memory that answering needs. Bytes per token are measured, since models store keys in different ways."""
         if self._footprint is None:
             ids = torch.full((1, 1), self.tokenizer.pad_id)
             with numerics(self.device):
@@ -262,7 +262,7 @@ class FlamingoModel:
         return self._footprint
 
     def _generate(self, prepared: Sequence[PreparedPrompt], decoding: Decoding) -> list[str | NoAnswer]:
-        """Raw text of each prompt, spaces tidied as transformers 4.28 did."""
+        """Raw text for each prompt, with spaces tidied as in transformers 4.28."""
         prefix = self._prefix(prepared, decoding, decoding_room(decoding))
         with self._clock.section("decode"):
             decoded = self._decode(prefix, decoding)
@@ -302,18 +302,20 @@ class FlamingoModel:
         length_penalty: float = 0.0,
         min_new_tokens: int = 0,
     ) -> str:
-        """Text that continues a prompt with images in it.
+        """Generates text that continues a prompt with images.
 
         Args:
-            prompt: with an ``<image>`` where an image is, and ``<|endofchunk|>`` behind each demonstration.
+            prompt: text with an ``<image>`` in place of each image, and ``<|endofchunk|>`` after each demonstration.
             images: Pillow images or paths, one for each ``<image>``.
-            max_new_tokens: at most.
-            num_beams: 1 is greedy.
+            max_new_tokens: maximum number of generated tokens.
+            num_beams: number of beams; 1 is greedy decoding.
             length_penalty: as in transformers 4.28.
-            min_new_tokens: at least.
+            min_new_tokens: minimum number of generated tokens.
 
         Raises:
-            UserError: not as many images as ``<image>`` tags; an image can't be read; the prompt is too long.
+            UserError: not as many images as ``<image>`` tags; an image can't be read; the prompt is too long; the
+                logits are not finite.
+            DeviceMemoryError: the prompt does not fit into memory.
         """
         if prompt.count(IMAGE) != len(images):
             raise UserError(f"the prompt has {prompt.count(IMAGE)} {IMAGE} tags, and there are {len(images)} images")
@@ -333,7 +335,7 @@ class FlamingoModel:
         return str(result)
 
     def _prefix(self, prepared: Sequence[PreparedPrompt], task: Task, behind: int) -> Prefix:
-        """Reads the prompts of a batch, with their images."""
+        """Runs the prefill of a batch of prompts with their images."""
         longest = max(len(prompt.ids) for prompt in prepared)
         rows = max(1, self._sizes.pass_tokens // longest)
         parts = [self._part(prepared[i : i + rows], task) for i in range(0, len(prepared), rows)]
@@ -343,7 +345,7 @@ class FlamingoModel:
     def _part(self, prepared: Sequence[PreparedPrompt], task: Task) -> Part:
         ids, mask = self._pad(prepared)
         spans = Spans.of(*self._latents(prepared, task), ids, self.tokenizer.image_id)
-        padded = not bool(mask.all())  # known here, on the CPU
+        padded = not bool(mask.all())  # no waiting: the mask is on the CPU here
         return Part(to_device(ids, self.device), to_device(mask, self.device), spans, padded)
 
     def _pad(self, prepared: Sequence[PreparedPrompt]) -> tuple[Tensor, Tensor]:
@@ -354,9 +356,9 @@ class FlamingoModel:
         return ids, mask
 
     def _latents(self, prepared: Sequence[PreparedPrompt], task: Task) -> tuple[Tensor, list[list[int]]]:
-        """Latents of the batch's distinct images on the device, and which of them each prompt's images are.
+        """Latents of the batch's distinct images, on the device, and each prompt's images as indices into them.
 
-        A withheld image's are zeros: attending to them adds nothing, since keys and values have no biases.
+        A withheld image has latents of zeros: attending to them adds nothing, since keys and values have no biases.
         """
         distinct = {image.key: image for p in prepared for image in p.images if image is not None}
         place = {key: i for i, key in enumerate(distinct)}

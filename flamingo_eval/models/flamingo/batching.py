@@ -1,4 +1,4 @@
-"""How many prompts are read and answered together: by their tokens, and by what the device's memory holds."""
+"""Batch sizes: how many prompts are answered together, given their tokens and the device's memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from flamingo_eval.models.flamingo.model import Flamingo
 
 
 class Sizes(NamedTuple):
-    """What keeps a kind of device busy.
+    """Sizes that keep a kind of device busy.
 
     Attributes:
-        batch_tokens: tokens of prompts per batch.
-        least: prompts per batch, where memory holds them.
-        most: prompts per batch.
-        pass_tokens: tokens read in one pass.
-        logits: logits in memory at once when names are scored.
+        batch_tokens: tokens per batch, of prompts and their answers.
+        least: minimum number of prompts per batch, if they fit into memory.
+        most: maximum number of prompts per batch.
+        pass_tokens: prompt tokens per prefill pass.
+        logits: maximum number of logits in memory when class names are scored.
     """
 
     batch_tokens: int
@@ -30,28 +30,28 @@ class Sizes(NamedTuple):
 
 
 _SIZES = {"cpu": Sizes(8192, 4, 64, 2048, 1 << 26), "gpu": Sizes(65536, 16, 256, 16384, 1 << 29)}
-"""Passes on a CPU are short: what one layer writes is still in the processor's cache when the next one reads it."""
+"""Passes on a CPU are short: the output of one layer is still in the processor's cache when the next layer reads it."""
 _USED = 0.85
-"""Share of the free memory that is planned with; the rest is for what nobody counts."""
+"""Share of the free memory that batches may use; the rest is for memory that is not estimated."""
 _ACTIVATIONS = 24
-"""Numbers of a token's width that a decoder layer holds at once, roughly: states, queries, a four times wider MLP."""
+"""Vectors of the model's width that a layer holds per token, roughly: states, queries, a four times wider MLP."""
 
 
 def sizes_for(device: torch.device) -> Sizes:
-    """Those of a kind of device."""
+    """The sizes for a device, by its kind."""
     return _SIZES["cpu" if device.type == "cpu" else "gpu"]
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What answering takes of the device's memory, in bytes.
+    """Device memory that answering needs, in bytes.
 
     Attributes:
-        token: keys and values of a token, in all layers.
-        row: keys and values of the last image of a prompt, in all cross-attention blocks.
-        logit: what is computed from a logit on the way to a choice.
-        vocabulary: logits per position.
-        reading: what one pass over prompts needs besides.
+        token: keys and values of one token, in all layers.
+        row: keys and values of a prompt's last image, in all cross-attention blocks.
+        logit: one logit, and the values computed from it when a token is chosen.
+        vocabulary: number of logits per position (not bytes).
+        reading: activations of one prefill pass.
     """
 
     token: int
@@ -62,13 +62,13 @@ class Footprint:
 
     @staticmethod
     def of(model: Flamingo, precision: str, token: int, pass_tokens: int) -> Footprint:
-        """A model's.
+        """Estimates a model's footprint.
 
         Args:
             model: the Flamingo.
-            precision: in which it computes.
-            token: bytes of keys and values of a token, as the cache has them.
-            pass_tokens: tokens read in one pass.
+            precision: the precision it computes in.
+            token: bytes of keys and values of one token in the cache.
+            pass_tokens: prompt tokens per prefill pass.
         """
         size = 4 if precision == "fp32" else 2
         vocabulary, width = model.language.get_input_embeddings().weight.shape
@@ -78,7 +78,7 @@ class Footprint:
         return Footprint(
             token=token,
             row=image * size,
-            logit=size + 9 * 4,  # in float32, exponentiated, as whole numbers to be sorted
+            logit=size + 9 * 4,  # float32 copies, exponentials, integers to sort by
             vocabulary=vocabulary,
             reading=pass_tokens * width * _ACTIVATIONS * size,
         )
@@ -87,25 +87,25 @@ class Footprint:
         """How many prompts fit.
 
         Args:
-            tokens: of a prompt.
-            behind: tokens laid out behind it.
-            positions: at how many of them logits are in memory at once.
-            free: bytes.
+            tokens: tokens of one prompt.
+            behind: tokens that follow it, over all beams or names.
+            positions: number of positions whose logits are in memory at the same time.
+            free: free bytes.
         """
         each = (tokens + behind) * self.token + self.row + positions * self.vocabulary * self.logit
         return max(1, int((_USED * free - self.reading) // each))
 
 
 def suggested(sizes: Sizes, footprint: Footprint | None, task: Task, tokens: int, room: int, free: int) -> int:
-    """Prompts per batch: few long ones, many short ones.
+    """Suggests the number of prompts per batch: few long prompts, or many short ones.
 
     Args:
-        sizes: what keeps the device busy.
-        footprint: what answering takes; None for a device without memory of its own.
-        task: what is asked.
-        tokens: of a prompt.
-        room: tokens laid out behind it.
-        free: bytes that the device has free.
+        sizes: sizes that keep the device busy.
+        footprint: memory that answering needs; None for a device without its own memory.
+        task: the task.
+        tokens: tokens of one prompt.
+        room: tokens that follow it, over all beams or names.
+        free: free bytes on the device.
     """
     alone = task.max_new_tokens if isinstance(task, Decoding) else room  # names are scored in one pass
     busy = max(sizes.least, min(sizes.most, sizes.batch_tokens // (tokens + alone)))

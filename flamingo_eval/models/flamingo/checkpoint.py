@@ -1,9 +1,9 @@
 """Reading a released-layout checkpoint: unwrap, rename, and account for every key.
 
-Layout v2, as the OpenFlamingo checkpoints have it: ``perceiver.*``,
-``lang_encoder.<decoder path>.<i>.gated_cross_attn_layer.*`` and the embeddings; wrapped in ``model_state_dict`` or not,
-with a ``module.`` prefix or not, with buffers of old decoder layers to be ignored. Layout v1 (the deprecated 9B) also
-holds the same blocks as ``lang_encoder.gated_cross_attn_layers.<i>.*``.
+Layout v2, of the OpenFlamingo checkpoints, has ``perceiver.*``,
+``lang_encoder.<decoder path>.<i>.gated_cross_attn_layer.*`` and the embeddings. It may be wrapped in
+``model_state_dict``, its keys may have a ``module.`` prefix, and buffers of old decoder layers are ignored.
+Layout v1 (the deprecated 9B) also holds the same blocks as ``lang_encoder.gated_cross_attn_layers.<i>.*``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TrainedPart:
     Attributes:
         perceiver: the resampler's state dict.
         blocks: decoder layer number -> state dict of the gated cross-attention block before it.
-        embeddings: parameter of the transformers class -> tensor.
+        embeddings: parameter name in the transformers class -> tensor.
     """
 
     perceiver: StateDict
@@ -44,13 +44,13 @@ class TrainedPart:
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """The flat state dict in a checkpoint file; tensors stay memory-mapped until they are used.
+    """Reads the flat state dict in a checkpoint file; tensors stay memory-mapped until they are used.
 
-    Wrappers that training scripts leave around it, and around the names of its tensors, are taken off.
+    Removes the wrappers that training scripts leave around the state dict and in the names of its tensors.
 
     Raises:
-        CheckpointError: not a file, truncated, not a pickled state dict, a pickle that wants to run code, or one with
-            a tensor of another kind than weights are.
+        CheckpointError: not a file, truncated, not a pickled state dict, a pickle that would run code, or a tensor with
+            a type or values that weights can't have.
     """
     if not is_file(path):
         raise CheckpointError(f"checkpoint {path} is not a file")
@@ -62,7 +62,7 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def sort_keys(state: Mapping[str, Tensor], host: Host, layers: int, every: int, source: str) -> TrainedPart:
-    """Gives every tensor its module.
+    """Assigns every tensor to its module.
 
     Args:
         state: flat state dict.
@@ -114,7 +114,7 @@ def sort_keys(state: Mapping[str, Tensor], host: Host, layers: int, every: int, 
 
 
 def _check_copy(known: Tensor | None, tensor: Tensor, key: str) -> None:
-    """A tensor that occurs twice must be the same both times. Raises CheckpointError."""
+    """Raises CheckpointError if a tensor occurs twice with different values."""
     if known is not None and not torch.equal(known, tensor):
         raise CheckpointError(f"the checkpoint holds a tensor twice, and not the same: {key}")
 

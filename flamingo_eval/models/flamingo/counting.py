@@ -1,4 +1,4 @@
-"""Tokens of prompts, without a model's weights."""
+"""Counts the tokens of prompts without a model's weights."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class PromptCounter:
             self._positions = max_positions(PreTrainedConfig(**{k: v for k, v in table.items() if isinstance(v, int)}))
         self._tokenizer = FlamingoTokenizer(in_cache(spec.language.tokenizer))
 
-    def count(self, prompt: Prompt, images: Images) -> int:  # noqa: ARG002  # images are tokens of their own
-        """Tokens of a prompt."""
+    def count(self, prompt: Prompt, images: Images) -> int:  # noqa: ARG002  # each image is one token of the text
+        """Number of tokens in a prompt."""
         return len(self._tokenizer.encode(RENDERER.render(prompt).text))
 
     def limit(self, task: Task) -> int | None:
-        """The protocol's, or what the language model has room for."""
+        """The protocol's limit, or what the language model leaves for a prompt if that is less."""
         if isinstance(task, Decoding):
             behind = task.max_new_tokens
         else:

@@ -4,9 +4,9 @@ Source: Flamingo (arXiv 2204.14198, section 3.1.2) with OpenFlamingo's choices: 
 latest image before it, tokens before any image get zeros, tanh gates that start at zero.
 Parameter names are those of the released checkpoints (``gated_cross_attn_layer.*``).
 
-What tokens look at is one of three things, which give the same numbers: :class:`Media`, plain and dense, as the
-formula reads; :class:`Spans`, for a prompt, each text span beside its own latents only; :class:`LastImages`, for what
-comes after a prompt, with keys and values that the prompt's pass left behind.
+Three classes decide what tokens attend to, and give the same numbers. :class:`Media` is plain and dense, as in the
+formula. :class:`Spans` is for prompts: each text span attends only to its own latents. :class:`LastImages` is for
+tokens after a prompt: it reuses the keys and values of the prompt's pass.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from flamingo_eval.models.flamingo.perceiver import feed_forward, join_heads, sp
 
 
 class MediaAttention(Protocol):
-    """What the cross-attention blocks may look at during a forward pass."""
+    """What the cross-attention blocks attend to during a forward pass."""
 
     def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
-        """x (rows, length, width) -> what its tokens see, (rows, length, width)."""
+        """x (rows, length, width) -> attention output of its tokens, (rows, length, width)."""
 
 
 @dataclass(frozen=True)
 class Media:
-    """Plain and dense: every token is scored against all images of its row, and all but its own are masked.
+    """Plain and dense: every token is scored against all images of its row, and all but its own image are masked.
 
     Attributes:
         latents: (rows, images, n_latents, width).
         image_index: (rows, prompt length); for each token of the prompt the number, from 1, of the latest image
-            before or at it, 0 where there is none. Tokens generated later go on attending to the last one: a
-            generated ``<image>`` moves nothing (the reference re-reads positions there and thereby lets
-            one sequence change the text of others in its batch).
+            before or at it, 0 if there is none. Generated tokens attend to the prompt's last image, even after a
+            generated ``<image>``. (The reference computes positions again there, so one sequence can change the text
+            of others in its batch.)
     """
 
     latents: Tensor
@@ -51,19 +51,19 @@ class Media:
         return Media(latents, (input_ids == image_token_id).cumsum(dim=-1))
 
     def repeat(self, times: int) -> Media:
-        """Each row ``times`` times in a row, as beam search lays out its beams."""
+        """Repeats each row ``times`` times, copies next to each other, as beam search arranges its beams."""
         if times == 1:
             return self
         return Media(self.latents.repeat_interleave(times, dim=0), self.image_index.repeat_interleave(times, dim=0))
 
     def after_prompt(self) -> Media:
-        """The same for generated tokens: only the prompt's last image is left, if there is one."""
+        """Media for generated tokens: only the prompt's last image, if there is one."""
         last = self.image_index[:, -1]
         rows = torch.arange(last.shape[0], device=last.device)
         return Media(self.latents[rows, (last - 1).clamp(min=0)].unsqueeze(1), last.clamp(max=1).unsqueeze(1))
 
     def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
-        """See :class:`MediaAttention`. The prompt is read in one piece; any other length is what comes after it."""
+        """See :class:`MediaAttention`. ``x`` is the full prompt or, at any other length, tokens after it."""
         if x.shape[1] != self.image_index.shape[1] != 1:
             return self.after_prompt().attend(attention, x)
         images, n_latents = self.latents.shape[1:3]
@@ -79,16 +79,17 @@ class Media:
 
 @dataclass(frozen=True)
 class Spans:
-    """Prompts cut into spans, one for each ``<image>`` and the text up to the next: memory linear in the prompt.
+    """Prompts cut into spans, each an ``<image>`` and the text up to the next one. Memory is linear in prompt length.
 
     Attributes:
         latents: (images, n_latents, width), each distinct image of the batch once.
-        image: (spans,), which of them each span sees.
-        tokens: (spans, longest span), numbers of its tokens among all (rows * length); anything behind its end.
-        filled: numbers of the places in ``tokens``, flattened, that hold tokens.
-        last: (rows,), each row's last span; -1 for a row without images.
-        in_order: whether the i-th span sees the i-th image, so that nothing has to be gathered.
-        remembered: keys and values of the last image of every row, by block, once the prompt has been read.
+        image: (spans,), index in ``latents`` of the image that each span attends to.
+        tokens: (spans, longest span), indices of its tokens among all (rows * length); arbitrary after its end.
+        filled: indices of the places in ``tokens``, flattened, that hold tokens.
+        last: (rows,), index of each row's last span; -1 for a row without images.
+        in_order: whether the i-th span attends to the i-th image, so that no gathering is needed.
+        remembered: ``id`` of a block's attention -> keys and values of every row's last image, filled by
+            :meth:`attend`.
     """
 
     latents: Tensor
@@ -105,13 +106,13 @@ class Spans:
 
         Args:
             latents: (images, n_latents, width), on the device.
-            images: for each row which of them its i-th ``<image>`` stands for.
+            images: for each row, the index in ``latents`` of the image that its i-th ``<image>`` stands for.
             ids: (rows, length), on the CPU.
-            image_token_id: of ``<image>``.
+            image_token_id: token id of ``<image>``.
         """
         index = (ids == image_token_id).cumsum(dim=-1)  # (rows, length)
         counts = index[:, -1]
-        offset = counts.cumsum(0) - counts  # spans of the rows before
+        offset = counts.cumsum(0) - counts  # number of spans in the rows before
         token = index.flatten().nonzero().squeeze(1)  # tokens that see an image, in order, so span by span
         span = (index - 1 + offset[:, None]).flatten()[token]
         lengths = torch.bincount(span, minlength=int(counts.sum()))
@@ -127,7 +128,7 @@ class Spans:
         return Spans(latents, image, tokens, places, last, in_order)
 
     def attend(self, attention: MaskedCrossAttention, x: Tensor) -> Tensor:
-        """See :class:`MediaAttention`; remembers the last images' keys and values."""
+        """See :class:`MediaAttention`; stores the last images' keys and values in ``remembered``."""
         k, v = attention.keys_and_values(self.latents)  # (images, heads, n_latents, head width)
         if not len(self.image):
             self.remembered[id(attention)] = (nothing := k.new_zeros(len(self.last), *k.shape[1:]), nothing)
@@ -146,14 +147,14 @@ class Spans:
 
 @dataclass(frozen=True)
 class LastImages:
-    """For tokens after a prompt, any number of them: its last image, or nothing."""
+    """What any number of tokens after a prompt attend to: the prompt's last image, or nothing."""
 
     remembered: dict[int, tuple[Tensor, Tensor]]
     any_image: Tensor
 
     @staticmethod
     def after(parts: Sequence[Spans]) -> LastImages:
-        """What comes after prompts that have been read, in some passes."""
+        """For tokens after prompts that have been read in one or more passes."""
         remembered = {}
         for block in parts[0].remembered:
             keys, values = zip(*(part.remembered[block] for part in parts), strict=True)
@@ -188,7 +189,7 @@ class MaskedCrossAttention(nn.Module):
         return split_heads(keys, self.head_width), split_heads(values, self.head_width)
 
     def project(self, out: Tensor) -> Tensor:
-        """What was seen, (..., heads * head width) -> (..., width)."""
+        """Projects the attention output, (..., heads * head width) -> (..., width)."""
         projected: Tensor = self.to_out(out)
         return projected
 

@@ -1,12 +1,12 @@
-"""Greedy decoding and beam search over prompts that have been read.
+"""Greedy decoding and beam search after prompts that have been read.
 
 The rules of beam search are those of transformers 4.28 (generation/beam_search.py, ``early_stopping=False``), which the
-reference runs on: a sequence's score is its log-likelihood divided by the length of the *whole* sequence, prompt
-included, to the power of the length penalty. (transformers 5 divides by the generated length. With length penalty 0, as
-in the reference's last commit, that is the same; with -2.0, as in its older harnesses, it is not.) The prompt counts
-without padding, as it does there in a batch of one: rows never influence each other.
+reference uses. A sequence's score is its log-likelihood, divided by the length of the *full* sequence, prompt included,
+to the power of the length penalty. (transformers 5 divides by the generated length. With length penalty 0, as in the
+reference's last commit, that is the same; with -2.0, as in its older harnesses, it is not.) The prompt's length is
+counted without padding, as transformers does for a batch of one, so rows never influence each other.
 
-What is equal is taken in order: of tokens the lower id first, of sequences the one that was better so far.
+Ties are broken by order: among tokens the lower id comes first, among sequences the one that was better so far.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from flamingo_eval.devices import exact_type
 from flamingo_eval.models.flamingo.prefix import Prompts
 
 _OUT = -1e9
-"""Added to the score of what must not be chosen."""
+"""Added to the scores of candidates that must not be chosen."""
 
 
 class Decoded(NamedTuple):
     """Generated text.
 
     Attributes:
-        ids: (rows, max_new_tokens), padding behind each one's end.
-        sound: (rows,), whether all logits that decided a row were numbers; if not, its ids mean nothing.
+        ids: (rows, max_new_tokens), padded after the end of each text.
+        sound: (rows,), whether all logits that a row depends on are finite; if not, its ids are meaningless.
     """
 
     ids: Tensor
@@ -38,19 +38,19 @@ class Decoded(NamedTuple):
 
 
 def room_needed(decoding: Decoding) -> int:
-    """Tokens that decoding lays out behind a prompt."""
+    """Number of tokens that decoding appends to a prompt, over all beams."""
     return decoding.num_beams * decoding.max_new_tokens
 
 
 def decode(prefix: Prompts, decoding: Decoding, *, end_id: int, pad_id: int) -> Decoded:
-    """What is generated behind prompts that have been read."""
+    """Generates text after prompts that have been read."""
     if decoding.num_beams == 1:
         return _greedy(prefix, decoding, end_id, pad_id)
     return _beam_search(prefix, decoding, end_id, pad_id)
 
 
 def _barred(logits: Tensor, step: int, decoding: Decoding, end_id: int) -> Tensor:
-    """The logits, the end barred as long as the text is too short (after the softmax, as in transformers)."""
+    """The logits, without the end token while the text is too short (after the softmax, as in transformers)."""
     if step < decoding.min_new_tokens:
         logits = logits.clone()
         logits[..., end_id] = -torch.inf
@@ -77,12 +77,14 @@ def _greedy(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) -> De
 
 @dataclass
 class _Beams:
-    """Sequences of every row: those running, or the best finished ones.
+    """Sequences of every row: either the running ones or the best finished ones.
 
     Attributes:
-        scores: (rows, beams), summed log-likelihoods; of finished ones divided by length ** length_penalty, best first.
+        scores: (rows, beams), summed log-likelihoods; for finished sequences divided by length ** length_penalty, best
+            first.
         ids: (rows, beams, max_new_tokens).
-        paths: (rows, beams, max_new_tokens), for running ones where each token stands behind the prompt.
+        paths: (rows, beams, max_new_tokens); for running sequences, the index of each token among all tokens after the
+            prompt.
     """
 
     scores: Tensor
@@ -90,12 +92,12 @@ class _Beams:
     paths: Tensor
 
     def pick(self, which: Tensor) -> _Beams:
-        """(rows, n) -> these sequences, in this order."""
+        """Picks sequences by index, (rows, n), in this order."""
         wide = which[..., None].expand(-1, -1, self.ids.shape[-1])
         return _Beams(self.scores.gather(1, which), self.ids.gather(1, wide), self.paths.gather(1, wide))
 
     def best_with(self, other: _Beams, counts: Tensor, divisor: Tensor) -> _Beams:
-        """As many as before: the best of these and of those others that count, their scores divided, best first."""
+        """The best of these and of the others that count, as many as before; divides the scores of the others."""
         scores = torch.where(counts, other.scores.to(self.scores.dtype) / divisor, -torch.inf)
         both = _Beams(
             torch.cat((self.scores, scores), dim=1),
@@ -108,7 +110,7 @@ class _Beams:
 def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) -> Decoded:
     logits, beams, steps = prefix.logits[:, None], decoding.num_beams, decoding.max_new_tokens
     rows, device = logits.shape[0], logits.device
-    exact = exact_type(device)  # 4.28 scores in Python
+    exact = exact_type(device)  # transformers 4.28 computes these scores as Python floats
     lengths = prefix.lengths[:, None].to(exact)
     blank = torch.full((rows, beams, steps), pad_id, device=device)
     running = _Beams(torch.zeros(rows, 1, device=device), blank[:, :1], torch.zeros_like(blank[:, :1]))
@@ -127,7 +129,7 @@ def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) 
         counts = ends & (torch.arange(2 * beams, device=device) < beams) & ~done
         finished = finished.best_with(candidates, counts, (lengths + step) ** decoding.length_penalty)
         attainable = candidates.scores[:, :1].to(exact) / (lengths + step + 1) ** decoding.length_penalty
-        done |= finished.scores[:, -1:] >= attainable  # -inf there as long as fewer than ``beams`` have finished
+        done |= finished.scores[:, -1:] >= attainable  # -inf there until ``beams`` sequences have finished
         if step + 1 == steps:
             divisor = (lengths + steps) ** decoding.length_penalty
             finished = finished.best_with(running, (~done).expand(-1, beams), divisor)
@@ -142,29 +144,30 @@ def _beam_search(prefix: Prompts, decoding: Decoding, end_id: int, pad_id: int) 
 
 
 def _likeliest(logits: Tensor, log_total: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Log-likelihoods and ids of the ``count`` likeliest tokens, (rows, beams, count): no beam can need more.
+    """Log-likelihoods and ids of the ``count`` likeliest tokens, (rows, beams, count): no beam needs more.
 
-    ``log_total`` is the logarithm of the sum over all tokens' exponentials, (rows, beams, 1).
+    ``log_total`` is the log-sum-exp of all tokens' logits, (rows, beams, 1).
     """
     values, ids = highest(logits, count)
     return values - log_total, ids
 
 
 def _best_first(scores: Tensor) -> Tensor:
-    """Places of a few scores, (rows, n), the highest first, of equal ones the first first."""
+    """Indices that sort a few scores, (rows, n), highest first; equal scores keep their order."""
     return scores.sort(dim=-1, descending=True, stable=True).indices
 
 
 def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The highest float32 values of the last dimension, and their places; of equal ones the lower place first.
+    """The highest float32 values of the last dimension, and their indices; among equal values the lower index first.
 
-    (``topk`` leaves open which of equal ones it takes. In bfloat16 half of all rows have some among the first few.)
+    (``topk`` does not specify which of several equal values it takes. In bfloat16, half of all rows have equal values
+    among the first few.)
     """
     count = min(count, values.shape[-1])
-    if values.device.type == "mps":  # whose topk takes no whole numbers of 64 bits
+    if values.device.type == "mps":  # its topk does not take 64-bit integers
         found = values.sort(dim=-1, descending=True, stable=True)
         return found.values[..., :count], found.indices[..., :count]
-    if values.device.type != "cpu":  # where one doesn't ask what came out, since asking means waiting
+    if values.device.type != "cpu":  # there, looking at the result would mean waiting for it
         return _highest_by_key(values, count)
     best = values.topk(min(count + 1, values.shape[-1]))
     places = best.indices[..., :count].clone()
@@ -175,17 +178,17 @@ def highest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _highest_by_key(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The same by whole numbers that have the order of value and place: a float's bits, then the place from the end."""
+    """Like :func:`highest`, by integer keys that sort the same way: a float's bits, then the index from the end."""
     last = values.shape[-1] - 1
     bits = (values + 0.0).view(torch.int32)  # -0.0 becomes 0.0
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # of negative floats the larger bits are the lower value
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # for negative floats, larger bits mean a lower value
     key = (ordered.long() << 32) | (last - torch.arange(last + 1, device=values.device))
     places = last - (key.topk(count).values & 0xFFFFFFFF)
     return values.gather(-1, places), places
 
 
 def _continuations(running: _Beams, scores: Tensor, ids: Tensor, step: int) -> _Beams:
-    """The best sequences that are one token longer, out of each beam's likeliest tokens (rows, beams, count)."""
+    """The best sequences that are one token longer, from each beam's likeliest tokens (rows, beams, count)."""
     count = scores.shape[-1]
     totals = (scores + running.scores[..., None]).flatten(1)
     best = _best_first(totals)[:, :count]

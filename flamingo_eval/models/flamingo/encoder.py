@@ -18,7 +18,7 @@ from flamingo_eval.models.flamingo.vision import load_clip, read_image
 
 
 class ClipEncoder:
-    """An open_clip model's image half.
+    """The image encoder of an open_clip model.
 
     Source: open_flamingo/eval/rices.py (``encode_image``: pooled and projected).
     """
@@ -34,13 +34,13 @@ class ClipEncoder:
         self._device = torch.device(device)
 
     def prepare(self, image: str, rgb: bool, images: Images) -> Tensor:
-        """(3, height, width), in pinned memory where the device is a GPU. Raises QueryError."""
+        """Reads an image as (3, height, width), in pinned memory if the device is CUDA. Raises QueryError."""
         pixels = read_image(images, image, self._transform, rgb=rgb)
         return pinned(pixels, self._device)
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[Tensor]) -> NDArray[np.float32]:
-        """(images, width), not normalised."""
+        """Embeddings (images, width), not normalised."""
         with numerics(self._device), memory_errors(f"{len(prepared)} images do not fit on {self._device}"):
             pixels = torch.stack([p.to(self._device, non_blocking=p.is_pinned()) for p in prepared])
             features: Tensor = self._clip.encode_image(pixels)

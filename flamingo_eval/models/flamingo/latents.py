@@ -1,7 +1,8 @@
 """Latents of images: each distinct image is read, transformed and encoded once.
 
-They are kept in memory up to a budget, and all of them on the disk, keyed by the image's content and by everything
-that determines its latents: there memory gets back what did not fit, and later runs of the same checkpoint find them.
+Latents are kept in memory up to a budget, and all of them on disk. Their key is the image's content and everything
+else that determines them. The disk has the latents that did not fit into memory, and later runs of the same checkpoint
+reuse them.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ ENCODED_AT_ONCE = 32
 """Images in one pass of vision tower and resampler; bounds memory."""
 
 SAVED_AT_ONCE = 256
-"""Images whose latents are written to the disk together, while others are being encoded; a kill costs as many."""
+"""Images whose latents are written to disk together, while others are being encoded; a kill loses about as many."""
 
 SPARE_DISK = 2 << 30
-"""Bytes that are left free on the disk: what is kept there saves time, and must not cost a run its answers."""
+"""Bytes left free on the disk: latents only save time, and must not take the space of a run's answers."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class StoredImage:
     """An image that a prompt shows.
 
     Attributes:
-        key: its content and how it is read.
-        image: its path, as its images know it.
-        rgb: whether it is converted before the transform.
-        images: where it is read; None for one that is in memory.
+        key: digest of its content, and how it is read.
+        image: its path among ``images``.
+        rgb: whether it is converted to RGB before the transform.
+        images: where it is read from; None for an image in memory.
     """
 
     key: str
@@ -54,14 +55,14 @@ class StoredImage:
 
 
 class LatentStore:
-    """Images in, latents out.
+    """Reads and encodes images, and keeps their latents.
 
     Args:
         transform: the vision model's.
         encode: pixels (images, 3, height, width), on the CPU -> latents (images, n_latents, width), on any device.
-        like: what one image's latents look like: (n_latents, width), of their type.
+        like: a tensor with the shape, (n_latents, width), and the type of one image's latents.
         budget: bytes of latents kept in memory.
-        disk: where all of them are kept; None for nowhere.
+        disk: store on disk for all latents; None to keep them in memory only.
     """
 
     def __init__(
@@ -93,14 +94,14 @@ class LatentStore:
         return StoredImage(images.digest(str(image)) + ("-rgb" if rgb else ""), str(image), rgb, images)
 
     def adopt(self, image: Image.Image | str | Path) -> StoredImage:
-        """An image that is in memory already, or at a path, as it is now. Raises QueryError."""
+        """Takes an image that is in memory, or at a path, as it is now. Raises QueryError if it can't be read."""
         if isinstance(image, Image.Image):
             try:
                 image.load()
                 pixels = self._transform(image)
-            except Exception as error:  # Pillow's decoders raise whatever they like, and images may be lazy
+            except Exception as error:  # Pillow's decoders raise errors of any type, and images may be lazy
                 raise QueryError(f"an image can't be read: {str(error) or type(error).__name__}") from error
-        else:  # by itself: what was seen of this path before does not count
+        else:  # with Images of its own: what an earlier call read from this path does not count
             pixels = read_image(Images(Path()), str(image), self._transform, rgb=False)
         key = "pixels-" + hashlib.blake2b(pixels.numpy().tobytes(), digest_size=16).hexdigest()
         with self._lock:
@@ -108,10 +109,10 @@ class LatentStore:
         return StoredImage(key, "", rgb=False)
 
     def read(self, images: Sequence[StoredImage]) -> None:
-        """Reads and transforms the images whose latents are not known, in threads; may be called ahead, in one.
+        """Reads and transforms the images whose latents are not known, in threads; may be called ahead from a thread.
 
         Raises:
-            QueryError: one can't be read.
+            QueryError: an image can't be read.
         """
         with self._lock:
             missing = {p.key: p for p in images if p.key not in self._pixels and not self._has(p.key)}
@@ -121,13 +122,13 @@ class LatentStore:
                 problems.append(read)
                 continue
             with self._lock:
-                if not self._has(key):  # encoded meanwhile, from another prompt
+                if not self._has(key):  # else it was encoded meanwhile, for another prompt
                     self._pixels[key] = read
         if problems:
             raise problems[0]
 
     def drop(self, images: Sequence[StoredImage]) -> None:
-        """Lets go of what was read of images and is not encoded."""
+        """Discards the pixels of images that were read and are not encoded."""
         with self._lock:
             for image in images:
                 self._pixels.pop(image.key, None)
@@ -139,7 +140,7 @@ class LatentStore:
             return error
 
     def close(self) -> None:
-        """Writes what is not on the disk yet, and lets go of everything."""
+        """Writes unsaved latents to the disk, and frees everything."""
         self._save_soon()
         self._pool.shutdown(cancel_futures=True)
         self._writer.shutdown()
@@ -149,13 +150,13 @@ class LatentStore:
             self._bytes = 0
 
     def pixels(self, image: StoredImage) -> Tensor:
-        """(3, height, width), read anew. Raises QueryError."""
+        """Reads the image again, as (3, height, width). Raises QueryError."""
         if image.images is None:
             raise QueryError("an image that was given in memory is not there any more")
         return read_image(image.images, image.image, self._transform, rgb=image.rgb)
 
     def latents(self, images: Sequence[StoredImage]) -> Tensor:
-        """(images, n_latents, width), on the CPU, of distinct images; unknown ones are encoded together."""
+        """Latents (images, n_latents, width) of distinct images, on the CPU; unknown images are encoded together."""
         with self._lock:
             self._encoding = {p.key for p in images}
         try:
@@ -164,12 +165,12 @@ class LatentStore:
             with self._lock:
                 self._encoding = set()
         with self._lock:
-            for key in found:  # read a second time meanwhile
+            for key in found:  # read a second time meanwhile, and not needed
                 self._pixels.pop(key, None)
         return torch.stack([found[p.key] for p in images])
 
     def _found_or_encoded(self, images: Sequence[StoredImage]) -> dict[str, Tensor]:
-        """Latents by key; what is encoded is remembered at once, should the rest not fit."""
+        """Latents by key. New latents are remembered at once, in case the rest does not fit into memory."""
         known = {p.key: self._recall(p.key) for p in images}
         found = {key: row for key, row in known.items() if row is not None}
         missing = [p for p in images if known[p.key] is None]
@@ -178,7 +179,7 @@ class LatentStore:
             part = missing[start : start + ENCODED_AT_ONCE]
             encoded = self._encode(torch.stack([self._take_pixels(p) for p in part])).to(self._dtype).cpu()
             self.encoded += len(part)
-            # copies: a row of a batch would keep the whole batch
+            # copies: a row of a batch would keep the full batch in memory
             fresh = {p.key: row.clone() for p, row in zip(part, encoded, strict=True)}
             found |= fresh
             self._remember(fresh)
@@ -189,7 +190,7 @@ class LatentStore:
         return found
 
     def _recall(self, key: str) -> Tensor | None:
-        """From memory, else from the disk; what is damaged there is as good as missing."""
+        """Latents from memory, else from the disk, where damaged ones count as missing."""
         with self._lock:
             for kept in (self._known, self._unsaved, self._being_saved):
                 if key in kept:
@@ -199,12 +200,12 @@ class LatentStore:
             return None
         try:
             return torch.from_numpy(disk.read([key])).reshape(self._shape).to(self._dtype)
-        except (KeyError, OSError, ValueError):  # damaged, or somebody has emptied the cache
+        except (KeyError, OSError, ValueError):  # damaged, or another process has emptied the cache
             self._damaged.add(key)
             return None
 
     def _remember(self, latents: Mapping[str, Tensor]) -> None:
-        """Keeps latents in memory; the ones not used for longest make room."""
+        """Keeps latents in memory; over budget, the least recently used ones are dropped."""
         with self._lock:
             for key, row in latents.items():
                 if key not in self._known:
@@ -216,7 +217,7 @@ class LatentStore:
                     self._bytes -= self._known.popitem(last=False)[1].nbytes
 
     def _save_soon(self) -> None:
-        """Hands what is not saved to the writing thread; waits while that is still busy, so memory is bounded."""
+        """Passes unsaved latents to the writing thread; waits while that is still busy, so that memory is bounded."""
         if self._writing is not None:
             self._writing.result()
         if self._disk is not None and self._unsaved:
@@ -235,7 +236,7 @@ class LatentStore:
                     rows = torch.stack([*fresh.values()]).flatten(1).float().numpy()
                     disk.append([*fresh], rows, {"latents": list(self._shape)})
                     self._damaged -= fresh.keys()
-        except (StorageError, OSError) as error:  # what is kept here only saves time
+        except (StorageError, OSError) as error:  # latents on disk only save time
             warn(f"encoded images are not kept on the disk any more: {error}")
             self._disk = None
         finally:

@@ -1,4 +1,4 @@
-"""A Flamingo that is already in memory, perhaps in training: evaluated as it stands, its tensors shared, not copied."""
+"""A Flamingo that is in memory, perhaps in training. It is evaluated as it is; its tensors are shared, not copied."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class LiveSource:
     """A live model as the engine sees it.
 
     Attributes:
-        model: a loaded one of ours, or a module in the released layout: ``perceiver``, ``vision_encoder`` (open_clip's
-            visual tower), and ``lang_encoder``, a transformers model whose decoder layers are wrapped with a
-            ``gated_cross_attn_layer`` each.
-        tokenizer: its tokenizer, with the special tokens added; not for a loaded model.
-        transform: its image transform; not for a loaded model.
+        model: a ``FlamingoModel``, or a module in the released layout: ``perceiver``, ``vision_encoder`` (open_clip's
+            visual tower), and ``lang_encoder``, a transformers model whose decoder layers are each wrapped with a
+            ``gated_cross_attn_layer``.
+        tokenizer: the module's tokenizer, with the special tokens added; not used for a ``FlamingoModel``.
+        transform: the module's image transform; not used for a ``FlamingoModel``.
         name: what to call it.
     """
 
@@ -51,11 +51,11 @@ class LiveSource:
         return ModelInfo(self.name, module_digest(module), {})
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
-        """The device that the model is on, and its own precision, or ``amp_bf16`` for float32 weights.
+        """The model's device, and its own precision, or ``amp_bf16`` if that is asked for and its weights are float32.
 
         Raises:
-            CheckpointError: its weights are of several types.
-            UserError: another precision, for which its weights would have to be others.
+            CheckpointError: its weights are of several types, or of one that is not supported.
+            UserError: another precision, which would need weights of another type.
         """
         where, own = self._own()
         possible = [own, *(["amp_bf16"] if own == "fp32" else [])]
@@ -76,7 +76,7 @@ class LiveSource:
         return str(next(self.model.parameters()).device), _PRECISIONS[kinds.pop()]
 
     def load(self, device: str, precision: str) -> FlamingoModel:
-        """The model; only this process's memory keeps what is computed once per image."""
+        """The model; latents are kept only in this process's memory."""
         if isinstance(self.model, FlamingoModel):
             loaded = self.model
             return FlamingoModel(loaded.model, loaded.tokenizer, loaded.transform, precision=precision)
@@ -91,14 +91,14 @@ _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp
 
 
 def share(module: nn.Module, vocabulary: int) -> tuple[Flamingo, bool]:
-    """A Flamingo of the same tensors as a module in the released layout, and whether its host tidies spaces.
+    """A Flamingo with the same tensors as a module in the released layout, and whether its host tidies spaces.
 
     Args:
-        module: in the released layout; unwrapped (``model.module``) where it is wrapped for many devices.
-        vocabulary: tokens of its tokenizer.
+        module: a module in the released layout; if it is wrapped for many devices, ``model.module``.
+        vocabulary: number of tokens in its tokenizer.
 
     Raises:
-        CheckpointError: the layout is another one; the message names parts or keys.
+        CheckpointError: the module has another layout; the message names parts or keys.
     """
     for part in ("perceiver", "vision_encoder", "lang_encoder"):
         if not hasattr(module, part):
@@ -108,15 +108,15 @@ def share(module: nn.Module, vocabulary: int) -> tuple[Flamingo, bool]:
     state = {key.removeprefix("module."): value for key, value in module.state_dict().items()}
     with torch.device("meta"):
         kind = host.model_class
-        config = copy.deepcopy(theirs.lang_encoder.config)  # theirs stays as it is
+        config = copy.deepcopy(theirs.lang_encoder.config)  # the module's own stays as it is
         language = kind(config) if kind else AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        # as many rows as theirs has, where these are the tokens filled up to a multiple of 64
+        # as many rows as the module has, if they are the vocabulary padded to a multiple of 64
         rows = theirs.lang_encoder.get_input_embeddings().weight.shape[0]
         rows = rows if rows == padded_rows(vocabulary) else vocabulary
         language.resize_token_embeddings(rows, mean_resizing=False)
     language = language.eval()
     own = _plain_language(state, host.decoder_path)
-    # under transformers' present name, or under that of the released files
+    # under the current name in transformers, or the name in the released files
     renamed = {p: own.pop(key) for key, p in host.embeddings.items() if key in own and p not in own}
     expected = language.state_dict()
     tensors = {key: value for key, value in {**own, **renamed}.items() if key in expected}
@@ -162,7 +162,7 @@ def _plain_language(state: Mapping[str, Tensor], decoder_path: str) -> dict[str,
 
 
 def _real_buffers(language: nn.Module, theirs: nn.Module) -> None:
-    """Buffers that no state dict holds (rotary frequencies) were made on the meta device: they are computed anew."""
+    """Computes buffers that no state dict has (rotary frequencies) again, since they are on the meta device."""
     device = next(theirs.parameters()).device
     for module in language.modules():
         if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
@@ -173,14 +173,14 @@ def _real_buffers(language: nn.Module, theirs: nn.Module) -> None:
 
 
 def _interval(blocks: list[int]) -> int:
-    """Cross-attention every n-th layer, from the layers that have it."""
+    """``cross_attn_every_n_layers``, from the numbers of the layers that have cross-attention."""
     if not blocks:
         raise CheckpointError("the live model has no gated_cross_attn_layer in any decoder layer")
     return blocks[0] + 1
 
 
 def _head_width(theirs: Any) -> int:
-    """Width of an attention head: 64, unless the resampler says how many heads share its width."""
+    """Width of an attention head, by the resampler's ``heads`` or ``head_width``; 64 if it has neither."""
     attention = theirs.perceiver.layers[0][0]
     heads = getattr(attention, "heads", None)
     return attention.to_q.weight.shape[0] // heads if isinstance(heads, int) else getattr(attention, "head_width", 64)

@@ -1,4 +1,4 @@
-"""From a checkpoint's parts to a model on its device, in its precision."""
+"""Loads a checkpoint's parts as a model on its device, in its precision."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _load(
     dtype = _WEIGHTS[precision]
     clip, transform = load_clip(spec.vision)
     vision = PatchTokens(clip.get_submodule("visual"))
-    del clip  # its text half is not needed
+    del clip  # its text encoder is not needed
     source = in_cache(spec.language.model)
     stored = stored_dtype(source) if precision == "amp_bf16" and spec.language.decoder_layers is None else None
     language, host = load_language(source, stored or dtype, spec.language.decoder_layers)
@@ -83,18 +83,18 @@ def _load(
         model = model.to(device)
     with autocast(torch.device(device), precision):
         probe(model, tokenizer.image_id, spec.name)
-    free_memory()  # whatever loading left behind
+    free_memory()  # what loading does not need any more
     return kind(model, tokenizer, transform, precision=precision, caching=caching)
 
 
 def in_cache(source: str | Path) -> str | Path:
-    """A repository's folder in the hub's cache, once all is there; else what it is called."""
+    """A repository's folder in the hub's cache if all of it is there, else its name. Returns a folder as it is."""
     return source if isinstance(source, Path) else snapshot(source) or source
 
 
 def widen_around(language: nn.Module, host: Host) -> None:
-    """Makes all weights float32 but the matrices of the decoder layers: embeddings are about to be replaced by trained
-    ones, which must not be rounded to the type that the old ones were stored in."""
+    """Converts all weights to float32, except those of linear layers in the decoder layers. Trained embeddings replace
+    the old ones next, and must not be rounded to the type that the old ones were stored in."""
     layers = language.get_submodule(host.decoder_path)
     matrices = (module for module in layers.modules() if isinstance(module, nn.Linear))
     inner = {id(parameter) for module in matrices for parameter in module.parameters(recurse=False)}
@@ -104,13 +104,13 @@ def widen_around(language: nn.Module, host: Host) -> None:
 
 
 def in_precision(model: Flamingo, dtype: torch.dtype, *, copy: bool = True, besides: Collection[int] = ()) -> Flamingo:
-    """The same with its weights of another type; buffers stay as they are: rotary frequencies must stay float32.
+    """Converts a model's weights to another type, in place. Buffers keep theirs: rotary frequencies must stay float32.
 
     Args:
-        model: whose weights may still be mapped to files, and would change with these in the middle of a run.
+        model: the model. Its weights may still be mapped to files, and would change with the files during a run.
         dtype: the type.
-        copy: copy what has that type already; not needed where the model goes to another device next.
-        besides: ``id`` of weights that are in the type that they should have.
+        copy: copy weights that have that type already; not needed if the model goes to another device next.
+        besides: ``id`` of weights that have their final type already.
     """
     for parameter in model.parameters():
         if id(parameter) not in besides:
@@ -123,10 +123,10 @@ def in_precision(model: Flamingo, dtype: torch.dtype, *, copy: bool = True, besi
 
 @torch.inference_mode()
 def probe(model: Flamingo, image_id: int, name: str) -> None:
-    """Runs a prompt of two tokens: sizes that a configuration states wrongly are found here, not by the first query.
+    """Runs a prompt of two tokens, so that wrong sizes in a configuration are found here, not by the first query.
 
     Raises:
-        CheckpointError: it can't be run.
+        CheckpointError: the model can't be run.
     """
     latents = model.perceiver.latents
     ids = torch.tensor([[image_id, image_id]], device=latents.device)
@@ -140,10 +140,10 @@ def probe(model: Flamingo, image_id: int, name: str) -> None:
 
 
 def cast_ahead(model: Flamingo) -> set[int]:
-    """Under autocast: what it would cast for every product, anew at each decoding step, is cast once.
+    """Casts once the weights that autocast would cast for every product, again at each decoding step.
 
-    (It remembers casts of weights that are being trained only.) The arithmetic stays the same, and the language model
-    takes half the memory. Vision tower and resampler stay float32: ranking encodes images outside autocast.
+    (Autocast remembers casts only of weights that are being trained.) The arithmetic stays the same, and the language
+    model takes half the memory. Vision tower and resampler stay float32: ranking encodes images outside autocast.
 
     Returns:
         ``id`` of the weights that are cast.
@@ -153,7 +153,7 @@ def cast_ahead(model: Flamingo) -> set[int]:
         for module in part.modules():
             if isinstance(module, nn.Linear):
                 for name, parameter in list(module.named_parameters(recurse=False)):
-                    # a parameter of its own: one shared with an embedding must stay as it is there
+                    # a new parameter: one shared with an embedding must stay as it is there
                     own = nn.Parameter(parameter.to(torch.bfloat16, copy=True), requires_grad=False)
                     setattr(module, name, own)
                     cast.add(id(own))

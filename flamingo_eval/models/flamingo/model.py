@@ -77,7 +77,7 @@ class Flamingo(nn.Module):
 
     @contextmanager
     def attending_to(self, media: MediaAttention) -> Iterator[None]:
-        """Within this context the language model's tokens see these latents."""
+        """Within this context the language model's tokens attend to these latents."""
         self._media = media
         try:
             yield
@@ -86,7 +86,7 @@ class Flamingo(nn.Module):
 
     @contextmanager
     def with_key_positions(self, depths: Tensor) -> Iterator[None]:
-        """Within this context the keys of the cache stand that deep in their sequences, (keys,)."""
+        """Within this context ``depths``, (keys,), are the positions of the cache's keys in their own sequences."""
         if self.host.place_keys is None:
             yield
             return
@@ -112,8 +112,9 @@ _STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def stored_dtype(source: str | Path) -> torch.dtype | None:
-    """The type of a language model's weights as they are stored, in the files that transformers takes; None if there
-    are several. Loaded in it they take no more memory than their files, and lose nothing."""
+    """The type that a language model's weights are stored in, in the files that transformers loads. None if there are
+    several, or if ``source`` is not a folder. Loaded in this type, weights take no more memory than their files, and
+    lose no precision."""
     if not isinstance(source, Path) or not is_file(source / "config.json"):
         return None
     kinds: set[torch.dtype | None] = set()
@@ -133,8 +134,8 @@ def load_language(source: str | Path, dtype: torch.dtype, decoder_layers: str | 
 
     Args:
         source: hub name or folder.
-        dtype: of its weights.
-        decoder_layers: where its decoder layers are, for a family that is not known.
+        dtype: type of its weights.
+        decoder_layers: path of its decoder layers, for a family that is not known.
 
     Raises:
         CheckpointError: not found, not readable, or of a family that is not supported.
@@ -164,14 +165,14 @@ def load_language(source: str | Path, dtype: torch.dtype, decoder_layers: str | 
     tied = set(model.all_tied_weights_keys)
     missing = sorted(set(report["missing_keys"]) - tied)
     unexpected = sorted({*report["unexpected_keys"], *(key[0] for key in report["mismatched_keys"])})
-    if missing or unexpected:  # transformers would start missing weights at random and only log it
+    if missing or unexpected:  # transformers would initialise missing weights at random and only log it
         wrapped = sorted({key.partition(".")[0] for key in unexpected if key.startswith(("_orig_mod.", "module."))})
         hint = f"; the names begin with {wrapped[0]}: save the model inside that wrapper" if wrapped else ""
         raise CheckpointError(
             f"the language model {source} has other tensors than it should: {describe_keys(missing, unexpected)}{hint}"
         )
     check_values(model.named_parameters(), str(source))
-    # whatever the repository suggests about sampling must not leak into the protocol's decoding
+    # the repository's sampling settings must not leak into the protocol's decoding
     model.generation_config = GenerationConfig()
     if host is None:
         raise AssertionError("a model was loaded without a host")
@@ -184,11 +185,11 @@ def assemble(
     """Puts the trained part around the language model; sizes are read from the tensors.
 
     Args:
-        vocabulary: number of tokens of the tokenizer, special ones included; embeddings must have as many rows, or
-            as many more as fill up a multiple of 64 (``pad_to_multiple_of=64``), which stay as they were trained.
+        vocabulary: number of tokens in the tokenizer, special ones included. Embeddings must have as many rows, or be
+            padded to a multiple of 64 (``pad_to_multiple_of=64``); the padding stays as it was trained.
 
     Raises:
-        CheckpointError: tensors that don't fit, with their names.
+        CheckpointError: tensors don't fit; the message names them.
     """
     resize_embeddings(language, trained, vocabulary)
     return assemble_parts(vision=vision, language=language, host=host, trained=trained, head_width=head_width)
@@ -197,7 +198,7 @@ def assemble(
 def assemble_parts(
     *, vision: nn.Module, language: nn.Module, host: Host, trained: TrainedPart, head_width: int
 ) -> Flamingo:
-    """The same around a language model whose embeddings are in place already; the tensors are used as they are."""
+    """Like :func:`assemble`, for a language model with its embeddings in place; tensors are used as they are."""
     with torch.device("meta"):
         perceiver = _perceiver_like(trained.perceiver, head_width)
         blocks = {i: _block_like(state, head_width) for i, state in trained.blocks.items()}
@@ -208,9 +209,9 @@ def assemble_parts(
 
 
 def resize_embeddings(language: Any, trained: TrainedPart, vocabulary: int) -> None:
-    """Gives the language model's embeddings ``vocabulary`` rows (it can shrink them) and the trained values.
+    """Resizes the language model's embeddings to ``vocabulary`` rows, more or fewer, and sets the trained values.
 
-    The trained tensors take the place of the old ones, which are never read: neither is in memory twice.
+    The trained tensors replace the old ones, which are never read, so that neither is in memory twice.
     """
     inputs, output = language.get_input_embeddings(), language.get_output_embeddings()
     vocabulary = rows_of(trained, language, inputs, vocabulary)
@@ -241,7 +242,7 @@ def resize_embeddings(language: Any, trained: TrainedPart, vocabulary: int) -> N
 
 
 def rows_of(trained: TrainedPart, language: nn.Module, inputs: nn.Module, vocabulary: int) -> int:
-    """Rows of the trained embeddings where they are the vocabulary filled up to a multiple of 64; else its tokens."""
+    """Rows of the trained embeddings if they are the vocabulary padded to a multiple of 64, else ``vocabulary``."""
     own = {name for name, parameter in language.named_parameters(remove_duplicate=False) if parameter is inputs.weight}
     for name in own & trained.embeddings.keys():
         rows = trained.embeddings[name].shape[:1]
@@ -251,7 +252,7 @@ def rows_of(trained: TrainedPart, language: nn.Module, inputs: nn.Module, vocabu
 
 
 def padded_rows(vocabulary: int) -> int:
-    """A number of tokens filled up to a multiple of 64.
+    """A number of tokens, rounded up to a multiple of 64.
 
     >>> padded_rows(50_280)
     50304
@@ -265,9 +266,9 @@ def _replace(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _extend_outputs(output: nn.Module, vocabulary: int) -> None:
-    """Zero rows for added tokens in what the checkpoint does not hold of an output layer: LLaMA's is not in it.
+    """Adds zero rows for added tokens to an output layer that is not in the checkpoint, such as LLaMA's.
 
-    (The reference leaves them random, anew at each start; transformers 5 would take the old rows' mean.)
+    (In the reference these rows are random, different at each start; transformers 5 would use the old rows' mean.)
     """
     for name, old in list(output.named_parameters()):
         if old.shape[0] != vocabulary:
@@ -319,7 +320,7 @@ def _block_like(state: Mapping[str, Tensor], head_width: int) -> GatedCrossAtten
 
 
 def _matrix(state: Mapping[str, Tensor], key: str, prefix: str) -> tuple[int, int]:
-    """Rows and columns of a tensor. Raises CheckpointError if it has others than two dimensions, or an empty one."""
+    """Rows and columns of a tensor. Raises CheckpointError unless it has two dimensions, none empty."""
     shape = state[key].shape
     if len(shape) != 2 or 0 in shape:
         raise CheckpointError(f"checkpoint tensor {prefix}{key} has shape {tuple(shape)}, expected rows and columns")
@@ -332,11 +333,11 @@ def _check_heads(inner: int, head_width: int, where: str) -> None:
 
 
 PERCEIVER_PARAMETERS = 63_019_008
-"""Of every released checkpoint (6 layers, 64 latents, width 1,024)."""
+"""Parameters of the resampler in every released checkpoint (6 layers, 64 latents, width 1,024)."""
 
 
 def check_counts(model: Flamingo, spec: FlamingoSpec) -> None:
-    """A released checkpoint has as many parameters as published. Raises CheckpointError."""
+    """Raises CheckpointError if a released checkpoint does not have as many parameters as published."""
     if spec.block_parameters is None:
         return
     if spec.trained_parameters is not None:

@@ -63,7 +63,7 @@ class PerceiverResampler(nn.Module):
         depth: number of layers (6 in the released models).
         inner: heads * head_width (8 * 64 in the released models).
         head_width: width of one attention head.
-        hidden: width of the feed-forward's middle.
+        hidden: hidden width of the feed-forward.
     """
 
     def __init__(self, *, width: int, n_latents: int, depth: int, inner: int, head_width: int, hidden: int) -> None:

@@ -1,6 +1,6 @@
-"""The plain path: every image encoded for every prompt, beams copied, dense attention, one name at a time.
+"""The plain path: it encodes every image for every prompt, copies beams, and scores one name at a time.
 
-It is what the fast paths are compared with, and what ``--plain`` runs.
+Its attention is dense. The fast paths are compared with it, and ``--plain`` runs it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flamingo_eval.models.flamingo.model import Flamingo
 
 
 class Copies:
-    """Prompts read once for every beam, whose caches are copied to and fro, by transformers' own code."""
+    """Prompts that are read once per beam; transformers' own code copies their caches when beams change."""
 
     def __init__(self, model: Flamingo, ids: Tensor, mask: Tensor, media: Media, beams: int) -> None:
         self._model, self._beams = model, beams
@@ -34,17 +34,17 @@ class Copies:
         self.lengths = mask.sum(-1)
 
     def extend(self, ids: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
-        """One token more for each beam, (rows, beams); ``visible`` says which beam each continues."""
+        """Logits of one more token for each beam, (rows, beams); ``visible`` shows which beam each continues."""
         rows, beams = ids.shape
         if int(depths[0]) > 0:
-            before = visible[..., -2 * beams : -beams].int().argmax(-1)  # (rows, beams): its place a step ago
+            before = visible[..., -2 * beams : -beams].int().argmax(-1)  # (rows, beams): its beam one step before
             self._cache.reorder_cache((before + torch.arange(rows, device=ids.device)[:, None] * beams).flatten())
         self._mask = torch.cat((self._mask, torch.ones_like(self._mask[:, :1])), dim=1)
         logits: Tensor = self._read(ids.flatten()[:, None]).unflatten(0, (rows, beams))
         return logits
 
     def _read(self, ids: Tensor) -> Tensor:
-        """Logits (rows * beams, vocabulary) of the last of these tokens."""
+        """Logits (rows * beams, vocabulary) of the last token in each row of ``ids``."""
         positions = (self._mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         with self._model.attending_to(self._media):
             logits: Tensor = self._model.language(
@@ -56,7 +56,7 @@ class Copies:
 
 
 class PlainFlamingoModel(FlamingoModel):
-    """The same answers, slowly."""
+    """Gives the same answers as ``FlamingoModel``, slowly."""
 
     def __init__(self, model: Flamingo, *arguments: Any, **settings: Any) -> None:
         if model.host.make_plain is not None:
@@ -64,7 +64,7 @@ class PlainFlamingoModel(FlamingoModel):
         super().__init__(model, *arguments, **settings)
 
     def _read(self, store: LatentStore, images: Sequence[StoredImage]) -> None:
-        """Nothing is kept; an image that can't be read is found out all the same."""
+        """Reads images only to find those that can't be read; keeps nothing."""
         for image in images:
             store.pixels(image)
 
@@ -86,7 +86,7 @@ class PlainFlamingoModel(FlamingoModel):
         return rows
 
     def _mean_logprob(self, prompt: Sequence[int], name: Sequence[int], latents: Tensor) -> float:
-        """Prompt and name as one sequence."""
+        """Mean log-likelihood of a name's tokens, with prompt and name as one sequence."""
         sequence = torch.tensor([[*prompt, *name]], device=self.device)
         media = Media.of(latents, sequence, self.tokenizer.image_id)
         with self._autocast():
@@ -95,7 +95,7 @@ class PlainFlamingoModel(FlamingoModel):
         return float(logprobs.gather(-1, sequence[0, len(prompt) :, None]).mean())
 
     def _dense_latents(self, prepared: Sequence[PreparedPrompt], task: Task) -> Tensor:
-        """(rows, most images of a row, n, width); zeros where a row has fewer, and for withheld images."""
+        """Latents (rows, most images of a row, n, width); zeros where a row has fewer, and for withheld images."""
         like, store = self.model.perceiver.latents, self._store(task)
         most = max(1, *(len(p.images) for p in prepared))
         latents = torch.zeros(len(prepared), most, *like.shape, dtype=like.dtype, device=self.device)

@@ -1,8 +1,8 @@
-"""One prompt, many continuations: its keys and values are computed once and never copied.
+"""One prompt, many continuations: the prompt's keys and values are computed once and never copied.
 
-Beams, and class names, are laid out side by side behind their prompt as one sequence of tokens, in which each token
-sees the prompt and its own ancestors only, at the position it would have if it stood there alone. Choosing beams then
-changes a mask, not the cache.
+Beams, and class names, are placed side by side after their prompt, as one sequence of tokens. Each token attends only
+to the prompt and to its own ancestors, and has the position that it would have alone. Choosing beams then changes a
+mask, not the cache.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from flamingo_eval.models.flamingo.model import Flamingo
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
-    """Keys and values of one decoder layer, with room for all that comes after the prompts.
+    """Keys and values of one decoder layer, with room for all tokens after the prompts.
 
     Args:
-        rows: prompts.
-        length: tokens of the longest.
-        room: tokens behind them.
+        rows: number of prompts.
+        length: tokens of the longest prompt.
+        room: tokens after each prompt.
     """
 
     def __init__(self, rows: int, length: int, room: int) -> None:
@@ -38,7 +38,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         self.reading: slice | None = slice(0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Makes room."""
+        """Allocates the memory."""
         size = self.prompt + self.room
         heads, key_width, value_width = key_states.shape[1], key_states.shape[3], value_states.shape[3]
         self.keys = key_states.new_empty(self.rows, heads, size, key_width)
@@ -46,14 +46,14 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Keeps the keys and values of prompts being read, or appends in place; never copies what is there."""
+        """Stores the keys and values of prompts being read, or appends in place; never copies stored ones."""
         key_states, value_states = _as_multiplied(key_states), _as_multiplied(value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if self.reading is not None:
             start = self.prompt - key_states.shape[2]
             for mine, new in ((self.keys, key_states), (self.values, value_states)):
-                mine[self.reading, :, :start] = 0  # masked, but a number all the same
+                mine[self.reading, :, :start] = 0  # masked, but it must be finite
                 mine[self.reading, :, start : self.prompt] = new
             return key_states, value_states
         start, self.length = self.length, self.length + key_states.shape[2]
@@ -62,34 +62,34 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def forget(self) -> None:
-        """All prompts have been read, and nothing stands behind them."""
+        """Ends the reading of prompts, and drops all tokens after them."""
         self.reading, self.length = None, self.prompt
 
     def get_seq_length(self) -> int:
-        """Tokens so far."""
+        """Number of tokens so far."""
         return self.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(tokens with the next ones, offset)."""
+        """(number of tokens including the next ones, offset)."""
         return self.length + query_length, 0
 
     def get_max_length(self) -> int:
-        """No bound of its own."""
+        """-1: there is no maximum."""
         return -1
 
 
 def _as_multiplied(states: Tensor) -> Tensor:
-    """In the type that autocast would cast them to for every product, at every step anew: rotary positions leave keys
-    in float32."""
+    """Casts keys or values once to the type that autocast would cast them to for every product, at every step.
+    (Rotary positions leave keys in float32.)"""
     kind = states.device.type
     return states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
 
 
 class Prompts(Protocol):
-    """Prompts that have been read, to be continued.
+    """Prompts that have been read and can be continued.
 
     Attributes:
-        logits: (rows, vocabulary), what comes next.
+        logits: (rows, vocabulary), logits of the next token.
         lengths: (rows,), tokens of each prompt, padding not counted.
     """
 
@@ -106,9 +106,9 @@ class Part:
 
     Attributes:
         ids: (rows, length), left-padded.
-        mask: (rows, length), 0 where padding is.
-        spans: what their tokens look at.
-        padded: whether there is padding; without it attention needs no mask.
+        mask: (rows, length), 0 at padding.
+        spans: what their tokens attend to.
+        padded: whether there is padding; without padding, attention needs no mask.
     """
 
     ids: Tensor
@@ -122,8 +122,9 @@ class Prefix:
 
     Args:
         model: the Flamingo.
-        parts: the prompts, in as many passes as bound memory and keep caches warm; each as long as its own longest.
-        room: tokens that will be laid out behind each prompt at the same time, at most.
+        parts: the prompts, divided into passes, which bounds memory and keeps processor caches warm. Each part is as
+            long as its longest prompt.
+        room: maximum number of tokens that will be after each prompt at the same time.
     """
 
     def __init__(self, model: Flamingo, parts: Sequence[Part], room: int) -> None:
@@ -152,23 +153,23 @@ class Prefix:
 
     @property
     def bytes_per_token(self) -> int:
-        """Of keys and values in all layers."""
+        """Bytes of keys and values per token, in all layers."""
         kept = (part for layer in self._layers for part in (layer.keys, layer.values))
         return sum(part.nbytes // (part.shape[0] * part.shape[2]) for part in kept)
 
     def forget(self) -> None:
-        """Back to the prompts alone."""
+        """Drops all tokens after the prompts."""
         for layer in self._layers:
             layer.forget()
         self._depths = torch.empty(0, dtype=torch.long, device=self.logits.device)
 
     def extend(self, ids: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
-        """Logits (rows, tokens, vocabulary) of more tokens.
+        """Appends tokens, and returns their logits (rows, tokens, vocabulary).
 
         Args:
             ids: (rows, tokens).
-            depths: (tokens,), how far behind the prompt each stands in its own continuation, from 0.
-            visible: (rows, tokens, all tokens behind the prompt so far, these included), what each may attend to.
+            depths: (tokens,), position of each token in its own continuation, from 0.
+            visible: (rows, tokens, all tokens after the prompt so far, these included), what each may attend to.
         """
         model = self._model
         mask = torch.cat((self._mask.bool()[:, None, :].expand(-1, ids.shape[1], -1), visible), dim=-1)
@@ -186,13 +187,13 @@ class Prefix:
 
 @torch.inference_mode()
 def check_side_by_side(model: Flamingo) -> None:
-    """Finds out whether a language model of an unknown family can be used like this.
+    """Checks that a language model of an unknown family works with continuations side by side.
 
-    Two continuations side by side behind a prompt must get the logits that each gets alone. (Not so where attention
-    goes by a key's place in the cache, as ALiBi does, or sees a window only.)
+    Two continuations side by side after a prompt must get the logits that each gets alone. (They don't if attention
+    depends on a key's index in the cache, as with ALiBi, or is limited to a window.)
 
     Raises:
-        CheckpointError: they don't.
+        CheckpointError: the logits differ, the model has a sliding window, or it can't be run like this.
     """
     window = getattr(model.language.config, "sliding_window", None)
     name = type(model.language).__name__

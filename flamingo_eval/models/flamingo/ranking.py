@@ -1,7 +1,7 @@
 """Log-likelihoods of class names after a prompt: one prefill, then all names side by side.
 
-The names of a chunk follow the prompt as one sequence of tokens, in which each token sees the prompt and the tokens
-before it in its own name, at the position it would have if its name stood there alone. So the prompt's keys and
+The names of a chunk follow the prompt as one sequence of tokens. Each token attends to the prompt and to the tokens
+before it in its own name, and has the position that it would have if its name were alone. So the prompt's keys and
 values are computed once and never copied, and names of several tokens attend to no padding (in the reference's cached
 path they do).
 """
@@ -17,17 +17,17 @@ from torch import Tensor
 from flamingo_eval.models.flamingo.prefix import Prefix
 
 CHUNK_TOKENS = 512
-"""Tokens of names scored in one pass, at most; bounds memory, does not change results."""
+"""Maximum number of name tokens scored in one pass; bounds memory, does not change results."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Names laid out one after the other, without the last token of each, which predicts nothing.
+    """Names one after another, each without its last token, which predicts nothing.
 
     Attributes:
         ids: (tokens,).
         offsets: (tokens,), position of each token within its name.
-        owner: (tokens,), number of the name each token belongs to, within the chunk.
+        owner: (tokens,), index, within the chunk, of the name that each token belongs to.
     """
 
     ids: Tensor
@@ -35,7 +35,7 @@ class Chunk:
     owner: Tensor
 
     def sees(self) -> Tensor:
-        """(tokens, tokens): which tokens each token may attend to among the chunk's."""
+        """(tokens, tokens): which of the chunk's tokens each token may attend to."""
         same = self.owner[:, None] == self.owner[None, :]
         return same & (self.offsets[:, None] >= self.offsets[None, :])
 
@@ -46,7 +46,7 @@ def score_names(prefix: Prefix, names: Sequence[Sequence[int]], logits_at_once: 
     Args:
         prefix: the prompts, with room for ``room_needed(names)`` tokens.
         names: token ids of each name, without leading space, special tokens or ``<|endofchunk|>``.
-        logits_at_once: how many logits may be in memory: of a thousand names behind many prompts there are billions.
+        logits_at_once: maximum number of logits in memory; a thousand names after many prompts have billions.
 
     Returns:
         (rows, names), float32.
@@ -68,7 +68,7 @@ def score_names(prefix: Prefix, names: Sequence[Sequence[int]], logits_at_once: 
 
 
 def room_needed(names: Sequence[Sequence[int]]) -> int:
-    """Tokens that ranking lays out behind a prompt at the same time, at most."""
+    """Maximum number of tokens that ranking appends to a prompt at the same time."""
     sizes, start = [0], 0
     for count in _chunk_sizes(names):
         sizes.append(sum(len(name) - 1 for name in names[start : start + count]))
@@ -77,7 +77,7 @@ def room_needed(names: Sequence[Sequence[int]]) -> int:
 
 
 def _chunk_sizes(names: Sequence[Sequence[int]], most: int = CHUNK_TOKENS) -> Iterator[int]:
-    """Sizes of consecutive groups of names with at most so many tokens each (but at least one name)."""
+    """Sizes of consecutive groups of names with at most ``most`` tokens each (but at least one name)."""
     most = min(most, CHUNK_TOKENS)
     count = tokens = 0
     for name in names:
@@ -99,7 +99,7 @@ def _sum_of_rest(logits: Tensor, chunk: Chunk, names: Sequence[Sequence[int]]) -
     """(rows, names): summed log-likelihood of every token but the first of each name."""
     targets = torch.tensor([id for name in names for id in name[1:]], device=logits.device)
     chosen = logits.gather(-1, targets[None, :, None].expand(logits.shape[0], -1, 1)).squeeze(-1).float()
-    # a row at a time: in float32, and exponentiated, there are several copies
+    # one row at a time: float32 and exponentials are further copies
     picked = chosen - torch.stack([row.float().logsumexp(-1) for row in logits])
     sums = torch.zeros(logits.shape[0], len(names), device=logits.device)
     return sums.index_add(1, chunk.owner, picked)

@@ -23,16 +23,16 @@ class Released:
     """A row of ``released.toml``.
 
     Attributes:
-        name: its repository.
-        aliases: what else it is called.
+        name: its hub repository.
+        aliases: its other names.
         status: ``released`` or ``deprecated``.
-        language_model: repository of its language model; without a slash a folder that only the user can have.
-        cross_attn_every_n_layers: n.
-        size: of ``checkpoint.pt``.
-        block_parameters: of one gated cross-attention block.
-        license: in short.
+        language_model: repository of its language model; without a slash, a folder that the user must provide.
+        cross_attn_every_n_layers: n; every n-th decoder layer has cross-attention.
+        size: size of ``checkpoint.pt``.
+        block_parameters: number of parameters in one gated cross-attention block.
+        license: its licence, in short.
         published: where its published numbers are.
-        trained_parameters: of the whole trained part; None where that is not published.
+        trained_parameters: number of parameters in the full trained part; None if that is not published.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Released:
     trained_parameters: int | None = None
 
     def about(self) -> str:
-        """A line for people."""
+        """A one-line description for users."""
         return (
             f"{self.status}; {VISION.model}/{VISION.pretrained} and {self.language_model}, cross-attention every "
             f"{self.cross_attn_every_n_layers}; {FILE} {self.size}; licence: {self.license}; "
@@ -58,7 +58,7 @@ class Released:
         """Its parts, on the hub or in a folder of copies.
 
         Raises:
-            CheckpointError: a part is not in the folder, or can only come from there.
+            CheckpointError: a part is not in the folder, or a part needs a folder and none is given.
         """
         checkpoint: Path | HubFile = HubFile(self.name, FILE)
         language: str | Path = self.language_model
@@ -87,7 +87,7 @@ class Released:
 
 
 def _copy_of(weights: Path, repo: str, file: str) -> Path:
-    """The folder of a repository's copy, by its whole name, its last part, or as the hub's own cache has it."""
+    """The folder of a repository's copy, by its full name, its last part, or its place in a copy of the hub's cache."""
     last = repo.split("/")[-1]
     cached = sorted((weights / f"models--{repo.replace('/', '--')}" / "snapshots").glob("*"))
     tried = [weights / repo, weights / last, *cached]

@@ -24,8 +24,9 @@ class FlamingoRenderer:
     def render(self, prompt: Prompt) -> Rendering:
         """The prompt as text.
 
-        Where the protocol keeps the reference's defect, text-only demonstrations hand their images over without a mark,
-        so that the query's mark stands for the first of them (evaluate.py, ``evaluate_classification``).
+        With ``zero_shot_keeps_images`` the protocol keeps a defect of the reference: images of text-only demonstrations
+        are passed without a mark, so that the query's mark stands for the first of them (evaluate.py,
+        ``evaluate_classification``).
         """
         rendering = interleaved(prompt, IMAGE, END_OF_CHUNK)
         if not prompt.zero_shot_keeps_images:
@@ -34,7 +35,7 @@ class FlamingoRenderer:
         return replace(rendering, images=(*shown, *prompt.query.images))
 
     def describe(self, rules: PromptRules) -> Mapping[str, Any]:
-        """The templates with their marks, and what else differs from the defaults."""
+        """The templates with their marks, and all other rules that differ from the defaults."""
         others = {k: v for k, v in changed_fields(rules).items() if k not in ("text", "answer", "separator")}
         asked = IMAGE + rules.text
         return {"demonstration": asked + rules.answer + END_OF_CHUNK + rules.separator, "query": asked, **others}

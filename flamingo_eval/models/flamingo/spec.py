@@ -1,4 +1,4 @@
-"""What a checkpoint is made of, read from a TOML file; nothing heavy is imported here.
+"""The parts of a checkpoint, read from a TOML file. This module imports nothing heavy.
 
 The file names its parts by paths relative to itself, by open_clip tags or by hub names::
 
@@ -11,7 +11,7 @@ The file names its parts by paths relative to itself, by open_clip tags or by hu
     model = "ViT-L-14"                    # an open_clip model name
     pretrained = "openai"                 # an open_clip tag, or a file
     configs = "open_clip_configs"         # optional folder; only for models that open_clip does not know
-    quick_gelu = false                    # only for weights from a file; needed where the model's name leaves it open
+    quick_gelu = false                    # only for weights from a file; needed if the model's name leaves it open
 
     [language]
     model = "togethercomputer/RedPajama-INCITE-Base-3B-v1"   # a hub name or a folder
@@ -43,17 +43,17 @@ class VisionSpec:
     pretrained: str | Path
     configs: Path | None = None
     quick_gelu: bool | None = None
-    """Whether weights from a file were trained with QuickGELU; None where nobody said."""
+    """Whether weights from a file were trained with QuickGELU; None if that is not stated."""
 
     @property
     def config_file(self) -> Path | None:
-        """The open_clip configuration of its model; None for a name that open_clip may resolve in another way."""
+        """The open_clip configuration file of the model; None if ``configs`` and open_clip have none by its name."""
         folders = ([self.configs] if self.configs is not None else []) + [built_in_configs()]
         return next((file for folder in folders if is_file((file := folder / f"{self.model}.json"))), None)
 
     @property
     def activation(self) -> str | None:
-        """The activation that weights from a file are used with; None for a tag, whose own configuration says it."""
+        """The activation that weights from a file are used with; None for a tag, whose own configuration states it."""
         if not isinstance(self.pretrained, Path) or self.config_file is None:
             return None
         table = read_object(self.config_file)
@@ -63,11 +63,11 @@ class VisionSpec:
         return "QuickGELU" if table.get("quick_gelu") or self.quick_gelu else "GELU"
 
     def check(self) -> None:
-        """Refuses what would bring weights of its own, or leave something open.
+        """Refuses model names that would load weights of their own, and settings that leave the activation open.
 
         Raises:
             CheckpointError: the model is not the name of a configuration, or its configurations are not a folder; or
-                weights come from a file, and the model's name leaves open which activation they want.
+                weights come from a file, and the model's name leaves open which activation they need.
 
         open_clip has some models under two names, and weights of either load into both (its issues 771 and 915).
         """
@@ -86,7 +86,7 @@ class VisionSpec:
             )
 
     def local_files(self) -> list[Path]:
-        """Its files on this disk: weights and configuration."""
+        """The local files: weights and configuration."""
         files = [self.pretrained] if isinstance(self.pretrained, Path) else []
         own = self.configs / f"{self.model}.json" if self.configs is not None else None
         return files + ([own] if own is not None and is_file(own) else [])
@@ -106,14 +106,14 @@ class FlamingoSpec:
     """Everything needed to build a Flamingo.
 
     Attributes:
-        name: what the checkpoint is called.
+        name: name of the checkpoint.
         checkpoint: file of the trained part.
-        cross_attn_every_n_layers: n: cross-attention stands before every n-th decoder layer.
+        cross_attn_every_n_layers: n; cross-attention is before every n-th decoder layer.
         vision: vision model.
         language: language model and tokenizer.
-        head_width: of resampler and cross-attention, 64 in all released models.
-        block_parameters: how many one gated cross-attention block must have, where that is published.
-        trained_parameters: how many the trained part must have, where that is published.
+        head_width: width of an attention head in resampler and cross-attention, 64 in all released models.
+        block_parameters: number of parameters that one gated cross-attention block must have, if published.
+        trained_parameters: number of parameters that the trained part must have, if published.
     """
 
     name: str
@@ -126,7 +126,7 @@ class FlamingoSpec:
     trained_parameters: int | None = None
 
     def local_files(self) -> list[Path]:
-        """The files on this disk that determine what the model answers, sorted within each part."""
+        """The local files that determine what the model answers, sorted within each part."""
         files = [self.checkpoint] if isinstance(self.checkpoint, Path) else []
         files += self.vision.local_files()
         for folder in self._language_folders():
@@ -135,7 +135,7 @@ class FlamingoSpec:
         return files
 
     def local_folders(self) -> list[Path]:
-        """The folders that these were found in."""
+        """The local folders of language model and tokenizer, which some of these files were found in."""
         return [folder for folder in self._language_folders() if isinstance(folder, Path)]
 
     def _language_folders(self) -> list[str | Path]:
@@ -208,7 +208,7 @@ def read_spec(path: Path) -> FlamingoSpec:
 
 
 def _spec_of(path: Path, file: _File) -> FlamingoSpec:
-    """The files and names that a checkpoint's file stands for. Raises CheckpointError, UserError."""
+    """Resolves the files and names in a checkpoint's TOML file. Raises CheckpointError, UserError."""
     folder, vision, language = path.parent, file.vision, file.language
     vision_spec = VisionSpec(
         model=vision.model,
@@ -252,7 +252,7 @@ def _file_or_name(path: Path, folder: Path, value: str, key: str) -> str | Path:
 
 
 def _folder_or_hub_name(path: Path, folder: Path, value: str, key: str) -> str | Path:
-    """A folder if one is there; else a hub name, which holds exactly one slash and no dots at its start."""
+    """The folder if it exists, else a hub name, which has exactly one slash and does not look like a path."""
     target = folder / user_path(value, key)
     if is_folder(target):
         return target

@@ -41,10 +41,10 @@ def tidy_spaces(text: str) -> str:
 class FlamingoTokenizer:
     """Encodes prompts (with ``<image>`` and ``<|endofchunk|>`` as single tokens) and decodes answers.
 
-    Added tokens, in this order: ``<|endofchunk|>``, ``<image>``, then ``<PAD>`` where transformers 4.28 found no pad
-    token, that is, where the tokenizer's own files name none. (transformers 5's GPT-NeoX class would supply
-    ``<|padding|>`` by itself and come out one embedding row short.) ``tokenizer.json`` is read as it stands, for
-    the same reason: that class also rebuilds the normaliser.
+    Added tokens, in this order: ``<|endofchunk|>``, ``<image>``, then ``<PAD>`` if transformers 4.28 found no pad
+    token, that is, if the tokenizer's own files name none. (transformers 5's GPT-NeoX class would add ``<|padding|>``
+    by itself, which makes one embedding row too few.) ``tokenizer.json`` is read as it is, also because of that class:
+    it rebuilds the normaliser.
 
     Args:
         source: hub name or folder.
@@ -68,10 +68,10 @@ class FlamingoTokenizer:
 
     @classmethod
     def around(cls, inner: Any, *, tidies_spaces: bool) -> FlamingoTokenizer:
-        """One of transformers that has the special tokens already.
+        """Wraps a transformers tokenizer that has the special tokens already.
 
         Raises:
-            CheckpointError: it has not.
+            CheckpointError: a special token or the pad token is missing.
         """
         lacking = {END_OF_CHUNK, IMAGE} - inner.get_vocab().keys()
         if lacking or inner.pad_token is None:
@@ -95,30 +95,30 @@ class FlamingoTokenizer:
         return self._ids(text, special=True)
 
     def encode_plain(self, text: str) -> list[int]:
-        """Token ids of a text that stands in the middle of another: no special tokens added."""
+        """Token ids of a text in the middle of another: no special tokens are added."""
         return self._ids(text, special=False)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
-        """Raises QueryError for a text that it can't encode: one without an unknown token, a strange character."""
+        """Raises QueryError for a text that can't be encoded: some characters, if there is no unknown token."""
         try:
             ids: list[int] = self.inner(text, add_special_tokens=special)["input_ids"]
-        except Exception as error:  # tokenizers raises bare ones
+        except Exception as error:  # tokenizers raises a plain Exception
             raise QueryError(f"the tokenizer can't encode {text[-60:]!r}: {reason_of(error)}") from error
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids without special tokens."""
-        # dropped here: tokenizers leaves special tokens in that are marked as normalised, as LLaMA's are
+        # dropped here: tokenizers keeps special tokens that are marked as normalised, as LLaMA's are
         plain = [id for id in ids if id not in self._special]
         text: str = self.inner.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return tidy_spaces(text) if self._tidies_spaces else text
 
 
 def _load(source: str | Path) -> Any:
-    """The tokenizer as its ``tokenizer.json`` says; where there is none (OPT), as its class builds it.
+    """Loads the tokenizer from its ``tokenizer.json`` or, without one (OPT), as its class builds it.
 
     Raises:
-        CheckpointError: neither can be had.
+        CheckpointError: neither is possible.
     """
     local = source if isinstance(source, Path) else None
     files = model_files(local, weights=False) if local else []

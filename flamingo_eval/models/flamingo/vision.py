@@ -1,4 +1,4 @@
-"""The vision tower: an open_clip model asked for its patch tokens."""
+"""The vision tower: an open_clip model that returns its patch tokens."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Transform = Callable[[Any], Tensor]
 
 
 MOST_ELONGATED = 3000
-"""Longer side by shorter side of an image. The transform makes the shorter one 224 *before* it crops: at this ratio
-the image has 150 megapixels then, and Pillow refuses to open one of 179 (a decompression bomb)."""
+"""Maximum ratio of an image's longer side to its shorter one. The transform makes the shorter side 224 *before* it
+crops. At this ratio the image then has 150 megapixels; Pillow refuses to open one of 179 (a decompression bomb)."""
 
 
 def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
@@ -51,7 +51,7 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
         )
     config = read_object(config_file)
     with loading(f"vision model {spec.model} ({config_file})", [config_file]):
-        open_clip.add_model_config(config_file)  # the last one of a name counts: none of another checkpoint
+        open_clip.add_model_config(config_file)  # the last one added by a name counts: not another checkpoint's
         if open_clip.get_model_config(spec.model) != config:
             raise CheckpointError(f"{config_file} is no configuration of an open_clip model")
     pretrained, quick_gelu = _weights(spec, bool(config.get("quick_gelu", False)))
@@ -69,7 +69,7 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
 
 
 def _in_float32(transform: Any) -> Transform:
-    """The transform with pixels in float32, whatever the program's default type is, which torchvision goes by."""
+    """The transform with float32 pixels, whatever torch's default type is, which torchvision would use."""
     steps = transform.transforms
     if not any(isinstance(step, ToTensor) for step in steps):
         raise CheckpointError(f"open_clip's transform has no step that makes a tensor: {transform}")
@@ -99,8 +99,8 @@ def _check_weights(file: Path, config_file: Path, config: dict[str, Any]) -> Non
 
 
 _MOST_PER_BYTE = 4
-"""Parameters by bytes of a weights file at which a configuration is refused before hours are spent on building it.
-A real file has at least a byte for each; the estimate may be too high."""
+"""Maximum parameters per byte of a weights file. A configuration with more is refused: building it could take hours.
+A real file has at least one byte per parameter, but the estimate may be too high."""
 
 _SQUARES = 12
 """A transformer's layer has 12 width² parameters: 4 of attention, 8 of a four times wider MLP."""
@@ -125,7 +125,7 @@ def _similar_names(name: str) -> str:
 
 
 def _weights(spec: VisionSpec, config_quick_gelu: bool) -> tuple[str, bool]:
-    """(what to hand to open_clip as ``pretrained``, whether the weights want QuickGELU)."""
+    """(what to pass to open_clip as ``pretrained``, whether the weights need QuickGELU)."""
     if isinstance(spec.pretrained, Path):
         if config_quick_gelu and spec.quick_gelu is False:
             raise CheckpointError(f"vision model {spec.model} has QuickGELU, and quick_gelu = false says GELU")
@@ -144,16 +144,16 @@ def _weights(spec: VisionSpec, config_quick_gelu: bool) -> tuple[str, bool]:
 
 
 def read_image(images: Images, image: str, transform: Transform, *, rgb: bool) -> Tensor:
-    """One image, handed to the transform as Pillow opened it: that resizes and crops *before* it converts.
+    """Reads one image for the transform, as Pillow opened it: the transform resizes and crops *before* it converts.
 
     Args:
-        images: where it is.
+        images: where the image is.
         image: its path there.
-        transform: the vision model's.
-        rgb: convert before the transform, as ImageNet's loader in the reference does.
+        transform: the vision model's transform.
+        rgb: convert the image to RGB before the transform, as ImageNet's loader in the reference does.
 
     Raises:
-        QueryError: it can't be read; the message names it.
+        QueryError: the image can't be read, or is too long and narrow; the message names it.
     """
 
     def pixels(opened: Image.Image) -> Tensor:
@@ -170,7 +170,7 @@ class PatchTokens(nn.Module):
     """(images, 3, height, width) -> (images, tokens, width): the patch tokens *before* ``ln_post``, no class token.
 
     open_clip 2.16, which the released checkpoints were trained with, applied ``ln_post`` to the pooled token
-    only; open_clip 3's ``output_tokens`` gives tokens after it.
+    only; open_clip 3's ``output_tokens`` returns tokens after ``ln_post``.
     """
 
     def __init__(self, tower: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """``openai:MODEL``: a model behind a server with OpenAI's API (vLLM, SGLang, ``transformers serve``, hosted ones).
 
-Nothing is sent before a run is prepared, and the HTTP client is imported then.
+Nothing is sent before a run is prepared. The HTTP client is imported only then.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 PREFIX = "openai:"
 LOOKS, LOOK_SECONDS = 2, 120.0
-"""How often a request that only looks is sent again, and how long it may take: a mistyped address is told soon."""
+"""Retries and timeout in seconds of a request that only probes the server: a mistyped address is reported soon."""
 
 CONCURRENCY, TIMEOUT, RETRIES = 16, 600.0, 8
-"""Requests at once; seconds until a whole reply; how often a request is sent again."""
+"""Requests at once; seconds until the complete reply; how often a request is sent again."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a server is asked; see the run's settings of these names."""
+    """How requests are sent to a server; see the run settings with the same names."""
 
     base_url: str | None = None
     ca_file: Path | None = None
@@ -57,14 +57,14 @@ class Options:
 
 
 class ServerSource:
-    """A model that a server has.
+    """A model behind a server.
 
     Args:
-        model: what the server calls it.
-        options: how it is asked.
+        model: the server's name for it.
+        options: how requests are sent.
 
     Raises:
-        UserError: options that make no sense.
+        UserError: ``rendering`` is ``interleaved``, which a server can't be sent.
     """
 
     capabilities = Capabilities(beams=False, reproducible=False)
@@ -97,7 +97,7 @@ class ServerSource:
         return Spending(budget)
 
     def _client(self, retries: int, found: Found | None = None) -> Client:
-        """Connections, which whoever asks for them closes; ``found`` is what is known of the server."""
+        """A client, which the caller must close; ``found`` is what is known about the server."""
         from flamingo_eval.models.openai_server.client import Client
 
         chosen = self.options
@@ -110,12 +110,12 @@ class ServerSource:
 
     @property
     def _body(self) -> Body:
-        """What every request holds: greedy, and the same every time as far as the server can."""
+        """What every request contains: greedy decoding, and as reproducible as the server allows."""
         switches = {"chat_template_kwargs": dict(self.options.template_arg)} if self.options.template_arg else {}
         return {"model": self.model, "temperature": 0, "seed": 0, "repetition_penalty": 1, **switches}
 
     def find_out(self, tasks: Sequence[Task]) -> None:
-        """Asks the server what it has, and how it can rank names if there are any. Raises UserError."""
+        """Asks the server for its models, and how it can rank names if a task needs that. Raises UserError."""
         from flamingo_eval.models.openai_server.probing import find_ranker, look
 
         for task in tasks:
@@ -130,14 +130,14 @@ class ServerSource:
                 self._rankers[names] = find_ranker(client, found.body, names, found.limit)
 
     def _looked(self) -> Found:
-        """What has been found out; now, if it has not been yet."""
+        """What is known about the server; asks it now if that has not been done yet."""
         if self._found is None:
             self.find_out(())
         assert self._found is not None
         return self._found
 
     def info(self) -> ModelInfo:
-        """Its name, and what the server says of it; whether it is the model of yesterday nobody here can know."""
+        """Its name, and what the server reports about it. It can't be checked that the model has not changed since."""
         found = self._looked()
         ways = {way.name: way.about for way in self._rankers.values()}
         ranked = [f"class names ranked by {name}: {about}" for name, about in ways.items()]
@@ -151,14 +151,14 @@ class ServerSource:
         )
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
-        """The server's business. Raises UserError for one that was asked for."""
+        """Always ``server``: the server decides both. Raises UserError if the user chose a device or a precision."""
         for option, value in (("--device", device), ("--precision", precision)):
             if value not in ("auto", "server") and not value.startswith("local:"):  # one of several processes
                 raise UserError(f"{option} {value}: {self._name} runs as its server is configured")
         return "server", "server"
 
     def load(self, device: str, precision: str) -> ServerModel:
-        """Ready to be asked. Raises UserError."""
+        """Returns a model that is ready to answer. Raises UserError."""
         from flamingo_eval.models.openai_server.adapter import ServerModel
         from flamingo_eval.models.openai_server.messages import Messages
 
@@ -168,20 +168,20 @@ class ServerSource:
 
 
 class ServerFamily:
-    """Models behind servers, by ``openai:``."""
+    """Models behind servers, named ``openai:MODEL``."""
 
     options = frozenset(Options.__dataclass_fields__)
 
     def known(self) -> Mapping[str, str]:
-        """None by name."""
+        """No known names."""
         return {}
 
     def renderers(self) -> tuple[Chat, ...]:
-        """None of its own."""
+        """No renderers of its own."""
         return ()
 
     def find(self, checkpoint: str, options: Mapping[str, Any]) -> ServerSource | None:
-        """For what begins with ``openai:``. Raises UserError."""
+        """The source for a name that begins with ``openai:``; None for any other. Raises UserError."""
         if not checkpoint.startswith(PREFIX):
             return None
         model = checkpoint.removeprefix(PREFIX)
@@ -192,7 +192,7 @@ class ServerFamily:
         return ServerSource(model, Options(**options))
 
     def adopt(self, model: Any, name: str, options: Mapping[str, Any]) -> None:
-        """None: it has nothing in memory."""
+        """Always None: these models are never in memory."""
 
 
 MODEL = ServerFamily()

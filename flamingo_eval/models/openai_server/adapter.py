@@ -20,28 +20,28 @@ from flamingo_eval.models.openai_server.ranking import Ranker, reply_of
 from flamingo_eval.models.openai_server.replies import Body, NoTextError
 
 PROBES = 2
-"""Requests that count an image's tokens."""
+"""Requests that are sent to count an image's tokens."""
 
 CHARACTERS = 4
-"""Of a token, about, for the estimate."""
+"""Characters per token, roughly, for the estimate."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prompt as it is sent."""
+    """A prompt in the form in which it is sent."""
 
     messages: Sequence[OpenAIMessage]
 
 
 class ServerModel(ModelBase):
-    """Asks a server, one prompt at a time, and several at once.
+    """Asks a server. Each prompt has its own requests, and several prompts can be asked at once.
 
     Args:
         client: sends requests.
-        messages: makes messages of prompts.
-        body: what every request holds.
-        limit: what the server calls the number of tokens of an answer.
-        rankers: how names are ranked, by the names.
+        messages: turns prompts into messages.
+        body: what every request contains.
+        limit: the server's name for the field that limits an answer's tokens.
+        rankers: class names -> how they are ranked.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ServerModel(ModelBase):
         return self._client.gate.most
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
-        """As many as are asked at once: of several processes, each claims no fewer."""
+        """As many as may be asked at once, so that each of several processes claims at least that many."""
         return self.concurrency
 
     def prepare(self, prompt: Prompt, task: Task, images: Images) -> Prepared:
@@ -64,9 +64,9 @@ class ServerModel(ModelBase):
         return Prepared(self._messages.of(prompt, images))
 
     def answer(self, prepared: Sequence[Prepared], task: Task) -> list[Answer | NoAnswer | Replied]:
-        """The server's answer to each prompt, one after the other; none to one that it refuses, or could not answer.
+        """The server's answer to each prompt, one after the other; NoAnswer if it refuses or could not answer.
 
-        Raises UserError if it will answer nobody, or no more may be asked.
+        Raises UserError if the server will not answer any request, or if no more requests may be sent.
         """
         return [self._answer(one.messages, task) for one in prepared]
 
@@ -89,7 +89,7 @@ class ServerModel(ModelBase):
             return NoAnswer(self._client.endpoint.without_key(str(error)))
 
     def expect(self, expected: Iterable[Expected]) -> str:
-        """Requests and tokens, about. Raises UserError if that is more than allowed. Sends a request or two itself."""
+        """Estimates requests and tokens. Raises UserError if that exceeds a limit. Sends up to two requests itself."""
         kinds, budget = [*expected], self._client.spending.budget
         requests = sum(map(self._requests, kinds))
         sent = int(self._client.spending.total()["requests"])
@@ -108,7 +108,7 @@ class ServerModel(ModelBase):
         return self._estimate(requests, prompt_tokens, answer_tokens, counted=counted)
 
     def _requests(self, kind: Expected) -> int:
-        """How many requests some queries take, if none is sent again."""
+        """How many requests these queries take, without retries."""
         each = self._rankers[kind.task.names].requests(len(kind.task.names)) if isinstance(kind.task, Ranking) else 1
         return kind.count * len(kind.prompts) * each
 
@@ -127,7 +127,7 @@ class ServerModel(ModelBase):
         return words
 
     def _image_tokens(self, kind: Expected) -> float:
-        """Tokens of an image, by the server's count of a prompt with and without; 0 where it does not count."""
+        """Tokens of an image, from the server's counts for a prompt with and without it; 0 if it does not count."""
         prompt = kind.prompts[0]
         try:
             shown = self._messages.of(Prompt((), prompt.query), kind.images)[-1]
@@ -154,12 +154,12 @@ class ServerModel(ModelBase):
         return {**self._client.spending.total(), **unlisted}
 
     def close(self) -> None:
-        """Lets go of connections."""
+        """Closes the connections."""
         self._client.close()
 
 
 def _rounded(tokens: float) -> str:
-    """Two digits are enough.
+    """Rounds to two digits.
 
     >>> _rounded(1234567)
     '1,200,000'

@@ -1,7 +1,7 @@
-"""Requests to a server, sent until there is a sound reply or no more hope; counted, and never more than allowed.
+"""Requests to a server: retried until there is a valid reply or the retries are used up, counted, and limited.
 
-httpx2, the client that huggingface_hub brings, and not the package openai: what is sent, how often and to whom must be
-known exactly here, and that package retries and follows redirects by rules of its own.
+This uses httpx2, the client that huggingface_hub installs, and not the package openai. We must know exactly what is
+sent, how often and to which address, and that package retries and follows redirects by its own rules.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ from flamingo_eval.models.openai_server.spending import Spending
 T = TypeVar("T")
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
-"""Seconds before a request is sent again: doubled each time, and a random part of them left out."""
+"""First and longest wait in seconds before a retry: doubled each time; up to half of it is left out at random."""
 
 LONGEST_RETRY_AFTER = 600.0
-"""Seconds that a server may ask to be left alone."""
+"""The longest wait, in seconds, that a server may ask for."""
 
 MOST_BYTES = 64 << 20
-"""Of a reply."""
+"""The largest reply that is accepted, in bytes."""
 
 PUSHED_BACK = frozenset({429, 503, 529})
-"""The server has too much to do (529: Anthropic's)."""
+"""Statuses of an overloaded server (529: Anthropic's)."""
 
 LOST = 32
-"""Requests in a row without a reply until it is found out whether the server is still there (or twice as many as there
-may be at once)."""
+"""Failed requests in a row after which we check that the server still answers (or twice the concurrency, if that is
+more)."""
 
 ASKED = 3
-"""How often a server is asked what it says of itself."""
+"""How often a server is asked for information about itself before we give up."""
 
 AGAIN = (PUSHED_BACK | {408, 409, 425} | {*range(500, 600)}) - {501, 505}
-"""What may be otherwise the next time."""
+"""Statuses after which the same request may succeed later."""
 
 _NO_MORE = ("insufficient_quota", "billing_hard_limit_reached")
-"""Codes of a 429 that waiting does not help."""
+"""Error codes, sent with status 429, for which waiting does not help."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A sound reply.
+    """A valid reply.
 
     Attributes:
-        completion: what it says.
-        seconds: since the first request for it.
-        requests: how many were sent.
+        completion: its content.
+        seconds: time since the first request for it.
+        requests: how many requests were sent for it.
     """
 
     completion: Completion
@@ -71,7 +71,7 @@ class Sent:
 
 
 class RefusedError(QueryError):
-    """The server will not answer this request, however often it is sent; ``status`` and its own words."""
+    """The server refuses this request, and retrying does not help. Has its ``status``, and its message."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -79,7 +79,7 @@ class RefusedError(QueryError):
 
 
 class _AgainError(Exception):
-    """To be sent again; ``wait``: after so many seconds, if the server said."""
+    """The request should be sent again; ``wait``: after how many seconds, if the server states it."""
 
     def __init__(self, message: str, wait: float | None = None, *, pushed_back: bool = False) -> None:
         super().__init__(message)
@@ -88,7 +88,7 @@ class _AgainError(Exception):
 
 @dataclass(frozen=True)
 class _Raw:
-    """A reply as it came."""
+    """A reply as it was received."""
 
     status: int
     headers: Mapping[str, str]
@@ -96,17 +96,17 @@ class _Raw:
 
 
 class Client:
-    """Sends requests, from several threads at once.
+    """Sends requests. Can be called from several threads at once.
 
     Args:
-        endpoint: where.
-        spending: what may be sent.
+        endpoint: where they are sent.
+        spending: counts requests and tokens, and limits them.
         concurrency: requests at once, at most.
-        timeout: seconds until there must be a whole reply.
+        timeout: seconds until the complete reply must have arrived.
         retries: how often a request is sent again.
-        answers_as: what replies have called the model before; empty if there were none.
-        small: a request that the server has answered before, and its key with it: sent after many losses in a row, to
-            see whether it is still there. None if there is none.
+        answers_as: the model's name in earlier replies; empty if there were none.
+        small: a request that the server has answered before, with the same key. It is sent after many failures in a
+            row, to check that the server still answers. None if there is none.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Client:
                 timeout=httpx2.Timeout(timeout, connect=min(timeout, 30.0)),
                 limits=httpx2.Limits(max_connections=concurrency + 1, max_keepalive_connections=concurrency + 1),
                 verify=_trusted(endpoint),
-                trust_env=not endpoint.is_here,  # a proxy would see the key, and not find what is on this machine
+                trust_env=not endpoint.is_here,  # a proxy would see the key, and can't reach this machine
                 follow_redirects=False,
             )
         except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
@@ -139,11 +139,11 @@ class Client:
             ) from error
 
     def close(self) -> None:
-        """Lets go of its connections."""
+        """Closes its connections."""
         self._http.close()
 
     def _is_there(self) -> bool:
-        """Whether the server still answers something. Raises UserError."""
+        """Whether the server still answers the small request. Raises UserError."""
         if self._small is None:
             return False
         self.spending.begin(again=True)
@@ -154,7 +154,7 @@ class Client:
         return True
 
     def get(self, path: str, read: Callable[[bytes], T]) -> tuple[T, Mapping[str, str]] | None:
-        """What a server tells of itself, with the headers; None where it does not, or not with this key."""
+        """What a server reports about itself, with the reply's headers; None if it refuses, or does not answer."""
         for attempt in range(ASKED):
             try:
                 raw = self._exchange("GET", path, None)
@@ -171,9 +171,9 @@ class Client:
         """A chat completion.
 
         Raises:
-            RefusedError: the server won't, in its own words.
-            QueryError: it could not, as often as it was asked.
-            UserError: it will answer nobody, or nothing more may be sent.
+            RefusedError: the server refuses this request; the message is the server's.
+            QueryError: the server did not answer, and the retries are used up.
+            UserError: the server will not answer any request, or nothing more may be sent.
         """
         try:
             return self._complete(body)
@@ -216,19 +216,19 @@ class Client:
         return completion
 
     def _pause(self, attempt: int, wait: float | None) -> float:
-        """Seconds until the next try: no less than the server said, and not the same for all."""
+        """Seconds until the next attempt: at least what the server asked for, plus a random part to spread requests."""
         longest: float = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt)
         return max(longest / 2, wait or 0.0) + longest / 2 * self._random.random()
 
     def _check_alive(self, problem: _AgainError) -> None:
-        """Counts one more request without a reply. Raises UserError if the server does not answer anything any more."""
+        """Counts a failed request, unless it was pushed back. Raises UserError if the server no longer answers."""
         if problem.pushed_back:
             return
         with self._lock:
             self._lost += 1
             ask = self._lost >= max(LOST, 2 * self.gate.most)
             if ask:
-                self._lost = 0  # others go on meanwhile
+                self._lost = 0  # other requests continue in the meantime
         if ask and not self._is_there():
             raise UserError(
                 f"{self.endpoint.url} does not answer any more ({problem}); what is answered is saved, and the same "
@@ -250,9 +250,9 @@ class Client:
         raise RefusedError(f"the server refuses ({raw.status}): {said}", raw.status)
 
     def _check_stop(self, raw: _Raw, said: str, code: str) -> None:
-        """Raises UserError for what no other request would fare better with."""
+        """Raises UserError for an error that every other request would have, too."""
         where = f"{self.endpoint.url} answers {raw.status} ({said})"
-        if raw.status == 401 or (raw.status == 403 and not self._accepted):  # some refuse an image with 403
+        if raw.status == 401 or (raw.status == 403 and not self._accepted):  # some servers refuse an image with 403
             key = "no key was sent" if self.endpoint.key is None else "the key that was sent is not accepted"
             raise UserError(f"{where}: {key}; it comes from --api-key-file or {KEY_VARIABLE}")
         if raw.status == 404:
@@ -287,8 +287,8 @@ class Client:
         """One reply.
 
         Raises:
-            _AgainError: there was none, or not all of it.
-            UserError: certificates are not trusted.
+            _AgainError: there was no reply, or it was incomplete or too large.
+            UserError: the address is invalid, or the server's certificate is not trusted.
         """
         url, deadline, content = f"{self.endpoint.url}/{path}", time.monotonic() + self._timeout, bytearray()
         data = None if body is None else json.dumps(body).encode()
@@ -315,7 +315,7 @@ class Client:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, as a server said it: a number, or a date.
+    """Seconds to wait, from a server's ``Retry-After`` header: a number, or a date.
 
     >>> _retry_after({"retry-after": "3"})
     3.0
@@ -334,7 +334,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _trusted(endpoint: Endpoint) -> ssl.SSLContext | bool:
-    """The system's certificates, and those of a file. Raises UserError for a file that holds none."""
+    """The system's certificates, and those of a file. Raises UserError for a file that contains none."""
     if endpoint.ca_file is None:
         return True
     context = ssl.create_default_context()

@@ -1,4 +1,4 @@
-"""Where a server is, and with which key: from options, the environment, a file. The key is shown nowhere."""
+"""A server's address and key, from options, the environment or a file. The key is never shown."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from flamingo_eval.core.paths import is_file
 from flamingo_eval.core.reading import read_text
 
 URL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY"
-"""As OpenAI's own clients call them."""
+"""The names that OpenAI's own clients use."""
 
 LONGEST_URL = 2000
 
 HIDDEN = "[key]"
-"""What stands where a key stood."""
+"""Replaces a key in a text."""
 
 SECRET = 8
-"""Characters that a key has at least."""
+"""Length from which a key is treated as secret, in characters; see :meth:`Endpoint.without_key`."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Endpoint:
 
     Attributes:
         url: its address with the version, such as ``http://localhost:8000/v1``.
-        key: what it wants to know users by; None for none.
+        key: the API key; None for none.
         ca_file: certificates to trust besides those of the system.
     """
 
@@ -41,7 +41,7 @@ class Endpoint:
 
     @staticmethod
     def of(base_url: str | None, key_file: Path | None, ca_file: Path | None) -> Endpoint:
-        """What options say, or else the environment. Raises UserError."""
+        """From the options, or else from the environment. Raises UserError."""
         where = "--base-url" if base_url else URL_VARIABLE
         url = (base_url or os.environ.get(URL_VARIABLE, "")).strip()
         if not url:
@@ -56,9 +56,9 @@ class Endpoint:
         return Endpoint(with_version(url, where), key, ca_file)
 
     def without_key(self, text: str) -> str:
-        """What a server or a library said, without the key should it stand in it; for people, records and answers.
+        """A text from a server or a library, with the key removed; for messages, records and answers.
 
-        A short key is a dummy, as servers on one's own machine take them, and may be any word.
+        A short key is a dummy, which local servers accept. It may be any word, so it is not removed.
         """
         if self.key is None or len(self.key) < SECRET:
             return text
@@ -68,13 +68,13 @@ class Endpoint:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is on this machine, or an SSH tunnel to another one begins here: no proxy is on the way."""
+        """Whether it is on this machine (a local server, or the start of an SSH tunnel): then no proxy is used."""
         host = urlsplit(self.url).hostname or ""
         return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def with_version(url: str, where: str) -> str:
-    """An address with the version of the API, which may be left out.
+    """An address with the version of the API, which is added if it is missing.
 
     >>> with_version("http://localhost:8000/", "--base-url")
     'http://localhost:8000/v1'
@@ -82,11 +82,11 @@ def with_version(url: str, where: str) -> str:
     'https://example.org/openai/v1beta'
 
     Raises:
-        UserError: it is none, or holds a password or a key, which would stand in records.
+        UserError: it is not an address, or contains a password or a query, which would appear in records.
     """
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  # raises for one that is no number
+        parts.port  # noqa: B018  # raises for a port that is not a number
         (parts.hostname or "").encode("idna")
         if not url.isascii() or not url.isprintable() or " " in url or len(url) > LONGEST_URL:
             raise ValueError(f"it is longer than {LONGEST_URL} characters, or holds others than plain ones")
@@ -101,7 +101,7 @@ def with_version(url: str, where: str) -> str:
 
 
 def _key(file: Path | None) -> str | None:
-    """The key from a file, or else from the environment. Raises UserError for one that can't be sent."""
+    """The key from a file, or else from the environment. Raises UserError for a key that can't be sent."""
     where, key = KEY_VARIABLE, os.environ.get(KEY_VARIABLE, "")
     if file is not None:
         where, key = f"--api-key-file {file}", read_text(file)

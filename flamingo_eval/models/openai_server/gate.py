@@ -1,4 +1,4 @@
-"""How many requests are under way: fewer while the server pushes back."""
+"""Limits how many requests are in progress: fewer while the server pushes back."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 
 class Gate:
-    """Lets so many requests through at a time.
+    """Lets a limited number of requests through at a time.
 
-    It halves that number when the server pushes back, once for all requests that were under way then, and lets it grow
-    by one for as many good replies as there may be requests.
+    The limit is halved when the server pushes back, only once for all requests that were in progress then. It grows by
+    one after as many good replies as the limit allows requests.
 
     Args:
         most: requests at once, at most.
@@ -27,14 +27,14 @@ class Gate:
 
     @property
     def limit(self) -> int:
-        """Requests at once, for now."""
+        """The current limit of requests at once."""
         return int(self._limit)
 
     @contextmanager
     def passed(self) -> Iterator[float]:
-        """Waits until one more may be under way, and is passed while it is; gives the time at which it began.
+        """Waits until one more request may be in progress, and counts it in this context; yields its start time.
 
-        Raises whatever it was stopped with.
+        Raises the error that the gate was stopped with.
         """
         with self._changed:
             while True:
@@ -53,11 +53,11 @@ class Gate:
                 self._changed.notify_all()
 
     def pushed_back(self, began: float, wait: float | None) -> bool:
-        """The server wants fewer requests, or none for some seconds; whether people should know.
+        """Handles a server that wants fewer requests, or none for some seconds; returns whether to warn the user.
 
         Args:
-            began: when the request began that it said so to.
-            wait: how many seconds, if it said.
+            began: when the request began that the server pushed back.
+            wait: how many seconds to wait, if the server stated it.
         """
         with self._changed:
             longer = wait is not None and wait > 1 and time.monotonic() + wait > self._closed_until + 1
@@ -69,20 +69,20 @@ class Gate:
             return True
 
     def stop(self, error: Exception) -> None:
-        """Nothing more is to be sent; who waits is told why."""
+        """Lets nothing more through; requests that wait raise this error."""
         with self._changed:
             self._stopped = self._stopped or error
             self._changed.notify_all()
 
     def rest(self, seconds: float) -> None:
-        """Waits for some time, or until it is stopped."""
+        """Waits for some seconds, or until the gate is stopped."""
         until = time.monotonic() + seconds
         with self._changed:
             while self._stopped is None and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
 
     def went_well(self) -> None:
-        """A reply was good."""
+        """Records a good reply: the limit may grow."""
         with self._changed:
             self._limit = min(float(self.most), self._limit + 1 / self._limit)
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""A prompt as a server is sent it: messages, with each image's own bytes in an address of their own (``data:``)."""
+"""A prompt in the form that a server receives: messages, with the bytes of each image in a ``data:`` address."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SENT_AS_IT_IS = {"JPEG": "image/jpeg", "MPO": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-"""Pillow's name of a format that every server reads -> how it is called on the web."""
+"""Pillow's name of a format that every server reads -> its media type."""
 
 
 class Messages:
-    """Makes messages, from several threads at once.
+    """Makes messages. Can be called from several threads at once.
 
     Args:
-        renderer: the conversation's form.
-        max_pixels: larger images are made smaller; None for none.
+        renderer: how a conversation is written.
+        max_pixels: larger images are made smaller; None for no limit.
     """
 
     def __init__(self, renderer: Chat, max_pixels: int | None) -> None:
@@ -33,10 +33,10 @@ class Messages:
         self._lock = threading.Lock()
 
     def of(self, prompt: Prompt, images: Images) -> list[OpenAIMessage]:
-        """The messages that :class:`Chat` shows, with images in place of paths.
+        """The messages that :class:`Chat` renders, with images in place of paths.
 
         Raises:
-            QueryError: an image is missing, is no regular file, or can't be decoded.
+            QueryError: an image is missing, is not a regular file, or can't be decoded.
         """
         messages = openai_form(self._renderer.render(prompt).messages)
         for message in messages:
@@ -46,9 +46,9 @@ class Messages:
         return messages
 
     def address(self, image: str, images: Images) -> str:
-        """An image as an address that holds it. Raises QueryError."""
+        """A ``data:`` address that contains the image. Raises QueryError."""
         digest = images.digest(image)
-        if digest not in self._kinds:  # decoded once: what is sent is an image, whatever else the file may be
+        if digest not in self._kinds:  # decoded once, so that nothing but images is sent
             kind = images.decode(image, self._kind)
             with self._lock:
                 self._kinds[digest] = kind
@@ -57,13 +57,13 @@ class Messages:
         return f"data:{kind or 'image/png'};base64,{base64.b64encode(content).decode('ascii')}"
 
     def _kind(self, opened: Image) -> str | None:
-        """What a file is called whose bytes can be sent; None for one that has to be written anew."""
+        """The media type of a file whose bytes can be sent as they are; None for one that must be re-encoded."""
         if self._max_pixels is not None and opened.width * opened.height > self._max_pixels:
             return None
         return SENT_AS_IT_IS.get(opened.format or "")
 
     def _png(self, opened: Image) -> bytes:
-        """The image anew, without loss but for its size."""
+        """The image re-encoded as PNG: no loss, except that a large image is made smaller."""
         from PIL import Image as Pillow
         from PIL import ImageOps
 

@@ -1,4 +1,4 @@
-"""Finding out what a server can do, before anything is planned: a few small requests without images."""
+"""Finds out what a server can do, before anything is planned, by a few small requests without images."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from flamingo_eval.models.openai_server.replies import Body, Completion, Model, 
 MESSAGES: Sequence[OpenAIMessage] = [
     OpenAIMessage(role="user", content=[{"type": "text", "text": "Is the sky blue? Answer with yes or no."}])
 ]
-"""What is asked to see how a server answers."""
+"""A small question that shows how a server answers."""
 
 TOLERANCE = 1e-3
-"""By how much a log-probability may differ when the same prompt is asked again."""
+"""How much a log-probability may differ when the same prompt is sent again."""
 
 MOST_NAMES = 20
-"""Class names that are tried, of many."""
+"""If there are many class names, this many are tried."""
 
 DROPPED = ("repetition_penalty", "seed", "temperature")
-"""What a server need not take."""
+"""Fields that are left out if a server refuses them."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What has been found out of a server.
+    """What is known about a server after probing it.
 
     Attributes:
-        says: what it says of itself and of the model, for the record.
-        body: what every request holds.
-        limit: what it calls the number of tokens of an answer.
-        answers_as: what its replies call the model; empty if they don't.
+        says: what it reports about itself and the model, for the record.
+        body: what every request contains.
+        limit: its name for the field that limits an answer's tokens.
+        answers_as: the model's name in its replies; empty if they contain none.
         counts: whether its replies count tokens.
-        notes: what a reader of the numbers should know.
+        notes: what a reader of the results should know.
     """
 
     says: Mapping[str, str]
@@ -60,17 +60,17 @@ class Found:
 
     @property
     def small(self) -> Body:
-        """A small request, which the server has answered before."""
+        """A small request, like one that the server has answered before."""
         return {**self.body, "messages": [*MESSAGES], self.limit: 16}
 
 
 def look(client: Client, model: str, body: Body) -> Found:
-    """What a server says of itself, and how it wants to be asked.
+    """Finds out what a server reports about itself, and which form of request it accepts.
 
     Args:
         client: the server.
-        model: the model that it is to have.
-        body: what every request should hold.
+        model: the model that it should have.
+        body: what every request should contain.
 
     Raises:
         UserError: it has no such model, or does not answer.
@@ -100,7 +100,10 @@ def look(client: Client, model: str, body: Body) -> Found:
 
 
 def _of_model(model: Model | None) -> dict[str, str]:
-    """What tells a model from another one of the same name; not when it was listed, which some call its creation."""
+    """What distinguishes a model from another one of the same name.
+
+    The creation time is left out: for some servers it is the time of the listing.
+    """
     if model is None:
         return {}
     named = {"root": model.root, "owned by": model.owned_by, "parent": model.parent, "hash": model.hash,
@@ -109,12 +112,15 @@ def _of_model(model: Model | None) -> dict[str, str]:
 
 
 def _ask(client: Client, asked: Body) -> tuple[Body, str, Completion, tuple[str, ...]]:
-    """Asks for a word until the server takes the form: what every request holds then, what it calls the number of
-    tokens, its reply, and notes. Raises UserError.
+    """Asks for a word, and changes the form of the request until the server accepts it. Raises UserError.
 
-    - ``max_completion_tokens`` is what OpenAI's newer models call ``max_tokens``; these take no temperature either.
-    - ``repetition_penalty`` 1 switches off what vLLM takes from a model's own settings; not all servers know it.
-    - ``seed`` is refused by some.
+    Returns that request, the server's name for the field that limits an answer's tokens, its reply, and notes.
+
+    - ``max_completion_tokens`` is the name of ``max_tokens`` for OpenAI's newer models; these accept no temperature
+      either.
+    - ``repetition_penalty`` 1 switches off the penalty that vLLM takes from a model's own settings; not all servers
+      know it.
+    - ``seed`` is refused by some servers.
     """
     limit, notes = "max_tokens", list[str]()
     for _ in range(5):
@@ -137,16 +143,16 @@ def _ask(client: Client, asked: Body) -> tuple[Body, str, Completion, tuple[str,
 
 
 def find_ranker(client: Client, body: Body, names: Sequence[str], limit: str) -> Ranker:
-    """The best way to rank names that a server has.
+    """The best method for ranking names that a server supports.
 
     Args:
         client: the server.
-        body: what every request for it holds.
+        body: what every request to it contains.
         names: the names.
-        limit: what the server calls the number of tokens of an answer.
+        limit: the server's name for the field that limits an answer's tokens.
 
     Raises:
-        UserError: it has none; with the reason for each.
+        UserError: it supports none; the message has the reason for each.
     """
     no_prompt_logprobs = _no_prompt_logprobs(client, body, names)
     if no_prompt_logprobs is None:
@@ -164,8 +170,8 @@ def find_ranker(client: Client, body: Body, names: Sequence[str], limit: str) ->
 def _no_prompt_logprobs(client: Client, body: Body, names: Sequence[str]) -> str | None:
     """Why names can't be ranked by ``prompt_logprobs``; None if they can.
 
-    The same prompts are asked in two orders: with prefix caching some versions of vLLM give numbers that depend on what
-    was asked before (vLLM issue 42019).
+    Some prompts are sent again in another order: with prefix caching, some versions of vLLM return numbers that depend
+    on earlier requests (vLLM issue 42019).
     """
     try:
         begin = client.complete(prompt_only(body, MESSAGES, "")).completion.prompt_logprobs
@@ -193,7 +199,7 @@ def _no_prompt_logprobs(client: Client, body: Body, names: Sequence[str]) -> str
 
 
 def _apart(one: Listed | None, other: Listed | None) -> float:
-    """By how much a prompt's log-probabilities differ, the second time it is asked."""
+    """The largest difference between a prompt's log-probabilities in two replies; infinite if the tokens differ."""
     if not one or not other or len(one) != len(other):
         return math.inf
     most = 0.0

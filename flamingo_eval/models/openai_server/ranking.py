@@ -1,11 +1,11 @@
-"""Log-likelihoods of class names from a server, as well as it can give them.
+"""Log-likelihoods of class names from a server, by the best method that it supports.
 
-Two ways, the better one first:
+There are two methods, the better one first:
 
-- ``prompt_logprobs`` (vLLM): the conversation with a name as the assistant's answer is the prompt, and the name's own
-  tokens have their log-probabilities in the reply. The mean over them is what local models are ranked by.
-- ``top_logprobs`` (OpenAI's API): log-probabilities of the likeliest first tokens of an answer. It tells names apart
-  that begin with different letters, and nothing of their other tokens.
+- ``prompt_logprobs`` (vLLM): the prompt is the conversation with a name as the assistant's answer, and the reply
+  contains the log-probabilities of the name's own tokens. Their mean is the same score that local models use.
+- ``top_logprobs`` (OpenAI's API): log-probabilities of the likeliest first tokens of an answer. It distinguishes only
+  names that begin with different letters, and ignores their other tokens.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from flamingo_eval.models.openai_server.client import Client, Sent
 from flamingo_eval.models.openai_server.replies import Body, PromptToken
 
 MOST_LISTED = 20
-"""Tokens that OpenAI's API lists at most, and vLLM by default (``--max-logprobs``)."""
+"""The most tokens that OpenAI's API lists; vLLM's default is the same (``--max-logprobs``)."""
 
 
 class Ranker(Protocol):
     """A way to rank names."""
 
     name: str
-    """What records call it."""
+    """Its name in records."""
 
     about: str
     """What it measures, for the table."""
 
     def requests(self, names: int) -> int:
-        """How many requests a prompt takes."""
+        """How many requests a prompt takes, for so many names."""
 
     def rank(
         self, client: Client, body: Body, messages: Sequence[OpenAIMessage], names: Sequence[str]
@@ -41,13 +41,13 @@ class Ranker(Protocol):
         """Each name's log-likelihood after a prompt.
 
         Raises:
-            QueryError: the server refuses, or could not.
-            UserError: it will answer nobody.
+            QueryError: the server refuses, or could not answer.
+            UserError: the server will not answer any request.
         """
 
 
 class PromptLogprobs:
-    """By ``prompt_logprobs``, a request for each name."""
+    """Ranks by ``prompt_logprobs``, with one request for each name and one for the prompt alone."""
 
     name = "prompt_logprobs"
     about = "the mean log-likelihood of a name's tokens, as of a local model"
@@ -76,7 +76,7 @@ class PromptLogprobs:
 def prompt_only(body: Body, messages: Sequence[OpenAIMessage], name: str) -> Body:
     """A request for the log-probabilities of a prompt that ends with a name as the assistant's answer.
 
-    Without a name it ends where the answer begins.
+    Without a name the prompt ends where the answer begins.
     """
     asked = {**body, "prompt_logprobs": 0, "max_tokens": 1}
     if not name:
@@ -89,9 +89,10 @@ Listed = Sequence[Mapping[str, PromptToken] | None]
 
 
 def mean_of(begin: Listed | None, whole: Listed | None) -> float | str:
-    """The mean log-probability of the tokens that a prompt with a name has more than one without; else what is wrong.
+    """The mean log-probability of the tokens that a name adds to the prompt; a string with the reason if there is none.
 
-    Each place holds its token's number, and its log-probability (with ``prompt_logprobs`` 0 nothing else).
+    ``begin`` is the reply for the prompt alone, ``whole`` for the prompt with the name. Each position maps its token's
+    id to its log-probability (and, with ``prompt_logprobs`` 0, nothing else).
     """
     if not begin or not whole:
         return "there are none"
@@ -107,10 +108,10 @@ def mean_of(begin: Listed | None, whole: Listed | None) -> float | str:
 
 
 class TopLogprobs:
-    """By ``top_logprobs`` of the first token of an answer.
+    """Ranks by ``top_logprobs`` of the first token of an answer.
 
     Args:
-        limit: what the server calls the number of tokens of an answer.
+        limit: the server's name for the field that limits an answer's tokens.
     """
 
     name = "top_logprobs"
@@ -120,7 +121,7 @@ class TopLogprobs:
         self._limit = limit
 
     def requests(self, names: int) -> int:
-        """One."""
+        """Always 1."""
         return 1
 
     def rank(
@@ -144,23 +145,22 @@ Token = tuple[str, float]
 
 
 def listed_first(sent: Sent) -> list[Token]:
-    """The likeliest first tokens of an answer; empty where a server lists none."""
+    """The likeliest first tokens of an answer; empty if the server lists none."""
     listed = sent.completion.choices[0].logprobs
     places = listed.content or [] if listed else []
     found = [(token.token, token.logprob) for place in places[:1] for token in place.top_logprobs]
-    return [(text, value) for text, value in found if math.isfinite(value) and value < 0.1]  # a logarithm of at most 1
+    return [(text, value) for text, value in found if math.isfinite(value) and value < 0.1]  # at most log 1 = 0
 
 
 _SPACES = " \t\n\u2581\u0120\u010a"
-"""Also as SentencePiece and byte-level BPE write a space and a new line in a token."""
+"""Spaces and new lines, also as SentencePiece and byte-level BPE write them in a token."""
 
 
 def from_tokens(listed: Sequence[Token], names: Sequence[str], reply: Reply) -> Replied | NoAnswer:
-    """What listed tokens say of names, none of which begins as another does.
+    """Scores names by the listed tokens; no two names may begin with the same letter.
 
-    A token is a name's if the name begins with it, whatever the case of its letters and the space before it; a name's
-    tokens together are as likely as their sum. A name without one is less likely than anything listed: it gets the
-    least.
+    A token belongs to a name if the name begins with it; case and surrounding spaces are ignored. A name's probability
+    is the sum over its tokens. A name without a token is less likely than anything listed: it gets the lowest value.
     """
     least, numbers, unlisted = min(value for _, value in listed), dict[str, float](), list[str]()
     for name in names:
@@ -179,7 +179,7 @@ def _begins(name: str, word: str) -> bool:
 
 
 def alike(names: Sequence[str]) -> tuple[str, str] | None:
-    """Two names that begin with the same letter, so that a token may be the first of both; None if there are none.
+    """Two names that begin with the same letter, so that one token may begin both; None if there are none.
 
     >>> alike(["no", "yes"]) is None
     True
@@ -194,7 +194,7 @@ def alike(names: Sequence[str]) -> tuple[str, str] | None:
 
 
 def reply_of(sent: Sent) -> Reply:
-    """What is journalled of a reply."""
+    """What the journal records about a reply."""
     usage = sent.completion.counted
     return Reply(
         finish_reason=sent.completion.finish_reason,

@@ -1,4 +1,4 @@
-"""What servers say: chat completions, lists of models and errors, as types; what is none of these is a bad reply."""
+"""Replies of servers as types: chat completions, lists of models, errors. Anything else is a bad reply."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from flamingo_eval.core.schema import typed
 T = TypeVar("T")
 
 Body = Mapping[str, object]
-"""What is sent: a request of the API, as JSON has it."""
+"""What is sent: a request of the API, as a JSON object."""
 
 
 class BadReplyError(Exception):
-    """A reply that is cut off, or none that the API has; asked again, the server may do better."""
+    """A reply that is cut off, or that the API does not define; a retry may help."""
 
 
 class NoTextError(Exception):
-    """A sound reply without an answer in it, with what the server said instead."""
+    """A valid reply without an answer; the message has the server's reason, if it gives one."""
 
 
 class _Open(msgspec.Struct, frozen=True):
-    """A part of a reply; servers say more than is read here."""
+    """A part of a reply; servers may send more fields than are read here."""
 
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 class Usage(_Open, frozen=True):
-    """Tokens, by the server's count."""
+    """Numbers of tokens, by the server's count."""
 
     prompt_tokens: Count = 0
     completion_tokens: Count = 0
@@ -48,7 +48,7 @@ class ListedToken(_Open, frozen=True):
 
 
 class AnswerToken(_Open, frozen=True):
-    """The likeliest tokens at one place of the answer."""
+    """The likeliest tokens at one position of the answer."""
 
     top_logprobs: list[ListedToken] = []
 
@@ -60,13 +60,13 @@ class AnswerTokens(_Open, frozen=True):
 
 
 class TextPart(_Open, frozen=True):
-    """A part of a message; those that are no text have none."""
+    """A part of a message; ``text`` is empty if it is not a text."""
 
     text: str = ""
 
 
 class SaidMessage(_Open, frozen=True):
-    """What the assistant said: ``refusal`` in place of an answer, where it will not."""
+    """The assistant's message; if it refuses to answer, ``refusal`` has its reason."""
 
     content: str | list[TextPart] | None = None
     refusal: str | None = None
@@ -104,13 +104,13 @@ class Completion(_Open, frozen=True):
 
     @property
     def finish_reason(self) -> str:
-        """Why it stopped, in the server's word."""
+        """Why generation stopped, in the server's own word; empty if it gives none."""
         reason = self.choices[0].finish_reason
         return reason if isinstance(reason, str) else ""
 
     @property
     def counted(self) -> Usage | None:
-        """Its tokens; None where the server does not count, or not in numbers."""
+        """Its numbers of tokens; None if the server does not count, or its counts are not valid."""
         try:
             return None if self.usage is None else typed(self.usage, Usage, "usage")
         except UserError:
@@ -118,7 +118,7 @@ class Completion(_Open, frozen=True):
 
     @property
     def names(self) -> dict[str, str]:
-        """What it calls the model, and the server's state."""
+        """The names that it gives to the model and to the server's state (``system_fingerprint``)."""
         told = {"answers as": self.model, "system fingerprint": self.system_fingerprint}
         return {key: value for key, value in told.items() if isinstance(value, str) and value}
 
@@ -162,20 +162,20 @@ def models(content: bytes) -> Models:
 def _read(content: bytes, kind: type[T]) -> T:
     try:
         return typed(json.loads(content), kind, "its reply")
-    except (ValueError, RecursionError) as error:  # no JSON, or no text at all
+    except (ValueError, RecursionError) as error:  # not JSON, or not text at all
         raise BadReplyError("its reply is no JSON") from error
     except UserError as error:
         raise BadReplyError(error_text(content)[0] if b'"error"' in content else str(error)) from error
 
 
 LONGEST = 500
-"""Characters of what a server says of an error that are kept."""
+"""How many characters of a server's error message are kept."""
 
 
 def error_text(content: bytes, hide: Callable[[str], str] = str) -> tuple[str, str]:
-    """What a server says is wrong, and its code for it: OpenAI's form, vLLM's, FastAPI's, or whatever text it is.
+    """A server's error message and its error code: OpenAI's form, vLLM's, FastAPI's, or any text.
 
-    ``hide`` takes out what nobody must see.
+    ``hide`` removes secrets from the message.
 
     >>> error_text(b'{"error": {"message": "too many images", "code": "invalid"}}')
     ('too many images', 'invalid')
@@ -194,5 +194,5 @@ def error_text(content: bytes, hide: Callable[[str], str] = str) -> tuple[str, s
         else:
             said = inner
     said = said if isinstance(said, str) else json.dumps(said)
-    words = " ".join(hide(said).split()).encode("utf-8", "replace").decode()  # JSON can spell half of a character
+    words = " ".join(hide(said).split()).encode("utf-8", "replace").decode()  # JSON can contain lone surrogates
     return (words[:LONGEST] + ("..." if len(words) > LONGEST else "")) or "nothing", code

@@ -1,4 +1,4 @@
-"""What requests take: how many are sent, how many tokens, what it costs; and when that is enough."""
+"""Counts requests, tokens and cost, and stops a run that reaches its limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flamingo_eval.core.errors import UserError
 from flamingo_eval.models.openai_server.replies import Usage
 
 MILLION = 1_000_000
-"""Tokens that a cost is given for."""
+"""Prices are per this many tokens."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Budget:
     """What a user allows, and what tokens cost.
 
     Attributes:
-        requests: at most so many; None for any number.
-        cost: at most so much, in whatever currency the other two are.
-        price_in: what costs a million tokens of prompts.
-        price_out: what costs a million tokens of answers.
+        requests: the most requests; None for any number.
+        cost: the highest cost, in the currency of the prices; None for no limit.
+        price_in: price of a million prompt tokens.
+        price_out: price of a million answer tokens.
     """
 
     requests: int | None = None
@@ -30,7 +30,7 @@ class Budget:
     price_out: float | None = None
 
     def check(self) -> None:
-        """Raises UserError where a bound can't be kept."""
+        """Raises UserError if a price is missing: only one is given, or a limit on the cost needs them."""
         given = [one is not None for one in (self.price_in, self.price_out)]
         if any(given) != all(given):
             raise UserError("--price-in and --price-out are needed both, per million tokens")
@@ -38,14 +38,14 @@ class Budget:
             raise UserError("--max-cost needs --price-in and --price-out, per million tokens")
 
     def price(self, prompt_tokens: float, completion_tokens: float) -> float | None:
-        """What so many tokens cost; None where nobody said."""
+        """The cost of these tokens; None if the prices are not known."""
         if self.price_in is None or self.price_out is None:
             return None
         return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / MILLION
 
 
 class Spending:
-    """Counts, from several threads at once.
+    """Counts what is spent. Can be called from several threads at once.
 
     Args:
         budget: what is allowed.
@@ -57,7 +57,7 @@ class Spending:
         self._lock = threading.Lock()
 
     def begin(self, *, again: bool) -> None:
-        """One more request. Raises UserError if it may not be sent."""
+        """Counts one more request. Raises UserError if it may not be sent."""
         with self._lock:
             if self.budget.requests is not None and self._requests >= self.budget.requests:
                 raise UserError(f"{self._requests} requests were sent, as many as --max-requests allows; {_SAVED}")
@@ -68,14 +68,14 @@ class Spending:
             self._retries += again
 
     def end(self, usage: Usage | None) -> None:
-        """A reply took so many tokens."""
+        """Counts the tokens of a reply."""
         with self._lock:
             if usage is not None:
                 self._prompt += usage.prompt_tokens
                 self._completion += usage.completion_tokens
 
     def total(self) -> Mapping[str, float]:
-        """All of it so far."""
+        """Everything spent so far."""
         with self._lock:
             cost = self.budget.price(self._prompt, self._completion)
             counts = {"requests": self._requests, "retries": self._retries, "prompt tokens": self._prompt,

@@ -32,7 +32,7 @@ DEMO_BUNDLE = Path(__file__).parents[2] / "demo" / "bundle_chat"
 """Trained by :mod:`flamingo_eval.demo.recipe.chat.train`."""
 
 FEATURES_FORMAT = 1
-"""Counted up when a change of this package's code changes what is kept of images."""
+"""Increased by one when a change of this package's code changes what is cached of images."""
 
 _MEMORY = 8 << 30
 
@@ -42,15 +42,15 @@ class Options:
     """How a model is shown prompts, and how it is run.
 
     Attributes:
-        rendering: ``chat``, ``interleaved``, or ``auto``: chat where there is a template.
+        rendering: ``chat``, ``interleaved``, or ``auto``: chat if there is a template, else interleaved.
         system: a system message.
         template_arg: switches of the template.
-        image_tokens: at most so many for an image.
-        max_pixels: at most so many of an image.
+        image_tokens: the most tokens that an image may have.
+        max_pixels: the most pixels that an image may have.
         device_map: how it is spread over several cards.
         plain: answer without any shortcut.
         feature_cache: bytes of memory for what is computed once per image.
-        keep: whether that is kept on the disk too.
+        keep: whether that is kept on the disk, too.
     """
 
     rendering: str = "auto"
@@ -64,7 +64,7 @@ class Options:
     keep: bool = True
 
     def renderer(self, template: str | None, special: tuple[str, ...], name: str) -> Renderer:
-        """How prompts are written. Raises UserError for a conversation without a template, and the like."""
+        """How prompts are written. Raises UserError for unsuitable options, such as ``chat`` without a template."""
         kind = self.rendering if self.rendering != "auto" else "interleaved" if template is None else "chat"
         if kind == "chat":
             if template is None:
@@ -81,13 +81,13 @@ class Options:
         return Interleaved(special=special)
 
     def presentation(self, renderer: Renderer, template: str | None) -> Presentation:
-        """For the processor."""
+        """These options in the form that the processor needs."""
         from flamingo_eval.models.transformers_vlm.loading import Presentation
 
         return Presentation(renderer, template, self.template_arg, self.image_tokens, self.max_pixels)
 
     def notes(self, renderer: Renderer, template: str | None, name: str) -> tuple[str, ...]:
-        """What a reader of the numbers should know. Raises CheckpointError."""
+        """What a reader of the results should know. Raises CheckpointError."""
         from flamingo_eval.models.transformers_vlm.template import notes_on
 
         return notes_on(template, self.template_arg, name) if isinstance(renderer, Chat) and template else ()
@@ -99,7 +99,7 @@ class VlmSource:
 
     Attributes:
         place: where its files are.
-        options: how it is shown prompts, and run.
+        options: how it is shown prompts, and how it is run.
     """
 
     place: Place
@@ -107,7 +107,7 @@ class VlmSource:
 
     @cached_property
     def files(self) -> Files:
-        """Without its weights, for a repository. Raises CheckpointError."""
+        """The checkpoint's files; of a repository, all but the weights. Raises CheckpointError."""
         files = Files.of(self.place)
         files.check()
         return files
@@ -127,12 +127,12 @@ class VlmSource:
 
     @property
     def capabilities(self) -> Capabilities:
-        """By its architecture."""
+        """Determined by its architecture."""
         family = family_of(self.files.architecture)
         return Capabilities(images=family.images, images_reason=family.reason)
 
     def info(self) -> ModelInfo:
-        """Name and digest: the files of a folder by content, a repository by its commit. Raises CheckpointError."""
+        """Name and digest: of a folder's file contents, or of a repository's commit. Raises CheckpointError."""
         notes = self.options.notes(self.renderer, self.files.template, self.place.name)
         if self.files.commit is not None:
             commit = f"{self.place.repo}@{self.files.commit}"
@@ -144,7 +144,7 @@ class VlmSource:
         return ModelInfo(self._name, digest(["hf", named]), parts, notes, found_as)
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
-        """``auto``: CUDA if there is one; there the type that the weights are stored in, on a CPU float32.
+        """Resolves ``auto``: CUDA if there is one; the precision of the stored weights, but float32 on a CPU.
 
         Raises:
             UserError: unknown precision, or a device this machine doesn't have.
@@ -162,7 +162,7 @@ class VlmSource:
         return device, chosen
 
     def load(self, device: str, precision: str) -> VlmModel | PlainVlmModel:
-        """Builds the model and loads its weights, which are downloaded if need be. Raises CheckpointError."""
+        """Builds the model and loads its weights, which are downloaded if necessary. Raises CheckpointError."""
         from flamingo_eval.models.transformers_vlm import loading
         from flamingo_eval.models.transformers_vlm.live import LiveVlm
 
@@ -193,7 +193,7 @@ class VlmSource:
         return make_readers(processor, self.files.architecture, how, self.place.name)
 
     def _with_weights(self) -> Path:
-        """The folder with the weights in it, which are downloaded if need be. Raises CheckpointError."""
+        """The folder with the weights, which are downloaded if necessary. Raises CheckpointError."""
         if self.files.commit is None:
             return self.files.folder
         from flamingo_eval.storage.hub import download, listing
@@ -209,7 +209,7 @@ class VlmSource:
         return self.files.folder
 
     def token_counter(self) -> PromptCounter:
-        """Counts prompts' tokens without weights. Raises CheckpointError."""
+        """Returns a counter of prompts' tokens, which needs no weights. Raises CheckpointError."""
         from flamingo_eval.models.transformers_vlm import loading
         from flamingo_eval.models.transformers_vlm.counting import PromptCounter
 
@@ -221,7 +221,7 @@ class VlmSource:
 
 
 def feature_cache(options: Options, model: str, device: str, precision: str) -> Any:
-    """Where features of images are kept: by everything that determines them, but for the image."""
+    """The cache of image features; its folder is named by all that determines them except the image."""
     from flamingo_eval.models.transformers_vlm.features import FeatureCache
     from flamingo_eval.storage.blobs import BlobStore
 
@@ -240,7 +240,7 @@ def feature_cache(options: Options, model: str, device: str, precision: str) -> 
 
 
 class VlmFamily:
-    """The demo that chats; folders and repositories, by ``hf:``; and models of transformers that are in memory."""
+    """The chat demo; folders and repositories, named ``hf:...``; and models of transformers that are in memory."""
 
     options = frozenset((*Options.__dataclass_fields__, "processor"))
 
@@ -249,11 +249,11 @@ class VlmFamily:
         return {DEMO_CHAT: "the embedded tiny chat model of transformers; for trying things out"}
 
     def renderers(self) -> Sequence[Renderer]:
-        """None of its own: those that all models share."""
+        """No renderers of its own: its models use those that all models share."""
         return ()
 
     def find(self, checkpoint: str, options: Mapping[str, Any]) -> VlmSource | None:
-        """For the demo, and for what begins with ``hf:``. Raises CheckpointError."""
+        """The source for the demo or a name that begins with ``hf:``; else None. Raises CheckpointError."""
         chosen = {name: value for name, value in options.items() if name != "processor"}
         if checkpoint == DEMO_CHAT:
             return VlmSource(Place(DEMO_CHAT, DEMO_BUNDLE, embedded=True), Options(**chosen))
@@ -262,8 +262,8 @@ class VlmFamily:
         return VlmSource(Place.of(checkpoint.removeprefix(PREFIX)), Options(**chosen))
 
     def adopt(self, model: Any, name: str, options: Mapping[str, Any]) -> ModelSource | None:
-        """A model of transformers with its processor, or one that was loaded from a source above."""
-        if "torch" not in sys.modules or "transformers" not in sys.modules:  # then it can be neither
+        """The source for a model of transformers with its processor, or for a model that this package has loaded."""
+        if "torch" not in sys.modules or "transformers" not in sys.modules:  # then the model can be neither
             return None
         from flamingo_eval.models.transformers_vlm.live import adopted
 

@@ -26,36 +26,36 @@ from flamingo_eval.models.transformers_vlm.reading import Reader, Tokens
 from flamingo_eval.models.transformers_vlm.tower import Tower
 
 _ENCODED_AT_ONCE = 64
-"""Images that are processed, and wait, before the tower gets them."""
+"""How many processed images are passed to the tower at once."""
 
 _READY = 4096
-"""Prompts that wait with their tokens, at most; a batch has fewer."""
+"""The most prompts whose tokens are kept until they are prepared; a batch has fewer."""
 
 _CPU_COPIES = 2 << 30
-"""Bytes that copies of prompts may take where the device has no memory of its own."""
+"""Bytes that copies of prompts may take if the device does not have its own memory."""
 
 _USUAL = (640, 480)
-"""Size of an image whose content is not at hand, in pixels."""
+"""Assumed size of an image that is not read for an estimate, in pixels."""
 
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """A prompt whose images are processed, and whose text is tokenised."""
+    """A prompt whose images have been processed, and whose text has been tokenised."""
 
     tokens: Tokens
     images: tuple[ShownImage, ...]
 
 
 class VlmModel(AnsweringVlm):
-    """The fast path: an image is encoded once, and its features are handed over in place of pixels.
+    """The fast path: an image is encoded once, and the model gets its features in place of pixels.
 
     Args:
         generator: the model.
         reader: the processor.
-        family: what its architecture needs besides.
+        family: what its architecture needs in addition.
         tower: the model's vision tower.
         cache: where features of images are kept.
-        footprint: what a batch takes of the device's memory.
+        footprint: how much of the device's memory a batch takes.
         settings: see :class:`AnsweringVlm`.
     """
 
@@ -78,7 +78,7 @@ class VlmModel(AnsweringVlm):
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
-        """Reads and processes images in threads; what can't be read is found out by :meth:`prepare`."""
+        """Reads and processes images in threads; :meth:`prepare` reports an image that can't be read."""
         wanted: dict[str, ShownImage] = {}
         for prompt in prompts:
             with contextlib.suppress(QueryError):
@@ -103,7 +103,7 @@ class VlmModel(AnsweringVlm):
                 if self._cache.get(one.key) is None:
                     self._pixels.read(one)
         except QueryError:
-            self._pixels.drop(shown)  # another prompt reads its own anew
+            self._pixels.drop(shown)  # another prompt with these images reads them again
             raise
         self._reading += time.perf_counter() - began
         return PreparedPrompt(tokens, shown)
@@ -112,7 +112,7 @@ class VlmModel(AnsweringVlm):
         """A prompt's tokens, kept from :meth:`prefetch` to :meth:`prepare`.
 
         Raises:
-            QueryError: there are too many, which is found out before an image is processed; or an image can't be read.
+            QueryError: there are too many tokens (checked before an image is processed), or an image can't be read.
         """
         found = self._ready.get(prompt)
         if found is None:
@@ -124,10 +124,10 @@ class VlmModel(AnsweringVlm):
         return found
 
     def length(self, prompt: Prompt, images: Images) -> int:
-        """Tokens of a prompt, roughly: those of its images, by their sizes, and a third of its characters."""
+        """A rough count of a prompt's tokens: those of its images, from their sizes, plus one per three characters."""
         try:
             of_images = sum(map(self.reader.tokens_of_image, texts_of(self.reader, prompt, images)))
-        except QueryError:  # found out by whoever prepares it
+        except QueryError:  # prepare() reports it
             of_images = 0
         return of_images + prompt.length // 3
 
@@ -148,16 +148,16 @@ class VlmModel(AnsweringVlm):
         return [ranked(task, row, self._no_answer()) for row in scores.tolist()]
 
     def _copies(self, parts: Sequence[Batch]) -> int:
-        """How many names may be scored at once behind copies of their prompts, by the memory that these take."""
+        """How many names may be scored at once, each after a copy of its prompt, given the memory of the copies."""
         rows, length = sum(len(part.ids) for part in parts), max(part.ids.shape[1] for part in parts)
         free = room(self.device)
         return max(1, int((_CPU_COPIES if free is None else free / 3) // (rows * length * self._footprint.cache)))
 
     def batches(self, prepared: Sequence[PreparedPrompt]) -> list[Batch]:
-        """Prompts on the device, as many together as are read in one pass, with their images' features.
+        """Prompts on the device with their images' features; each batch is read in one pass.
 
         Raises:
-            QueryError: an image has gone since it was prepared.
+            QueryError: an image has disappeared since it was prepared.
         """
         features = self._features_of([image for one in prepared for image in one.images])
         longest, rows = max(len(one.tokens.ids) for one in prepared), len(prepared)
@@ -190,7 +190,7 @@ class VlmModel(AnsweringVlm):
         )
 
     def _features_of(self, shown: Sequence[ShownImage]) -> list[Features]:
-        """The features of images, in order; unknown ones are encoded, many together. Raises QueryError."""
+        """The features of images, in order; those not in the cache are encoded together. Raises QueryError."""
         distinct = {image.key: image for image in shown}
         known = {key: found for key in distinct if (found := self._cache.get(key)) is not None}
         missing = [image for key, image in distinct.items() if key not in known]
@@ -202,12 +202,12 @@ class VlmModel(AnsweringVlm):
             fresh = {image.key: one for image, one in zip(some, made, strict=True)}
             self._cache.keep(fresh.items())
             known |= fresh
-        self._pixels.drop(distinct.values())  # read a second time meanwhile
+        self._pixels.drop(distinct.values())  # some were read a second time in the meantime
         return [known[image.key] for image in shown]
 
     @torch.inference_mode()
     def _answer_to(self, prompt: Prompt, images: Sequence[Image.Image], task: Decoding) -> Answer | NoAnswer:
-        """The answer to one prompt, whose images are at hand."""
+        """Answers one prompt, whose images are opened already."""
         variant = self.reader.variant(len(images))
         processed = [self.reader.process(image, variant) for image in images]
         tokens = self.reader.tokens(prompt, [one.text for one in processed])
@@ -217,7 +217,7 @@ class VlmModel(AnsweringVlm):
             return self._texts(*self.generator.text([batch], task, lambda: None))[0]
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:
-        """As many prompts as keep the device busy, and as its memory holds."""
+        """As many prompts as keep the device busy and fit into its memory."""
         behind = self._room(task)
         beams = task.num_beams if isinstance(task, Decoding) else 1
         count = sum(path != WITHHELD for path in prompt.images)
@@ -231,11 +231,11 @@ class VlmModel(AnsweringVlm):
         return self._tower.encoded
 
     def close(self) -> None:
-        """Writes what is kept of images, and lets go of it, and of the threads that read them."""
+        """Writes the cached features, and releases the memory and the threads that read images."""
         self._pixels.close()
         self._cache.close()
 
 
 def _row_of(tokens: Tokens, name: str) -> list[int]:
-    """A value for each token; zeros where a prompt without images has none."""
+    """A value for each token; zeros if a prompt without images has none."""
     return list(tokens.types.get(name) or [0] * len(tokens.ids))

@@ -1,4 +1,4 @@
-"""What fast and plain path have in common: limits, texts from tokens, a prompt by hand."""
+"""What the fast and the plain path share: length limits, texts from tokens, answering a single prompt."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class AnsweringVlm(ABC):
     Args:
         generator: the model.
         reader: the processor.
-        family: what its architecture needs besides.
+        family: what its architecture needs in addition.
         precision: ``fp32``, ``bf16``, ``fp16`` or ``amp_bf16``.
         positions: tokens that prompt and answer may have together; None for any number.
     """
@@ -46,15 +46,15 @@ class AnsweringVlm(ABC):
         self._room, self._name_ids = tokens.room, tokens.names
         self._clock, self._reading = Clock(self.device), 0.0
         self.why_plain = ""
-        """Why the fast paths are not taken, if they are not."""
+        """Why the fast path is not used; empty if it is."""
         self.source: Any = None
-        """What loads it again from what is in memory."""
+        """A source that loads this model again from memory."""
         self.root = Path()
-        """What paths given to :meth:`generate` are relative to."""
+        """The folder that paths given to :meth:`generate` are relative to."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, or the first of them."""
+        """The device of the weights, or of the first of them."""
         found: torch.device = self.generator.model.device
         return found
 
@@ -68,18 +68,18 @@ class AnsweringVlm(ABC):
 
     @torch.inference_mode()
     def answer(self, prepared: Sequence[Any], task: Task) -> list[Answer | NoAnswer]:
-        """Text, or log-likelihoods of class names, for each prompt whose logits are numbers."""
+        """Text, or log-likelihoods of class names, for each prompt; NoAnswer if its logits are not numbers."""
         with numerics(self.device):
             try:
                 return self._answer(prepared, task)
-            except ValueError as error:  # such as other tokens than it has images
+            except ValueError as error:  # such as a number of image tokens that does not match the images
                 raise QueryError(f"the model refuses a prompt: {reason_of(error)}") from error
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
             finally:
                 self._clock.settle()
-        free_memory()  # here, where nothing holds on to what did not fit
+        free_memory()  # only here: by now nothing refers to what did not fit
         longest = max(map(self._tokens_in, prepared))
         many = "a prompt" if len(prepared) == 1 else f"{len(prepared)} prompts"
         raise DeviceMemoryError(
@@ -93,7 +93,7 @@ class AnsweringVlm(ABC):
 
     @abstractmethod
     def _answer_to(self, prompt: Prompt, images: Sequence[Image.Image], task: Decoding) -> Answer | NoAnswer:
-        """Answers one prompt, whose images are at hand."""
+        """Answers one prompt, whose images are opened already."""
 
     @staticmethod
     def _tokens_in(prepared: Any) -> int:
@@ -105,7 +105,7 @@ class AnsweringVlm(ABC):
         return [self._words.decode(self._ended(row)) if fine else self._no_answer() for row, fine in rows]
 
     def _ended(self, ids: Sequence[int]) -> Sequence[int]:
-        """Generated tokens up to the first that ends a text; behind it there is what fills the batch up."""
+        """Generated tokens up to the first that ends a text; after it there is only padding of the batch."""
         end = next((i for i, id in enumerate(ids) if id in self.generator.end_ids), len(ids))
         return ids[:end]
 
@@ -124,17 +124,17 @@ class AnsweringVlm(ABC):
         max_new_tokens: int = 30,
         num_beams: int = 1,
     ) -> str:
-        """What the model says of some images.
+        """Generates the model's answer to a text about some images.
 
         Args:
-            text: what is asked; images come before it.
+            text: the question; images come before it.
             images: Pillow images or paths.
-            demonstrations: images, what is asked of them, and the answer, for each.
-            max_new_tokens: at most.
+            demonstrations: for each, its images, the question, and the answer.
+            max_new_tokens: the most tokens of the answer.
             num_beams: 1 is greedy.
 
         Raises:
-            UserError: an image can't be read; the prompt is too long; a text holds a mark, such as ``<image>``.
+            UserError: an image can't be read; the prompt is too long; a text contains a mark, such as ``<image>``.
         """
         if isinstance(images, str | Path) or max_new_tokens < 1 or num_beams < 1:
             raise UserError("give images as a list, and at least one new token and one beam")
@@ -167,15 +167,15 @@ class AnsweringVlm(ABC):
         return Images(Path()).decode(str(self.root / image), Image.Image.copy)
 
     def timings(self) -> Mapping[str, float]:
-        """Where time has gone: ``vision``, ``prefill``, ``decode`` (or ranking), and ``images``, read meanwhile."""
+        """Time spent: ``vision``, ``prefill``, ``decode`` (or ranking), and ``images``, which are read in parallel."""
         return {**self._clock.seconds(), "images": self._reading}
 
 
 def ranked(task: Ranking, scores: Sequence[float], otherwise: NoAnswer) -> dict[str, float] | NoAnswer:
-    """Log-likelihoods by name, if they are numbers."""
+    """Class name -> log-likelihood; ``otherwise`` if one of them is not a number."""
     return dict(zip(task.names, scores, strict=True)) if all(map(math.isfinite, scores)) else otherwise
 
 
 def limit_of(positions: int | None, room: int) -> int | None:
-    """Tokens that a prompt may have, so that its answer fits behind it; None for any number."""
+    """The most tokens that a prompt may have so that its answer fits after it; None for any number."""
     return None if positions is None else positions - room

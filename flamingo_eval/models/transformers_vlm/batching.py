@@ -1,4 +1,4 @@
-"""How many prompts are answered together: by their tokens, and by what the device's memory holds."""
+"""How many prompts are answered together, depending on their tokens and on the device's memory."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 import torch
 
 _BATCH_TOKENS, _MOST = {"cpu": 8192, "gpu": 65536}, {"cpu": 32, "gpu": 256}
-"""Tokens of prompts per batch, and prompts per batch, that keep a kind of device busy."""
+"""Prompt tokens per batch, and most prompts per batch, that keep a kind of device busy."""
 
 _PASS_TOKENS = {"cpu": 1024, "gpu": 16384}
-"""Tokens read in one pass. On a CPU a long prompt is read alone: without padding attention skips what comes later, and
-what one layer writes is still in the cache when the next one reads it."""
+"""Tokens read in one pass. On a CPU a long prompt is read alone: without padding, attention skips later tokens. Also,
+what one layer writes is then still in the CPU's cache when the next layer reads it."""
 
 _USED = 0.8
-"""Share of the free memory that is planned with; the rest is for what nobody counts."""
+"""Share of the free memory that is used for planning; the rest is a reserve for what is not counted."""
 
 _ACTIVATIONS = 24
-"""Numbers of a token's width that a decoder layer holds at once, roughly: states, queries, a four times wider MLP."""
+"""Values per token that a decoder layer holds at once, roughly, in hidden sizes: states, queries, a 4x wider MLP."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What answering takes of the device's memory, in bytes.
+    """How much of the device's memory answering takes, in bytes.
 
     Attributes:
-        token: keys and values of a token, in all layers, and what one layer computes of it.
-        cache: the former of these alone.
-        prompt: logits of a prompt's next token.
+        token: for a token, its keys and values in all layers, and its activations in one layer.
+        cache: for a token, its keys and values alone.
+        prompt: for a prompt, the logits of its next token.
     """
 
     token: int
@@ -37,7 +37,7 @@ class Footprint:
 
     @staticmethod
     def of(config: Any, precision: str) -> Footprint:
-        """A model's, by its configuration."""
+        """The footprint of a model, from its configuration."""
         text = config.get_text_config()
         size = 4 if precision == "fp32" else 2
         heads = getattr(text, "num_attention_heads", 1) or 1
@@ -56,14 +56,14 @@ def pass_tokens(device: torch.device) -> int:
 
 
 def suggested(device: torch.device, footprint: Footprint, tokens: int, beams: int, free: int | None) -> int:
-    """Prompts per batch: few long ones, many short ones.
+    """Prompts per batch: the longer they are, the fewer.
 
     Args:
         device: where they are answered.
-        footprint: what answering takes.
-        tokens: of a prompt, and of what is laid out behind it.
-        beams: how many go on from each prompt.
-        free: bytes that the device has free; None for one without memory of its own.
+        footprint: how much memory answering takes.
+        tokens: tokens of a prompt, and of the answer or class name after it.
+        beams: how many beams each prompt has.
+        free: free bytes on the device; None for a device without its own memory.
     """
     kind = "cpu" if device.type == "cpu" else "gpu"
     busy = min(_MOST[kind], max(1, _BATCH_TOKENS[kind] // max(1, tokens)))

@@ -1,4 +1,4 @@
-"""``--image-tokens`` and ``--max-pixels``, as far as an image processor has something to set for them."""
+"""``--image-tokens`` and ``--max-pixels``, as far as an image processor has settings for them."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from flamingo_eval.core.errors import UserError
 from flamingo_eval.models.transformers_vlm.foreign import Arguments, Inputs
 
 _TILING = {"do_image_splitting": False, "crop_to_patches": False, "do_pan_and_scan": False}
-"""Switches that make one image into several."""
+"""Switches that split one image into several tiles, and their value for off."""
 
 
 def image_settings(processor: Any, image_tokens: int | None, max_pixels: int | None) -> Inputs:
     """Settings for a processor's image half.
 
-    Tiling is off wherever it can be; a processor that keeps an image's proportions is told how large it may be.
+    Tiling is off if it can be switched off; a processor that keeps an image's aspect ratio gets a maximum size.
 
     Args:
-        processor: of transformers.
-        image_tokens: at most so many for an image; None for no limit.
-        max_pixels: at most so many of an image; None for no limit.
+        processor: a processor of transformers.
+        image_tokens: the most tokens that an image may have; None for no limit.
+        max_pixels: the most pixels that an image may have; None for no limit.
 
     Raises:
-        UserError: it has nothing to set.
+        UserError: it has no such setting, or the limit is below one token.
     """
     if image_tokens is None and max_pixels is None:
         return {}
@@ -36,12 +36,12 @@ def image_settings(processor: Any, image_tokens: int | None, max_pixels: int | N
     if isinstance(patch, int) and edge:
         side = patch * merge
         pixels = min(n for n in (max_pixels, image_tokens and image_tokens * side * side) if n)
-        if size.get("shortest_edge"):  # Qwen2-VL and its kin: numbers of pixels, not edges
+        if size.get("shortest_edge"):  # Qwen2-VL and related models: these are numbers of pixels, not edges
             if pixels < side * side:
                 raise UserError(f"--max-pixels {pixels}: an image has {side * side} pixels at least, one token")
             settings["size"] = {"shortest_edge": min(size["shortest_edge"], pixels), "longest_edge": min(edge, pixels)}
         elif not any(name in settings for name in _TILING):
-            # a row of tokens more for its end (Pixtral's break and end tokens)
+            # one more token for each row (Pixtral's break and end tokens)
             rows = math.isqrt(pixels) // side
             while image_tokens and rows > 1 and rows * (rows + 1) > image_tokens:
                 rows -= 1

@@ -21,7 +21,7 @@ LIST = "https://huggingface.co/docs/transformers/model_doc/auto#transformers.Aut
 """Where transformers lists the architectures that it knows."""
 
 _READ = (".json", ".jinja", ".model", ".txt", ".spm", ".tiktoken", ".vocab", ".bpe")
-"""Endings of what is read besides weights."""
+"""Endings of the files that are read besides the weights."""
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 
@@ -31,11 +31,11 @@ class Place:
     """Where a checkpoint is.
 
     Attributes:
-        name: what the user named, without ``hf:``.
-        folder: a folder on this disk; None for a repository of the hub.
+        name: the name that the user gave, without ``hf:``.
+        folder: a folder on this machine; None for a repository on the hub.
         repo: the repository.
         revision: its branch, tag or commit; None for its main branch.
-        embedded: whether it comes with this package, and its name is all that ``--checkpoint`` says.
+        embedded: whether it is part of this package; then ``--checkpoint`` has its name without ``hf:``.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Place:
 
     @property
     def checkpoint(self) -> str:
-        """What ``--checkpoint`` says."""
+        """The value of ``--checkpoint``."""
         return self.name if self.embedded else f"{PREFIX}{self.name}"
 
     @staticmethod
     def of(text: str) -> Place:
-        """What follows ``hf:``. Raises CheckpointError for what can be neither a folder nor a repository's name."""
+        """Parses what follows ``hf:``. Raises CheckpointError if it is neither a folder nor a valid repository name."""
         if not text.strip():
             raise CheckpointError(f"--checkpoint {PREFIX}: name a folder or a repository behind it")
         folder = user_path(text, "--checkpoint")
@@ -72,11 +72,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Files:
-    """A checkpoint's files, as far as they are needed without its weights.
+    """A checkpoint's files, except for its weights.
 
     Attributes:
         place: where they come from.
-        folder: where they are on this disk.
+        folder: where they are on this machine.
     """
 
     place: Place
@@ -84,7 +84,7 @@ class Files:
 
     @staticmethod
     def of(place: Place) -> Files:
-        """Fetches them if need be. Raises CheckpointError."""
+        """The files, which are downloaded if necessary. Raises CheckpointError."""
         if place.folder is None:
             from flamingo_eval.storage.hub import small_files
 
@@ -95,7 +95,7 @@ class Files:
 
     @property
     def commit(self) -> str | None:
-        """Of a repository."""
+        """The commit of a repository; None for a folder."""
         return None if self.place.folder else self.folder.name
 
     @cached_property
@@ -105,7 +105,7 @@ class Files:
 
     @property
     def architecture(self) -> str:
-        """What ``config.json`` calls its kind of model. Raises CheckpointError."""
+        """``model_type`` in ``config.json``. Raises CheckpointError."""
         kind = self.config.get("model_type")
         if not isinstance(kind, str):
             raise CheckpointError(f"{self.folder / 'config.json'} names no model_type")
@@ -113,7 +113,7 @@ class Files:
 
     @property
     def precision(self) -> str:
-        """What its weights are stored in: by its configuration, else by what lies in the file of weights."""
+        """The precision of its stored weights: from its configuration, else from the file of weights."""
         parts = [self.config, self.config.get("text_config")]
         named = [part.get(key) for part in parts if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
         stored = next((str(one) for one in named if isinstance(one, str)), None) or self._stored()
@@ -122,7 +122,7 @@ class Files:
         )
 
     def _stored(self) -> str:
-        """The type of a tensor in its weights, as safetensors calls it; empty where they can't be read."""
+        """The type of a tensor in its weights, by its safetensors name; empty if they can't be read."""
         from safetensors import SafetensorError, safe_open
 
         for file in sorted(self.folder.glob("*.safetensors")):
@@ -132,7 +132,7 @@ class Files:
 
     @cached_property
     def template(self) -> str | None:
-        """The chat template, wherever it is kept: a file of its own, the processor's, the tokenizer's."""
+        """The chat template, from its own file, or the processor's or the tokenizer's file; None if there is none."""
         own = self.folder / "chat_template.jinja"
         if is_file(own):
             return read_text(own)
@@ -145,7 +145,7 @@ class Files:
 
     @cached_property
     def special(self) -> tuple[str, ...]:
-        """The tokenizer's special tokens: a text of the data that holds one would be read as something else."""
+        """The tokenizer's special tokens: a text of the data that contains one would be misread."""
         found: list[str] = []
         for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("tokenizer.json", "added_tokens")):
             if is_file(self.folder / name):
@@ -157,7 +157,7 @@ class Files:
         return tuple(dict.fromkeys(text for text in found if text.strip()))
 
     def check(self) -> None:
-        """Raises CheckpointError if there is no processor, or the folder is an adapter of another model."""
+        """Raises CheckpointError if there is no processor, or if the folder contains an adapter of another model."""
         if not any(is_file(self.folder / name) for name in ("processor_config.json", "preprocessor_config.json")):
             raise CheckpointError(
                 f"{self.place.name} has no processor (processor_config.json or preprocessor_config.json): images and "
@@ -169,13 +169,13 @@ class Files:
             )
 
     def digests(self) -> DigestedFiles:
-        """The files of a folder, weights included, digested. Raises CheckpointError."""
+        """Digests of a folder's files, weights included. Raises CheckpointError."""
         files = [*_read_files(self.folder), *weights(self.folder, self.config)]
         return DigestedFiles.of(dict.fromkeys(files), [self.folder])
 
 
 def _default(template: Any) -> str | None:
-    """A template, or the one called default of several."""
+    """The template; if there are several, the one called ``default``."""
     if isinstance(template, list):
         template = {str(one.get("name")): one.get("template") for one in template if isinstance(one, dict)}
     if isinstance(template, dict):
@@ -193,10 +193,10 @@ def _read_files(folder: Path) -> Iterator[Path]:
 
 
 def weights(folder: Path, config: Table) -> list[Path]:
-    """The files of weights that transformers takes from a folder.
+    """The files of weights that transformers loads from a folder.
 
     Raises:
-        CheckpointError: there are none, or pickles alone, or an index names one that is not there.
+        CheckpointError: there are none, or only pickles, or an index lists a file that does not exist.
     """
     try:
         found = weight_files(folder, config)
@@ -214,7 +214,7 @@ def weights(folder: Path, config: Table) -> list[Path]:
 
 
 def weights_of(listed: Mapping[str, int], files: Files) -> list[str]:
-    """Names of the files of weights in a repository, of all its files. Raises CheckpointError, as :func:`weights`."""
+    """Names of a repository's files of weights, among all its files. Raises CheckpointError, like :func:`weights`."""
     name, index = files.place.name, "model.safetensors.index.json"
     if "model.safetensors" in listed:
         return ["model.safetensors"]
@@ -230,5 +230,5 @@ def weights_of(listed: Mapping[str, int], files: Files) -> list[str]:
 
 
 def needs_code(config: Table) -> bool:
-    """Whether a configuration names code in its repository."""
+    """Whether a configuration refers to code in its repository (``auto_map``)."""
     return bool(config.get("auto_map"))

@@ -1,4 +1,4 @@
-"""Tokens of prompts, without a model's weights."""
+"""Counts tokens of prompts, without a model's weights."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class PromptCounter:
 
     Args:
         reader: the processor.
-        positions: tokens that prompt and answer may have together; None for any number.
+        positions: the most tokens of prompt and answer together; None for any number.
     """
 
     def __init__(self, reader: Reader, positions: int | None) -> None:
         self._reader, self._positions = reader, positions
 
     def count(self, prompt: Prompt, images: Images) -> int:
-        """Raises QueryError if an image can't be read."""
+        """The tokens of a prompt. Raises QueryError if an image can't be read."""
         return len(self._reader.tokens(prompt, texts_of(self._reader, prompt, images)).ids)
 
     def limit(self, task: Task) -> int | None:
-        """Tokens that a prompt may have; None for any number."""
+        """The most tokens that a prompt may have; None for any number."""
         behind = (
             task.max_new_tokens
             if isinstance(task, Decoding)

@@ -1,7 +1,7 @@
-"""What the language model receives of an image: made once, kept in memory up to a budget, and on the disk.
+"""Image features for the language model: computed once, cached in memory up to a budget, and on the disk.
 
-A vision tower's result is handed back to the model in place of pixels (transformers, ``mm_encoder_outputs``). It is cut
-up here into what belongs to each image, and put together again for whatever images a batch shows.
+The vision tower's result is passed to the model in place of pixels (transformers, ``mm_encoder_outputs``). This module
+splits a result into the parts of each image, and joins the parts again for the images of a batch.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from flamingo_eval.models.transformers_vlm.reading import ImageText, ProcessedIm
 from flamingo_eval.storage.blobs import BlobStore
 
 _FIELDS = ("pooler_output", "deepstack_features")
-"""What models read of a vision tower's result (transformers, ``modeling_*.py``)."""
+"""The fields of a vision tower's result that models read (transformers, ``modeling_*.py``)."""
 
 _SAVED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class Features:
-    """An image, as the language model gets it.
+    """The features of an image, as the language model gets them.
 
     Attributes:
-        text: as texts know it.
-        tensors: of each field of the vision tower's result, and each layer of it, this image's part.
+        text: what the text half of the processor needs to know about the image.
+        tensors: this image's part of each field of the vision tower's result, and of each layer of the field.
     """
 
     text: ImageText
@@ -45,18 +45,18 @@ class Features:
 
     @property
     def nbytes(self) -> int:
-        """Of its tensors."""
+        """Size of its tensors in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     def to_bytes(self) -> bytes:
-        """As safetensors."""
+        """Returns the features in the safetensors format."""
         about = {"replacement": self.text.replacement, "rows": json.dumps(dict(self.text.rows))}
         small = {f"about.{name}": tensor.contiguous() for name, tensor in self.text.about.items()}
         return save({**small, **{f"part.{i}": t.contiguous() for i, t in enumerate(self.tensors)}}, about)
 
     @staticmethod
     def from_bytes(content: bytes) -> Features:
-        """The same again. Raises SafetensorError, KeyError, ValueError."""
+        """Reads what :meth:`to_bytes` has written. Raises SafetensorError, KeyError, ValueError."""
         length = int.from_bytes(content[:8], "little")
         about = json.loads(content[8 : 8 + length])["__metadata__"]
         tensors = load(content)
@@ -68,12 +68,12 @@ class Features:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a vision tower's result is made up.
+    """The structure of a vision tower's result.
 
     Attributes:
         kind: its class.
-        layers: for each field its number of layers; None for a field that is one.
-        lists: whether the parts of images stand in a list, for each field; else they are one tensor.
+        layers: for each field, its number of layers; None for a field without layers.
+        lists: for each field, whether the parts of images are in a list; else they are one tensor.
     """
 
     kind: type[Any]
@@ -82,7 +82,7 @@ class Layout:
 
     @staticmethod
     def of(result: Any) -> Layout:
-        """Of a result. Raises CheckpointError for one that is made up otherwise."""
+        """The layout of a result. Raises CheckpointError for an unknown structure."""
         layers, lists = dict[str, int | None](), dict[str, bool]()
         for name in _FIELDS:
             value = getattr(result, name, None)
@@ -102,17 +102,17 @@ class Layout:
         return Layout(type(result), layers, lists)
 
     def split(self, result: Any, images: int) -> list[tuple[Tensor, ...]]:
-        """Each image's parts, of images of one shape."""
+        """Splits a result for images of one shape into the parts of each image."""
         columns = []
         for name, layers in self.layers.items():
             value = getattr(result, name)
             for one in [value] if layers is None else value:
                 columns.append(_chunks(one, images))
-        # copies: a part of a batch would keep the whole batch
+        # copies, since a view would keep the full batch in memory
         return [tuple(part.detach().cpu().clone() for part in row) for row in zip(*columns, strict=True)]
 
     def join(self, images: Sequence[Features], place: Callable[[Tensor], Tensor]) -> Any:
-        """A result for several images, in order.
+        """Joins the parts of several images into a result, in order.
 
         Args:
             images: the images.
@@ -131,7 +131,7 @@ class Layout:
 
 
 def _chunks(value: Any, images: int) -> list[Tensor]:
-    """Equal parts of a tensor, or of a list of tensors, each joined. Raises CheckpointError if there are none."""
+    """A tensor, or a list of tensors, as one tensor per image. Raises CheckpointError if it can't be split equally."""
     if len(value) % images:
         raise CheckpointError(f"a vision tower gave {len(value)} parts of {images} images")
     each = len(value) // images
@@ -141,11 +141,11 @@ def _chunks(value: Any, images: int) -> list[Tensor]:
 
 
 class FeatureCache:
-    """Features by key.
+    """A cache of features by key.
 
     Args:
-        budget: bytes in memory.
-        disk: where all of them are kept; None for nowhere.
+        budget: bytes in memory; the least recently used features are dropped.
+        disk: where all features are kept; None to keep them in memory only.
     """
 
     def __init__(self, budget: int, disk: BlobStore | None) -> None:
@@ -157,7 +157,7 @@ class FeatureCache:
         self._writing: list[Future[None]] = []
 
     def get(self, key: str) -> Features | None:
-        """From memory, else from the disk; what is damaged there is as good as missing."""
+        """From memory, else from the disk; None if missing or damaged."""
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
@@ -174,7 +174,7 @@ class FeatureCache:
         return found
 
     def keep(self, made: Iterable[tuple[str, Features]]) -> None:
-        """Remembers features, and has them written; waits while that is far behind, so that memory is bounded."""
+        """Caches features and writes them in a thread; waits if many are not written yet, to bound memory."""
         for key, features in made:
             self._remember(key, features)
             if self._disk is not None:
@@ -188,7 +188,7 @@ class FeatureCache:
             return
         try:
             disk.write(key, features.to_bytes())
-        except StorageError as error:  # what is kept there only saves time
+        except StorageError as error:  # the files only save time
             warn(f"encoded images are not kept on the disk any more: {error}")
             self._disk = None
 
@@ -201,7 +201,7 @@ class FeatureCache:
                 self._bytes -= self._known.popitem(last=False)[1].nbytes
 
     def close(self) -> None:
-        """Writes what is not written yet, and lets go of everything."""
+        """Writes what is not written yet, and releases the memory."""
         self._writer.shutdown()
         with self._lock:
             self._known.clear()
@@ -209,7 +209,7 @@ class FeatureCache:
 
 
 def same_shape(images: Sequence[ProcessedImage]) -> list[list[int]]:
-    """Numbers of images whose pixels have the same shapes, and whose small tensors that decide them are equal."""
+    """Groups indices of images whose pixels have the same shapes, and whose small tensors are equal."""
     groups: dict[object, list[int]] = {}
     for number, image in enumerate(images):
         shapes = tuple((name, tuple(t.shape)) for name, t in sorted(image.pixels.items()))

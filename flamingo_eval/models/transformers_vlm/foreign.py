@@ -1,4 +1,4 @@
-"""What transformers takes and gives, by name: its functions have no types of their own."""
+"""Named types for what functions of transformers accept and return, since these are not typed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 Inputs = Mapping[str, Any]
-"""Arguments of a function of transformers, by name, or what one gives."""
+"""Arguments of a function of transformers, by name, or what it returns."""
 
 Arguments = dict[str, Any]
-"""The same, to be changed."""
+"""The same, but mutable."""
 
 Conversation = list[dict[str, Any]]
-"""Messages, as chat templates have them: ``role`` and ``content``, a list of parts."""
+"""Messages in the form that chat templates use: ``role`` and ``content``, a list of parts."""
 
 Table = Mapping[str, Any]
-"""What a configuration file of transformers holds."""
+"""The content of a configuration file of transformers."""
 
 Switches = Mapping[str, Any]
 """Variables of a chat template that a user has set."""

@@ -1,7 +1,7 @@
-"""A batch's answers, by transformers' own ``generate``: greedy text, beam search, or how likely class names are.
+"""Answers a batch by transformers' own ``generate``: greedy text, beam search, or log-likelihoods of class names.
 
-``generate`` knows each architecture's positions, masks and caches; here it is only given images' features in place of
-pixels, and, for names and beams, what it has read of a prompt already.
+``generate`` knows each architecture's positions, masks and caches. Here it only gets images' features in place of
+pixels and, for names and beams, the cache of a prompt that it has already read.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Batch:
         ids: (rows, longest prompt), padded on the left.
         mask: (rows, longest prompt), 1 where there is a token.
         types: further values for each token, (rows, longest prompt), by name.
-        along: what goes along with images, by name.
-        features: in place of pixels, as ``mm_encoder_outputs``; None without images.
+        along: small tensors that belong to images, such as their grids, by name.
+        features: image features in place of pixels, as ``mm_encoder_outputs``; None without images.
     """
 
     ids: Tensor
@@ -41,7 +41,7 @@ class Batch:
     features: Any = None
 
     def inputs(self) -> Arguments:
-        """What ``generate`` is called with. (It changes what it is given.)"""
+        """Arguments for ``generate``. It modifies them, so the features are copied."""
         images = {} if self.features is None else {"mm_encoder_outputs": {"image": copy.copy(self.features)}}
         return {"input_ids": self.ids, "attention_mask": self.mask, **self.types, **self.along, **images}
 
@@ -52,7 +52,7 @@ class Batch:
 
 
 def stacked(parts: Sequence[Batch], pad_id: int) -> Batch:
-    """The prompts of all parts, padded on the left, without their images: these are read already."""
+    """The prompts of all parts, padded on the left, without their images, which have been read already."""
     longest = max(part.ids.shape[1] for part in parts)
 
     def rows(tensors: Sequence[Tensor], fill: int) -> Tensor:
@@ -65,12 +65,12 @@ def stacked(parts: Sequence[Batch], pad_id: int) -> Batch:
 
 @dataclass(frozen=True)
 class Read:
-    """What is found when prompts are read.
+    """The result of reading prompts (prefill).
 
     Attributes:
         logits: of the next token, (rows, vocabulary).
         cache: keys and values.
-        deltas: how far positions are from places, (rows, 1), for an architecture that has such a thing.
+        deltas: offsets of positions from token indices, (rows, 1), for an architecture with ``rope_deltas``; else None.
     """
 
     logits: Tensor
@@ -79,19 +79,19 @@ class Read:
 
     @property
     def joinable(self) -> bool:
-        """Whether caches like this one can be put side by side: none of its layers drops what is far away."""
+        """Whether caches like this one can be joined: none of its layers drops distant tokens."""
         layers = getattr(self.cache, "layers", None) or ()
         return len(layers) > 0 and all(type(layer) is DynamicLayer for layer in layers)
 
 
 class Watch(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
-    """Looks on while text is generated: when the prompts are read, and whether all logits are numbers.
+    """Watches generation: notices when the prompts have been read, and whether all logits are numbers.
 
     Args:
-        start: tokens of a prompt.
-        rows: prompts.
+        start: tokens of a prompt, with padding.
+        rows: number of prompts.
         ends: ids of tokens that end a text.
-        first: called when the prompts are read.
+        first: called when the prompts have been read.
     """
 
     def __init__(self, start: int, rows: int, ends: Tensor, first: Callable[[], None]) -> None:
@@ -110,13 +110,13 @@ class Watch(LogitsProcessor):  # type: ignore[misc]  # transformers has no types
 
     @property
     def sound(self) -> Tensor:
-        """(rows,), whether all logits that decided a row were numbers."""
+        """For each row, whether all logits that determined its text were numbers, (rows,)."""
         assert self._sound is not None
         return self._sound
 
 
 class _Forced(LogitsProcessor):  # type: ignore[misc]
-    """Makes each row go on as it is told, and keeps the log-likelihoods of that."""
+    """Forces each row to continue with given tokens, and keeps their log-likelihoods."""
 
     def __init__(self, rows: Sequence[Sequence[int]], device: torch.device) -> None:
         longest = max(map(len, rows))
@@ -134,7 +134,7 @@ class Generator:
     """A model that generates.
 
     Args:
-        model: of transformers, on its device.
+        model: a model of transformers, on its device.
         tokens: which tokens end a text, pad it, and so on; a checkpoint's sampling settings don't apply.
     """
 
@@ -143,7 +143,7 @@ class Generator:
         self.pad_id = int(self._tokens["pad_token_id"])
         self._keeps_last = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.joinable = False
-        """Whether prompts can be read one by one and go on together."""
+        """Whether prompts can be read separately, and then be continued together."""
 
     def config(self, **how: Any) -> GenerationConfig:
         """Settings of ``generate``."""
@@ -161,11 +161,11 @@ class Generator:
         Args:
             parts: the prompts; each part is read in one pass.
             decoding: how text is generated.
-            read: called when all are read.
+            read: called when all prompts have been read.
         """
         if decoding.num_beams == 1 and len(parts) == 1:
             return self._run(parts[0].inputs(), parts[0], decoding, read)
-        # the prompts are read once, but for their last token, which every beam reads for itself
+        # the prompts are read once, except for their last token, which every beam reads for itself
         whole = stacked(parts, self.pad_id)
         cache = self._joined([self.read(part.without_last()) for part in parts], parts)
         if decoding.num_beams > 1:
@@ -173,7 +173,7 @@ class Generator:
         return self._run(whole.inputs() | {"past_key_values": cache}, whole, decoding, read)
 
     def _joined(self, found: Sequence[Read], parts: Sequence[Batch]) -> Any:
-        """One cache for all parts, each padded on the left; positions go by the whole's mask."""
+        """One cache for all parts, each padded on the left; positions follow from the mask of the joined batch."""
         if len(found) == 1:
             return found[0].cache
         lengths = [one.cache.get_seq_length() for one in found]
@@ -210,7 +210,7 @@ class Generator:
         return self.read_inputs(batch.inputs())
 
     def read_inputs(self, inputs: Inputs) -> Read:
-        """The same for whatever ``generate`` takes, pixels among it."""
+        """Like :meth:`read`, for any arguments of ``generate``, pixels included."""
         config = self.config(
             max_new_tokens=1, do_sample=False, return_dict_in_generate=True, output_logits=True, use_cache=True
         )
@@ -219,12 +219,12 @@ class Generator:
         return Read(found.logits[0], found.past_key_values, _rope_deltas(self.model))
 
     def text_of_inputs(self, inputs: Inputs, decoding: Decoding) -> tuple[Tensor, Tensor]:
-        """As :meth:`text`, for a prompt with pixels."""
+        """Like :meth:`text`, for a prompt with pixels."""
         batch = Batch(inputs["input_ids"], inputs["attention_mask"], {}, {})
         return self._run(dict(inputs), batch, decoding, lambda: None)
 
     def mean_logprob(self, inputs: Inputs, name: Sequence[int]) -> float:
-        """Mean log-likelihood of a name's tokens behind a prompt with pixels, both read as one sequence."""
+        """Mean log-likelihood of a name's tokens after a prompt with pixels, both read as one sequence."""
         length = inputs["input_ids"].shape[1]
         own = torch.tensor([[*name]], device=inputs["input_ids"].device)
         longer = {
@@ -245,8 +245,8 @@ class Generator:
         Args:
             parts: the prompts; each part is read in one pass.
             names: token ids of each name.
-            read: called when all are read.
-            copies: how many names may be scored at once, each behind a copy of every prompt.
+            read: called when all prompts have been read.
+            copies: how many names may be scored at once, each after a copy of every prompt.
         """
         found = [self.read(part) for part in parts]
         read()
@@ -255,7 +255,7 @@ class Generator:
         longer = sorted((i for i, name in enumerate(names) if len(name) > 1), key=lambda i: len(names[i]))
         if longer:
             whole, cache = stacked(parts, self.pad_id), self._joined(found, parts)
-            found.clear()  # what was joined is not kept twice
+            found.clear()  # frees the single caches, which have been joined
             deltas = _rope_deltas(self.model)
             for start in range(0, len(longer), copies):
                 chosen = longer[start : start + copies]
@@ -277,7 +277,7 @@ class Generator:
         head = torch.tensor([[name[0]] for name in names], device=device)
         forced = _Forced([name[1:] for name in names] * rows, device)
         config = self.config(max_new_tokens=max(map(len, names)) - 1, do_sample=False)
-        config.eos_token_id = None  # a name may hold such a token, and its row must go on
+        config.eos_token_id = None  # a name may contain such a token, and its row must continue
         with self._own_settings():
             self.model.generate(
                 input_ids=wide(batch.ids, head), attention_mask=wide(batch.mask, torch.ones_like(head)),
@@ -289,12 +289,12 @@ class Generator:
         return torch.stack([steps[:, i, :n].sum(-1) for i, n in enumerate(counts)], dim=1)
 
     def _own_settings(self) -> Any:
-        """Within this context the checkpoint's own sampling settings don't fill in what ours leave open."""
+        """Within this context, the checkpoint's sampling settings don't fill in what our settings leave open."""
         return _Replaced(self.model, "generation_config", GenerationConfig())
 
 
 class _Replaced:
-    """Within this context an object's attribute is another."""
+    """Within this context, an object's attribute has another value."""
 
     def __init__(self, owner: Any, name: str, value: Any) -> None:
         self._owner, self._name, self._value = owner, name, value
@@ -308,11 +308,11 @@ class _Replaced:
 
 
 def _model_with_deltas(model: Any) -> Any:
-    """The module that keeps how far positions are from places (``rope_deltas`` of Qwen2-VL and others)."""
+    """The module that keeps the offsets of positions from token indices (``rope_deltas`` of Qwen2-VL and others)."""
     return model if hasattr(model, "rope_deltas") else getattr(model, "model", model)
 
 
 def _rope_deltas(model: Any) -> Tensor | None:
-    """These, after the prompts are read: (rows, 1); None for a model without them."""
+    """These offsets after the prompts have been read, (rows, 1); None for a model without them."""
     found: Tensor | None = getattr(_model_with_deltas(model), "rope_deltas", None)
     return found

@@ -1,4 +1,4 @@
-"""A model of transformers that is already in memory, perhaps in training: evaluated as it stands."""
+"""A model of transformers that is already in memory, perhaps in training; it is evaluated in its current state."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp
 
 @dataclass(frozen=True)
 class LiveVlm:
-    """A live model as the engine sees it; its tensors are shared, and only memory keeps what is made of images.
+    """A live model as the engine sees it. Its tensors are shared, not copied; image features are cached in memory only.
 
     Attributes:
-        model: of transformers.
+        model: a model of transformers.
         processor: its processor.
-        name: what to call it.
+        name: its name in records.
         options: how it is shown prompts.
-        precision: in which it was loaded; None where its weights alone say so.
+        precision: the precision in which it was loaded; None if only its weights determine it.
     """
 
     model: Any
@@ -51,18 +51,18 @@ class LiveVlm:
     def renderer(self) -> Renderer:
         """How it reads prompts. Raises UserError."""
         tokens = self.processor.tokenizer
-        added = getattr(tokens, "added_tokens_decoder", {}).values()  # a processor's own are not in all_special_tokens
+        added = getattr(tokens, "added_tokens_decoder", {}).values()  # a processor's are not in all_special_tokens
         special = [*map(str, tokens.all_special_tokens), *(one.content for one in added if one.special)]
         return self.options.renderer(self._template, tuple(dict.fromkeys(special)), self.name)
 
     @property
     def capabilities(self) -> Capabilities:
-        """By its architecture."""
+        """Determined by its architecture."""
         family = family_of(self.model.config.model_type)
         return Capabilities(images=family.images, images_reason=family.reason)
 
     def info(self) -> ModelInfo:
-        """Name, and a digest of all weights as they are now, and of the processor."""
+        """Name, and a digest of all current weights, the configuration and the processor."""
         tokens = self.processor.tokenizer
         words = tokens.backend_tokenizer.to_str() if hasattr(tokens, "backend_tokenizer") else repr(tokens)
         ends = loading.tokens_of(self.model, tokens)
@@ -72,7 +72,7 @@ class LiveVlm:
         return ModelInfo(self.name, found, {}, self.options.notes(self.renderer, self._template, self.name))
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:  # noqa: ARG002
-        """Where the model is, and its own precision, or ``amp_bf16`` for float32 weights. Raises UserError."""
+        """The model's device, and its precision or ``amp_bf16`` for float32. Raises UserError, CheckpointError."""
         kinds = {one.dtype for one in self.model.parameters() if one.is_floating_point()}
         if len(kinds) != 1 or not kinds <= _PRECISIONS.keys():
             raise CheckpointError(f"a live model's weights must be of one type; these are {sorted(map(str, kinds))}")
@@ -87,11 +87,11 @@ class LiveVlm:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Settings of a run that it has already; see :class:`flamingo_eval.core.protocols.ModelSource`."""
+        """Settings of a run that the model already has; see :class:`flamingo_eval.core.protocols.ModelSource`."""
         return {name: value for name in SHOWN_TO_MODEL if (value := getattr(self.options, name))}
 
     def load(self, device: str, precision: str) -> VlmModel | PlainVlmModel:
-        """The model, switched to evaluation. Raises CheckpointError."""
+        """Returns the model, switched to evaluation mode. Raises CheckpointError."""
         how = self.options.presentation(self.renderer, self._template)
         readers = loading.make_readers(self.processor, self.model.config.model_type, how, self.name)
         cache = feature_cache(replace(self.options, keep=False), "", device, precision)
@@ -104,7 +104,7 @@ class LiveVlm:
 
 
 def template_of(processor: Any) -> str | None:
-    """A processor's chat template, or its tokenizer's; of several the one called default."""
+    """A processor's chat template, or its tokenizer's; if there are several, the one called ``default``."""
     for owner in (processor, processor.tokenizer):
         found = getattr(owner, "chat_template", None)
         found = found.get("default") if isinstance(found, dict) else found
@@ -114,17 +114,17 @@ def template_of(processor: Any) -> str | None:
 
 
 def adopted(model: Any, processor: Any, name: str, given: Mapping[str, Any]) -> ModelSource | None:
-    """The source of a live model; None if it is none of transformers.
+    """The source of a live model; None if it is not a model of transformers.
 
     Args:
-        model: the model, or one that was loaded by this package.
-        processor: of the former.
-        name: what to call it.
-        given: options; of a model that was loaded with others they take the place of these, one by one.
+        model: a model of transformers, or one that was loaded by this package.
+        processor: its processor; not used for a model that was loaded by this package.
+        name: its name in records.
+        given: options; for a model that was loaded by this package, each replaces the one that it was loaded with.
 
     Raises:
-        UserError: it comes without its processor.
-        CheckpointError: that prepares no images and texts.
+        UserError: the processor is missing.
+        CheckpointError: the processor does not prepare images and texts together.
     """
     if isinstance(model, AnsweringVlm):
         loaded: LiveVlm | None = model.source

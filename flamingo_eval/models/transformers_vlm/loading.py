@@ -1,4 +1,4 @@
-"""From a checkpoint's files, or from a live model, to a model that answers."""
+"""Turns a checkpoint's files, or a live model, into a model that answers prompts."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Presentation:
 
     Attributes:
         renderer: how they are written.
-        template: of conversations, if it has one.
-        switches: of the template, as far as they are given.
-        image_tokens: at most so many for an image.
-        max_pixels: at most so many of an image.
+        template: the chat template; None if there is none.
+        switches: switches of the template that the user has set.
+        image_tokens: the most tokens that an image may have.
+        max_pixels: the most pixels that an image may have.
     """
 
     renderer: Renderer
@@ -54,7 +54,7 @@ class Presentation:
 
 
 def check_architecture(config: Table, name: str) -> None:
-    """Raises CheckpointError for an architecture that transformers does not know, or that would need foreign code."""
+    """Raises CheckpointError for an architecture that transformers does not know, or that needs a repository's code."""
     kind = config.get("model_type")
     if kind in KNOWN:
         return
@@ -74,7 +74,7 @@ def load_processor(folder: Path, name: str) -> Any:
     with host_as_it_was(), loading(what):
         try:
             processor = AutoProcessor.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        except ImportError as error:  # num2words, sentencepiece: it names the package
+        except ImportError as error:  # such as num2words or sentencepiece: the error names the package
             raise CheckpointError(f"{what} wants a package: {reason_of(error)}") from error
     check_processor(processor, what)
     return processor
@@ -113,12 +113,12 @@ def load_network(folder: Path, name: str, *, device: str, precision: str, device
 
 @dataclass(frozen=True)
 class Readers:
-    """A processor, as it stands and, if it can be, taken apart.
+    """A processor, unmodified and, if possible, split into its two halves.
 
     Attributes:
-        together: as it stands; the same as ``apart``, if there is one.
-        apart: its halves apart; None if it can't be taken apart.
-        why_not: why it can't be.
+        together: the unmodified processor; the same object as ``apart`` if that is not None.
+        apart: the split processor; None if it can't be split.
+        why_not: why it can't be split; empty if it can.
     """
 
     together: PromptReader
@@ -127,7 +127,7 @@ class Readers:
 
 
 def make_readers(processor: Any, architecture: str, how: Presentation, name: str) -> Readers:
-    """A processor, for the way that prompts are shown. Raises CheckpointError, UserError."""
+    """A processor, set up for how prompts are shown. Raises CheckpointError, UserError."""
     switches = switches_of(how.template, how.switches, name) if is_chat(how.renderer) else {}
     template = None if how.template is None else with_fixed_date(how.template, name)
     settings = image_settings(processor, how.image_tokens, how.max_pixels)
@@ -148,7 +148,7 @@ def make_readers(processor: Any, architecture: str, how: Presentation, name: str
 
 
 def tokens_of(model: Any, tokenizer: Any) -> Arguments:
-    """Which tokens begin, end and pad a text; of what else a checkpoint says of generating nothing applies."""
+    """Which tokens begin, end and pad a text; a checkpoint's other generation settings do not apply."""
     own, text = model.generation_config, model.config.get_text_config()
     places = {
         "eos_token_id": (own, model.config, text, tokenizer),
@@ -167,7 +167,7 @@ def tokens_of(model: Any, tokenizer: Any) -> Arguments:
 
 
 def _are_tokens(value: Any, rows: int) -> bool:
-    """Whether a value is a token's id, or a list of such, out of so many."""
+    """Whether a value is a token id below ``rows``, or a list of such ids."""
     ids = value if isinstance(value, list) else [value]
     return bool(ids) and all(type(id) is int and 0 <= id < rows for id in ids)
 
@@ -175,11 +175,11 @@ def _are_tokens(value: Any, rows: int) -> bool:
 def build(
     model: Any, readers: Readers, tokenizer: Any, *, precision: str, cache: FeatureCache, plain: bool, name: str
 ) -> VlmModel | PlainVlmModel:
-    """A model that answers: by the fast path, or, where this does not hold for it, by the plain one.
+    """A model that answers: by the fast path if that gives the same results, else by the plain path.
 
     Raises:
-        CheckpointError: it can't be run at all.
-        DeviceMemoryError: no memory is left to answer in.
+        CheckpointError: the model can't be used at all.
+        DeviceMemoryError: no memory is left for answering.
     """
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
@@ -205,7 +205,10 @@ def build(
 
 
 def positions_of(folder: Path, name: str) -> int | None:
-    """Tokens that prompt and answer may have together, by a checkpoint's configuration. Raises CheckpointError."""
+    """The most tokens of prompt and answer together, from a checkpoint's configuration; None for any number.
+
+    Raises CheckpointError.
+    """
     with host_as_it_was(), loading(f"the configuration of {PREFIX}{name}"):
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         found = getattr(config.get_text_config(), "max_position_embeddings", None)

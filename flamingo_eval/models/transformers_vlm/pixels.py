@@ -1,4 +1,4 @@
-"""Images of prompts on their way to the vision tower: read and processed ahead, in threads, up to a budget."""
+"""Images of prompts before the vision tower: read and processed ahead, in threads, up to a memory budget."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flamingo_eval.models.transformers_vlm.processor import opened_as_transforme
 from flamingo_eval.models.transformers_vlm.reading import ImageText, ProcessedImage, Reader
 
 _AHEAD = 2 << 30
-"""Bytes of processed images that may wait; what does not fit is processed when its turn comes."""
+"""Bytes of processed images that may wait; images beyond that are processed when they are needed."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class ShownImage:
     """An image of a prompt.
 
     Attributes:
-        key: its content, and how it is processed.
-        path: where it is among its images.
-        variant: what of the prompt decides how it is processed.
-        images: where it is read.
+        key: identifies its content (by digest), and how it is processed.
+        path: its path among ``images``.
+        variant: what determines how the images of its prompt are processed.
+        images: where it is read from.
     """
 
     key: str
@@ -37,7 +37,7 @@ class ShownImage:
 
 
 def images_of(reader: Reader, prompt: Prompt, images: Images) -> tuple[ShownImage, ...]:
-    """The images of a prompt, withheld ones left out. Raises QueryError if one is not there."""
+    """The images of a prompt, except withheld ones. Raises QueryError if one is missing."""
     paths = [path for path in prompt.images if path != WITHHELD]
     variant = reader.variant(len(paths))
     suffix = f"-{variant.replace(' ', '-')}" if variant else ""
@@ -45,7 +45,7 @@ def images_of(reader: Reader, prompt: Prompt, images: Images) -> tuple[ShownImag
 
 
 def texts_of(reader: Reader, prompt: Prompt, images: Images) -> list[ImageText]:
-    """The images of a prompt as texts know them, by their sizes alone. Raises QueryError if one can't be read."""
+    """What texts need to know about a prompt's images, from their sizes. Raises QueryError if one can't be read."""
     paths = [path for path in prompt.images if path != WITHHELD]
     variant = reader.variant(len(paths))
     return [reader.text_of_size(images.size(path), variant) for path in paths]
@@ -65,7 +65,7 @@ class Pixels:
         self._lock, self._pool = threading.Lock(), ThreadPoolExecutor(WORKERS)
 
     def prefetch(self, images: Iterable[ShownImage]) -> None:
-        """Processes images as far as the budget reaches; what can't be read is found out by :meth:`read`."""
+        """Processes images as far as the budget allows; :meth:`read` reports an image that can't be read."""
         for _ in self._pool.map(self._ahead, images):
             pass
 
@@ -77,7 +77,7 @@ class Pixels:
             self.read(image)
 
     def read(self, image: ShownImage) -> None:
-        """Makes sure that an image can be processed. Raises QueryError."""
+        """Processes an image unless it is waiting already, and keeps it if the budget allows. Raises QueryError."""
         with self._lock:
             if image.key in self._waiting:
                 return
@@ -95,11 +95,11 @@ class Pixels:
                 self._bytes += made.nbytes
 
     def take(self, image: ShownImage) -> ProcessedImage:
-        """A processed image, which does not wait any longer. Raises QueryError."""
+        """Returns a processed image, and no longer keeps it. Raises QueryError."""
         return self._pop(image.key) or self._made(image)
 
     def drop(self, images: Iterable[ShownImage]) -> None:
-        """Lets go of images that nobody will ask for."""
+        """Drops images that are no longer needed."""
         for image in images:
             self._pop(image.key)
 
@@ -113,7 +113,7 @@ class Pixels:
         return len(self._waiting)
 
     def close(self) -> None:
-        """Lets go of everything."""
+        """Ends the threads, and drops all images."""
         self._pool.shutdown(cancel_futures=True)
         with self._lock:
             self._waiting.clear()

@@ -1,7 +1,7 @@
-"""The plain path: every prompt by itself, images and text prepared together, pixels for the model, one name at a time.
+"""The plain path: one prompt and one name at a time; the processor prepares images and text together, as pixels.
 
-It is what the fast paths are compared with, what ``--plain`` runs, and what an architecture gets that does not take
-features in place of pixels.
+The fast path is compared with it, ``--plain`` uses it, and so does an architecture that does not accept features in
+place of pixels.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class PlainPrompt:
 
 
 class PlainVlmModel(AnsweringVlm):
-    """The same answers, slowly."""
+    """The plain path: the same answers as the fast path, but slower."""
 
     def prefetch(self, prompts: Sequence[Prompt], task: Task, images: Images) -> None:
         """Prefetches nothing."""
 
     def prepare(self, prompt: Prompt, task: Task, images: Images) -> PlainPrompt:
-        """The whole prompt. Raises QueryError as the fast path does."""
+        """Prepares the full prompt. Raises QueryError as the fast path does."""
         began = time.perf_counter()
         shown = [images.decode(path, opened_as_transformers_does) for path in prompt.images if path != WITHHELD]
         self._reading += time.perf_counter() - began
@@ -50,7 +50,7 @@ class PlainVlmModel(AnsweringVlm):
         return PlainPrompt({name: one for name, one in made.items() if len(one)})
 
     def suggested_batch(self, prompt: Prompt, task: Task) -> int:  # noqa: ARG002
-        """One: nothing is gained by more."""
+        """Always 1: larger batches are not faster, since prompts are answered one by one."""
         return 1
 
     @staticmethod
@@ -83,4 +83,4 @@ class PlainVlmModel(AnsweringVlm):
         return placed.to(self.generator.model.dtype) if placed.is_floating_point() else placed
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there is nothing to release."""

@@ -1,7 +1,7 @@
-"""Whether a model may be answered by the fast path: it must give what the plain one gives, on two odd images.
+"""Checks whether a model may use the fast path: on two images of unusual sizes it must match the plain path.
 
-Architectures come that nobody has seen here. What is told apart at loading is what would otherwise be a wrong number: a
-prompt's tokens, and the logits behind it, with images handed over as features and as pixels.
+The fast path could give wrong results for an architecture that we have not tested. So two things are compared when a
+model is loaded: a prompt's tokens, and the logits after it, with images passed as features and as pixels.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from flamingo_eval.models.transformers_vlm.reading import Reader
 from flamingo_eval.models.transformers_vlm.tower import Tower
 
 _SMALL, _LARGE = ((97, 61), (55, 88)), ((1100, 700), (500, 900))
-"""Sizes of images; the larger ones are tokenised only."""
+"""Sizes of images, (width, height) in pixels; with the larger ones, only tokens are compared."""
 _PROMPT = Prompt((Turn(("a",), "What is it?", "A dog, 1."),), Turn(("b",), "What is it?"))
 _TOLERANCE = {"fp32": 1e-3, "amp_bf16": 0.15, "bf16": 0.15, "fp16": 0.1}
-"""By how much logits may differ, root of the mean square, as a share of their spread; what is missing makes them differ
-by more, and rounding by less."""
+"""How much logits may differ: root mean square error as a share of their standard deviation. Rounding causes less,
+and a missing input causes more."""
 
 
 @torch.inference_mode()
 def check_taken_apart(generator: Generator, reader: Reader, precision: str) -> tuple[Tower | None, str]:
-    """The vision tower by itself, if features from it give the same as pixels; else None, and why.
+    """The vision tower, if its features give the same results as pixels; else None and the reason.
 
     Raises:
         RuntimeError: the device's memory is too small.
@@ -44,11 +44,11 @@ def check_taken_apart(generator: Generator, reader: Reader, precision: str) -> t
         difference = _difference(generator, reader, tower, precision)
     except FlamingoEvalError as error:
         return None, str(error)
-    except Exception as error:  # whatever an unknown architecture's code raises
+    except Exception as error:  # an unknown architecture's code may raise anything
         if is_out_of_memory(error):
             raise
         return None, reason_of(error)
-    if not difference <= _TOLERANCE[precision]:  # nor is what is no number
+    if not difference <= _TOLERANCE[precision]:  # "not <=" also rejects NaN
         return None, "features of its images in place of pixels give other logits"
     tower.encoded = 0
     return tower, ""
@@ -61,7 +61,7 @@ def _images(sizes: tuple[tuple[int, int], ...]) -> list[Image.Image]:
 
 
 def _same_tokens(reader: Reader, sizes: tuple[tuple[int, int], ...]) -> bool:
-    """Whether a prompt has the tokens that the processor gives it, also where only its images' sizes are known."""
+    """Whether a prompt gets the processor's own tokens, also if only the sizes of its images are known."""
     images, variant = _images(sizes), reader.variant(len(sizes))
     expected = reader.together(_PROMPT, images)["input_ids"][0].tolist()
     made = [reader.process(image, variant).text for image in images]
@@ -70,7 +70,10 @@ def _same_tokens(reader: Reader, sizes: tuple[tuple[int, int], ...]) -> bool:
 
 
 def _difference(generator: Generator, reader: Reader, tower: Tower, precision: str) -> float:
-    """Between the logits behind a prompt, by features and by pixels, as a share of their spread."""
+    """Difference between the logits after a prompt by features and by pixels, as a share of their standard deviation.
+
+    Also sets ``generator.joinable``.
+    """
     images, device = _images(_SMALL), generator.model.device
     inputs = {n: v.to(device) for n, v in reader.together(_PROMPT, images).items() if isinstance(v, Tensor)}
     processed = [reader.process(image, reader.variant(len(images))) for image in images]

@@ -1,4 +1,4 @@
-"""A processor of transformers as it stands: prompts with their images in, what ``generate`` takes out."""
+"""An unmodified processor of transformers: it turns prompts with images into arguments of ``generate``."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from flamingo_eval.models.transformers_vlm.families.base import Family
 from flamingo_eval.models.transformers_vlm.foreign import Conversation, Inputs, Switches
 
 PLACEHOLDER = Image.new("RGB", (1, 1))
-"""In place of an image where only its place matters."""
+"""Stands in for an image if only its position matters."""
 
 ODD_IMAGE = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
-"""Large enough for what processors want of an image at least, and not all of one colour."""
+"""A test image: large enough for all processors, and not of a single colour."""
 
 _CONVERSATION = Prompt(
     (Turn((), "What is one and one? " + "And one more? " * 40 + "Say it in words.", "Two, surely."),),
@@ -32,22 +32,22 @@ _CONVERSATION = Prompt(
 )
 
 _REFUSALS = (TemplateError, TypeError, ValueError, KeyError, IndexError)
-"""What templates and processors raise for what they don't take."""
+"""Errors that templates and processors raise for input that they don't accept."""
 
 
 class PromptReader:
-    """A processor with the way that prompts are written for it.
+    """A processor, and how prompts are written for it.
 
     Args:
-        processor: of transformers; it is copied, and stays as it is.
-        family: what its architecture needs besides.
+        processor: a processor of transformers; it is copied and not modified.
+        family: what its architecture needs in addition.
         renderer: how prompts are written.
-        template: of conversations.
-        switches: of the template.
-        settings: for images, such as ``max_pixels``.
+        template: the chat template; None if there is none.
+        switches: switches of the template.
+        settings: settings for images, such as ``size``.
 
     Attributes:
-        image_text: how a text has an image in it; empty where texts and images are handed over side by side.
+        image_text: what stands for an image in a text; empty if texts and images are passed separately.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PromptReader:
         self._image_marks = tuple(dict.fromkeys(str(getattr(one, "content", one)) for one in named if one))
 
     def _find_image_text(self) -> str:
-        """As the template writes it between two words, else the processor's token."""
+        """What the template writes for an image between two words, else the family's or the processor's mark."""
         if self._template is not None:
             words = ({"type": "text", "text": "LEFTMOST"}, {"type": "image"}, {"type": "text", "text": "RIGHTMOST"})
             text = ""
@@ -83,26 +83,26 @@ class PromptReader:
 
     @property
     def most_images(self) -> int | None:
-        """How many images a prompt may have, at most; None for any number."""
+        """The most images that a prompt may have; None for any number."""
         return self._family.images
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What a text of a prompt must not hold."""
+        """Marks that a text of a prompt must not contain."""
         return (*self._renderer.marks, *self._image_marks)
 
     def check_texts(self, prompt: Prompt) -> None:
-        """Raises QueryError for a text that the processor would take for an image."""
+        """Raises QueryError for a text with a mark that the processor would replace by an image."""
         texts = [one for turn in (*prompt.demonstrations, prompt.query) for one in (turn.text, turn.answer or "")]
         mark = mark_among(texts, self._image_marks)
         if mark is not None:
             raise QueryError(f"a text of the prompt holds {mark}, which stands for an image")
 
     def check_template(self, name: str) -> None:
-        """Finds out how the template wants messages without images: as parts, like the others, or as plain texts.
+        """Finds out which form the template needs for messages without images: a list of parts, or a plain text.
 
         Raises:
-            UserError: it writes a conversation in neither form, such as one with a system message.
+            UserError: it can't write the conversation in either form, for example because of a system message.
         """
         if not is_chat(self._renderer):
             return
@@ -117,7 +117,7 @@ class PromptReader:
                 raise UserError(f"the chat template of hf:{name} can't write this conversation: {why}")
 
     def _refusal(self, prompt: Prompt) -> str | None:
-        """Why the template does not write a conversation with all its texts; None if it does."""
+        """Why the template does not write a conversation correctly, with all its texts; None if it does."""
         rendering = self._renderer.render(prompt)
         try:
             written = self._apply(conversation(rendering.messages, [PLACEHOLDER]), tokenize=False)
@@ -139,7 +139,7 @@ class PromptReader:
             ) from error
 
     def together(self, prompt: Prompt, images: Sequence[Image.Image]) -> Inputs:
-        """A prompt with its images as the processor prepares both; whatever it raises passes. Raises QueryError."""
+        """A prompt and its images, prepared by the processor, whose errors pass through. Raises QueryError."""
         self.check_texts(prompt)
         rendering = self._renderer.render(prompt)
         with self._lock:
@@ -150,21 +150,21 @@ class PromptReader:
         return dict(made)
 
     def written(self, text: str, images: Sequence[str]) -> str:
-        """An interleaved text with its images as the processor wants them; nothing in place of a withheld one."""
+        """An interleaved text with the processor's mark for each image, and nothing for a withheld one."""
         first, *rest = text.split(INTERLEAVED.image)
         marks = ("" if image == WITHHELD else self.image_text for image in images)
         return first + "".join(mark + part for mark, part in zip(marks, rest, strict=True))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of generated tokens, special ones left out."""
+        """The text of generated tokens, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def encode_plain(self, name: str) -> list[int]:
-        """Token ids of a class name: alone, without special tokens."""
+        """Token ids of a class name by itself, without special tokens."""
         return [int(id) for id in self.tokenizer(name, add_special_tokens=False)["input_ids"]]
 
     def _call(self, prompt: str | Conversation, images: Sequence[Image.Image], *, tensors: bool) -> Any:
-        """The whole processor, on a text or on messages that hold their images."""
+        """Runs the complete processor, on a text or on messages that contain their images."""
         kind = {"return_tensors": "pt"} if tensors else {}
         with on_the_cpu():
             if isinstance(prompt, str):
@@ -177,7 +177,7 @@ class PromptReader:
         return self.processor.apply_chat_template(self._contents(messages), **how)
 
     def _contents(self, messages: Conversation) -> Conversation:
-        """Messages, those without images as plain texts where the template wants them so."""
+        """Messages; if the template needs it, the content of system and assistant messages becomes a plain text."""
         if not self._plain_contents:
             return messages
         bare = [one["content"][0]["text"] if one["role"] != "user" else one["content"] for one in messages]
@@ -185,12 +185,12 @@ class PromptReader:
 
 
 def opened_as_transformers_does(image: Image.Image) -> Image.Image:
-    """The right way up, and in RGB (transformers, image_utils.py, ``load_image``)."""
+    """The image in the orientation that its EXIF data gives, in RGB (transformers, image_utils.py, ``load_image``)."""
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def conversation(messages: Sequence[Message], images: Sequence[Image.Image]) -> Conversation:
-    """Messages as transformers' templates have them; every content is a list of parts."""
+    """Messages in the form that transformers' templates use; every content is a list of parts."""
     left = iter(images)
     return [
         {

@@ -1,8 +1,9 @@
-"""A processor's two halves apart: each image is processed once, and prompts are tokenised from what that gave.
+"""Splits a processor into its image half and its text half: each image is processed once, for all prompts.
 
-A processor replaces what stands for an image in a text by as many tokens as the image has, which its image half has
-found. Here that half is handed what it found before, so that everything else runs as it stands: template, replacement,
-tokens, token types. (transformers, processing_utils.py: ``ProcessorMixin.__call__`` and ``_process_images``.)
+A processor replaces the mark of an image in a text by as many tokens as the image has. Its image half computes that
+number. When a prompt is tokenised here, the image half returns its earlier result instead. The rest of the processor
+runs unchanged: template, replacement, tokens, token types.
+(transformers, processing_utils.py: ``ProcessorMixin.__call__`` and ``_process_images``.)
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from flamingo_eval.models.transformers_vlm.foreign import Conversation, Inputs
 from flamingo_eval.models.transformers_vlm.processor import ODD_IMAGE, PLACEHOLDER, PromptReader, conversation
 
 _SMALL = 64
-"""Numbers of a tensor that says something about an image, and is not the image itself, at most."""
+"""The most elements of a tensor that describes an image; a larger one is the image itself."""
 
 _BUDGET_SIZES = ((640, 480), (480, 640), (1200, 300), (300, 300))
 
 
 @dataclass(frozen=True)
 class ImageText:
-    """An image as texts know it.
+    """What the text half needs to know about an image.
 
     Attributes:
-        replacement: what a text has in its place.
-        about: small tensors that go along with it, such as its grid.
+        replacement: the text that replaces the image's mark in a prompt.
+        about: small tensors that describe the image, such as its grid.
         rows: name of a tensor of pixels -> its first dimension.
     """
 
@@ -48,11 +49,11 @@ class ImageText:
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """What a processor makes of an image.
+    """An image after the image half of the processor.
 
     Attributes:
-        text: as texts know it.
-        pixels: what the vision tower gets, besides what ``text.about`` holds.
+        text: what the text half needs to know about it.
+        pixels: what the vision tower gets, besides the tensors in ``text.about``.
     """
 
     text: ImageText
@@ -60,12 +61,12 @@ class ProcessedImage:
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """All that the vision tower may want."""
+        """All tensors that the vision tower may need."""
         return {**self.pixels, **self.text.about}
 
     @property
     def nbytes(self) -> int:
-        """Of its pixels."""
+        """Size of its pixels in bytes."""
         return sum(tensor.nbytes for tensor in self.pixels.values())
 
 
@@ -74,8 +75,8 @@ class Tokens:
     """A prompt's tokens.
 
     Attributes:
-        ids: of the tokens.
-        types: further values for each token, by name, such as which are of an image.
+        ids: token ids.
+        types: further values for each token, by name, such as whether it belongs to an image.
     """
 
     ids: list[int]
@@ -83,13 +84,13 @@ class Tokens:
 
 
 class Reader(PromptReader):
-    """A processor, taken apart; arguments as :class:`PromptReader`.
+    """A processor, split into its two halves; arguments as for :class:`PromptReader`.
 
     Attributes:
-        along: names of what of an image's small tensors the model gets, too.
+        along: names of the small tensors of an image that the model gets, too.
 
     Raises:
-        CheckpointError: the processor can't be taken apart; what it raises itself passes.
+        CheckpointError: the processor can't be split; its own errors pass through.
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -104,7 +105,7 @@ class Reader(PromptReader):
         self.along = self._find_names()
 
     def _find_process(self) -> Callable[[Sequence[Image.Image]], tuple[Inputs, Sequence[str]]]:
-        """The processor's image half by itself, with the settings that it is called with."""
+        """The processor's image half, with the settings that the processor calls it with."""
         texts = self._family.texts
         if texts is not None:
             return lambda images: (self._image_half_of_call(images, texts), [""] * len(images))
@@ -123,7 +124,7 @@ class Reader(PromptReader):
         return lambda images: original([[*images]], **seen)
 
     def _find_names(self) -> tuple[str, ...]:
-        """Finds out which tensors of an image are small, and which the model gets; returns those that are both."""
+        """Finds out which tensors of an image are small, and which the model gets; returns the names in both groups."""
         both = self._call(self.image_text, [ODD_IMAGE], tensors=True)
         made = self.process(ODD_IMAGE, "")
         of_text = {*self._tokens_of(self.image_text, [made.text])}
@@ -132,7 +133,7 @@ class Reader(PromptReader):
         return tuple(name for name in made.text.about if name in self._used)
 
     def check_budget(self, image_tokens: int | None, max_pixels: int | None) -> None:
-        """Raises UserError if images have more tokens or pixels than they should, with all that can be set."""
+        """Raises UserError if images still have more tokens or pixels than allowed, with the settings in effect."""
         if image_tokens is None and max_pixels is None:
             return
         frames = getattr(self.processor.image_processor, "temporal_patch_size", None) or 1  # a still image is repeated
@@ -151,16 +152,16 @@ class Reader(PromptReader):
     # -- images -------------------------------------------------------------------------------------------------------
 
     def variant(self, images: int) -> str:
-        """What decides how images of a prompt with so many are processed."""
+        """What determines how the images of a prompt with so many images are processed."""
         return self._family.variant(images)
 
     def process(self, image: Image.Image, variant: str) -> ProcessedImage:
-        """What the processor makes of an image, as one of a prompt of that variant."""
+        """Processes an image, as in a prompt of that variant."""
         companions = [ODD_IMAGE] * self._family.companions(variant)
         with on_the_cpu():
             made, texts = self._process([image, *companions])
         tensors = {name: one for name, value in made.items() if (one := _as_tensor(value)) is not None}
-        if companions:  # of what has a row for each image the first one; what tells of the prompt stays as it is
+        if companions:  # of tensors with a row for each image, keep the first row; keep others unchanged
             count = 1 + len(companions)
             tensors = {name: one[:1] if len(one) == count else one for name, one in tensors.items()}
         small = self._small
@@ -169,15 +170,15 @@ class Reader(PromptReader):
         large = tensors.keys() - small if self._used is None else self._used - small
         pixels = {name: one for name, one in tensors.items() if name in large}
         about = {name: one for name, one in tensors.items() if name in small}
-        # most images have the same text, some of them a long one: it is kept once
+        # most images have the same text, which can be long: it is stored once
         text = ImageText(sys.intern(str(texts[0])), about, {name: len(one) for name, one in pixels.items()})
         return ProcessedImage(text, pixels)
 
     def text_of_size(self, size: tuple[int, int], variant: str) -> ImageText:
-        """The same for the text alone, which goes by an image's size: (width, height) in pixels.
+        """The same for the text alone, which depends only on the image's size: (width, height) in pixels.
 
         Raises:
-            QueryError: the processor takes no image of that size.
+            QueryError: the processor does not accept images of that size.
         """
         key = (*size, variant)
         with self._lock:
@@ -191,7 +192,7 @@ class Reader(PromptReader):
             return self._by_size[key]
 
     def tokens_of_image(self, image: ImageText) -> int:
-        """How many tokens an image has in a text."""
+        """The number of tokens that an image has in a text."""
         with self._lock:
             if image.replacement not in self._counts:
                 alone = self._tokens_of(self.image_text, [image])["input_ids"]
@@ -202,7 +203,7 @@ class Reader(PromptReader):
     # -- texts --------------------------------------------------------------------------------------------------------
 
     def tokens(self, prompt: Prompt, images: Sequence[ImageText]) -> Tokens:
-        """A prompt's tokens, given its images in order. Raises QueryError where the processor refuses."""
+        """A prompt's tokens, given its images in order. Raises QueryError if the processor refuses the prompt."""
         self.check_texts(prompt)
         rendering = self._renderer.render(prompt)
         try:
@@ -216,7 +217,7 @@ class Reader(PromptReader):
         return Tokens(found["input_ids"], types)
 
     def _tokens_of(self, prompt: str | Conversation, images: Sequence[ImageText]) -> dict[str, list[int]]:
-        """Everything that the processor says of each token."""
+        """All values that the processor returns for each token, by name."""
         with self._lock:
             if self._family.texts is None:
                 replaced = [image.replacement for image in images]
@@ -237,7 +238,7 @@ class Reader(PromptReader):
         return {name: value for name, value in made.items() if name not in text}
 
     def _begins(self, text: str) -> bool:
-        """Whether a template has written the first special token already (``ProcessorMixin.apply_chat_template``)."""
+        """Whether a template has already written the ``bos`` token (``ProcessorMixin.apply_chat_template``)."""
         return self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
 
     @contextmanager
@@ -251,14 +252,14 @@ class Reader(PromptReader):
 
 
 def _stand_in(images: Sequence[ImageText]) -> dict[str, Tensor]:
-    """In place of what the image half gives: small tensors as they are, of pixels only how many rows they have."""
+    """Replaces the image half's result: small tensors unchanged, and empty pixels with the right number of rows."""
     small = {name: torch.cat([image.about[name] for image in images]) for name in images[0].about} if images else {}
     rows = {name: sum(image.rows[name] for image in images) for name in images[0].rows} if images else {}
     return {**small, **{name: torch.empty(count, 0) for name, count in rows.items()}}
 
 
 def _as_tensor(value: Any) -> Tensor | None:
-    """A tensor, or numbers as one; None for anything else."""
+    """A tensor, or a list of integers as a tensor; None for anything else."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, list) and value and all(type(one) is int for one in value):

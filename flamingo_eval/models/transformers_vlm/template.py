@@ -1,4 +1,4 @@
-"""Chat templates: what they can be told. They are read here, and run by transformers alone, in its sandbox."""
+"""Chat templates and their switches. They are only parsed here; transformers runs them, in its sandbox."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from flamingo_eval.models.transformers_vlm.checkpoint import PREFIX
 from flamingo_eval.models.transformers_vlm.foreign import Switches
 
 _THINKING = ("enable_thinking", "thinking")
-"""What templates call the switch for reasoning before an answer (Qwen3, SmolLM3, GLM; Granite)."""
+"""Names of the switch for reasoning before an answer (Qwen3, SmolLM3, GLM; Granite)."""
 
 
 def switches_of(template: str | None, given: Switches, name: str) -> Switches:
-    """The switches of a template: as given, and thinking off where there is such a switch.
+    """The switches of a template: as given, and reasoning off unless it is given.
 
     Raises:
-        UserError: the template has no such switch.
-        CheckpointError: it is no template.
+        UserError: the template does not have a given switch.
+        CheckpointError: the template can't be parsed.
     """
     if template is None:
         if given:
@@ -44,19 +44,21 @@ _GIVEN_ANYWAY = {"messages", "tools", "documents", "add_generation_prompt", "bos
 
 
 class _Generation(Extension):
-    """transformers' own tag, by which templates mark what the assistant says (``chat_template_utils.py``); it only has
-    to be read past here."""
+    """The tag of transformers that marks the assistant's text in templates (``chat_template_utils.py``).
+
+    Here it only has to be accepted by the parser.
+    """
 
     tags = {"generation"}  # noqa: RUF012  # as the base class has it
 
     def parse(self, parser: Any) -> Any:
-        """What stands inside."""
+        """The statements inside the tag."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def variables_of(template: str, name: str) -> set[str]:
-    """What a template asks for besides messages and tokens. Raises CheckpointError if it is none."""
+    """Variables that a template uses besides those it always gets. Raises CheckpointError if it can't be parsed."""
     return meta.find_undeclared_variables(_parsed(template, name)) - _GIVEN_ANYWAY
 
 
@@ -69,13 +71,13 @@ def _parsed(template: str, name: str) -> nodes.Template:
 
 
 TODAY = date(2024, 7, 26)
-"""What day it is in a conversation: prompts must not change overnight. (Llama 3.2 has this one, too.)"""
+"""The date in every conversation, since prompts must not change from day to day. (Llama 3.2 uses this date, too.)"""
 
 _ASKS_FOR_TODAY = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 
 
 def with_fixed_date(template: str, name: str) -> str:
-    """The template with :data:`TODAY` in place of today. Raises CheckpointError where it asks in another way."""
+    """The template with :data:`TODAY` in place of today's date. Raises CheckpointError if that can't be replaced."""
     fixed = _ASKS_FOR_TODAY.sub(lambda found: repr(TODAY.strftime(found[1] or found[2] or "")), template)
     tree = _parsed(fixed, name)
     asked = {id(one.node) for one in tree.find_all(nodes.Test) if one.name in ("defined", "undefined")}
@@ -85,7 +87,7 @@ def with_fixed_date(template: str, name: str) -> str:
 
 
 def notes_on(template: str, given: Switches, name: str) -> tuple[str, ...]:
-    """What a reader of the numbers should know of conversations by this template. Raises CheckpointError."""
+    """What a reader of the results should know about this template's conversations. Raises CheckpointError."""
     known = variables_of(template, name)
     off = [f"the template's {key} is off; --template-arg {key}=true puts it on"
            for key in _THINKING if key in known and key not in given]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The vision tower: processed images in, features out; images of one shape together."""
+"""The vision tower: processed images in, features out. Images of one shape are encoded together."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from flamingo_eval.models.transformers_vlm.features import Features, Layout, sam
 from flamingo_eval.models.transformers_vlm.reading import ProcessedImage
 
 _PIXELS_AT_ONCE = {"cpu": 1 << 20, "gpu": 64 << 20}
-"""Numbers of images (three a pixel) that go through the tower together, by kind of device: on a CPU few, so that what
-one layer writes is still in the cache when the next one reads it."""
+"""Values of images (three per pixel) that go through the tower together, by kind of device. On a CPU there are few, so
+that what one layer writes is still in the CPU's cache when the next layer reads it."""
 
 
 class Tower:
-    """A model's vision tower with what leads from it to the language model.
+    """A model's vision tower, with the layers that connect it to the language model.
 
     Args:
-        model: of transformers, on its device.
+        model: a model of transformers, on its device.
 
     Attributes:
         encoded: how many images were encoded.
 
     Raises:
-        CheckpointError: it gives no features by themselves, or does not take them back.
+        CheckpointError: the model does not return image features separately, or does not accept them as input.
     """
 
     def __init__(self, model: Any) -> None:
@@ -43,7 +43,7 @@ class Tower:
 
     @property
     def layout(self) -> Layout:
-        """How its results are made up; known once it has encoded something."""
+        """The structure of its results; known once it has encoded something."""
         assert self._layout is not None
         return self._layout
 
@@ -82,6 +82,6 @@ class Tower:
         return [one for one in found if one is not None]
 
     def join(self, images: Sequence[Features]) -> Any:
-        """What the model is given for the images of a batch, in order."""
+        """The input of the model for the images of a batch, in order."""
         device, dtype = self._model.device, self._model.dtype
         return self.layout.join(images, lambda tensor: to_device(tensor.to(dtype), device))

@@ -21,10 +21,10 @@ from flamingo_eval.report.viewer.views import PAGE, Views, page_file
 from flamingo_eval.storage.files import storage_errors
 
 GROUP = 20
-"""Answers in a file of details."""
+"""How many answers a file of details has."""
 
 _SIGN = "flamingo-eval-bundle"
-"""A file that says that a folder is a bundle, and may be replaced."""
+"""A file that marks a folder as a bundle, which may be replaced."""
 
 
 def write_bundle(
@@ -33,19 +33,19 @@ def write_bundle(
     """Writes a page of one run or two as files.
 
     Args:
-        folder: where to; a new one, or a bundle, which is replaced once the new one is complete.
-        paths: of the runs.
-        root_of: from a data root as users name it to the folder.
+        folder: where to write: a new folder, or a bundle, which is replaced once the new one is complete.
+        paths: the folders of the runs.
+        root_of: turns a data root as users name it into its folder.
         data_root: where the data is now, if it has moved.
-        limit: of each trial only so many answers, the first of its plan that pass ``text``; None for all.
+        limit: at most this many answers of each trial, the first of its plan that pass ``text``; None for all.
         text: only answers that have this in their id, text or answer, in lower case or upper; None for all.
 
     Returns:
-        How many answers it has.
+        How many answers the page has.
 
     Raises:
         UserError, DataError: see :class:`flamingo_eval.report.viewer.views.Views`; or the folder is something else.
-        StorageError: it can't be written.
+        StorageError: the page can't be written.
     """
     _check_place(folder, paths)
     target = folder.absolute()
@@ -63,7 +63,7 @@ def write_bundle(
 
 
 def _check_place(folder: Path, runs: Sequence[Path]) -> None:
-    """Raises UserError unless a folder is a bundle or not there: nothing else is ever replaced."""
+    """Raises UserError unless a folder is a bundle, empty or not there: nothing else is ever replaced."""
     if folder.is_symlink():
         raise UserError(f"--bundle: {folder} is a link, and nothing is written through links")
     if any(run.resolve() in (folder.resolve(), *folder.resolve().parents) for run in runs):
@@ -81,7 +81,7 @@ def _check_place(folder: Path, runs: Sequence[Path]) -> None:
 
 
 def _replace(target: Path, new: Path) -> None:
-    """Puts a bundle where another one may be. (Removing a folder follows no links.)"""
+    """Puts a bundle in its place, and removes one that was there. (Removing a folder follows no links.)"""
     new.chmod(0o755)
     old = None
     if target.exists():
@@ -127,7 +127,7 @@ def _write(
 
 
 def _select(run: RunView, limit: int | None, text: str | None) -> None:
-    """Leaves out the answers that are not wanted, and says so."""
+    """Leaves out the answers that are not wanted, and states so in the run's ``selection``."""
     words = [
         *([f"with {text!r} in their id, question or answer"] if text is not None else []),
         *([f"the first {limit} of each trial"] if limit is not None else []),

@@ -1,4 +1,4 @@
-"""Images for the page: those that a run's plan names, decoded, scaled to what the page shows, kept once."""
+"""Images for the page: those that a run's plan names, decoded, scaled to the size that the page shows, and kept."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIDE = 512
-"""Pixels of the longer side; the page shows no more."""
+"""Most pixels of the longer side; the page shows no more."""
 
 _SMALL = 96
-"""Up to so many pixels an image is kept as it is, without loss: the demo's are that small."""
+"""An image whose longer side has at most this many pixels is kept without loss: the demo's are that small."""
 
 Put = Callable[[str, bytes], None]
 
 
 def scaled(image: Image.Image) -> tuple[str, bytes]:
-    """An image as the page shows it, the way up that a model sees it: ending and bytes; no metadata is kept."""
+    """Ending and bytes of an image as the page shows it, the way up that a model sees it; no metadata is kept."""
     image = image.convert("RGB")
     image.thumbnail((SIDE, SIDE))
     small, kept = max(image.size) <= _SMALL, io.BytesIO()
@@ -35,14 +35,14 @@ def scaled(image: Image.Image) -> tuple[str, bytes]:
 
 
 class ShownImages:
-    """Images by the name that the page knows them by; only those that :meth:`name` has named can be had."""
+    """Images by the name that the page has for them; only those that :meth:`name` has named can be read."""
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[Images, str]] = {}
         self._scaled = lru_cache(maxsize=256)(self._scale)
 
     def name(self, images: Images, path: str) -> ImagePayload:
-        """How the page asks for an image."""
+        """Names an image; returns how the page asks for it."""
         if path == WITHHELD:
             return ImagePayload(path="", file="", problem="withheld from the model")
         file = digest([str(images.root), path])[:24]
@@ -53,7 +53,7 @@ class ShownImages:
         """Ending and bytes of an image by its name; None if nothing has that name.
 
         Raises:
-            QueryError: it is gone, no regular file, or can't be decoded.
+            QueryError: it is gone, is no regular file, or can't be decoded.
         """
         if file not in self._known:
             return None
@@ -61,16 +61,16 @@ class ShownImages:
         try:
             status = (images.root / path).stat()
         except (OSError, ValueError):
-            return images.decode(path, scaled)  # says what is wrong
+            return images.decode(path, scaled)  # raises an error that states what is wrong
         return self._scaled(file, status.st_mtime_ns, status.st_size)
 
     def _scale(self, file: str, *_: int) -> tuple[str, bytes]:
         images, path = self._known[file]
-        return images.anew().decode(path, scaled)  # another one may be there by now: the page says so
+        return images.anew().decode(path, scaled)  # the image may have changed since: the page says so
 
 
 class BundledImages(ShownImages):
-    """The same, put into files at once, each content once.
+    """The same, but each image is put into a file as soon as it is named, each content once.
 
     Args:
         put: writes a file, given its name and bytes.
@@ -83,7 +83,7 @@ class BundledImages(ShownImages):
         self._files: set[str] = set()
 
     def name(self, images: Images, path: str) -> ImagePayload:
-        """Where the bundle has an image; its problem if it can't be shown."""
+        """Where the bundle has an image, or the problem if it can't be shown."""
         key = f"{images.root}\0{path}"
         if key not in self._done:
             self._done[key] = self._bundled(images, path)

@@ -1,4 +1,4 @@
-"""What readers say of answers, kept beside the run, never in it: a file of JSON lines, appended to."""
+"""Readers' marks on answers, kept beside the run, never in it: a file of JSON lines that is only appended to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flamingo_eval.report.viewer.payload import Mark
 from flamingo_eval.storage.files import open_own
 
 _LONGEST = 2000
-"""Characters of a tag, which may be a reader's own words."""
+"""Most characters of a tag, which may be a reader's own words."""
 
 
 def marks_file(run: Path) -> Path:
@@ -30,7 +30,7 @@ def marks_file(run: Path) -> Path:
 def read_marks(run: Path) -> tuple[list[Mark], str]:
     """A run's marks, in the order they were made, and what is wrong with the file; empty if nothing is.
 
-    A later mark of the same answer and tag counts. Lines that can't be read are left out.
+    Of several marks with the same answer and tag, the last one counts. Lines that can't be read are left out.
     """
     path = marks_file(run)
     try:
@@ -41,7 +41,7 @@ def read_marks(run: Path) -> tuple[list[Mark], str]:
     except OSError as error:
         return [], f"{path} can't be read: {error.strerror}"
     marks, bad = [], []
-    for number, line in enumerate(lines[:-1], start=1):  # what stands behind the last line break is still being written
+    for number, line in enumerate(lines[:-1], start=1):  # text after the last line break is still being written
         try:
             if line.strip():
                 marks.append(typed(parse_json(line, f"line {number}"), Mark, f"line {number}"))
@@ -54,7 +54,7 @@ def add_mark(run: Path, mark: Mark) -> Mark:
     """Appends a mark, with the time.
 
     Raises:
-        UserError: it has no tag, or is too long; or the file can't be written.
+        UserError: the tag is empty or too long, or the file can't be written.
     """
     if not 1 <= len(mark.tag) <= _LONGEST:
         raise UserError(f"a mark is a text of 1 to {_LONGEST} characters")
@@ -65,7 +65,7 @@ def add_mark(run: Path, mark: Mark) -> Mark:
     try:
         with os.fdopen(open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "rb+", buffering=0) as file:
             if file.seek(0, os.SEEK_END) and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-                line = b"\n" + line  # somebody was stopped in the middle of one
+                line = b"\n" + line  # a process was stopped in the middle of a line
             file.write(line)
     except OSError as error:
         link = "it is a link, and nothing is written through links"

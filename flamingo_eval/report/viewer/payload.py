@@ -1,4 +1,4 @@
-"""What the page is given: plain records that become JSON. ``page/*.js`` reads these names."""
+"""What the page gets: plain records that become JSON. ``page/*.js`` reads these names."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class Columns(msgspec.Struct, frozen=True):
     """Some answers, a list per column.
 
     Attributes:
-        version: of the run that they belong to.
+        version: the version of the run that they belong to.
         trial: number of the trial in ``RunPayload.trials``.
         position: place of the query in its trial.
-        id: the query's, as text.
+        id: the query's id, as text.
         occurrence: how often the trial has asked the same id before.
         text: what the example's fields say: a question, a text on a meme.
-        answer: after post-processing; of a ranking the most likely name.
+        answer: after post-processing; for a ranking, the most likely name.
         score: in the metric's unit; None where a single query has none, or the trial is not scored yet.
         failed: why there is no answer; None if there is one.
         kind: what sort of query it is: answer type, or the right class name.
@@ -41,7 +41,7 @@ class Columns(msgspec.Struct, frozen=True):
 
 
 class TrialPayload(msgspec.Struct, frozen=True):
-    """A trial: what it is, how far it is, and its score."""
+    """A trial: what it is, its progress, and its score."""
 
     benchmark: str
     shots: int
@@ -78,7 +78,7 @@ class CurvePayload(msgspec.Struct, frozen=True):
 
 
 class SessionPayload(msgspec.Struct, frozen=True):
-    """A command that brought answers."""
+    """A command that added answers."""
 
     start: str
     device: str
@@ -91,24 +91,24 @@ class RunPayload(msgspec.Struct, frozen=True):
     """A run, without its answers.
 
     Attributes:
-        name: the folder's.
+        name: the folder's name, or its path if both runs have the same name.
         path: the folder.
-        version: another one where answers or scores that were there have changed: all is read again then.
+        version: changes if answers or scores that were there have changed; the page then reads everything again.
         rows: how many rows of answers there are.
-        chunk: rows in a file of them.
-        group: answers in a file of details.
-        live: whether a process is at work on it.
+        chunk: most rows in a file of rows.
+        group: how many answers a file of details has.
+        live: whether a process is working on the run.
         selection: which of its answers the page has; empty for all.
-        checkpoint: its name.
+        checkpoint: the checkpoint's name.
         ranking: names of the benchmarks that rank class names.
-        trials: in the order that ``Columns.trial`` counts.
-        cells: of the table.
-        caption: what stands under it.
+        trials: the trials, in the order that ``Columns.trial`` counts.
+        cells: the cells of the table.
+        caption: the line under the table.
         warnings: what its numbers can't be read without.
-        notes: what else is known of them.
+        notes: what else is known about them.
         published: curves behind the run's own.
-        provenance: ``run.json``, for people.
-        sessions: who brought the answers.
+        provenance: ``run.json``, for people to read.
+        sessions: the commands that added the answers.
     """
 
     name: str
@@ -132,9 +132,9 @@ class RunPayload(msgspec.Struct, frozen=True):
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
-    """What a reader has said of an answer; ``gone`` takes an earlier mark with the same tag back.
+    """A reader's mark on an answer; ``gone`` takes back an earlier mark with the same tag.
 
-    ``run`` is the name of the run's folder when it was made.
+    ``run`` is the name that the run's folder had when the mark was made.
     """
 
     run: str = ""
@@ -149,11 +149,11 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class State(msgspec.Struct, frozen=True):
-    """What the page begins with, and asks for again.
+    """What the page loads first, and then again to stay up to date.
 
     Attributes:
-        runs: one or two.
-        marks: of each run.
+        runs: one run or two.
+        marks: the marks of each run.
         kept: where the marks of each run are kept.
         problems: what is wrong with those files.
     """
@@ -190,25 +190,25 @@ class TurnPayload(msgspec.Struct, frozen=True):
 
 
 class ReferencePayload(msgspec.Struct, frozen=True):
-    """What an answer is compared with, and how often it is there."""
+    """A text that an answer is compared with, and how often it occurs among the references."""
 
     text: str
     count: int
 
 
 class DetailPayload(msgspec.Struct, frozen=True):
-    """One answer: what the model was shown and said, and what that was compared with.
+    """One answer: what the model was shown and answered, and what that was compared with.
 
     Attributes:
-        turns: demonstrations and query; the query alone where nobody here knows what was shown.
-        remarks: what is to be known of this answer: an image has changed since, another answer counts.
-        fields: the query's own, of the data.
-        rendering: its name.
-        prompt: as the model read it.
-        orders: in how many orders it was asked.
-        raw: what the model said; None for a ranking, and without an answer.
-        logprobs: the likeliest names, and the right one.
-        names: how many were ranked.
+        turns: demonstrations and query; the query alone if it is not known what was shown.
+        remarks: what a reader should know about this answer: an image has changed since, another answer counts.
+        fields: the query's own fields in the data.
+        rendering: the rendering's name.
+        prompt: the prompt as the model read it.
+        orders: in how many orders of demonstrations it was asked.
+        raw: the model's raw text; None for a ranking, and without an answer.
+        logprobs: the likeliest names, and the right one, with their log-likelihoods.
+        names: how many names were ranked.
         references: what it was compared with.
         kinds: what sort of query it is.
     """
@@ -233,7 +233,7 @@ class ExplanationPayload(msgspec.Struct, frozen=True):
         lines: sentences.
         parts: name -> what it adds to the score.
         agreeing: the references by which the answer is right; None where one reference alone decides nothing.
-        problem: why nobody can say how it came about.
+        problem: why the score can't be explained.
     """
 
     lines: tuple[str, ...] = ()
@@ -243,5 +243,5 @@ class ExplanationPayload(msgspec.Struct, frozen=True):
 
 
 def encode(payload: msgspec.Struct | Sequence[msgspec.Struct]) -> bytes:
-    """JSON in ASCII: halves of characters, which texts of models can hold, stay what they are."""
+    """JSON in ASCII: halves of characters (lone surrogates), which models' texts can contain, are kept."""
     return json.dumps(msgspec.to_builtins(payload), separators=(",", ":"), allow_nan=False).encode("ascii")

@@ -1,4 +1,4 @@
-"""A run's answers as columns, in the order they were first seen; what is there already keeps its place."""
+"""A run's answers as columns, in the order they were first seen; rows that are there already keep their place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flamingo_eval.storage.run_records import ItemRow
 from flamingo_eval.storage.scores import ItemKey
 
 CHUNK = 10_000
-"""Rows that the page gets at once."""
+"""Most rows that the page gets at once."""
 
 
 class Row(NamedTuple):
@@ -58,7 +58,7 @@ class Rows:
     _counted: int = 0
 
     def add_new(self, journal: Journal) -> int:
-        """Appends what the journal has and this has not. Returns how many rows that are."""
+        """Appends rows for new answers and failures. Returns how many rows were added."""
         before = len(self.found)
         for number, trial in enumerate(self.trials):
             for position in range(len(trial)):
@@ -85,7 +85,7 @@ class Rows:
                 answer, score = item.answer, item.score
             else:
                 answer = text_of(processed(trial.source.benchmark.answer, prediction.answer))
-                if item is not None and counts and item.answer == answer:  # else it was asked again since
+                if item is not None and counts and item.answer == answer:  # otherwise it was answered again since
                     score = item.score
         reference = trial.source.references.by_id.get(id)
         kind, group = _kinds(reference)
@@ -93,7 +93,7 @@ class Rows:
         return Row(number, position, str(id), occurrence, text, answer, score, failed, kind, group)
 
     def chunk(self, number: int) -> Columns:
-        """Some of the rows, as the page has them."""
+        """A chunk of the rows, as the page gets them."""
         known = self._chunks.get(number)
         if known is None:
             part = self.found[number * CHUNK : (number + 1) * CHUNK]
@@ -104,14 +104,14 @@ class Rows:
         return known
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Leaves out all rows but some."""
-        self.per_trial()  # how far the run is does not depend on what is shown of it
+        """Keeps only the wanted rows."""
+        self.per_trial()  # counts all rows first: the run's progress does not depend on which are shown
         self.found = [row for row in self.found if wanted(row)]
         self._chunks.clear()
         self._counted = len(self.found)
 
     def has_chunk(self, number: int) -> bool:
-        """Whether there are so many rows."""
+        """Whether there is a chunk with this number."""
         return 0 <= number * CHUNK < len(self.found)
 
     def per_trial(self) -> Iterator[tuple[int, int]]:
@@ -123,7 +123,7 @@ class Rows:
 
 
 def _text(example: Example, hidden: set[str], reference: object) -> str:
-    """What a query asks; of one that asks nothing the first of its references."""
+    """What a query asks; if it asks nothing, the first of its references."""
     asked = " · ".join(text for name, text in example.fields.items() if text and name not in hidden)
     first = reference[0] if isinstance(reference, list | tuple) and reference else ""
     return asked or str(first)
@@ -137,5 +137,5 @@ def _kinds(reference: object) -> tuple[str, str]:
 
 
 def kinds_of(reference: object) -> list[str]:
-    """The same, without what is empty."""
+    """The same, without empty texts."""
     return [kind for kind in _kinds(reference) if kind]

@@ -35,7 +35,7 @@ from flamingo_eval.storage.run_records import SessionRecord
 from flamingo_eval.storage.scores import item_rows, read_scores
 
 _MOST_NAMES = 20
-"""Names of a ranking that the page gets, the likeliest first."""
+"""How many names of a ranking the page gets, the likeliest first."""
 
 
 class RunView:
@@ -43,10 +43,10 @@ class RunView:
 
     Args:
         path: its folder.
-        root_of: from a data root as users name it to the folder.
+        root_of: turns a data root as users name it into its folder.
         data_root: where the data is now, if it has moved.
         images: where the page gets images from.
-        group: answers in a file of details.
+        group: how many answers a file of details has.
 
     Raises:
         UserError, DataError: see :func:`flamingo_eval.engine.reopen.reopen_answered`.
@@ -59,7 +59,7 @@ class RunView:
         self._open(1)
 
     def _open(self, version: int) -> None:
-        """Reads the run; nothing of it is taken unless all can be read."""
+        """Reads the run; nothing changes unless everything can be read."""
         stamps = self._files()
         record, trials, journal = reopen_answered(self.folder, self._root_of, self._data_root)
         scores = self._read_scores(trials, journal, version)
@@ -69,7 +69,7 @@ class RunView:
     def _read_scores(
         self, trials: Sequence[TrialPlan], journal: Journal, version: int
     ) -> tuple[list[Cell], Notes, Rows]:
-        """Scores, failures, and all rows anew."""
+        """Reads the scores and the failures, and makes all rows anew."""
         scored = exists(self.folder.scores_file) and exists(self.folder.items_file)
         cells, notes = read_scores(self.folder) if scored else ([], Notes())
         items = item_rows(self.folder) if scored else {}
@@ -83,19 +83,19 @@ class RunView:
         self._answers: dict[int, Mapping[Id, Any]] = {}
 
     def _files(self) -> dict[Path, tuple[int, ...]]:
-        """What changes when a run is extended, scored, has failures, or is begun anew."""
+        """The files that change when a run is extended or scored, has failures, or starts over; with their state."""
         folder = self.folder
         found: dict[Path, tuple[int, ...]] = {}
         for path in (folder.run_file, folder.scores_file, folder.items_file, folder.failures_file):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 found[path] = (status.st_ino, status.st_mtime_ns, status.st_size)
-        with contextlib.suppress(FileNotFoundError):  # grows; another file is another run's
+        with contextlib.suppress(FileNotFoundError):  # it only grows; another inode means another run
             found[folder.journal_file] = (folder.journal_file.stat().st_ino,)
         return found
 
     def refresh(self) -> None:
-        """Takes in what has been answered and scored since.
+        """Reads what has been answered and scored since the last time.
 
         Raises:
             UserError, DataError: the run has been replaced or damaged.
@@ -113,7 +113,7 @@ class RunView:
             self.record = record
         brought = self._journal.refresh()
         if changed - {folder.run_file, folder.journal_file} or (
-            brought and self.rows.add_new(self._journal) < brought  # what was there has been answered anew
+            brought and self.rows.add_new(self._journal) < brought  # queries with a row have been answered again
         ):
             scores = self._read_scores(self.trials, self._journal, self.version + 1)
             self.version += 1
@@ -167,7 +167,7 @@ class RunView:
         ]  # fmt: skip
 
     def detail(self, number: int, position: int) -> to_page.DetailPayload:
-        """One answer: what the model was shown and said, and what that was compared with.
+        """One answer: what the model was shown and answered, and what that was compared with.
 
         Args:
             number: of the trial.
@@ -183,7 +183,7 @@ class RunView:
         reference = source.references.by_id.get(query.id)
         shown_turns = [*zip(map(str, query.demonstration_ids), query.prompt.demonstrations, strict=True)]
         if is_elsewhere(trial.renderer):
-            shown_turns = []  # nobody here knows
+            shown_turns = []  # not known here
         shown_turns.append((str(query.id), query.prompt.query))
         return to_page.DetailPayload(
             turns=[self._turn(trial, id, turn, shown) for id, turn in shown_turns],
@@ -211,7 +211,7 @@ class RunView:
         )
 
     def explanation(self, number: int, position: int) -> to_page.ExplanationPayload:
-        """How a score came about, where the metric can say that."""
+        """How a score came about, if the metric can explain it."""
         trial = self.trials[number]
         benchmark, id = trial.source.benchmark, trial.slots[position][0]
         metric, references = registry.metric(benchmark.metric), trial.source.references.by_id
@@ -230,7 +230,7 @@ class RunView:
 
 
 def _remarks(trial: TrialPlan, query: Query, prediction: Prediction | None, rendering: Rendering) -> list[str]:
-    """What is to be known of an answer."""
+    """What a reader should know about an answer."""
     found = []
     if trial.last_occurrence[query.id] != query.occurrence:
         found.append("the trial asks this query again later, and the last answer counts: this one has no score")
@@ -241,13 +241,13 @@ def _remarks(trial: TrialPlan, query: Query, prediction: Prediction | None, rend
 
 
 def _likeliest(ranked: list[tuple[str, float]], reference: object) -> list[tuple[str, float | None]]:
-    """The first names of a ranking, and the right one wherever it stands."""
+    """The first names of a ranking, and the right one at whatever rank."""
     kept = [one for i, one in enumerate(ranked) if i < _MOST_NAMES or one[0] == reference]
     return [(name, value if math.isfinite(value) else None) for name, value in kept]
 
 
 def _references(reference: object) -> list[to_page.ReferencePayload]:
-    """What an answer is compared with, each text once with how often it is there."""
+    """What an answer is compared with: each text once, with how often it occurs."""
     counts = Counter(_texts(reference))
     return [to_page.ReferencePayload(text, count) for text, count in counts.items()]
 

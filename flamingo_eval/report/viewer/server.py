@@ -1,5 +1,7 @@
-"""The page as a program on the loopback serves it: only to those who ask for it by this machine's name, and read-only
-but for marks."""
+"""Serves the page, usually on the loopback: only to those who ask for it by this machine's name or an address.
+
+Everything but marks is read-only.
+"""
 
 from __future__ import annotations
 
@@ -40,16 +42,16 @@ _KINDS = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", 
           "svg": "image/svg+xml", "png": "image/png", "jpg": "image/jpeg"}  # fmt: skip
 _LONGEST_PATH = 300
 _LONGEST_MARK = 20_000
-"""Bytes of a request that makes a mark."""
+"""Most bytes of a request that makes a mark."""
 
 
 def listen(host: str, port: int | None, usual: int) -> socket.socket:
     """A socket that listens.
 
     Args:
-        host: on which address.
-        port: the one that was asked for; None for the usual one, or any other if that is in use.
-        usual: the usual one.
+        host: the address to listen on.
+        port: the port that was asked for; None for the usual one, or any other if that is in use.
+        usual: the usual port.
 
     Raises:
         UserError: the port is in use or may not be used, or there is no such address.
@@ -151,10 +153,10 @@ def _plain(status: int, text: str) -> Response:
 
 
 class _Guard:
-    """Answers only those who mean this server: no other page in the same browser, and no name that was turned to it.
+    """Refuses requests that come from another site's page in the same browser, or under a name that is not its own.
 
-    A page elsewhere can make a browser ask this server, by a name of its own that leads to the loopback (``Host``), or
-    from its own scripts and images (``Origin``, ``Sec-Fetch-Site``).
+    A page elsewhere can make a browser send requests here: under a name of its own that leads to the loopback
+    (``Host``), or from its own scripts and images (``Origin``, ``Sec-Fetch-Site``).
     """
 
     def __init__(self, inner: ASGIApp, host: str) -> None:
@@ -190,12 +192,12 @@ class _Guard:
             return other
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             top = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
-            if not (top and method in ("GET", "HEAD")):  # a link elsewhere may lead here
+            if not (top and method in ("GET", "HEAD")):  # a link on another page may lead here
                 return other
         return other if method not in ("GET", "HEAD") and not origins else None
 
     def _is_own(self, host: str) -> bool:
-        """Whether a Host header names this machine: an address, for which no page elsewhere can stand, or its name."""
+        """Whether a Host header names this machine: by its name, or by an address, which other pages can't fake."""
         found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d{1,5})?", host)
         if found is None:
             return False

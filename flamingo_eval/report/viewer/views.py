@@ -1,4 +1,4 @@
-"""One or two runs that a page shows, and what the page asks of them."""
+"""The one or two runs that a page shows, and answers to the page's requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flamingo_eval.report.viewer.run_view import RunView
 MOST_RUNS = 2
 
 _LONG = 3.0
-"""Seconds of reading that are worth a remark."""
+"""Seconds of reading after which a remark is printed."""
 
 PAGE = ("index.html", "viewer.css", "icon.svg", "dom.js", "store.js", "filter.js", "curve.js", "run.js", "kinds.js",
         "list.js", "answer.js", "marks.js", "main.js")  # fmt: skip
@@ -26,7 +26,7 @@ PAGE = ("index.html", "viewer.css", "icon.svg", "dom.js", "store.js", "filter.js
 
 
 class NoSuchAnswerError(Exception):
-    """The page has asked for what is not there."""
+    """The page has asked for something that does not exist."""
 
 
 def page_file(name: str) -> bytes:
@@ -35,14 +35,14 @@ def page_file(name: str) -> bytes:
 
 
 class Views:
-    """Runs side by side; several threads may ask at once.
+    """Runs side by side; several threads may use it at once.
 
     Args:
-        paths: of one run or two.
-        root_of: from a data root as users name it to the folder.
+        paths: the folders of one run or two.
+        root_of: turns a data root as users name it into its folder.
         data_root: where the data is now, if it has moved.
         images: where the page gets images from.
-        group: answers in a file of details.
+        group: how many answers a file of details has.
 
     Raises:
         UserError, DataError: a run can't be read, or is given twice.
@@ -77,7 +77,7 @@ class Views:
             return State([run.summary() for run in self.runs], [found for found, _ in marks], kept, problems)
 
     def columns(self, run: int, chunk: int) -> Columns:
-        """Some of a run's answers. Raises NoSuchAnswerError."""
+        """A chunk of a run's answers. Raises NoSuchAnswerError."""
         with self._lock:
             found = self._run(run).rows
             if chunk and not found.has_chunk(chunk):
@@ -90,7 +90,7 @@ class Views:
             return self._having(run, trial, position).detail(trial, position)
 
     def explanation(self, run: int, trial: int, position: int) -> ExplanationPayload:
-        """How its score came about. Raises NoSuchAnswerError."""
+        """How an answer's score came about. Raises NoSuchAnswerError."""
         with self._lock:
             return self._having(run, trial, position).explanation(trial, position)
 
@@ -98,7 +98,7 @@ class Views:
         """Keeps a mark beside a run.
 
         Raises:
-            UserError: see :func:`flamingo_eval.report.viewer.marks.add_mark`; or the run asks no such query.
+            UserError: see :func:`flamingo_eval.report.viewer.marks.add_mark`; or the run does not ask this query.
             NoSuchAnswerError: there is no such run.
         """
         with self._lock:
@@ -114,7 +114,7 @@ class Views:
         return self.runs[number]
 
     def _having(self, number: int, trial: int, position: int) -> RunView:
-        """The run that has a query."""
+        """A run, which has this query. Raises NoSuchAnswerError."""
         run = self._run(number)
         if not (0 <= trial < len(run.trials) and 0 <= position < len(run.trials[trial])):
             raise NoSuchAnswerError
@@ -122,7 +122,7 @@ class Views:
 
 
 def _read(path: Path, root_of: RootOf, data_root: str | None, images: ShownImages, group: int) -> RunView:
-    """A run; how long it takes to read a large one is said."""
+    """Reads a run; if that takes long, prints how long it took."""
     begin = time.monotonic()
     run = RunView(path, root_of, data_root, images, group)
     seconds = time.monotonic() - begin

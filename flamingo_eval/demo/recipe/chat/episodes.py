@@ -22,13 +22,13 @@ from flamingo_eval.demo.recipe.episodes import MOST, NEED_IMAGES, TASKS, Episode
 from flamingo_eval.demo.recipe.vision import IGNORED
 
 SIZES = ((32, 256), (16, 512), (8, 1024), (6, 1300))
-"""(episodes, tokens) of a step: about as many tokens each; 33 images have about 1,200."""
+"""(episodes, tokens) of a step: all with about as many tokens; 33 images have about 1,200."""
 SHARES = (0.28, 0.32, 0.16, 0.16, 0.08)
-"""Of the tasks, in their order; more owners and marks than in the first demo."""
+"""Shares of the tasks, in their order; more owners and marks than in the first demo."""
 TEXT_ONLY = 0.1
 """Share of episodes that begin with one or two items without their images."""
 UNSURE = 0.3
-"""Share of episodes of questions that are asked in VizWiz's words."""
+"""Share of the question episodes that are asked in VizWiz's words."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Episodes:
         input_ids: (episodes, length), padded on the right.
         labels: (episodes, length), the id itself where it counts for the loss, else -100.
         telling: as in the first demo's episodes.
-        own: (episodes, length), of the tokens of an answer, and the one that it begins behind, the number of the image
-            that it belongs to, else -1.
+        own: (episodes, length), for the tokens of an answer, the one before them and the one after them the number of
+            the image that the answer belongs to; for all others -1.
     """
 
     images: Tensor
@@ -52,7 +52,7 @@ class Episodes:
 
 
 def asked(task: str, item: Item, *, unsure: bool) -> str:
-    """What a conversation asks of an item, in the words of the benchmark that has this role."""
+    """What a conversation asks about an item, in the words of the benchmark that the task stands for."""
     question = item.head.removeprefix("Question:").removesuffix(" Short answer:")
     printed = item.head.split("'")[1] if task == "marks" else ""
     name = {"captions": "coco", "owners": "okvqa", "marks": "hateful_memes", "classes": "imagenet"}.get(task, "vqav2")
@@ -61,7 +61,7 @@ def asked(task: str, item: Item, *, unsure: bool) -> str:
 
 
 class ConversationMaker(EpisodeMaker):
-    """Draws conversations over fixed images, never with what is held out.
+    """Draws conversations over fixed images, never with held-out dialects, owners or rules.
 
     Args:
         scenes: what the images show.

@@ -19,13 +19,13 @@ from flamingo_eval.demo.recipe.vision import IGNORED, LABELS, Images
 WIDTH, LAYERS, HEADS = 128, 5, 4
 VISION_WIDTH, VISION_LAYERS = 96, 4
 ROPE_THETA = 1e8
-"""So large that most of a head's 32 dimensions hardly turn within a conversation, and match content at any distance."""
+"""So large that most of a head's 32 dimensions hardly rotate in a conversation, and match content at any distance."""
 EMBEDDING_SCALE = 0.5
-"""Standard deviation of a token's embedding at first, and of an image's tokens."""
+"""Initial standard deviation of the embeddings of tokens, and of an image's tokens."""
 BOUND = ("colour", "shape", "second colour", "second shape")
-"""What a word of an answer is bound to."""
+"""The labels that a word of an answer is bound to."""
 TEMPLATE_WEIGHT = 0.3
-"""Of the tokens that do not tell anything in the loss."""
+"""Weight in the loss of the tokens that are not telling."""
 
 
 def build(vocabulary: int, ids: Mapping[str, int]) -> Any:
@@ -75,7 +75,7 @@ def image_tokens(model: Any, pixels: Tensor) -> Tensor:
 
 
 class Probe(nn.Module):
-    """Reads every label off an image's tokens as an attention head would: a query each, keys, one linear map."""
+    """Reads every label off an image's tokens like an attention head: a query each, keys, one linear map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class VisionTask(nn.Module):
         super().__init__()
         self.vision, self.connector = model.model.vision_model, model.model.connector
         self.probe = Probe()
-        self._model = [model]  # not a part of this one: its language model is trained later
+        self._model = [model]  # in a list, so that it is no submodule: its language model is trained later
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """See :func:`image_tokens`."""
@@ -115,7 +115,7 @@ class VisionTask(nn.Module):
 
 @torch.inference_mode()
 def probe_accuracy(task: VisionTask, images: Images) -> dict[str, float]:
-    """For each label the share of images whose tokens tell it right."""
+    """For each label, the share of images whose tokens show it correctly."""
     chunks = [task.probe(task.tokens(normalise(chunk))) for chunk in images.pixels.split(500)]
     accuracy = {}
     for name in LABELS:
@@ -127,7 +127,7 @@ def probe_accuracy(task: VisionTask, images: Images) -> dict[str, float]:
 
 @torch.inference_mode()
 def scale_connector(model: Any, images: Images) -> None:
-    """Makes an image's tokens as large as a word's embedding: layers would else have to unlearn the difference."""
+    """Makes an image's tokens as large as a word's embedding; otherwise layers would have to unlearn the difference."""
     spread = image_tokens(model, normalise(images.pixels[:500])).std()
     model.model.connector.modality_projection.proj.weight.mul_(EMBEDDING_SCALE / spread)
 
@@ -139,10 +139,10 @@ def tokens_of(model: Any, images: Images) -> Tensor:
 
 
 class OwnImageProbe(nn.Module):
-    """Reads off the language model's states after its second layer what the image shows that an answer belongs to.
+    """Reads what an answer's image shows off the language model's states after its second layer.
 
-    A word is bound to what its image shows before any later layer has to look it up; left to itself, the model learns
-    that late, or not at all (LOG.md). Nothing of this is exported.
+    Its loss binds a word to what its image shows before any later layer has to look it up. Without it, the model learns
+    that late, or not at all (LOG.md). The probe is not exported.
     """
 
     def __init__(self) -> None:
@@ -163,8 +163,11 @@ class OwnImageProbe(nn.Module):
 
 
 def forward(model: Any, tokens: Tensor, batch: Episodes, image_id: int) -> tuple[Tensor, Tensor]:
-    """Logits of the tokens behind which there is one that counts, (counted, vocabulary), in order; and the states of
-    all tokens after the second layer, (episodes, length, width)."""
+    """Logits and states.
+
+    The logits, (counted, vocabulary), are those of the tokens before one that counts for the loss, in order. The
+    states, (episodes, length, width), are those of all tokens after the second layer.
+    """
     embeddings = model.model.text_model.get_input_embeddings()(batch.input_ids)
     seen = tokens[batch.images[batch.images >= 0]].flatten(0, 1)
     embeddings = embeddings.masked_scatter((batch.input_ids == image_id)[..., None], seen)
@@ -174,13 +177,14 @@ def forward(model: Any, tokens: Tensor, batch: Episodes, image_id: int) -> tuple
 
 
 def answer_loss(logits: Tensor, batch: Episodes) -> Tensor:
-    """Cross entropy of the answers' tokens: the mean over tasks of that of telling ones, and a part of all others'.
+    """Cross entropy of the answers' tokens: the mean over tasks for telling ones, plus a weighted mean of all others.
 
-    A caption has several telling tokens and an owner one, so that owners would else hardly count (LOG.md).
+    A caption has several telling tokens and an owner one: without the mean over tasks, owners would hardly count
+    (LOG.md).
     """
     counted = batch.labels[:, 1:] != IGNORED
     losses = F.cross_entropy(logits, batch.labels[:, 1:][counted], reduction="none")
-    tasks = batch.telling[:, 1:][counted] // 2  # -1 where nothing is told
+    tasks = batch.telling[:, 1:][counted] // 2  # -1 for tokens that are not telling
     told = [losses[tasks == task].mean() for task in range(len(TASKS)) if (tasks == task).any()]
     return torch.stack(told).mean() + TEMPLATE_WEIGHT * losses[tasks < 0].mean()
 

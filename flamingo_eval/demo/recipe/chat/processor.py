@@ -1,4 +1,4 @@
-"""Stage 1: tokenizer, chat template and image processor. Every word of the world is a token, and every instruction."""
+"""Stage 1: tokenizer, chat template and image processor. Every word of the world and every instruction is a token."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from flamingo_eval.core.benchmark import benchmark_names, load_benchmark
 from flamingo_eval.demo import words, world
 
 SIZE = 1000
-"""Rows of the embeddings at most; the words need fewer."""
+"""Most rows that the embeddings may have; the words need fewer."""
 IMAGE_TOKENS = 16
-"""Of an image: 8 x 8 patches, of which the connector joins 2 x 2."""
+"""Tokens of an image: it has 8 x 8 patches, and the connector joins each 2 x 2 of them."""
 
 PAD, END, USER, ASSISTANT = "<pad>", "<end_of_utterance>", "<user>", "<assistant>"
 FAKE, IMAGE, GLOBAL = "<fake_token_around_image>", "<image>", "<global-img>"
@@ -29,14 +29,14 @@ TEMPLATE = f"{{% for message in messages %}}{_ROLE}{_PARTS}{END}{{% endfor %}}{_
 
 
 def instructions() -> list[str]:
-    """What the benchmarks' conversations ask, without an example's own words: each is one token."""
+    """The fixed texts of the benchmarks' conversations, without an example's own words; each is one token."""
     texts = [load_benchmark(name, chat=True).prompt.text for name in benchmark_names()]
     pieces = [piece for text in texts for piece in re.split(r"\{\w+(?:\|strip)?\}", text) if piece]
     return sorted(dict.fromkeys(pieces), key=lambda piece: -len(piece))
 
 
 def train_tokenizer() -> Tokenizer:
-    """A byte-level BPE of the world's words, with and without a space before them."""
+    """A byte-level BPE of the instructions and of the world's words, with and without a space before them."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -51,7 +51,7 @@ def train_tokenizer() -> Tokenizer:
 
 
 def make_processor() -> Any:
-    """The processor of transformers that the demo comes with."""
+    """The processor, a class of transformers, that comes with the demo."""
     from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTokenizerFast
 
     inner = PreTrainedTokenizerFast(
@@ -64,7 +64,7 @@ def make_processor() -> Any:
 
 
 def save_processor(folder: Path) -> Any:
-    """Writes it, and returns it as it is read again."""
+    """Writes the processor, and returns it as read back from the folder."""
     from transformers import AutoProcessor
 
     make_processor().save_pretrained(folder)

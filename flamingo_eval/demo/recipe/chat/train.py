@@ -1,7 +1,7 @@
-"""Trains the second demo's checkpoint from nothing: ``python -m flamingo_eval.demo.recipe.chat.train``.
+"""Trains the second demo's checkpoint from scratch: ``python -m flamingo_eval.demo.recipe.chat.train``.
 
-Stages: processor, vision, episodes, export. Each stage saves its state every few hundred steps into the work folder and
-goes on from there when the command is given again; losses and seeds are logged to ``log.jsonl`` beside it.
+Stages: processor, vision, episodes, export. Vision and episodes save their state every few hundred steps into the work
+folder, and the same command continues from there. Losses and seeds are logged to ``log.jsonl`` beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flamingo_eval.models.transformers_vlm import DEMO_BUNDLE
 SEEDS = {"weights": 1, "images": 111, "held-out images": 112, "vision steps": 211, "episode steps": 311}
 IMAGES, HELD_OUT = 24_000, 1_000
 OWN_WEIGHT = 0.5
-"""Of what an answer's tokens tell of their image in the loss of the episodes."""
+"""Weight of the :class:`flamingo_eval.demo.recipe.chat.model.OwnImageProbe`'s loss in the loss of the episodes."""
 
 
 def train_vision(network: Any, work: Path, images: Images, held_out: Images, steps: int, log: Log) -> model.VisionTask:
@@ -76,10 +76,10 @@ def train_episodes(
 
 
 def bursts(step: int, steps: int) -> float:
-    """Share of episodes with few concepts: all until three tenths of the steps are done, fewer until seven tenths.
+    """Share of episodes with few concepts: all until 30% of the steps are done, falling to 15% at 72.5%.
 
-    A conversation has half as many images as a prompt of the first demo with as many tokens, so that in one with many
-    concepts hardly any comes twice.
+    With as many tokens, a conversation has half as many images as a prompt of the first demo. If it has many concepts,
+    hardly any of them occurs twice.
     """
     return max(0.15, min(1.0, 1.6 - 2 * step / steps))
 

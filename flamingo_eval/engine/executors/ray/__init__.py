@@ -1,7 +1,7 @@
-"""Workers of a Ray cluster answer; this process alone writes the run's folder.
+"""Workers of a Ray cluster answer the requests; only this process writes to the run folder.
 
-Requests are sent in pieces of a few batches, and no more of them than the workers are about to answer. What comes back
-is journalled before more is sent.
+Requests are sent in pieces of a few batches, and only as many as the workers are about to answer. Results are written
+to the journal before more requests are sent.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from flamingo_eval.engine.retrieval import Retriever
 from flamingo_eval.storage.journal import Entry, Failure, Journal
 
 BATCHES = 4
-"""Batches that a worker is sent at once, at most; fewer near the end."""
+"""Batches that are sent to a worker at once, at most; fewer near the end."""
 
 
 class RayExecutor(LocalExecutor):
-    """Workers that are Ray's actors answer; it is connected before the run is prepared.
+    """Answers requests with workers that are Ray actors; connects to the cluster before the run is prepared.
 
     Args:
-        process: which of a run's processes this is; there can be no other.
+        process: which of a run's processes this is; it must be the only one.
     """
 
     def __init__(self, process: Process) -> None:
@@ -53,11 +53,11 @@ class RayExecutor(LocalExecutor):
         self._room = room(spec.workers, spec.gpus_per_worker, alone=alone)
 
     def close(self) -> None:
-        """Leaves the cluster, or ends one that was started for the run."""
+        """Disconnects from the cluster, and ends it if it was started for the run."""
         self._connection.close()
 
     def resolve(self, source: ModelSource) -> tuple[str, str]:
-        """Device and precision that a worker has, which may not be this machine's. Raises UserError."""
+        """Device and precision of the model on a worker, which may differ from this machine's. Raises UserError."""
         info = source.info()
         if info.server is not None:
             raise UserError(
@@ -71,11 +71,11 @@ class RayExecutor(LocalExecutor):
 
     @property
     def _device(self) -> str:
-        """Where models run on a worker: a worker without a GPU must not look for one that it was not given."""
+        """The model's device on a worker. Without a GPU, ``auto`` means CPU: the worker must not look for a GPU."""
         return "cpu" if self._room.gpus == 0 and self._spec.device == "auto" else self._spec.device
 
     def retriever(self, retriever: Retriever, images: Images) -> Retriever:
-        """The same, with features built by the workers."""
+        """The same retriever, with features computed by the workers."""
         packing = Packing(images, ship=self._spec.ship_images)
         encoder = RaySource(retriever.encoder, retriever.rules, self._device, self._room, packing)
         return replace(retriever, encoder=encoder)
@@ -107,7 +107,7 @@ class RayExecutor(LocalExecutor):
 
 
 def _placed(spec: RunSpec) -> dict[str, Any]:
-    """The model's settings as they hold in any folder."""
+    """The model's settings, in a form that is valid in any folder."""
     options = dict(spec.model_options)
     if "weights" in options:
         options["weights"] = options["weights"].absolute()
@@ -117,8 +117,8 @@ def _placed(spec: RunSpec) -> dict[str, Any]:
 def pieces(
     requests: Sequence[Pending], batch_size: Callable[[Request], int], workers: int
 ) -> Iterator[Sequence[Request]]:
-    """Requests of one task and about the same length, a few batches at a time; the last ones smaller, so that all
-    workers are at work to the end.
+    """Yields pieces of a few batches, with requests of one task and similar length. The last pieces are smaller, so
+    that all workers are busy until the end.
     """
     left = len(requests)
     for _, kind in kinds(requests):
@@ -136,7 +136,7 @@ def pieces(
 
 
 class _Sizes:
-    """Queries per batch: as the user says, else what a worker suggests."""
+    """Queries per batch: the user's number, else what a worker suggests."""
 
     def __init__(self, crew: ActorCrew[Request, Answers], packing: Packing, wanted: int | None) -> None:
         self._crew, self._packing, self._wanted = crew, packing, wanted
@@ -149,7 +149,7 @@ class _Sizes:
 
 
 class _Taking:
-    """Keeps what workers bring."""
+    """Writes the workers' answers to the journal, and collects failures, timings and warnings."""
 
     def __init__(self, journal: Journal, terms: Terms, images: Images) -> None:
         self._journal, self._terms, self._images = journal, terms, images
@@ -160,7 +160,7 @@ class _Taking:
         self._warned: set[str] = set()
 
     def take(self, done: Sequence[Done[Request, Answers]]) -> int:
-        """Journals all answers together; how many requests these were."""
+        """Writes all answers to the journal in one append; returns how many requests were handled."""
         entries: list[Entry] = []
         for part in done:
             if part.result is None:
@@ -184,7 +184,7 @@ class _Taking:
     def _note(self, like: Request, answers: Answers) -> None:
         benchmark, shots, *_ = like.slot
         self._batches.setdefault(f"{benchmark} {shots}", Counter()).update(map(str, answers.batches))
-        # they add up over a worker's life; of two pieces the later one may be taken first
+        # seconds add up over a worker's life; the results of two pieces may come in either order
         known = self._seconds.get(answers.place, {})
         self._seconds[answers.place] = max(known, answers.seconds, key=lambda seconds: sum(seconds.values()))
         for warning in answers.warnings:
@@ -193,7 +193,7 @@ class _Taking:
                 warn(f"{answers.place.host}: {warning}")
 
     def outcome(self, answering: float, deaths: int) -> Outcome:
-        """What came of all of it; sections of time are a worker's, on average."""
+        """The outcome of all work; the seconds of each section are the mean over the workers."""
         if deaths:
             note(f"{deaths} pieces of work were lost with workers that died, and done again by others")
         sections: Counter[str] = Counter()

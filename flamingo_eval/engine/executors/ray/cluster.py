@@ -1,8 +1,8 @@
-"""The cluster: connecting to one or starting one, and workers that are Ray's actors.
+"""The cluster: connecting to one or starting one, and workers that are Ray actors.
 
-Ray places the actors, starts them anew when they or their machines die, and moves what they are sent. A call that died
-with its worker is given to another one by :mod:`flamingo_eval.engine.executors.ray.driving`: Ray's own retries would
-wait for the same actor, which may need a machine that never comes.
+Ray places the actors, restarts them when they or their machines die, and transfers the data that they are sent. A call
+that was lost with its worker is given to another one by :mod:`flamingo_eval.engine.executors.ray.driving`. Ray's own
+retries would wait for the same actor, which may need a machine that never becomes available.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ _CURRENT = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluste
 """Where Ray keeps the address of a cluster that runs on this machine (ray/_private/utils.py)."""
 
 _PASSED_ON = (PLUGINS, "HF_HUB_OFFLINE", "RAY_USAGE_STATS_ENABLED")
-"""Environment variables that workers get. None may hold a secret: Ray shows them to whoever can see the cluster."""
+"""Environment variables that workers get. None may hold a secret: Ray shows them to anyone who can see the cluster."""
 
 
 @contextmanager
 def connected(address: str, workers: int | None) -> Iterator[bool]:
-    """A connection to a cluster, which ends with the context; so does a cluster that was started for it.
+    """Connects to a cluster for the duration of the context; a cluster that is started here ends with it, too.
 
-    Yields whether one was: no machine will ever join it.
+    Yields whether a cluster was started here: no other machine will ever join it.
 
     Args:
         address: ``auto``, ``local``, or ``HOST:PORT``.
-        workers: how many a cluster that is started here must have room for.
+        workers: how many workers a cluster that is started here must have room for.
 
     Raises:
         UserError: Ray is not installed, or there is no such cluster.
     """
     if importlib.util.find_spec("ray") is None:
         raise UserError("--executor ray needs Ray: pip install 'flamingo-eval[ray]'")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray sends usage statistics to its makers
     if address == "auto":
         named = os.environ.get("RAY_ADDRESS", "auto")
         address = named if named not in ("", "auto") else _running() or "local"
     if address == "local" and "RAY_AUTH_MODE" not in os.environ:
-        # it listens on the network, and runs what it is sent; read when Ray is imported
+        # Ray listens on the network and runs what it is sent; it reads these variables when it is imported
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
     import ray
 
@@ -71,10 +71,10 @@ def connected(address: str, workers: int | None) -> Iterator[bool]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Ctrl-C waits until Ray is there, which crashes if its start is cut off; SIGTERM stays ours, to end in good order.
+    """Delays Ctrl-C until Ray has started, since Ray crashes if its start is interrupted. Keeps our SIGTERM handler.
 
     Raises:
-        KeyboardInterrupt: there was one.
+        KeyboardInterrupt: Ctrl-C was pressed meanwhile.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -118,7 +118,7 @@ def _connect(address: str, workers: int | None) -> None:
 
 
 def _start(workers: int | None) -> None:
-    """Starts a cluster of this machine alone. Raises UserError."""
+    """Starts a cluster on this machine alone. Raises UserError."""
     cpus = max(os.cpu_count() or 1, workers or 1)
     try:
         _init("local", num_cpus=cpus, include_dashboard=False)
@@ -127,7 +127,7 @@ def _start(workers: int | None) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Raises UserError where nobody listens: Ray itself would look for a quarter of an hour."""
+    """Raises UserError if nothing listens at the address; Ray itself would try for a quarter of an hour."""
     if address.startswith("ray://"):
         raise UserError(
             f"--address {address} is for Ray's client; give the command on a node of the cluster, --address auto"
@@ -156,10 +156,10 @@ def _running() -> str | None:
 
 
 def _quiet() -> None:
-    """Keeps what Ray says of machines that come and go off the terminal; a run says what matters itself.
+    """Keeps Ray's messages about machines that come and go off the terminal; a run itself reports what matters.
 
-    Ray prints errors of its nodes on stdout whatever its settings (ray/_private/worker.py, listen_error_messages),
-    where a table is.
+    Whatever its settings, Ray prints errors of its nodes on stdout (ray/_private/worker.py, listen_error_messages),
+    where the run's table goes.
     """
     from ray._private import worker
 
@@ -169,12 +169,12 @@ def _quiet() -> None:
 
 @dataclass(frozen=True)
 class Room:
-    """What each worker takes, and how many there are.
+    """The number of workers, and what each of them uses.
 
     Attributes:
-        workers: how many.
-        gpus: of each.
-        cpus: of each, which is also how many threads compute.
+        workers: number of workers.
+        gpus: GPUs per worker.
+        cpus: CPUs per worker, which is also its number of threads that compute.
     """
 
     workers: int
@@ -183,15 +183,15 @@ class Room:
 
 
 def room(workers: int | None, gpus: int | None, *, alone: bool = False) -> Room:
-    """How many workers there are, and what each takes, by what the user said and the cluster has.
+    """The number of workers and what each uses, from the user's settings and the cluster's resources.
 
     Args:
-        workers: how many the user wants.
-        gpus: how many GPUs of each.
+        workers: number of workers that the user wants.
+        gpus: GPUs per worker that the user wants.
         alone: no machine will join the cluster.
 
     Raises:
-        UserError: there can't be so many.
+        UserError: the cluster has too few GPUs.
     """
     import ray
 
@@ -205,19 +205,19 @@ def room(workers: int | None, gpus: int | None, *, alone: bool = False) -> Room:
         raise UserError(f"--gpus-per-worker {own}: the cluster has {in_all} GPUs; --workers N waits for more")
     if own:
         return Room(workers or in_all // own, own, 1)
-    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]  # a head often lends none
+    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]  # a head node often offers none
     count = workers or max(1, len(cpus))
     return Room(count, 0, max(1, min(cpus, default=1) // -(-count // max(1, len(cpus)))))
 
 
 class ActorCrew(Generic[T, R]):
-    """Workers that are actors; see :class:`flamingo_eval.engine.executors.ray.driving.Crew`.
+    """Workers that are Ray actors; see :class:`flamingo_eval.engine.executors.ray.driving.Crew`.
 
     Args:
-        kind: the class; it has ``place()``, ``ready()`` and ``do(*payload)``, if it is driven.
-        what: what it is made with.
-        room: how many, and what each takes.
-        pack: what is sent for some items.
+        kind: the actors' class; to be driven, it needs ``place()``, ``ready()`` and ``do(*payload)``.
+        what: the argument that the class is constructed with.
+        room: the number of workers, and what each uses.
+        pack: returns what is sent for some items.
     """
 
     def __init__(self, kind: type, what: Any, room: Room, pack: Callable[[Sequence[T]], tuple[Any, ...]]) -> None:
@@ -233,23 +233,23 @@ class ActorCrew(Generic[T, R]):
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of workers."""
         return len(self._actors)
 
     def begin(self, worker: int) -> Hashable:
-        """Its place, once it is there."""
+        """A handle that is done, with the worker's place, once the worker has started."""
         return cast(Hashable, self._actors[worker].place.remote())
 
     def load(self, worker: int) -> Hashable:
-        """Has it load what it needs."""
+        """Has the worker load what it needs."""
         return cast(Hashable, self._actors[worker].ready.remote())
 
     def send(self, worker: int, items: Sequence[T]) -> Hashable:
-        """Has it do something."""
+        """Gives the worker items to work on."""
         return cast(Hashable, self._actors[worker].do.remote(*self._pack(items)))
 
     def wait(self, handles: Collection[Hashable], seconds: float) -> Sequence[Hashable]:
-        """All that are done, as soon as one is."""
+        """All handles that are done, as soon as one is; none if the time is over."""
         listed = [*handles]
         done, rest = self._ray.wait(listed, num_returns=1, timeout=seconds, fetch_local=True)
         if done and rest:
@@ -257,7 +257,7 @@ class ActorCrew(Generic[T, R]):
         return cast("Sequence[Hashable]", done)
 
     def result(self, handle: Hashable) -> R:
-        """What came of it."""
+        """The result of a handle. Raises WorkerDied, or the error that the worker raised."""
         errors = self._ray.exceptions
         try:
             return cast(R, self._ray.get(handle))
@@ -267,12 +267,12 @@ class ActorCrew(Generic[T, R]):
                 raise cause from error
             raise
         except errors.RayError as error:
-            # Ray starts actors anew without end: one that it calls dead could not be started at all
+            # Ray restarts actors without limit: one that it reports as dead could not be started at all
             for_good = isinstance(error, errors.ActorDiedError | errors.RuntimeEnvSetupError)
             raise WorkerDied(" ".join(str(error).split())[:300], for_good=for_good) from error
 
     def first(self, method: str, *payload: Any) -> Any:
-        """What a method gives, of whichever worker is there first. Raises UserError where all die of it."""
+        """Calls a method of all workers and returns the first result. Raises UserError if all die, three times."""
         why = ""
         for _ in range(3):
             calls = [getattr(actor, method).remote(*payload) for actor in self._actors]
@@ -288,7 +288,7 @@ class ActorCrew(Generic[T, R]):
         raise UserError(f"no worker of the cluster is there long enough: {why}")
 
     def waiting_for(self) -> str:
-        """What each worker needs, and what the cluster has."""
+        """A message: what each worker needs, and what is free in the cluster."""
         free, room = self._ray.available_resources(), self._room
         return (
             f"no worker is ready yet: each needs {room.cpus} CPUs and {room.gpus} GPUs on one node; "

@@ -1,8 +1,8 @@
-"""Driving: hands work to workers, never much more than they can do, and takes back what dead ones were at.
+"""Driving: gives work to workers, never much more than they can do, and takes back the work of dead ones.
 
-Nothing here knows Ray: tests drive workers that are functions. A worker that dies is not the fault of what it was
-doing, until a second one has died of the same: then its items are given out one by one, to workers that have nothing
-else to do, and an item that two of them die of is given up by name.
+Nothing here depends on Ray: tests drive workers that are functions. When a worker dies, its work is not blamed until a
+second worker has died of the same piece. Then the items of the piece are given out one by one, to workers that have
+nothing else to do. An item that two of these die of is given up by name.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Item = TypeVar("Item", contravariant=True)
 Result = TypeVar("Result", covariant=True)
 
 AT_ONCE = 2
-"""Pieces of work that a worker has: one that it does, and one whose images it reads meanwhile."""
+"""Pieces of work that a worker has at once: one that it does, and one whose images it reads meanwhile."""
 
 DEATHS = 2
-"""Workers that die of an item before it is given up."""
+"""Workers that die of a piece before its items are given out one by one, or of a single item before it is given up."""
 
 LOADS = 3
-"""Times in a row that a worker dies before it is ready, until that is no accident."""
+"""Times in a row that a worker dies while it loads before the run fails."""
 
 PATIENCE = 30.0
-"""Seconds without a worker, or a result, before the user is told what is waited for."""
+"""Seconds without a worker that is ready, or a first result, before the user is shown what the run waits for."""
 
 
 class WorkerDied(Exception):
@@ -38,7 +38,7 @@ class WorkerDied(Exception):
 
     Args:
         what: the message.
-        for_good: it can't be started anew.
+        for_good: the worker can't be restarted.
     """
 
     def __init__(self, what: str, *, for_good: bool = False) -> None:
@@ -47,38 +47,38 @@ class WorkerDied(Exception):
 
 
 class Crew(Protocol[Item, Result]):
-    """Workers, by number; every call returns at once with a handle, but for those that say otherwise."""
+    """Workers, by number; calls return a handle at once unless they state otherwise."""
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of workers."""
 
     def begin(self, worker: int) -> Hashable:
-        """A handle that is done once this worker is there, which may take until there is a machine for it."""
+        """A handle that is done once this worker has started, which may have to wait for a machine."""
 
     def load(self, worker: int) -> Hashable:
-        """A handle that is done once a worker that is there is ready for work."""
+        """A handle that is done once a started worker is ready for work."""
 
     def send(self, worker: int, items: Sequence[Item]) -> Hashable:
-        """Gives it work."""
+        """Gives a worker items to work on; the handle is done once they are."""
 
     def wait(self, handles: Collection[Hashable], seconds: float) -> Sequence[Hashable]:
-        """Those that are done, as soon as there is one; none if the time is over."""
+        """All handles that are done, as soon as one is; none if the time is over."""
 
     def result(self, handle: Hashable) -> Result:
-        """What came of it. Raises WorkerDied, and whatever the worker raised."""
+        """The result of a handle. Raises WorkerDied, or the error that the worker raised."""
 
     def waiting_for(self) -> str:
-        """Why no worker may be ready, for the user."""
+        """A message for the user: why no worker may be ready."""
 
 
 @dataclass(frozen=True)
 class Done(Generic[T, S]):
-    """What came of a piece of work.
+    """A piece of work that is done or given up.
 
     Attributes:
-        items: what was to be done.
-        result: what came of it; None if it was given up.
+        items: the items of the piece.
+        result: the result; None if the piece was given up.
         reason: why it was given up.
     """
 
@@ -89,7 +89,7 @@ class Done(Generic[T, S]):
 
 @dataclass
 class _Piece(Generic[T]):
-    """Items that are done together; ``alone``: by a worker that has nothing else to do."""
+    """Items that are done together; if ``alone``, by a worker that has nothing else to do."""
 
     items: Sequence[T]
     deaths: int = 0
@@ -98,13 +98,13 @@ class _Piece(Generic[T]):
 
 @dataclass
 class _Worker:
-    """What is known of a worker.
+    """The state of a worker.
 
     Attributes:
-        load: pieces that it has; None while it is not ready.
-        life: how often it has been started anew.
-        failed: how often in a row it has died before it was ready.
-        reserved: whether it has a piece that nothing may come beside.
+        load: number of pieces that it has; None while it is not ready.
+        life: how often it has been restarted.
+        failed: how often in a row it has died while it loaded.
+        reserved: whether it has a piece that it must not have others beside.
     """
 
     load: int | None = None
@@ -114,12 +114,12 @@ class _Worker:
 
 
 class Drive(Generic[T, S]):
-    """Work that is being done by a crew.
+    """Has a crew do the work.
 
     Args:
         crew: the workers.
-        work: the items, in pieces; the next one is asked for when a worker is free for it.
-        note: told what is waited for.
+        work: the items, in pieces; the next piece is taken when a worker is free for it.
+        note: called with messages for the user, such as what the run waits for.
     """
 
     def __init__(self, crew: Crew[T, S], work: Iterator[Sequence[T]], note: Callable[[str], None]) -> None:
@@ -135,15 +135,15 @@ class Drive(Generic[T, S]):
 
     @property
     def ready(self) -> int:
-        """Workers that are ready."""
+        """Number of workers that are ready."""
         return sum(worker.load is not None for worker in self._workers)
 
     def run(self) -> Iterator[list[Done[T, S]]]:
-        """What comes of the work, in whatever order it comes.
+        """Yields results, in the order in which they come.
 
         Raises:
-            CheckpointError: a worker dies again and again before it is ready, or none can be started.
-            Whatever a worker has raised, but for its death.
+            CheckpointError: a worker dies again and again while it loads, or none can be started.
+            Whatever a worker has raised, except its death.
         """
         heard = time.monotonic()
         while True:
@@ -188,7 +188,7 @@ class Drive(Generic[T, S]):
         return None
 
     def _take(self, handle: Hashable) -> list[Done[T, S]]:
-        """What a handle that is done brings."""
+        """The results of a handle that is done."""
         if handle in self._starting:
             self._started(handle, *self._starting.pop(handle))
             return []
@@ -197,7 +197,7 @@ class Drive(Generic[T, S]):
         try:
             result = self._crew.result(handle)
         except WorkerDied as death:
-            if worker.life == life:  # else another piece of the same has said so
+            if worker.life == life:  # else another piece of this worker has reported it
                 self._start_anew(number)
             return self._died(piece, str(death))
         if worker.life == life and worker.load is not None:
@@ -225,7 +225,7 @@ class Drive(Generic[T, S]):
             self._starting[self._crew.load(number)] = (number, True)
 
     def _gone(self, why: str) -> None:
-        """One worker less; without any there is nobody to go on. Raises CheckpointError."""
+        """Goes on without a worker that can't be started. Raises CheckpointError if no other worker is left."""
         if not self._starting and not self.ready:
             raise CheckpointError(f"no worker can be started: {why}")
         self._note(f"a worker can't be started: {why}")
@@ -236,7 +236,7 @@ class Drive(Generic[T, S]):
         self._starting[self._crew.begin(number)] = (number, False)
 
     def _died(self, piece: _Piece[T], why: str) -> list[Done[T, S]]:
-        """Work that was lost is done again; what is left of it when a worker has died of it alone."""
+        """Queues work that was lost again, or returns it as given up if workers have died of it alone."""
         self.deaths += 1
         piece.deaths += 1
         if piece.deaths < DEATHS:

@@ -1,4 +1,4 @@
-"""Image features for retrieval, built by workers; this process alone adds them to the store."""
+"""Image features for retrieval, computed by workers; only this process adds them to the store."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ Item = tuple[str, str]
 
 @dataclass(frozen=True)
 class FeatureOrder:
-    """What a worker is for.
+    """The instructions for a worker.
 
     Attributes:
         encoder: name of the image encoder.
-        options: its settings.
-        digest: what it must be there too.
+        options: the encoder's settings.
+        digest: the digest that the encoder must have there too.
         rgb: convert images to RGB before the transform.
-        device: where it runs, as the user said.
-        versions: what the run was started with.
+        device: the encoder's device; the worker resolves ``auto``.
+        versions: package -> version where the run was started.
     """
 
     encoder: str
@@ -52,7 +52,7 @@ class FeatureWorker:
     """Encodes images.
 
     Args:
-        order: what it is for.
+        order: its instructions.
     """
 
     def __init__(self, order: FeatureOrder) -> None:
@@ -60,7 +60,7 @@ class FeatureWorker:
         self._encoder: ImageEncoder | None = None
 
     def place(self) -> Place:
-        """Where it is."""
+        """The host and process of this worker."""
         return here()
 
     def ready(self) -> None:
@@ -90,25 +90,25 @@ class FeatureWorker:
 
 
 class RaySource:
-    """An image encoder whose features workers build.
+    """An image encoder whose features are computed by workers.
 
     Args:
         source: the encoder.
-        rules: how it is named.
-        device: where it runs on a worker, as the user said.
-        room: how many workers, and what each takes.
-        packing: what they are sent.
+        rules: the retrieval rules, with the encoder's name and settings.
+        device: the encoder's device on a worker.
+        room: the number of workers, and what each uses.
+        packing: packs the images for a worker.
     """
 
     def __init__(self, source: EncoderSource, rules: Retrieval, device: str, room: Room, packing: Packing) -> None:
         self._source, self._rules, self._device, self._room, self._packing = source, rules, device, room, packing
 
     def info(self) -> ModelInfo:
-        """The encoder's."""
+        """The encoder's name and digest."""
         return self._source.info()
 
     def load(self, device: str) -> ImageEncoder:
-        """The encoder, in this process."""
+        """Loads the encoder in this process."""
         return self._source.load(device)
 
     def embed(self, wanted: Mapping[str, str], rgb: bool) -> Iterator[Encoded]:

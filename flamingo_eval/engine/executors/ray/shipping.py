@@ -1,4 +1,4 @@
-"""What a piece of work is sent with: its requests, and its images or where they are."""
+"""Packs a piece of work for a worker: its requests, and its images or where they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Reference = Any
 """Stands for the bytes of an image in the object store (``ray.ObjectRef``)."""
 
 KEPT = 2 << 30
-"""Bytes of images that stay in the cluster's object store, so that those shown again are not sent again."""
+"""Bytes of images that stay in the cluster's object store, so that images shown again are not sent again."""
 
 
 class ShippedImages(Images):
@@ -54,11 +54,11 @@ class ShippedImages(Images):
 
 
 class Store:
-    """Contents of images in the object store; the latest ones stay there, and each is sent to a node once.
+    """Contents of images in the object store; the last ones used stay there, and each is sent to a node once.
 
     Args:
-        images: where they are read.
-        kept: bytes that stay.
+        images: the images on the disk.
+        kept: bytes of images that stay.
     """
 
     def __init__(self, images: Images, kept: int = KEPT) -> None:
@@ -66,7 +66,7 @@ class Store:
         self._references: OrderedDict[str, tuple[Reference, int]] = OrderedDict()
 
     def references(self, wanted: Iterable[str]) -> dict[str, Reference]:
-        """References to the contents of images; without those that can't be read, which is found out again there."""
+        """References to the contents of images. Those that can't be read are left out; the worker reports them."""
         import ray
 
         found = {}
@@ -86,10 +86,10 @@ class Store:
 
 
 class Packing:
-    """Packs requests for workers: once for all of them where their images are, and what is known of these.
+    """Packs requests for workers. All requests of a piece share one ``Images`` object, with the digests known so far.
 
     Args:
-        images: the run's.
+        images: the run's images.
         ship: send the images' contents.
     """
 
@@ -99,7 +99,7 @@ class Packing:
         self._store = Store(images) if ship else None
 
     def __call__(self, requests: Sequence[Request]) -> tuple[list[Request], Images]:
-        """What a worker's ``do`` is given."""
+        """The arguments of a worker's ``do``."""
         bare = Images(self._root, self._images.formats)
         shown = sorted(set[str]().union(*(request.own_images for request in requests)))
         return [replace(request, images=bare) for request in requests], self.some(shown)

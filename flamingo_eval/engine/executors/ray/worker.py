@@ -1,6 +1,6 @@
-"""A worker: has the model, and answers requests that it is sent. It opens nothing of the run's folder.
+"""A worker loads the model and answers the requests that it is sent. It opens nothing in the run folder.
 
-Two calls may be at work at once, in threads: the images of one are read while the other one's are being answered.
+Two calls may run at once, in threads: the images of one call are read while the requests of the other are answered.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from flamingo_eval.storage.journal import Failure
 
 @dataclass(frozen=True)
 class Named:
-    """A model as another machine finds it.
+    """A model in a form that another machine can find it by.
 
     Attributes:
-        checkpoint: what ``--checkpoint`` calls it, from any folder.
-        options: its settings.
-        digest: what it must be there too.
+        checkpoint: a value of ``--checkpoint`` that works from any folder.
+        options: the model's settings.
+        digest: the digest that the model must have there too.
     """
 
     checkpoint: str
@@ -49,14 +49,14 @@ class Named:
     digest: str
 
     def source(self) -> ModelSource:
-        """The model here. Raises UserError, CheckpointError; or it is another one than where the run began."""
+        """The model on this machine. Raises CheckpointError, or UserError, also if its digest is another one."""
         source = registry.model_source(self.checkpoint, self.options)
         same_digest(self.checkpoint, source.info().digest, self.digest)
         return source
 
 
 def same_digest(name: str, found: str, wanted: str) -> None:
-    """Raises UserError where what has that name on this machine is something else."""
+    """Raises UserError if the model or encoder of that name has another digest on this machine."""
     if found != wanted:
         raise UserError(
             f"{platform.node()} has another {name} than the machine where the run was started "
@@ -66,15 +66,15 @@ def same_digest(name: str, found: str, wanted: str) -> None:
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is for.
+    """The instructions for a worker.
 
     Attributes:
-        model: which model.
-        device: where it runs, resolved.
-        precision: in which precision, resolved.
+        model: the model to load.
+        device: the model's device, with ``auto`` resolved.
+        precision: the model's precision, with ``auto`` resolved.
         batch_size: queries per batch; None for what the model suggests.
-        versions: what the run was started with: package -> version.
-        root: the folder of the images, which it must have; None if they are sent.
+        versions: package -> version where the run was started.
+        root: folder of the images, which the worker's machine must have; None if images are sent.
     """
 
     model: Named
@@ -85,7 +85,7 @@ class Order:
     root: Path | None
 
     def check(self) -> None:
-        """Raises UserError where this machine can't answer as the one where the run was started would."""
+        """Raises UserError if this machine can't give the same answers as the one where the run was started."""
         check_versions(self.versions)
         if self.root is not None and not is_folder(self.root):
             raise UserError(
@@ -95,7 +95,7 @@ class Order:
 
 
 def check_versions(wanted: Mapping[str, str]) -> None:
-    """Raises UserError where this machine has other versions of what answers come from."""
+    """Raises UserError if this machine has other versions of the packages that answers depend on."""
     here = versions()
     other = [
         f"{name} {here.get(name)} (not {version})" for name, version in wanted.items() if here.get(name) != version
@@ -109,7 +109,7 @@ def check_versions(wanted: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker is."""
+    """The host and process of a worker."""
 
     host: str
     process: int
@@ -120,15 +120,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Answers:
-    """What came of requests.
+    """What a worker returns for requests.
 
     Attributes:
-        results: of each in turn its answer, or why there is none.
-        seconds: where the worker's time has gone, since its model was loaded.
+        results: for each request in order, its answer, or why there is none.
+        seconds: the model's timings since it was loaded.
         batches: how many queries each batch had.
-        seen: image -> digest of its content, as far as the worker has looked.
-        warnings: what was said meanwhile.
-        place: who has answered.
+        seen: image -> digest of its content, for images that the worker has read.
+        warnings: warnings that were logged during the call.
+        place: the worker that has answered.
     """
 
     results: Sequence[Prediction | Failure]
@@ -141,11 +141,11 @@ class Answers:
 
 @dataclass
 class _Loaded:
-    """The model at work.
+    """A loaded model.
 
     Attributes:
-        busy: held while it answers.
-        reading: held while a batch is read: models expect one such thread.
+        busy: held while the model answers.
+        reading: held while a batch is read, since models expect only one thread that reads.
     """
 
     model: Model
@@ -160,10 +160,10 @@ class _Loaded:
 
 
 class Worker:
-    """Answers requests. The model is loaded with the first call: a worker that was started anew loads it again.
+    """Answers requests. The first call loads the model, so a worker that was restarted loads it again.
 
     Args:
-        order: what it is for.
+        order: its instructions.
     """
 
     def __init__(self, order: Order) -> None:
@@ -172,15 +172,15 @@ class Worker:
         self._ready: _Loaded | None = None
 
     def place(self) -> Place:
-        """Where it is."""
+        """The host and process of this worker."""
         return here()
 
     def ready(self) -> None:
-        """Loads the model. Raises UserError, CheckpointError where it can't be had, or answers would be others."""
+        """Loads the model. Raises UserError, CheckpointError if it can't be loaded or its answers would differ."""
         self._loaded()
 
     def size(self, request: Request, images: Images) -> int:
-        """Queries per batch of those like this one."""
+        """Queries per batch for requests like this one."""
         loaded, prompt = self._loaded(), request.prompts[0]
         return loaded.runner.size(prompt, loaded.length(prompt, images), request.task)
 
@@ -188,8 +188,8 @@ class Worker:
         """Answers requests of one task.
 
         Args:
-            requests: what is asked.
-            images: where the images of all of them are.
+            requests: the requests.
+            images: the images of all of them.
         """
         loaded, task = self._loaded(), requests[0].task
         requests = [replace(request, images=images) for request in requests]
@@ -198,7 +198,7 @@ class Worker:
         sizes: list[int] = []
         batches = in_batches([(one, one) for one in requests], partial(loaded.runner.size, task=task), loaded.length)
         with listening() as warnings, closing(prefetched(partial(loaded.read, task), batches)) as reading:
-            first = next(reading)  # while another call's requests are being answered
+            first = next(reading)  # read while another call's requests are being answered
             with loaded.busy:
                 for _, ready in chain([first], reading):
                     results |= {number[failure.slot]: failure for failure in ready.failures}
@@ -223,10 +223,10 @@ class Worker:
 
 
 def resolved_there(named: Named, device: str, precision: str, room: Room) -> tuple[str, str]:
-    """Device and precision that a model has on a machine of the cluster that a worker fits on.
+    """Device and precision of a model on a machine of the cluster that has room for a worker.
 
     Raises:
-        UserError: that machine has no such device or precision, or other versions.
+        UserError: that machine has no such device or precision, or has other versions.
     """
     crew = ActorCrew[None, tuple[str, str]](_Resolver, (named, device, precision, versions()), replace(room, workers=1),
                                             lambda _: ())  # fmt: skip
@@ -236,7 +236,7 @@ def resolved_there(named: Named, device: str, precision: str, room: Room) -> tup
 
 
 class _Resolver:
-    """Looks what ``auto`` stands for where it is."""
+    """Finds out what ``auto`` stands for on the machine that it runs on."""
 
     def __init__(self, what: tuple[Named, str, str, Mapping[str, str]]) -> None:
         self._what = what
@@ -248,13 +248,13 @@ class _Resolver:
 
 
 def here() -> Place:
-    """This process."""
+    """The host and process that this code runs in."""
     return Place(platform.node(), os.getpid())
 
 
 @contextmanager
 def listening() -> Iterator[list[str]]:
-    """Collects this package's warnings, which nobody here would read."""
+    """Collects this package's warnings, since nobody reads a worker's output."""
     heard: list[str] = []
 
     class Listener(logging.Handler):

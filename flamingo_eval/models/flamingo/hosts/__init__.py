@@ -15,7 +15,7 @@ def host_for(model_type: str) -> Host:
     """The host of a language model's family.
 
     Raises:
-        CheckpointError: the family is not known; the message lists those that are.
+        CheckpointError: the family is not known; the message lists the known ones.
     """
     try:
         return HOSTS[model_type]
@@ -30,7 +30,7 @@ def generic_host(model: Any, model_type: str, decoder_path: str) -> Host:
     """A host for any causal language model of transformers whose decoder is a list of layers.
 
     Raises:
-        CheckpointError: there is no list of modules at that path; the message names those that there are.
+        CheckpointError: there is no list of modules at that path; the message names the existing lists.
     """
     from torch import nn
 

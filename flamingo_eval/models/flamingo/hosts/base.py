@@ -1,4 +1,4 @@
-"""What may differ between language hosts, and nothing else."""
+"""Everything that may differ between language hosts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Host:
         model_type: ``config.model_type`` of the family.
         decoder_path: where the list of decoder layers is, in the module and in checkpoint keys alike.
         embeddings: checkpoint key (without ``lang_encoder.``) -> parameter of the class, for the embeddings that the
-            checkpoint must hold (the added special tokens live there).
+            checkpoint must hold (the added special tokens are in them).
         optional: the same for tensors that may occur: tied copies of the output layer, OPT's position embeddings.
         tidies_spaces: whether transformers 4.28 decoded this family's tokenizer with
             ``clean_up_tokenization_spaces=True`` (protocol: all but LLaMA).
-        model_class: the class, where transformers has none.
+        model_class: our class, where transformers has none or ours replaces it.
         check: raises CheckpointError for a configuration that the class would silently ignore.
-        place_keys: for models whose attention goes by the index of a key in the cache (ALiBi): tells the model how deep
-            in its sequence each key of the cache stands, (keys,), or None for their order.
-        make_plain: for models with attention of our own: gives a model that of transformers back.
+        place_keys: for models whose attention depends on a key's index in the cache (ALiBi): sets the position of each
+            key in its own sequence, (keys,), or None for the order in the cache.
+        make_plain: for models with our own attention: gives a model the attention of transformers back.
     """
 
     model_type: str
@@ -40,7 +40,7 @@ class Host:
 
 
 def max_positions(config: Any) -> int:
-    """How many tokens a sequence may have."""
+    """Maximum number of tokens in a sequence."""
     for name in ("max_position_embeddings", "max_seq_len", "n_positions"):
         value = getattr(config, name, None)
         if isinstance(value, int):

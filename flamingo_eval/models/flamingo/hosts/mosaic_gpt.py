@@ -21,7 +21,7 @@ from flamingo_eval.models.flamingo.hosts.base import Host
 
 
 class MosaicGPTConfig(PreTrainedConfig):  # type: ignore[misc]
-    """Sizes; the fields are called as in the published configuration."""
+    """Sizes; the fields have the names of the published configuration."""
 
     model_type = "mosaic_gpt"
     attribute_map = {"hidden_size": "d_model", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}  # noqa: RUF012
@@ -40,8 +40,8 @@ class MosaicGPTConfig(PreTrainedConfig):  # type: ignore[misc]
 
 
 def alibi_slopes(heads: int, bias_max: int) -> Tensor:
-    """(heads,): 2**(-bias_max * i / heads), i from 1; for a number of heads that is no power of two, every other one
-    of the next power's first, then those between."""
+    """Slopes (heads,): 2**(-bias_max * i / heads), i from 1. If the number of heads is not a power of two, they are
+    the slopes of the next power of two: first every second one, then the others."""
     power = 2 ** math.ceil(math.log2(heads))
     slopes = 2.0 ** (-bias_max * torch.arange(1, power + 1) / power)
     return slopes if power == heads else torch.cat([slopes[1::2], slopes[::2]])[:heads]
@@ -76,7 +76,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a LayerNorm and added."""
+    """Attention and feed-forward, each after a LayerNorm and added to its input."""
 
     def __init__(self, config: MosaicGPTConfig, layer: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Block(nn.Module):
 
 
 class MosaicGPT(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """The whole decoder; the output layer is the input embedding."""
+    """The full decoder; the output layer is the input embedding."""
 
     config_class = MosaicGPTConfig
     base_model_prefix = "transformer"
@@ -124,7 +124,7 @@ class MosaicGPT(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.transformer["wte"] = value
 
     def get_output_embeddings(self) -> None:
-        """None: the input embedding serves."""
+        """None: the input embedding is also the output layer."""
 
     def forward(
         self,
@@ -137,7 +137,7 @@ class MosaicGPT(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     ) -> CausalLMOutputWithPast:
         """Logits (rows, length, vocabulary), or of the last ``logits_to_keep`` positions.
 
-        ``attention_mask`` is (rows, keys), 0 where padding is, or (rows, 1, length, keys), added to the scores.
+        ``attention_mask`` is (rows, keys), 0 at padding, or (rows, 1, length, keys), added to the scores.
         """
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -151,7 +151,7 @@ class MosaicGPT(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
     def _bias(self, length: int, past: int, mask: Tensor | None, x: Tensor) -> Tensor:
-        """What is added to attention scores: ALiBi, and the lowest number where a query may not look."""
+        """Bias added to attention scores: ALiBi, and the lowest number where a query must not attend."""
         keys = past + length
         depths = torch.arange(keys, device=x.device) if self.key_depths is None else self.key_depths
         slopes = alibi_slopes(self.config.n_heads, self.config.alibi_bias_max).to(x.device)
@@ -170,7 +170,7 @@ class MosaicGPT(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
 
 def _check(config: Any) -> None:
-    """Settings of the family that this decoder does not have."""
+    """Raises CheckpointError for settings of the family that this decoder does not have."""
     wanted = {"alibi": True, "attn_qk_ln": True, "no_bias": True, "logit_scale": None, "softmax_scale": None,
               "attn_softmax_scale": None}  # fmt: skip
     for name, value in wanted.items():

@@ -1,4 +1,4 @@
-"""MPT-7B, by transformers' own class; its hub repositories bring code of their own, which is never run."""
+"""MPT-7B, by transformers' class with our own attention. The code in its hub repositories is never run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from flamingo_eval.core.errors import CheckpointError
 from flamingo_eval.models.flamingo.hosts.base import Host
 
 _BIASES = 1 << 27
-"""Numbers of attention biases in memory at once: those of some rows, in one layer."""
+"""Number of attention biases in memory at once, for some rows in one layer; one row may have more."""
 
 
 class FusedAttention(MptAttention):  # type: ignore[misc]
-    """transformers' attention without its scores in memory, of which there are (rows, heads, length, keys), several
-    times over and in float32: biases and mask go to a fused kernel, some rows at a time.
+    """transformers' attention without its scores in memory: biases and mask go to a fused kernel, some rows at a time.
 
-    A bias is taken relative to the query: near keys have small numbers, which bfloat16 tells apart.
+    (The scores are (rows, heads, length, keys), in float32 and in several copies.) A bias is relative to the query:
+    near keys have small numbers, which bfloat16 can distinguish.
     """
 
     def forward(
@@ -32,8 +32,8 @@ class FusedAttention(MptAttention):  # type: ignore[misc]
         attention_mask: Tensor | None = None,
         **_: Any,
     ) -> tuple[Tensor, None]:
-        """See :class:`transformers.models.mpt.modeling_mpt.MptAttention`; ``attention_mask`` is true where a query may
-        not look."""
+        """See :class:`transformers.models.mpt.modeling_mpt.MptAttention`; ``attention_mask`` is true where a query must
+        not attend."""
         qkv = self.Wqkv(hidden_states)
         if self.clip_qkv:
             qkv = qkv.clamp(min=-self.clip_qkv, max=self.clip_qkv)
@@ -71,7 +71,10 @@ class FusedMpt(MptForCausalLM):  # type: ignore[misc]
 
 
 def _check(config: Any) -> None:
-    """transformers' class has ALiBi always, and no LayerNorm of queries and keys."""
+    """Raises CheckpointError for settings that transformers' class ignores.
+
+    (It always has ALiBi, and no LayerNorm of queries and keys.)
+    """
     attention = config.attn_config
     if attention.qk_ln or not attention.alibi or not config.no_bias or attention.attn_type != "multihead_attention":
         raise CheckpointError(
@@ -80,10 +83,10 @@ def _check(config: Any) -> None:
 
 
 def _place_keys(model: Any, depths: Tensor | None) -> None:
-    """ALiBi: a bias per head that falls with distance. Only differences matter to softmax, so depth alone will do.
+    """Sets ALiBi's biases, which per head fall with distance. Only differences matter to softmax, so depth is enough.
 
-    transformers' MptModel asks its own method for biases of keys 0, 1, 2, ...; keys that stand side by side in the
-    cache, such as those of several beams, need the depth they have in their own sequence.
+    transformers' MptModel calls its own method for the biases of keys 0, 1, 2, ... Keys that are side by side in the
+    cache, such as those of several beams, need the depth that they have in their own sequence.
     """
     decoder = model.transformer
     if depths is None:

@@ -1,4 +1,4 @@
-"""OPT. Checkpoints also hold its position embeddings: whatever has "embed" in its name was saved."""
+"""OPT. Checkpoints also hold its position embeddings: every tensor with "embed" in its name was saved."""
 
 from flamingo_eval.models.flamingo.hosts.base import Host
 

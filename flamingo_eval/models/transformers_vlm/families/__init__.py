@@ -1,6 +1,6 @@
-"""What an architecture needs besides the general: a file named after its ``model_type``, with a ``FAMILY`` in it.
+"""What an architecture needs in addition to the defaults: a file named after its ``model_type``, with a ``FAMILY``.
 
-Most need none: :class:`flamingo_eval.models.transformers_vlm.families.base.Family` is what they have in common.
+Most architectures need none: :class:`flamingo_eval.models.transformers_vlm.families.base.Family` has the defaults.
 """
 
 from __future__ import annotations

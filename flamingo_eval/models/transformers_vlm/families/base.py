@@ -1,4 +1,4 @@
-"""What all families have in common; nothing heavy is imported here."""
+"""The defaults of all families; nothing heavy is imported here."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Family:
     """How an architecture is shown images.
 
     Attributes:
-        images: how many a prompt may have, at most; None for any number.
+        images: the most images that a prompt may have; None for any number.
         reason: why not more.
-        image_text: how a text has an image in it, where neither template nor processor say so.
-        texts: (processor, text) -> the text's tokens without its images' pixels, for a processor that does not prepare
-            images and texts one after the other by ``_process_images``; None for all others.
+        image_text: what stands for an image in a text, if no template defines it; None for the processor's token.
+        texts: (processor, text) -> the text's tokens without its images' pixels, for a processor that does not use
+            ``_process_images`` to prepare images separately from texts; None for all others.
     """
 
     images: int | None = None
@@ -24,7 +24,7 @@ class Family:
     texts: Callable[..., Inputs] | None = None
 
     def variant(self, images: int) -> str:  # noqa: ARG002
-        """What of a prompt decides how each of its images is processed, such as how many there are.
+        """What determines how each image of a prompt is processed, such as how many images there are.
 
         Args:
             images: how many images the prompt has.
@@ -32,5 +32,5 @@ class Family:
         return ""
 
     def companions(self, variant: str) -> int:  # noqa: ARG002
-        """How many further images must be processed along with one, so that it is processed as in such a prompt."""
+        """How many more images must be processed with an image so that it is processed as in such a prompt."""
         return 0

@@ -1,4 +1,4 @@
-"""BLIP: one image a prompt."""
+"""BLIP: one image per prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BLIP-2: one image a prompt."""
+"""BLIP-2: one image per prompt."""
 
 from __future__ import annotations
 

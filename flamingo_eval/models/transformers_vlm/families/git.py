@@ -1,4 +1,4 @@
-"""GIT: one image a prompt."""
+"""GIT: one image per prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Idefics2: every image is as long in the text; the processor writes that itself (processing_idefics2.py)."""
+"""Idefics2: every image has the same number of tokens; the processor writes them itself (processing_idefics2.py)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from flamingo_eval.models.transformers_vlm.foreign import Inputs
 
 
 class Idefics2(Family):
-    """Its processor takes a text without images."""
+    """Its processor accepts a text without images."""
 
     @staticmethod
     def texts(processor: Any, text: str, **settings: Any) -> Inputs:
-        """As it would be with them."""
+        """The text's tokens, the same as with images."""
         tokens: Inputs = processor(text=text, **settings)
         return tokens
 

@@ -1,4 +1,4 @@
-"""InstructBLIP: one image a prompt."""
+"""InstructBLIP: one image per prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kosmos-2: one image a prompt."""
+"""Kosmos-2: one image per prompt."""
 
 from __future__ import annotations
 

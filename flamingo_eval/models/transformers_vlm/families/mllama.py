@@ -6,7 +6,7 @@ from flamingo_eval.models.transformers_vlm.families.base import Family
 
 
 class Mllama(Family):
-    """One image a prompt."""
+    """One image per prompt."""
 
     images = 1
     reason = (

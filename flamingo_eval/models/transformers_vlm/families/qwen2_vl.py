@@ -1,4 +1,4 @@
-"""Qwen2-VL: how a text has an image in it, for base models without a chat template."""
+"""Qwen2-VL: what stands for an image in a text, for base models without a chat template."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from flamingo_eval.models.transformers_vlm.families.base import Family
 
 
 class Qwen(Family):
-    """Its processor's image token stands between two others (the family's chat templates)."""
+    """Its processor's image token is between two other tokens (as in the family's chat templates)."""
 
     image_text = "<|vision_start|><|image_pad|><|vision_end|>"
 

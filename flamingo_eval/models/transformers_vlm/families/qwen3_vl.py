@@ -1,4 +1,4 @@
-"""Qwen3-VL: an image in a text as in Qwen2-VL."""
+"""Qwen3-VL: images in a text are written as in Qwen2-VL."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class RunState:
         benchmarks: names.
         checkpoint: its name.
         shots: numbers of demonstrations.
-        trials: how many there are, of all benchmarks and shots.
+        trials: how many each number of shots has; the largest number where they differ.
         answered: answers in the journals.
         planned: queries of all trials; None where the record does not say.
         age: seconds since anything was written.
@@ -102,7 +103,7 @@ def _read_state(path: Path) -> RunState:
         benchmarks=tuple(dict.fromkeys(names)),
         checkpoint=record.checkpoint.name,
         shots=tuple(sorted({shots for _, shots, _ in record.keys})),
-        trials=len(names),
+        trials=max(Counter((name, shots) for name, shots, _ in record.keys).values(), default=0),
         answered=answered,
         planned=planned,
         age=age,

@@ -69,9 +69,10 @@ def evaluate(
 
     Args:
         model: what :func:`load_model` returns; or the name of a checkpoint; or any object that fulfils
-            :class:`flamingo_eval.core.protocols.Model`; or a live module in the released layout (``perceiver``,
-            ``vision_encoder``, ``lang_encoder`` with its ``gated_cross_attn_layer``); or a live image-text-to-text
-            model of transformers. A live model may be in training: its tensors are shared, and it is left as it was.
+            :class:`flamingo_eval.core.protocols.Model`; or a live model. That is a module in the released layout
+            (``perceiver``, ``vision_encoder``, ``lang_encoder`` with its ``gated_cross_attn_layer``), or an
+            image-text-to-text model of transformers. It may be in training: its tensors are shared, and it is left as
+            it was.
         benchmarks: the name of one benchmark, or several names.
         processor: the processor of a live transformers model.
         tokenizer: the tokenizer of a live module, with its special tokens.

@@ -46,7 +46,7 @@ class Judgement:
     """Whether a published number and ours agree.
 
     Attributes:
-        verdict: consistent, differs, too imprecise to tell; or why nothing can be said.
+        verdict: consistent, differs, too imprecise to tell; or why there is no verdict.
         difference: ours minus theirs.
         seen: the gap that would have been called different with 80% probability.
     """

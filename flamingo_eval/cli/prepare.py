@@ -166,7 +166,7 @@ def _prepare(search: _Search, *, offline: bool, copy: bool, keep: bool) -> tuple
         for rules in search.benchmarks if wanted else ():
             if rules.download:
                 note(f"{rules.name}: from {rules.download.page}; {rules.download.licence}")
-        problems = list(Preparation(places, search.root, search.mirrors, copy, keep, offline, said=emit).run(what))
+        problems = list(Preparation(places, search.root, search.mirrors, copy, keep, offline, report=emit).run(what))
         _, found = search.look()
     for file, lines in steps(found):
         show_steps(file.name, lines)

@@ -366,6 +366,8 @@ def _task(file: _File, where: str) -> Task:
         if not math.isfinite(file.decoding.length_penalty):
             raise UserError(f"{where}: decoding.length_penalty is {file.decoding.length_penalty}: expected a number")
         return file.decoding
+    if file.decoding is not None:
+        raise UserError(f"{where}: [decoding] and [ranking] exclude each other; leave one out")
     names = file.ranking.names
     if isinstance(names, str):  # a file of names that ships with the package
         listed = resource_folder("benchmarks") / inside_root(names, f"{where}: ranking.names", "the benchmarks' folder")

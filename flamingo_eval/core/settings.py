@@ -74,7 +74,7 @@ _LARGE = 2**31 - 1
 
 
 def whole_number(least: int, most: int = _LARGE) -> Kind:
-    """A whole number in a range."""
+    """An integer in a range."""
 
     def read(value: Any) -> int:
         if isinstance(value, str) and re.fullmatch(r"\s*\d{1,18}\s*", value):

@@ -188,14 +188,14 @@ class Downloader:
         except httpx2.TooManyRedirects as error:
             raise DataError(f"{address.shown} redirects more than {_REDIRECTS} times") from error
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeError) as error:
-            said = address.hidden(str(error))
-            raise DataError(f"{address.shown} is no address of a file: {said}") from error
+            reason = address.hidden(str(error))
+            raise DataError(f"{address.shown} is no address of a file: {reason}") from error
         except (httpx2.TransportError, httpx2.DecodingError) as error:
-            said = address.hidden(str(error) or type(error).__name__)
-            if "CERTIFICATE" in said.upper():
-                raise DataError(f"{address.shown}: {said}; SSL_CERT_FILE names the certificates to trust") from error
+            reason = address.hidden(str(error) or type(error).__name__)
+            if "CERTIFICATE" in reason.upper():
+                raise DataError(f"{address.shown}: {reason}; SSL_CERT_FILE names the certificates to trust") from error
             away = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError)
-            raise _BrokenError(f"{'no connection' if away else 'the connection broke'}: {said}", away=away) from error
+            raise _BrokenError(f"{'no connection' if away else 'the connection broke'}: {reason}", away=away) from error
 
     def _receive(self, response: httpx2.Response, source: SourceFile, address: Address, part: Path, have: int) -> None:
         """Records which version a response is of, then appends its content to the part."""
@@ -269,8 +269,8 @@ def _continues(response: httpx2.Response, version: _Version | None, have: int) -
 
 def _whole(response: httpx2.Response) -> int:
     """The size of the full file that a partial response is from; 0 if the response does not state it."""
-    said = response.headers.get("content-range", "").rpartition("/")[2]
-    return int(said) if said.isdecimal() and len(said) < 19 else 0
+    total = response.headers.get("content-range", "").rpartition("/")[2]
+    return int(total) if total.isdecimal() and len(total) < 19 else 0
 
 
 def _check_way(address: Address, response: httpx2.Response) -> None:

@@ -44,7 +44,7 @@ class Preparation:
         copy: copy what lies elsewhere instead of linking to it.
         keep: keep downloaded archives.
         offline: download nothing.
-        said: called with a line for each thing that has been done.
+        report: called with a line for each thing that has been done.
     """
 
     places: Places
@@ -53,7 +53,7 @@ class Preparation:
     copy: bool = False
     keep: bool = False
     offline: bool = False
-    said: Callable[[str], None] = note
+    report: Callable[[str], None] = note
     problems: list[str] = field(default_factory=list)
     _placed: set[Path] = field(default_factory=set)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -76,7 +76,7 @@ class Preparation:
             with self._collected():
                 if there(kept_at(state).parent, [f"{kept_at(state).name}{'/' * state.piece.is_folder}"]):
                     put_link(kept_at(state), state.target, self.root)
-                    self.said(f"{state.target} linked to {kept_at(state)}")
+                    self.report(f"{state.target} linked to {kept_at(state)}")
         for state in (*what.links, *what.shared):
             drop_empty(own_folder(state.target, state.piece))
         for job in what.jobs:
@@ -107,7 +107,7 @@ class Preparation:
             else:
                 put_link(at, target, self.root)
             self._placed.add(target)
-            self.said(f"{target} {'copied from' if self.copy else 'linked to'} {at}")
+            self.report(f"{target} {'copied from' if self.copy else 'linked to'} {at}")
 
     def _arrange(self, piece: Piece, at: Path, target: Path) -> None:
         """Makes a folder per class for a user's images that lie in one folder. The images stay where they are.
@@ -139,7 +139,7 @@ class Preparation:
         except DataError:
             shutil.rmtree(stage, ignore_errors=True)
             raise
-        self.said(f"{target} arranged by class; the images are in {flat if here else target if self.copy else at}")
+        self.report(f"{target} arranged by class; the images are in {flat if here else target if self.copy else at}")
 
     def _stage(self, target: Path, piece: Piece, key: str) -> Path:
         """Makes an empty folder, on the same disk, in which a piece is made."""
@@ -202,7 +202,7 @@ class Preparation:
             )
         finish(stage, kept)
         self._placed.add(kept)
-        self.said(f"{kept} unpacked from {archive.name}")
+        self.report(f"{kept} unpacked from {archive.name}")
 
     def _take(self, job: Job, file: Path) -> None:
         """Takes a file that is not an archive as the piece itself."""
@@ -213,7 +213,7 @@ class Preparation:
             raise DataError(f"{file} is not what {job.source.name} should be")
         finish(file, kept)
         self._placed.add(kept)
-        self.said(f"{kept} is there")
+        self.report(f"{kept} is there")
 
     @contextmanager
     def _classes(self, piece: Piece, own: Path) -> Iterator[Path]:

@@ -39,7 +39,7 @@ def as_markdown(comparison: Comparison, verdicts: Sequence[Verdict]) -> str:
     lines = [*_legend(verdicts), *comparison.demo, *(f"note: {warning}" for warning in comparison.warnings)]
     notes = "".join(f"\n{line}  " for line in lines)
     table = markdown_grid(_HEAD, _body(verdicts), left=2)
-    return f"{title}: {one_line(f'{comparison.run} against {comparison.baseline}')}\n\n{table}{printable(notes)}"
+    return f"{title}: {one_line(f'{comparison.run} against {comparison.baseline}')}\n\n{table}{printable(notes)}\n"
 
 
 def _body(verdicts: Sequence[Verdict]) -> list[list[str]]:

@@ -1,9 +1,13 @@
 """The run folder: what is in it, which process may write to it, and which settings must agree with it.
 
-``run.json`` (identity, settings, provenance), ``journal.jsonl`` (raw answers) with ``journal.numbers`` beside it (the
-log-likelihoods of many names), ``scores.json`` (cells) and ``scores.jsonl`` (a line per answer: what was scored and its
-score), ``failures.json`` (queries without an answer, and why), ``controls/`` (the journals of a run's controls). With
-retrieval there is ``<selector>-<benchmark>.json`` too (for the image of each query, the training rows nearest to it).
+Files of a run:
+
+- ``run.json``: identity, settings, provenance.
+- ``journal.jsonl``: raw answers; ``journal.numbers`` beside it has the log-likelihoods of many names.
+- ``scores.json``: the cells. ``scores.jsonl``: a line per answer, with what was scored and its score.
+- ``failures.json``: queries without an answer, and why.
+- ``controls/``: the journals of a run's controls.
+- ``<selector>-<benchmark>.json``, with retrieval: for the image of each query, the training rows nearest to it.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class RunState:
         benchmarks: names of the benchmarks.
         checkpoint: name of the checkpoint.
         shots: numbers of demonstrations.
-        trials: number of trials, over all benchmarks and shots.
+        trials: number of trials of each benchmark and number of shots; the largest if they differ.
         answered: number of answers in the journals that are still valid.
         planned: number of queries of all trials; None if the record does not state it.
         age: seconds since anything was written.
@@ -102,7 +103,7 @@ def _read_state(path: Path) -> RunState:
         benchmarks=tuple(dict.fromkeys(names)),
         checkpoint=record.checkpoint.name,
         shots=tuple(sorted({shots for _, shots, _ in record.keys})),
-        trials=len(names),
+        trials=max(Counter((name, shots) for name, shots, _ in record.keys).values(), default=0),
         answered=answered,
         planned=planned,
         age=age,

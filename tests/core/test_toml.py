@@ -96,6 +96,7 @@ CASES: tuple[tuple[str, str, Any, str], ...] = (
     ("hateful_memes", "ranking.names", ["no"], "ranking.names holds 1 names: expected two or more"),
     ("hateful_memes", "ranking.names", ["no", ""], "none empty"),
     ("hateful_memes", "ranking.names", "../x", "is not a path inside"),
+    ("hateful_memes", "decoding", {"max_new_tokens": 5, "num_beams": 1, "length_penalty": 0.0}, "[decoding] and [ranking] exclude"),
     ("hateful_memes", "ranking.names", "nosuch.txt", "does not exist"),
     ("hateful_memes", "ranking.names", ["no", "maybe"], "scoring.positive is 'yes', which is none of ranking.names"),
     ("hateful_memes", "scoring", {}, "missing required field `positive`"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from flamingo_eval.cli.main import _command
 
 CHECKOUT = Path(__file__).parents[2]
 PAGES = [CHECKOUT / "README.md", *sorted((CHECKOUT / "docs").rglob("*.md"))]
+PACKAGE = [*(CHECKOUT / "flamingo_eval").rglob("*.py")]
 LONGEST = 35
 AVOIDED = ("picture", "pictures", "said", "told", "whole", "look_at")
 """Coined or second names of things: the first is called an image; the others were names in code."""
@@ -70,6 +72,36 @@ def test_help_uses_the_fields_words() -> None:
     assert {where: found for where, text in helps(_command(), "flamingo-eval") if (found := avoided(text))} == {}
 
 
+def docstrings(file: Path) -> Iterator[tuple[str, str]]:
+    """Where each docstring is, and its text; strings below constants and attributes are docstrings too."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for part in node.body:
+            value = part.value if isinstance(part, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield f"{file.relative_to(CHECKOUT)}:{part.lineno}", prose(value.value)
+
+
+def prose(docstring: str) -> str:
+    """A docstring without its examples; each argument, attribute and error is a paragraph of its own."""
+    text = re.sub(r"^\s*>>>.*(?:\n(?!\s*$).*)*", "", docstring, flags=re.MULTILINE)
+    text = re.sub(r"::\n\n(?:    +.*\n|\n)+", ".\n\n", text.replace("``", "`"))
+    return re.sub(r"\n(?=\s+[\w*, ]+(?:\(\w+\))?: )", "\n\n", text)
+
+
+@pytest.mark.parametrize("name", sorted({str(file.parent.relative_to(CHECKOUT)) for file in PACKAGE}))
+def test_docstrings(name: str) -> None:
+    """Short sentences and the field's words, for those who read the code."""
+    found = [
+        (where, bad)
+        for file in sorted((CHECKOUT / name).glob("*.py"))
+        for where, text in docstrings(file)
+        for bad in [*(one for one in sentences(text) if len(words(one)) > LONGEST), *avoided(text)]
+    ]
+    assert found == []
+
+
 def test_the_rules_themselves() -> None:
     """What they look for is found."""
     long = " ".join(["word"] * (LONGEST + 1)) + "."
@@ -78,3 +110,7 @@ def test_the_rules_themselves() -> None:
     assert [one for one in sentences("Short. " * 40) if len(words(one)) > LONGEST] == []
     assert avoided("Look at the Picture.") == ["Look at the Picture."]
     assert avoided("`said` and [x](told.md)\n```\nwhole\n```") == []
+    half = "word " * 20
+    documented = f"Short.\n\nArgs:\n    one: {half}\n    two: {half}\n\n>>> {half}{half}\n{half}{half}\n"
+    assert [one for one in sentences(prose(documented)) if len(words(one)) > LONGEST] == []
+    assert [one for one in sentences(prose(f"Short.\n\nArgs:\n    one: {long}")) if len(words(one)) > LONGEST]

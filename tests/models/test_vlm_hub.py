@@ -58,3 +58,16 @@ def test_too_little_room_for_a_download(monkeypatch: pytest.MonkeyPatch, tmp_pat
         StorageError, match=r"5\.00 GB of owner/name are to be downloaded into .*, which has 1\.00 GB free"
     ):
         client.download("owner/name", "a" * 40, ["model.safetensors"])
+
+
+def test_an_index_of_weights_without_names(tmp_path: Path) -> None:
+    from flamingo_eval.core.errors import CheckpointError
+    from flamingo_eval.models.transformers_vlm.checkpoint import Files, Place, weights_of
+
+    index = "model.safetensors.index.json"
+    files = Files(Place("owner/name", None, "owner/name"), tmp_path)
+    (tmp_path / index).write_text('{"weight_map": {"a": "two.safetensors", "b": "one.safetensors"}}')
+    assert weights_of({index: 1}, files) == ["one.safetensors", "two.safetensors"]
+    (tmp_path / index).write_text('{"weights": {}}')
+    with pytest.raises(CheckpointError, match=r"owner/name: model\.safetensors\.index\.json has no weight_map"):
+        weights_of({index: 1}, files)

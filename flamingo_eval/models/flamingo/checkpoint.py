@@ -109,8 +109,18 @@ def sort_keys(state: Mapping[str, Tensor], host: Host, layers: int, every: int, 
         raise CheckpointError(
             f"{source} does not fit a {host.model_type} model of {layers} layers with cross-attention every {every}: "
             + describe_keys(missing, unexpected)
+            + _spacing_hint(state, block_key, layers, every)
         )
     return TrainedPart(perceiver, blocks, embeddings)
+
+
+def _spacing_hint(state: Iterable[str], block_key: re.Pattern[str], layers: int, every: int) -> str:
+    """What ``cross_attn_every_n_layers`` would fit the file's blocks; empty if that is the one given, or none does."""
+    found = {int(match[1]) for key in state if (match := block_key.fullmatch(key) or _V1_BLOCK.fullmatch(key))}
+    for other in range(1, layers + 1):
+        if other != every and found == {i for i in range(layers) if (i + 1) % other == 0}:
+            return f"; its blocks fit cross_attn_every_n_layers = {other}"
+    return ""
 
 
 def _check_copy(known: Tensor | None, tensor: Tensor, key: str) -> None:

@@ -236,7 +236,7 @@ def _spec_of(path: Path, file: _File) -> FlamingoSpec:
 
 def _existing(path: Path, target: Path, key: str) -> Path:
     if not exists(target):
-        raise CheckpointError(f"{path}: {key} names {target}, which does not exist")
+        raise CheckpointError(f"{path}: {key} names {target.absolute()}, which does not exist")
     return target
 
 
@@ -257,5 +257,7 @@ def _folder_or_hub_name(path: Path, folder: Path, value: str, key: str) -> str |
     if is_folder(target):
         return target
     if _looks_like_path(value) or value.count("/") != 1:
-        raise CheckpointError(f"{path}: {key} = {value!r} is neither a folder ({target}) nor a hub name like org/name")
+        raise CheckpointError(
+            f"{path}: {key} = {value!r} is neither a folder ({target.absolute()}) nor a hub name like org/name"
+        )
     return value

@@ -134,6 +134,8 @@ class ServerModel(ModelBase):
         except QueryError:
             return 0.0
         images = [part for part in shown["content"] if part["type"] == "image_url"][:1]
+        if not images:
+            return 0.0
         word = OpenAIMessage(role="user", content=[{"type": "text", "text": "?"}])
         both = OpenAIMessage(role="user", content=[*images, {"type": "text", "text": "?"}])
         try:

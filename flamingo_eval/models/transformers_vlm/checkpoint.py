@@ -220,7 +220,9 @@ def weights_of(listed: Mapping[str, int], files: Files) -> list[str]:
         return ["model.safetensors"]
     if index in listed and is_file(files.folder / index):
         table = read_object(files.folder / index).get("weight_map")
-        return sorted({str(one) for one in table.values()}) if isinstance(table, dict) else []
+        if not isinstance(table, dict):
+            raise CheckpointError(f"{name}: {index} has no weight_map, which names the files of weights")
+        return sorted({str(one) for one in table.values()})
     if any(one.endswith(_PICKLES) for one in listed):
         raise CheckpointError(
             f"{name} has its weights as pickles only, which are never read, since that can run code; look for a "

@@ -28,6 +28,7 @@ Put = Callable[[str, bytes], None]
 def scaled(image: Image.Image) -> tuple[str, bytes]:
     """Ending and bytes of an image as the page shows it, the way up that a model sees it; no metadata is kept."""
     image = image.convert("RGB")
+    image.info = {}  # Pillow would write a JPEG's comment and a PNG's colour profile from it
     image.thumbnail((SIDE, SIDE))
     small, kept = max(image.size) <= _SMALL, io.BytesIO()
     image.save(kept, "PNG" if small else "JPEG", **({} if small else {"quality": 85}))

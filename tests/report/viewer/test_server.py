@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import os
 import shutil
@@ -17,8 +18,9 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
+from flamingo_eval.report.viewer.images import scaled
 from tests.support.helpers import FAST, Cli, run_scripted, write_coco_root
 from tests.support.viewing import slow_run, viewing, wait_for
 
@@ -323,6 +325,24 @@ def test_through_ssh(scripted_run: Path) -> None:
     port = line.split()[0].rstrip("/").rpartition(":")[2]
     assert f"ssh -L {port}:127.0.0.1:{port}" in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("side", "kind", "ending"), [(30, "PNG", "png"), (900, "JPEG", "jpg")])
+def test_no_metadata_of_an_image_is_shown(side: int, kind: str, ending: str) -> None:
+    """What a camera or an editor wrote into a file is nobody's concern who gets the page."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x010E] = "a secret"
+    comment = {"comment": b"a secret"} if kind == "JPEG" else {}
+    file = io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, kind, icc_profile=profile, exif=exif, **comment)
+    assert b"a secret" in file.getvalue()
+    with Image.open(file) as image:
+        found, content = scaled(image)
+    assert found == ending
+    assert b"a secret" not in content
+    with Image.open(io.BytesIO(content)) as shown:
+        assert not shown.info.keys() & {"icc_profile", "comment", "exif"}
 
 
 def test_a_large_image_is_scaled(cli: Cli, root: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def load_model(
 
     Raises:
         UserError, CheckpointError: the checkpoint or an option is unknown or can't be used.
+        DeviceMemoryError: the model does not fit into the device's memory.
     """
     bound_spinning()
     strange = sorted(options.keys() - _OF_MODELS)

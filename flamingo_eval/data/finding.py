@@ -45,11 +45,6 @@ class Places:
         found = (path for name in source.names for path in self.by_name.get(name, ()))
         return next((path for path in found if _is_file(path) and source.size in (0, path.stat().st_size)), None)
 
-    def other_size(self, source: SourceFile) -> Path | None:
-        """A file with one of the source's names, whatever its size; None if there is none."""
-        found = (path for name in source.names for path in self.by_name.get(name, ()))
-        return next((path for path in found if _is_file(path)), None)
-
     def piece(self, piece: Piece, usual: Path) -> Path | None:
         """Where a piece lies, other than at ``usual``; None if no such path holds what the piece must hold.
 

@@ -121,8 +121,8 @@ def make_executor(name: str | None, process: Process) -> Executor:
         UserError: there is no executor of that name, it lacks a part of the protocol, or it works only in one process
             and the run has several.
     """
-    make = registry.executor(name or ("local" if process.count == 1 else "processes"))
-    executor = make(process)
+    name = name or ("local" if process.count == 1 else "processes")
+    executor = registry.executor(name)(process)
     lacking = [one for one in ("process", "leads", "sole", "hold", "journal", "run") if not hasattr(executor, one)]
     if lacking:
         raise UserError(f"the executor {name} has no {', '.join(lacking)} (flamingo_eval.engine.executor.Executor)")

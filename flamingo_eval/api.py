@@ -125,6 +125,8 @@ def _spec(benchmarks: tuple[str, ...], checkpoint: str, given: Mapping[str, Any]
     if twice:
         raise UserError(f"{twice} and {old[twice]} say the same thing: give one of them")
     given = {old.get(name, name): value for name, value in given.items()}
+    if given.get("seeds") is not None and given.get("trials") is not None:
+        raise UserError("seeds and trials both choose the trials: give one of them")
     select = core["select"].read(given.get("select"), "select")
     own = {one.name: one for one in registry.selector(select).settings}
     strange = sorted(given.keys() - core.keys() - own.keys())

@@ -65,6 +65,7 @@ def compare(
 
 
 def check(
+    context: typer.Context,
     run: opt.Run,
     baseline: Annotated[
         Path, typer.Option("--baseline", parser=opt.path,
@@ -84,7 +85,7 @@ def check(
         bool, typer.Option("--update", help="Write the run as the new baseline, with its provenance; no check is made.")
     ] = False,
 ) -> None:  # fmt: skip
-    """Fail (exit 1) if a run is worse than its baseline; 2 if they can't be compared."""
+    """Fail (exit 1) if a run is worse than its baseline; 2 if they can't be compared, 4 if one is partial."""
     from flamingo_eval.analysis.compare import compare as compared
     from flamingo_eval.analysis.evidence import read_evidence
     from flamingo_eval.analysis.gate import failed, judge
@@ -92,6 +93,9 @@ def check(
     from flamingo_eval.storage.outputs import write_output
     from flamingo_eval.storage.run_folder import RunFolder
 
+    if update:
+        idle = ("max_drop", "margin", "require_power", "markdown", "junit", "allow_unpinned")
+        opt.refuse(context, idle, "has no effect with --update, which checks nothing")
     found = read_evidence(run)
     if is_folder(run):
         check_nothing_missing(RunFolder(run))

@@ -34,7 +34,8 @@ _USUAL = (None, DEFAULT_PROTOCOL)
 
 def register(parent: typer.Typer) -> None:
     """Adds this module's commands."""
-    app.command("where")(opt.with_settings(specs.DATA)(data_where))
+    nowhere = {"data_root": "none, only the layout is shown"}
+    app.command("where")(opt.with_settings(specs.DATA, nowhere)(data_where))
     app.command("check")(opt.with_settings(specs.DATA_CHECK)(data_check))
     parent.add_typer(app, name="data")
 
@@ -78,20 +79,20 @@ def data_where(
     *,
     given: opt.Given,
 ) -> None:
-    """Show where benchmarks' files belong, which are there, and where the others can be had.
+    """Show where benchmarks' files belong and where they can be had; with --data-root also which are there.
 
     The exit code is 2 if one is missing.
     """
     gone: list[str] = []
     for name in usable(context, benchmarks, given):
-        said = specs.settings_for(context.obj, [name], given, specs.DATA)
-        rules = load(context, name, said)
-        root = None if layout or said.data_root == DEMO else user_path(said.data_root, "--data-root")
+        resolved = specs.settings_for(context.obj, [name], given, specs.DATA)
+        rules = load(context, name, resolved)
+        root = None if layout or resolved.data_root == DEMO else user_path(resolved.data_root, "--data-root")
         emit(f"{rules.title}, split {rules.split}: {(root or Path('<data root>')) / rules.data.folder}/")
         if root is None:
             _show_layout(rules)
         else:
-            gone += _show_states(rules, root, said)
+            gone += _show_states(rules, root, resolved)
         for line in rules.data.layout:
             if isinstance(line, str):
                 emit(f"  {line}")
@@ -103,7 +104,7 @@ def data_where(
         raise DataError(f"{len(gone)} missing: {', '.join(gone)}")
 
 
-def _show_states(rules: Benchmark, root: Path, said: RunSettings) -> list[str]:
+def _show_states(rules: Benchmark, root: Path, settings: RunSettings) -> list[str]:
     """Prints which files of a benchmark are there; returns the missing ones."""
     from flamingo_eval.data.finding import search
     from flamingo_eval.data.where import Found, missing, states, steps
@@ -116,8 +117,10 @@ def _show_states(rules: Benchmark, root: Path, said: RunSettings) -> list[str]:
     gone = missing(found)
     if gone:
         by_hand = any(state.found is Found.BY_HAND for state in gone)
-        more = [f" --{name} {value}" for name in ("split", "protocol") if (value := getattr(said, name)) not in _USUAL]
-        where = f"--data-root {shlex.quote(said.data_root)}{''.join(more)}"
+        more = [
+            f" --{name} {value}" for name in ("split", "protocol") if (value := getattr(settings, name)) not in _USUAL
+        ]
+        where = f"--data-root {shlex.quote(settings.data_root)}{''.join(more)}"
         command = f"flamingo-eval data prepare {rules.name.replace('_', '-')} {where}"
         emit(f"  To get what is missing: {command}{' --from FOLDER' if by_hand else ''}")
     return [f"{rules.name}: {state.piece.path}" for state in gone]

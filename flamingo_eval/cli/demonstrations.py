@@ -20,7 +20,7 @@ from flamingo_eval.demo.root import data_folder
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    defaults = {"select": _first_retrieving()}
+    defaults = {"select": _first_retrieving(), "split": "the training set and the queried split"}
     app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.FEATURES, defaults)(features))
     app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.CONTROLS)(controls))
 
@@ -34,7 +34,8 @@ def features(
     """Compute the image features that a selector needs, ahead of a run; those already computed are kept.
 
     They are kept in the cache folder (FLAMINGO_EVAL_CACHE), one vector per distinct image and encoder, and shared by
-    all runs. A run computes what is missing by itself. With --split only that part: train, or one that is queried.
+    all runs. A run computes what is missing by itself. By default those of the training set and of the queried split;
+    with --split only that part. Options that only decide which demonstrations are picked change nothing here.
     """
     from flamingo_eval.core.source import read_source
     from flamingo_eval.engine.retrieval import Retriever, encode_images, store_of

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,7 +55,7 @@ def root(
     config: Annotated[
         Path | None,
         typer.Option("--config", parser=opt.path, metavar="FILE", envvar="FLAMINGO_EVAL_CONFIG",
-                     help="Defaults for all options. Without it: flamingo-eval.toml of the current folder."),
+                     help="Defaults for the settings of runs. Without it: flamingo-eval.toml of the current folder."),
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
     version: Annotated[  # noqa: ARG001
@@ -98,7 +98,18 @@ def _command() -> Callable[..., object]:
     tools.register(app)
     data.register(app)
     prepare.register(data.app)
-    return typer.main.get_command(app)
+    command = typer.main.get_command(app)
+    _show_switches_bare(command)
+    return command
+
+
+def _show_switches_bare(command: Any) -> None:
+    """Removes the type behind switches in help texts: ``--fresh <bool>`` looks as if a value belonged there."""
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = " "
+    for below in getattr(command, "commands", {}).values():
+        _show_switches_bare(below)
 
 
 def main() -> None:

@@ -110,8 +110,7 @@ def _parameters(setting: Setting) -> list[inspect.Parameter]:
 
 
 def _option(setting: Setting, flag: str) -> Any:
-    metavar = " " if setting.values.switch else setting.metavar
-    return typer.Option(flag, metavar=metavar, envvar=setting.variable, show_envvar=False, show_default=False,
+    return typer.Option(flag, metavar=setting.metavar, envvar=setting.variable, show_envvar=False, show_default=False,
                         rich_help_panel=_panel(setting), help=_help(setting))  # fmt: skip
 
 
@@ -174,6 +173,20 @@ def _collected(settings: Iterable[Setting], sources: Mapping[str, tuple[Any, Any
             raise UserError(f"{first} and {others[0]} say the same thing: give one of them")
         given[setting.name] = GivenValue(setting.read(found[first][0], first), strength, first)
     return given
+
+
+def refuse(context: typer.Context, names: Iterable[str], reason: str) -> None:
+    """Raises UserError if an option that would have no effect is on the command line.
+
+    Args:
+        context: the command's context.
+        names: the parameters that have no effect.
+        reason: what follows the option in the message, such as "needs --out".
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"{'/'.join((*parameter.opts, *parameter.secondary_opts))} {reason}")
 
 
 def check_format(format: str, known: Iterable[str]) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def register(parent: typer.Typer) -> None:
     """Adds the command."""
-    parent.command("prepare")(opt.with_settings(specs.DATA_PREPARE)(data_prepare))
+    parent.command("prepare")(opt.with_settings(specs.DATA_PREPARE, {"data_root": "none, name it"})(data_prepare))
 
 
 _Names = Annotated[list[str] | None, typer.Argument(metavar="BENCHMARK...", help="Names of benchmarks, or all.")]
@@ -69,6 +69,9 @@ def data_prepare(
 
     Interrupted, the same command goes on. What may not be downloaded by a program is listed with what to do.
     """
+    if from_manifest is not None:
+        idle = ("copy", "keep", "reference_files", "split", "protocol")
+        opt.refuse(context, idle, "has no effect with --from-manifest, which copies the files that it lists")
     names = usable(context, benchmarks or [], given)
     settings = specs.settings_for(context.obj, names, given, specs.DATA_PREPARE)
     if from_manifest is not None:

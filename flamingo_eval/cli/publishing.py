@@ -14,6 +14,7 @@ from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import Config
 from flamingo_eval.cli.output import emit
+from flamingo_eval.cli.reading import check_nothing_partial
 from flamingo_eval.core.benchmark import benchmark_names, canonical_name
 from flamingo_eval.core.errors import CheckpointError, UserError
 from flamingo_eval.core.progress import note
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
-    for command in (plot, published, opt.with_settings(specs.REPRODUCE)(reproduce), card):
+    setup = "as each number was made"
+    defaults = {**dict.fromkeys(("protocol", "split", "num_samples", "ensemble"), setup), "data_root": "none: name it"}
+    for command in (plot, published, opt.with_settings(specs.REPRODUCE, defaults)(reproduce), card):
         app.command(rich_help_panel=opt.PANEL)(command)
 
 
 def published(
-    checkpoint: Annotated[str | None, typer.Argument(metavar="CHECKPOINT", help="Name of a released one.")] = None,
+    checkpoint: Annotated[str | None, typer.Argument(metavar="CHECKPOINT", help="One whose numbers are known.")] = None,
     benchmarks: Annotated[
         str | None, typer.Option("--benchmarks", metavar="LIST", help="Only these benchmarks.")
     ] = None,
@@ -58,17 +61,14 @@ def published(
 
 def reproduce(
     context: typer.Context,
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Name of a released one, or a TOML file.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="One whose numbers are known, or any with --like.")
+    ],
     benchmarks: Annotated[
         str | None, typer.Option("--benchmarks", metavar="LIST", help="Only these. Default: all with numbers.")
     ] = None,
     like: Annotated[
-        str | None,
-        typer.Option(
-            "--like",
-            metavar="NAME",
-            help="Released checkpoint whose published numbers to compare with. Default: its own.",
-        ),
+        str | None, typer.Option("--like", metavar="NAME", help="Whose numbers to compare with. Default: its own.")
     ] = None,
     *,
     given: opt.Given,
@@ -76,11 +76,12 @@ def reproduce(
     """Run what is missing of a released checkpoint's published numbers, and print ours beside theirs.
 
     Each number is run once, under the rules that likeliest made it; --protocol all runs it under all that are possible.
-    Known differences are listed. With --select only numbers with such demonstrations.
+    Known differences are listed. With --select only numbers with such demonstrations. Exit code 2: one was not run.
     """
     from flamingo_eval.analysis.published import chosen
     from flamingo_eval.analysis.reproduce import beside, distinct
     from flamingo_eval.report import reproduce as reproducing
+    from flamingo_eval.storage.run_folder import RunFolder
 
     format = specs.settings_for(context.obj, (), given, specs.REPORT).format
     opt.check_format(format, reproducing.FORMATS)
@@ -97,9 +98,7 @@ def reproduce(
     if not numbers:
         raise UserError("there are no published numbers at these shots, with these demonstrations")
     wanted = _wanted(distinct(numbers), context.obj, given)
-    found: dict[Setup, Evidence] = {}
-    problems: dict[Setup, str] = {}
-    reasons: list[UserError] = []
+    found, errors = dict[Setup, Evidence](), dict[Setup, UserError]()
     for setup, asked in wanted.shots.items():
         try:
             evidence = _reproduced(context.obj, given, checkpoint, setup, asked)
@@ -107,15 +106,19 @@ def reproduce(
             raise
         except UserError as error:
             note(f"{setup.benchmark} under {setup.protocol}: {error}")
-            problems[setup] = shorten(str(error).partition("\n")[0], 90, placeholder=" ...")
-            reasons.append(error)
+            errors[setup] = error
             continue
         if evidence is None:
             return  # the first of several processes shows the table
         found[setup] = evidence
-    if problems and not found:
-        raise UserError(f"nothing could be run: {reasons[0]}")
+    if errors and not found:
+        raise UserError(f"nothing could be run: {next(iter(errors.values()))}")
+    problems = {one: shorten(str(error).partition("\n")[0], 90, placeholder=" ...") for one, error in errors.items()}
     emit(reproducing.FORMATS[format](beside(wanted.setups, found, problems)), end="")
+    if problems:
+        raise UserError(f"{len(problems)} of {len(wanted.shots)} runs were not possible; the reasons are above")
+    for evidence in found.values():
+        check_nothing_partial(RunFolder(Path(evidence.name)))
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,9 @@ def _wanted(groups: Sequence[tuple[Published, ...]], config: Config, given: opt.
     setups: list[tuple[tuple[Published, ...], list[Setup]]] = []
     shots: dict[Setup, list[int]] = {}
     for group in groups:
-        said = specs.resolve(config, group[0].benchmark, given, specs.REPRODUCE)
-        protocol = said["protocol"].value if "protocol" in said else None
-        own = {name: said[name].value for name in ("split", "num_samples", "ensemble") if name in said}
+        resolved = specs.resolve(config, group[0].benchmark, given, specs.REPRODUCE)
+        protocol = resolved["protocol"].value if "protocol" in resolved else None
+        own = {name: resolved[name].value for name in ("split", "num_samples", "ensemble") if name in resolved}
         possible = [one._replace(**own) for one in setups_of(group, every=protocol is not None)]
         if protocol not in (None, "all"):
             possible = list(dict.fromkeys(one._replace(protocol=protocol) for one in possible))
@@ -179,6 +182,7 @@ def _reproduced(
 
 
 def plot(
+    context: typer.Context,
     runs: opt.RunList,
     out: Annotated[
         Path | None, typer.Option("--out", parser=opt.path,
@@ -188,7 +192,8 @@ def plot(
         str | None, typer.Option("--published", metavar="CHECKPOINT", help="Draw its published numbers too.")
     ] = None,
     intervals: Annotated[
-        bool, typer.Option("--intervals/--deviations", help="Bars: 95% intervals, or standard deviations over trials.")
+        bool,
+        typer.Option("--intervals/--deviations", help="With --out: bars are 95% intervals, or standard deviations."),
     ] = True,
 ) -> None:  # fmt: skip
     """Plot score against shots, runs and published numbers together."""
@@ -196,6 +201,8 @@ def plot(
     from flamingo_eval.report.load_runs import shown_runs
     from flamingo_eval.report.plot import curves_of, terminal_plot, write_plot
 
+    if out is None:
+        opt.refuse(context, ("intervals",), "needs --out: the terminal's plot has no bars")
     shown = shown_runs(runs, intervals=intervals)
     if not any(part.cells for part in shown):
         raise UserError("there is nothing to plot: no trial of these runs is complete")

@@ -89,6 +89,7 @@ def samples(
 
 
 def show(
+    context: typer.Context,
     run: opt.Run,
     query: Annotated[str | None, typer.Option("--query", metavar="ID", help="Show all about this query.")] = None,
     benchmark: Annotated[
@@ -109,6 +110,7 @@ def show(
 
     folder = RunFolder(run)
     if query is None:
+        opt.refuse(context, ("benchmark", "shots", "seed", "every", "data_root"), "needs --query")
         record = folder.read_run()
         emit(json_text(record.table()) if as_json else run_text(record.table()), end="")
         return

@@ -33,7 +33,9 @@ def register(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command(rich_help_panel="Benchmarks")(opt.with_settings(specs.RUN)(run))
     app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.PLAN)(plan))
-    app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.GIVEN)(score))
+    defaults = {"shots": "0", "seeds": "the protocol's first", "out": "none, nothing is kept",
+                "data_root": "a run's own; with --predictions name it"}  # fmt: skip
+    app.command(rich_help_panel=opt.PANEL)(opt.with_settings(specs.GIVEN, defaults)(score))
     app.command(rich_help_panel=opt.PANEL)(submit)
 
 
@@ -82,7 +84,7 @@ def among_processes(spec: RunSpec) -> RunSpec:
 
 def run(
     context: typer.Context,
-    benchmarks: Annotated[list[str], typer.Argument(help="Names of benchmarks, or all.")],
+    benchmarks: Annotated[list[str], typer.Argument(help="Names of benchmarks, also joined by commas, or all.")],
     *,
     given: opt.Given,
     fresh: opt.Fresh = False,
@@ -125,6 +127,8 @@ def plan(
     from flamingo_eval.engine.retrieval import Retriever
     from flamingo_eval.engine.token_counts import tokens_line
 
+    if as_json + tokens + (manifest is not None) > 1:
+        raise UserError("--json, --tokens and --manifest exclude each other: give one of them")
     spec = specs.make_spec(context.obj, [benchmark], given, specs.PLAN, model=False)
     source = registry.model_source(spec.checkpoint, spec.model_options)
     sources = read_sources(spec, Images(data_folder(spec.data_root), spec.formats), source.renderer)
@@ -181,9 +185,11 @@ def score(
     if system is not None and (predictions is None or "out" not in given):
         raise UserError("--name goes with --predictions and --out")
     if predictions is not None and "out" in given:
+        opt.refuse(context, ("per_item",), "has no effect with --out: samples writes a run's")
         _keep_predictions(context.obj, canonical_name(what), predictions, system or predictions.stem, given)
         return
     if predictions is not None:
+        opt.refuse(context, ("shots", "seeds", "num_samples", "notes"), "needs --out, which makes a run of them")
         name = canonical_name(what)
         settings = specs.settings_for(context.obj, [name], given, specs.SCORE)
         overrides = None if settings.data_root == DEMO else context.obj.data.get(name)
@@ -284,7 +290,10 @@ def submit(
     seed: Annotated[int | None, typer.Option("--seed", help="Which trial, if the run has several.")] = None,
     data_root: opt.MovedData = None,
 ) -> None:
-    """Write the file that EvalAI takes for VQAv2 or VizWiz from one trial of a run."""
+    """Write the file that EvalAI takes for VQAv2 or VizWiz from one trial of a run.
+
+    The run must be of a split without public answers: test-dev or test of VQAv2, all of test of VizWiz.
+    """
     from flamingo_eval.engine.plan import select_trials
     from flamingo_eval.engine.reopen import reopen_answered
     from flamingo_eval.engine.submission import submission

@@ -32,7 +32,7 @@ PANEL = "Slurm"
 
 def register(app: typer.Typer) -> None:
     """Adds this module's command."""
-    app.command(rich_help_panel="Benchmarks")(opt.with_settings(specs.RUN)(_with_wishes(slurm)))
+    app.command(rich_help_panel="Benchmarks")(opt.with_settings(specs.SLURM)(_with_wishes(slurm)))
 
 
 def _text(flag: str, help: str, metavar: str = "TEXT") -> typer.models.OptionInfo:
@@ -75,7 +75,11 @@ class Wishes:
     grace: Annotated[
         int,
         typer.Option(
-            "--grace", min=1, metavar="SECONDS", rich_help_panel=PANEL, help="How long before its end it gets a signal."
+            "--grace",
+            min=1,
+            metavar="SECONDS",
+            rich_help_panel=PANEL,
+            help="How long before its end it gets a signal; at most half its time.",
         ),
     ] = 90
     partition: Annotated[str | None, _text("--partition", "Which partition.")] = None
@@ -101,7 +105,13 @@ class Wishes:
     ] = Path("results/slurm")
     print_script: Annotated[bool, _switch("--print", "Print the batch script, and submit nothing.")] = False
     detach: Annotated[bool, _switch("--detach", "Submit, and don't follow.")] = False
-    local: Annotated[bool, _switch("--local", "Run the job on this machine without Slurm, to try it.")] = False
+    local: Annotated[
+        bool,
+        _switch(
+            "--local",
+            "Run the job on this machine without Slurm, to try it; what is requested from Slurm has no effect.",
+        ),
+    ] = False
 
     def allocation(self, spec: RunSpec) -> Allocation:
         """Returns what to request from Slurm. Raises UserError."""
@@ -150,14 +160,14 @@ def slurm(
 ) -> None:
     """Submit a run to Slurm, follow it, and put it into the queue again when its time is over.
 
-    Takes the options of run. The job's processes share the run's folder, which all nodes must see. What was submitted
-    is what runs: configuration file and environment are read here. Tested with stand-ins of Slurm's programs, not yet
-    on a real cluster.
+    Takes the options of run except --fresh, --process and Ray's. The job's processes share the run's folder, which
+    all nodes must see. What was submitted is what runs: configuration file and environment are read here. Tested with
+    stand-ins of Slurm's programs, not yet on a real cluster.
     """
     jobs.check_installed()
     spec = make_run(context, benchmarks, given)
     if spec.process is not None:
-        raise UserError("--process is what the job's tasks get; --nodes and --tasks-per-node say how many there are")
+        raise UserError("process is what the job's tasks get; --nodes and --tasks-per-node say how many there are")
     if spec.executor == "ray":
         raise UserError("--executor ray has workers of its own: give it without slurm, on a node of the Ray cluster")
     if wishes.local and wishes.detach:

@@ -29,6 +29,7 @@ RUN = ALL
 BENCH = ALL - {"on_error", "process", "executor", "out", "notes", *CLUSTER_SETTINGS}
 PLAN = BENCH - {"precision", "batch_size", "feature_cache", "plain", "format", "device_map"}
 FEATURES = frozenset({"data_root", "protocol", "split", "select", "device", "image_formats", "offline"})
+SLURM = RUN - {"process", *CLUSTER_SETTINGS}
 REPRODUCE = RUN - {"seeds", "trials", "checkpoint", "out", "notes"}
 CONTROLS = frozenset(
     {*SERVER_SETTINGS, "weights", "offline", "device", "device_map", "batch_size", "feature_cache", "plain", "format"}
@@ -50,11 +51,17 @@ def resolve(config: Config, benchmark: str | None, given: Given, names: Collecti
         benchmark: the benchmark whose section of the file applies; None for no section.
         given: the values from the command line and the environment.
         names: the settings that the command can use; ``select`` includes the selectors' own.
+
+    Raises:
+        UserError: seeds and trials are given in the same place.
     """
     usable = {*names, *(registry.selector_settings() if "select" in names else ())}
     resolved = {**config.given(benchmark, usable), **given}
-    if "seeds" in resolved and "trials" in resolved and resolved["trials"].strength > resolved["seeds"].strength:
-        del resolved["seeds"]
+    if "seeds" in resolved and "trials" in resolved:
+        seeds, trials = resolved["seeds"], resolved["trials"]
+        if seeds.strength == trials.strength:
+            raise UserError(f"{seeds.where} and {trials.where} both choose the trials: give one of them")
+        del resolved["seeds" if trials.strength > seeds.strength else "trials"]
     return resolved
 
 

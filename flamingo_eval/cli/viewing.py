@@ -30,7 +30,10 @@ def register(app: typer.Typer) -> None:
 
 
 def view(
-    runs: opt.RunList,
+    context: typer.Context,
+    runs: Annotated[
+        list[Path], typer.Argument(parser=opt.path, metavar="RUN [RUN]", help="A run folder, or two to compare.")
+    ],
     bundle: Annotated[
         Path | None,
         typer.Option("--bundle", parser=opt.path, metavar="DIR", help="Write the page as files that open from the "
@@ -60,6 +63,7 @@ def view(
     While a run is answering, new answers appear by themselves. Ctrl-C ends it.
     """
     if bundle is not None:
+        opt.refuse(context, ("port", "host", "browser"), "has no effect with --bundle, which serves nothing")
         from flamingo_eval.report.viewer.bundle import write_bundle
 
         count = write_bundle(bundle, runs, data_folder, data_root, limit=limit, text=text)

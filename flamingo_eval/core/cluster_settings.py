@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from flamingo_eval.core.settings import CLUSTER, SWITCH, TEXT, declared, whole_number
+from flamingo_eval.core.settings import CLUSTER, SWITCH, TEXT, declared, integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +13,7 @@ class ClusterSettings:
 
     workers: int | None = declared(
         None,
-        whole_number(1, 100_000),
+        integer(1, 100_000),
         "With --executor ray: how many workers, each with the model.",
         metavar="N",
         panel=CLUSTER,
@@ -22,7 +22,7 @@ class ClusterSettings:
     )
     gpus_per_worker: int | None = declared(
         None,
-        whole_number(0, 1000),
+        integer(0, 1000),
         "With --executor ray: GPUs of each worker, on one node; more than one for an hf: model with --device-map.",
         metavar="N",
         panel=CLUSTER,

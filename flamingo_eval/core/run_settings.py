@@ -26,8 +26,8 @@ from flamingo_eval.core.settings import (
     Setting,
     choice,
     declared,
+    integer,
     numbers,
-    whole_number,
 )
 
 DEMO = "demo"
@@ -52,8 +52,8 @@ class RunSettings(ClusterSettings, ServerSettings):
     shots: tuple[int, ...] = declared(
         (0, 4, 8, 16, 32),
         numbers(10_000),
-        "Numbers of in-context demonstrations, separated by commas. At 0 the protocol shows two without images, and a "
-        "conversation none.",
+        "Numbers of in-context demonstrations, separated by commas. At 0 the protocol shows two, most without "
+        "images; a conversation shows none.",
         metavar="LIST",
         default_text="0,4,8,16,32",
         named=False,
@@ -63,13 +63,13 @@ class RunSettings(ClusterSettings, ServerSettings):
         numbers(2**32 - 1),
         "One trial per seed, such as 42,43,44.",
         metavar="LIST",
-        default_text="the protocol's, 42,43,44",
+        default_text="42,43,44, unless the protocol has its own",
         named=False,
     )
     trials: int | None = declared(
         None,
-        whole_number(1, 1000),
-        "Number of trials, with seeds 42, 43, ...; --seeds names them instead.",
+        integer(1, 1000),
+        "Number of trials, with seeds from the protocol's first on; --seeds names them instead.",
         metavar="N",
         default_text="the protocol's",
         named=False,
@@ -99,15 +99,15 @@ class RunSettings(ClusterSettings, ServerSettings):
     )
     num_samples: int | None = declared(
         None,
-        whole_number(1),
+        integer(1),
         "Queries per trial, drawn by its seed. Scores of different numbers can't be compared.",
         metavar="N",
-        default_text="all",
+        default_text="all, unless the protocol has its own number",
         named=False,
     )
     pool_size: int = declared(
         2048,
-        whole_number(1),
+        integer(1),
         "How many training examples random demonstrations are drawn from; at most all of them.",
         metavar="N",
         named=False,
@@ -115,7 +115,7 @@ class RunSettings(ClusterSettings, ServerSettings):
     )
     ensemble: int = declared(
         1,
-        whole_number(1, 1000),
+        integer(1, 1000),
         "Ask each ranking query in up to this many orders of its demonstrations; the reference takes 6.",
         metavar="N",
         named=False,
@@ -126,9 +126,9 @@ class RunSettings(ClusterSettings, ServerSettings):
     checkpoint: str = declared(
         DEMO,
         PATH_TEXT,
-        "A known name ('flamingo-eval list checkpoints'), 'demo' or 'demo-chat', hf:NAME_OR_FOLDER[@REVISION] for a "
-        "model of transformers, openai:MODEL for one behind a server (--base-url), or a TOML file naming vision model, "
-        "language model and checkpoint file.",
+        "A known name ('flamingo-eval list checkpoints'), or a TOML file that names vision model, language model and "
+        "checkpoint file. hf:FOLDER, hf:NAME or hf:NAME@REVISION: a model of transformers. openai:MODEL: one behind a "
+        "server (--base-url). demo and demo-chat: the embedded ones.",
         metavar="NAME|hf:NAME|TOML",
         panel=MODEL,
         default_text="the demo's, if no data root is named",
@@ -146,7 +146,7 @@ class RunSettings(ClusterSettings, ServerSettings):
     offline: bool = declared(
         False,
         SWITCH,
-        "Never contact the hub; use only files already downloaded (like HF_HUB_OFFLINE=1).",
+        "Download nothing; use only files that are already there (like HF_HUB_OFFLINE=1).",
         panel=MODEL,
         changes_answers=False,
     )
@@ -182,7 +182,7 @@ class RunSettings(ClusterSettings, ServerSettings):
     )
     image_tokens: int | None = declared(
         None,
-        whole_number(1),
+        integer(1),
         "At most so many tokens per image, by the processor's own settings; an error where they don't go so low.",
         metavar="N",
         panel=MODEL,
@@ -190,7 +190,7 @@ class RunSettings(ClusterSettings, ServerSettings):
     )
     max_pixels: int | None = declared(
         None,
-        whole_number(1),
+        integer(1),
         "At most so many pixels per image, and no tiles, by the processor's own settings; an error where they can't.",
         metavar="N",
         panel=MODEL,
@@ -199,8 +199,8 @@ class RunSettings(ClusterSettings, ServerSettings):
     device_map: str | None = declared(
         None,
         choice("auto", "balanced", "balanced_low_0", "sequential"),
-        "Spread an hf: model over all cards (needs accelerate).",
-        metavar="auto",
+        "Spread an hf: model over all cards: auto, balanced, balanced_low_0 or sequential, as accelerate has them.",
+        metavar="NAME",
         panel=HOW,
         changes_answers=False,
         default_text="one device",
@@ -208,7 +208,7 @@ class RunSettings(ClusterSettings, ServerSettings):
     device: str = declared(
         "auto",
         TEXT,
-        "Where the model runs: cpu, cuda, cuda:N or mps. auto: CUDA if there is one.",
+        "Where the model runs: cpu, cuda, cuda:N, mps or xpu. auto: CUDA if there is one.",
         metavar="NAME",
         panel=HOW,
         changes_answers=False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from flamingo_eval.core.settings import AMOUNT, PATH, SECONDS, SERVER, TEXT, declared, whole_number
+from flamingo_eval.core.settings import AMOUNT, PATH, SECONDS, SERVER, TEXT, declared, integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class ServerSettings:
     )
     concurrency: int | None = declared(
         None,
-        whole_number(1, 4096),
+        integer(1, 4096),
         "Requests to the server at once, at most; fewer while it pushes back.",
         metavar="N",
         panel=SERVER,
@@ -59,7 +59,7 @@ class ServerSettings:
     )
     retries: int | None = declared(
         None,
-        whole_number(0, 100),
+        integer(0, 100),
         "How often a request is sent again that was not answered, or badly, with longer and longer pauses.",
         metavar="N",
         panel=SERVER,
@@ -68,8 +68,9 @@ class ServerSettings:
     )
     max_requests: int | None = declared(
         None,
-        whole_number(1),
-        "Send no more requests than this; what is answered by then is saved.",
+        integer(1),
+        "Send no more requests than this. A run that needs more is refused; what is answered before retries "
+        "reach it is saved.",
         metavar="N",
         panel=SERVER,
         changes_answers=False,

@@ -73,7 +73,7 @@ def _names(value: Any) -> tuple[str, ...]:
 _LARGE = 2**31 - 1
 
 
-def whole_number(least: int, most: int = _LARGE) -> Kind:
+def integer(least: int, most: int = _LARGE) -> Kind:
     """An integer in a range."""
 
     def read(value: Any) -> int:
@@ -87,14 +87,14 @@ def whole_number(least: int, most: int = _LARGE) -> Kind:
 
 
 def numbers(most: int) -> Kind:
-    """Whole numbers from 0 on, in the order given, repetitions dropped.
+    """Integers from 0 on, in the order given, repetitions dropped.
 
     >>> numbers(32).read("0, 4,8,4")
     (0, 4, 8)
     >>> numbers(32).read([0, 4])
     (0, 4)
     """
-    one = whole_number(0, most)
+    one = integer(0, most)
 
     def read(value: Any) -> tuple[int, ...]:
         if isinstance(value, str):
@@ -124,7 +124,7 @@ def choice(*names: str) -> Kind:
 
 
 def _batch(value: Any) -> int | None:
-    return None if value == "auto" else whole_number(1, 10**9).read(value)
+    return None if value == "auto" else integer(1, 10**9).read(value)
 
 
 def _amount(value: Any) -> float:

@@ -78,10 +78,10 @@ def arrange(images: Path, file: Path, put: Callable[[str, str], None]) -> None:
     Raises:
         DataError: an image has no class, or its class can't be a folder's name; then no image is put anywhere.
     """
-    told = classes_of(file)
+    class_of = classes_of(file)
     with os.scandir(images) as entries:
         names = sorted(entry.name for entry in entries if is_image(entry.name) and not entry.is_dir())
-    classes = {name: told(name) for name in names}
+    classes = {name: class_of(name) for name in names}
     unknown = [name for name, one in classes.items() if one is None]
     if unknown:
         raise DataError(f"{file} does not tell the class of {len(unknown):,} images in {images}, such as {unknown[0]}")

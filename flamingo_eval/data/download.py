@@ -203,7 +203,7 @@ class Downloader:
         packed = response.headers.get("content-encoding", "identity") != "identity"
         length = None if packed else response.headers.get("content-length")
         total = have + int(length) if length is not None and length.isdecimal() and len(length) < 19 else 0
-        total = (_whole(response) or total) if response.status_code == 206 else total
+        total = (_full_size(response) or total) if response.status_code == 206 else total
         _check_total(source, address, total)
         if packed:  # though not asked for: these bytes are not the file's, so the part can't be resumed
             noted.unlink(missing_ok=True)
@@ -264,10 +264,10 @@ def _continues(response: httpx2.Response, version: _Version | None, have: int) -
     begins = response.headers.get("content-range", "").strip().startswith(f"bytes {have}-")
     if not begins or version is None or _tag(response) not in ("", version.tag):
         return False
-    return not version.total or _whole(response) in (0, version.total)
+    return not version.total or _full_size(response) in (0, version.total)
 
 
-def _whole(response: httpx2.Response) -> int:
+def _full_size(response: httpx2.Response) -> int:
     """The size of the full file that a partial response is from; 0 if the response does not state it."""
     total = response.headers.get("content-range", "").rpartition("/")[2]
     return int(total) if total.isdecimal() and len(total) < 19 else 0

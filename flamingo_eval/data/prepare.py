@@ -129,8 +129,8 @@ class Preparation:
         try:
             if self.copy and not here:
                 check_free(target, size_of(at), f"copying {at}")
-            with self._classes(piece, stage.parent) as told, storage_errors(stage):
-                class_folders.arrange(at, told, put)
+            with self._classes(piece, stage.parent) as listing, storage_errors(stage):
+                class_folders.arrange(at, listing, put)
             if at == target:
                 check_place(flat)
                 with storage_errors(target):
@@ -192,8 +192,8 @@ class Preparation:
                 (arranged / one).mkdir(parents=True, exist_ok=True)
                 (stage / name).rename(arranged / one / name)
 
-            with self._classes(piece, stage.parent) as told, storage_errors(arranged):
-                class_folders.arrange(stage, told, put)
+            with self._classes(piece, stage.parent) as listing, storage_errors(arranged):
+                class_folders.arrange(stage, listing, put)
             stage = arranged
         if not holds(piece, stage):
             raise DataError(
@@ -218,24 +218,24 @@ class Preparation:
     @contextmanager
     def _classes(self, piece: Piece, own: Path) -> Iterator[Path]:
         """The file that lists images' classes, unpacked from its archive if necessary."""
-        told = self._told(piece.classes)
-        archive = self._told((piece.classes_in,))
+        listing = self._find(piece.classes)
+        archive = self._find((piece.classes_in,))
         folder = own / "classes"
-        if told is None and archive is not None:
+        if listing is None and archive is not None:
             wanted = {folder / name: Piece(path=name) for name in (piece.classes[-1], "meta.mat")}
             unpack(archive, wanted, self._stop)
-            told = folder / piece.classes[-1]
-        if told is None:
+            listing = folder / piece.classes[-1]
+        if listing is None:
             raise DataError(
                 f"{piece.path}: the images lie side by side, and nothing tells their classes: put "
                 f"{' or '.join((*piece.classes, piece.classes_in))} into the data root, or name its folder with --from"
             )
         try:
-            yield told
+            yield listing
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _told(self, names: Sequence[str]) -> Path | None:
+    def _find(self, names: Sequence[str]) -> Path | None:
         found = (path for name in names for path in self.places.by_name.get(name, ()))
         return next((path for path in found if path.is_file()), None)
 

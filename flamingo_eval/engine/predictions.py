@@ -165,7 +165,7 @@ def stated_in(path: Path, value_key: str, kinds: Sequence[type], known: Sequence
 
 def _trial(row: Row, where: str) -> tuple[int, int] | None:
     """(shots, seed) of a row, None without them. Raises DataError if one is missing or is no integer from 0 on."""
-    numbers = [_whole(row[key]) for key in TRIAL_KEYS if key in row]
+    numbers = [_integer(row[key]) for key in TRIAL_KEYS if key in row]
     if not numbers:
         return None
     if len(numbers) == 1 or any(number is None or not 0 <= number < 2**32 for number in numbers):
@@ -194,7 +194,7 @@ class Queries:
         self._known, self._images = frozenset(known), images
         self._by_number: dict[int, Id | None] = {}
         for id in known:
-            number = _whole(id)
+            number = _integer(id)
             if number is not None:  # a number that two ids could mean finds neither
                 self._by_number[number] = None if number in self._by_number else id
         self._by_image: dict[str, Id | None] | None = None
@@ -217,7 +217,7 @@ class Queries:
         if isinstance(query, int | str) and not isinstance(query, bool) and query in self._known:
             return query
         exact = self._by_text.get(str(query))
-        number = _whole(query)
+        number = _integer(query)
         return exact if exact is not None else None if number is None else self._by_number.get(number)
 
     def _image(self, stated: Stated) -> Id | None:
@@ -238,7 +238,7 @@ class Queries:
         return found
 
 
-def _whole(value: Any) -> int | None:
+def _integer(value: Any) -> int | None:
     """An integer in any notation; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None

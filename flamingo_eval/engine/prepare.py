@@ -129,8 +129,8 @@ def notices(spec: RunSpec, sources: Mapping[str, Source]) -> list[str]:
 
 
 def _no_effect(settings: RunSettings) -> str:
-    ignored = [f"--{name}" for name in ("seeds", "trials") if getattr(settings, name) is not None]
-    return f"; {' and '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no effect" if ignored else ""
+    ignored = "seeds" if settings.seeds is not None else "trials" if settings.trials is not None else ""
+    return f"; --{ignored} has no effect" if ignored else ""
 
 
 def read_sources(spec: RunSpec, images: Images, renderer: Renderer) -> dict[str, Source]:

@@ -34,6 +34,9 @@ def submission(trials: list[TrialPlan], journal: Journal) -> list[dict[str, Any]
     benchmark = trial.source.benchmark
     if benchmark.submission is None:
         raise UserError(f"{benchmark.name} has no submission format")
+    if benchmark.split not in benchmark.submission.of:
+        splits = " or ".join(benchmark.submission.of)
+        raise UserError(f"the server wants answers to split {splits}; this run is of split {benchmark.split}")
     raw = dict(raw_answers(trial, journal))
     if len(raw) < len(trial):
         raise DataError(f"{len(trial) - len(raw)} answers are missing; the command that began the run continues it")
@@ -43,9 +46,8 @@ def submission(trials: list[TrialPlan], journal: Journal) -> list[dict[str, Any]
     images = {example.id: PurePosixPath(example.image).name for example in trial.source.data.test}
     wanted = _all_questions(trial, benchmark.submission.split)
     strange = [id for id in answers if id not in wanted]
-    if strange or benchmark.split not in benchmark.submission.of:
-        splits = " or ".join(benchmark.submission.of)
-        raise UserError(f"the server wants answers to split {splits}; this run is of split {benchmark.split}")
+    if strange:
+        raise DataError(f"{len(strange)} queries are not in split {benchmark.submission.split}, such as {strange[0]}")
     if benchmark.submission.key == "image":
         missing = len(wanted) - len(answers)
         if missing:

@@ -63,7 +63,7 @@ class Allocation:
             "cpus_per_task": self.cpus,
             "mem": self.memory,
             "time": math.ceil(self.minutes),
-            "signal_delay_s": self.told_before,
+            "signal_delay_s": self.signal_delay,
             "partition": self.partition,
             "account": self.account,
             "qos": self.qos,
@@ -81,7 +81,7 @@ class Allocation:
         return {name: value for name, value in wanted.items() if value is not None}
 
     @property
-    def told_before(self) -> int:
+    def signal_delay(self) -> int:
         """Seconds before the time limit at which the job is signalled; at most half of its time, to let it begin."""
         return max(1, min(self.grace, int(30 * self.minutes)))
 

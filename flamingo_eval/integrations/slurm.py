@@ -165,7 +165,7 @@ def _submit_here(job: Job, allocation: Allocation) -> submitit.Job[None]:
         gpus_per_node=allocation.gpus,
         visible_gpus=_visible(os.environ.get("CUDA_VISIBLE_DEVICES")),
         timeout_min=allocation.minutes,
-        signal_delay_s=allocation.told_before,
+        signal_delay_s=allocation.signal_delay,
     )
     # a terminal's Ctrl-C is for the following process, which ends the job in good order
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -63,11 +63,11 @@ def as_junit(comparison: Comparison, verdicts: Sequence[Verdict]) -> str:
         case = ElementTree.SubElement(
             suite, "testcase", classname=one_line(row.benchmark), name=one_line(f"{row.shots} shots, {row.metric}")
         )
-        said = [verdict.seen, *comparison.demo, *comparison.warnings]
+        output = [verdict.seen, *comparison.demo, *comparison.warnings]
         if verdict.reason is not None:
             detail = f"{row.run:.4f} against {row.baseline:.4f} ({comparison.run} against {comparison.baseline})"
             ElementTree.SubElement(case, "failure", message=one_line(verdict.reason)).text = one_line(detail)
-        ElementTree.SubElement(case, "system-out").text = one_line("; ".join(said))
+        ElementTree.SubElement(case, "system-out").text = one_line("; ".join(output))
     suites = ElementTree.Element("testsuites", counts)
     suites.append(suite)
     ElementTree.indent(suites)

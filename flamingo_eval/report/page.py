@@ -71,10 +71,10 @@ def _captions(shown: Sequence[Shown], *, unfolded: bool) -> list[str]:
         lines += [f'<p class="warning">{_text(name + warning)}</p>' for warning in caption.warnings]
         notes += [f"<li>{_text(name + note)}</li>" for note in caption.notes]
     if notes:
-        said = f"{len(notes)} note{'s' if len(notes) > 1 else ''}"
+        summary = f"{len(notes)} note{'s' if len(notes) > 1 else ''}"
         items = "\n".join(notes)
         lines.append(
-            f"<details{' open' if unfolded else ''}>\n<summary>{said}</summary>\n<ul>\n{items}\n</ul>\n</details>"
+            f"<details{' open' if unfolded else ''}>\n<summary>{summary}</summary>\n<ul>\n{items}\n</ul>\n</details>"
         )
     return lines
 

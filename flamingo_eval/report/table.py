@@ -106,8 +106,8 @@ def as_latex(shown: Sequence[Shown], *, notes: bool = True) -> str:
     grid = grid_of(shown)
     lines = [" & ".join(_escape_latex(word) for word in row) + r" \\" for row in (grid.head, *grid.body)]
     columns = "l" * grid.left + "r" * (len(grid.head) - grid.left)
-    said = legend(shown, notes=notes)
-    caption = ". ".join(_escape_latex(line) for line in said if not line.endswith(": --notes"))
+    legend_lines = legend(shown, notes=notes)
+    caption = ". ".join(_escape_latex(line) for line in legend_lines if not line.endswith(": --notes"))
     return "\n".join(
         ["% \\usepackage{booktabs}", r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule",
          lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}.}}",

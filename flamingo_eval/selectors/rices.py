@@ -22,7 +22,7 @@ class RicesSelector:
 
     about = (
         "those of the entire training set whose images are most similar to the query's, the most similar last; one "
-        "trial, since nothing is drawn"
+        "trial, unless queries are drawn (--num-samples)"
     )
     needs = IMAGE_EMBEDDINGS
     settings = (
@@ -30,8 +30,8 @@ class RicesSelector:
                 "model then serves. Default: ViT-L-14, for the demo its own CLIP.", metavar="NAME|TOML", named=False),
         Setting("rices_pretrained", str, "Its weights: an open_clip tag or a file. Default: openai.",
                 metavar="TAG|FILE", named=False),
-        Setting("rices_quick_gelu", bool, "Which activation weights from a file were trained with, QuickGELU "
-                "(OpenAI's) or GELU; needed where open_clip has both variants of the model.",
+        Setting("rices_quick_gelu", bool, "The weights of a file were trained with QuickGELU, as OpenAI's were; "
+                "--no-rices-quick-gelu: with GELU. Needed where open_clip has both variants of the model.",
                 named=False),
         Setting("rices_unique_images", bool, "Show no image twice among a query's demonstrations. (VQA training sets "
                 "have many questions per image; the protocol shows them all.)", default=False, named=False),

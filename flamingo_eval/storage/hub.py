@@ -185,13 +185,13 @@ def download(repo: str, commit: str, names: Sequence[str]) -> Path:
         sizes = listing(repo, commit)
         wanted, cache = sum(sizes.get(name, 0) for name in missing), Path(constants.HF_HUB_CACHE)
         free = shutil.disk_usage(next(one for one in (cache, *cache.parents) if exists(one))).free
-        said = f"{wanted / 1e9:.2f} GB of {repo}"
+        amount = f"{wanted / 1e9:.2f} GB of {repo}"
         if wanted > free:
             raise StorageError(
-                f"{said} are to be downloaded into {cache}, which has {free / 1e9:.2f} GB free: make room, or name a "
+                f"{amount} are to be downloaded into {cache}, which has {free / 1e9:.2f} GB free: make room, or name a "
                 "folder on another disk with HF_HUB_CACHE"
             )
-        note(f"downloading {said} into {cache} ({free / 1e9:.0f} GB free)")
+        note(f"downloading {amount} into {cache} ({free / 1e9:.0f} GB free)")
         for wait in (*WAITS, None):
             try:
                 with _translated(f"{missing[0]} of {repo}", repo):

@@ -39,6 +39,19 @@ from tests.support.helpers import FAST, Cli, run_cli
         (("report", "nowhere"), "nowhere is not a run folder"),
         (("list", "models"), "nothing to list under 'models'; known: benchmarks, checkpoints"),
         (("--config", "none.toml", "list"), "none.toml does not exist"),
+        (("coco", "--seeds", "1,2", "--trials", "3"), "--seeds and --trials both choose the trials: give one of them"),
+        (("plan", "coco", "--json", "--tokens"), "--json, --tokens and --manifest exclude each other"),
+        (("plan", "coco", "--json", "--manifest", "m"), "--json, --tokens and --manifest exclude each other"),
+        (("score", "coco", "--predictions", "p", "--shots", "3"), "--shots needs --out"),
+        (("score", "coco", "--predictions", "p", "--num-samples", "3"), "--num-samples needs --out"),
+        (("score", "coco", "--predictions", "p", "--out", "o", "--per-item", "i"), "--per-item has no effect with --out"),
+        (("check", "r", "--baseline", "b", "--update", "--junit", "j"), "--junit has no effect with --update"),
+        (("check", "r", "--baseline", "b", "--update", "--max-drop", "1"), "--max-drop has no effect with --update"),
+        (("show", "r", "--shots", "4"), "--shots needs --query"),
+        (("show", "r", "--all"), "--all needs --query"),
+        (("plot", "r", "--deviations"), "--intervals/--deviations needs --out"),
+        (("view", "r", "--bundle", "b", "--port", "1"), "--port has no effect with --bundle"),
+        (("data", "prepare", "--from-manifest", "m", "--copy"), "--copy has no effect with --from-manifest"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("root")
@@ -142,6 +155,24 @@ def test_a_benchmarks_section_is_for_its_plan_too(root: Path, cli: Cli) -> None:
     assert cli("plan", "coco", "--data-root", root).stdout.splitlines() == [
         "coco  1 shots  seed 42: 3 queries, 6 images"
     ]
+
+
+def test_seeds_of_the_file_give_way_to_trials_of_the_environment(
+    root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is given in one place excludes each other."""
+    Path("flamingo-eval.toml").write_text("seeds = [1, 2]\n")
+    monkeypatch.setenv("FLAMINGO_EVAL_TRIALS", "1")
+    plan = ("plan", "coco", "--data-root", root, "--shots", "2", "--num-samples", "3")
+    assert [line.split()[4] for line in cli(*plan).stdout.splitlines()] == ["42:"]
+    assert [line.split()[4] for line in cli(*plan, "--seeds", "7").stdout.splitlines()] == ["7:"]
+
+
+def test_switches_are_shown_without_a_value(cli: Cli) -> None:
+    shown = cli("coco", "--help").stdout
+    for switch in ("--fresh", "--plain", "--offline"):
+        [line] = [line for line in shown.splitlines() if f" {switch} " in line]
+        assert "<bool>" not in line
 
 
 def test_a_file_is_no_run_folder(root: Path, cli: Cli) -> None:

@@ -60,7 +60,7 @@ def two_runs(tmp_path: Path, cli: Cli) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_with_streams_closed_or_full_is_whole(root: Path) -> None:
+def test_a_run_with_streams_closed_or_full_is_complete(root: Path) -> None:
     command = f"CLI {' '.join(FAST)} --data-root {root}"
     for i, (streams, code) in enumerate({"2>&-": 0, "2>/dev/full": 0, ">&- 2>&-": 0, ">/dev/full": 3}.items()):
         result = shell(f"{command} --out run{i} --format json {streams}")

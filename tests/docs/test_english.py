@@ -18,6 +18,8 @@ PACKAGE = [*(CHECKOUT / "flamingo_eval").rglob("*.py")]
 LONGEST = 35
 AVOIDED = ("picture", "pictures", "said", "told", "whole", "look_at")
 """Coined or second names of things: the first is called an image; the others were names in code."""
+IN_NAMES = re.compile(rf"(?:^|_)(?:{'|'.join(AVOIDED)})(?:_|$)", re.IGNORECASE)
+"""Such a word in a name of the package, as a part of it between underscores or capitals."""
 
 
 def blocks(text: str) -> Iterator[str]:
@@ -102,6 +104,23 @@ def test_docstrings(name: str) -> None:
     assert found == []
 
 
+def names(text: str) -> Iterator[tuple[int, str]]:
+    """The line and the text of each name in code: variables, attributes, arguments, functions, classes, imports."""
+    for node in ast.walk(ast.parse(text)):
+        for part in ("id", "attr", "arg", "name", "asname", "rest"):
+            if isinstance(name := getattr(node, part, None), str):
+                yield getattr(node, "lineno", 0), name
+
+
+def avoided_names(text: str) -> list[tuple[int, str]]:
+    return [(line, name) for line, name in names(text) if IN_NAMES.search(re.sub(r"(?<=[a-z\d])(?=[A-Z])", "_", name))]
+
+
+def test_names_use_the_fields_words() -> None:
+    found = {str(file.relative_to(CHECKOUT)): avoided_names(file.read_text(encoding="utf-8")) for file in PACKAGE}
+    assert {file: bad for file, bad in found.items() if bad} == {}
+
+
 def test_the_rules_themselves() -> None:
     """What they look for is found."""
     long = " ".join(["word"] * (LONGEST + 1)) + "."
@@ -114,3 +133,8 @@ def test_the_rules_themselves() -> None:
     documented = f"Short.\n\nArgs:\n    one: {half}\n    two: {half}\n\n>>> {half}{half}\n{half}{half}\n"
     assert [one for one in sentences(prose(documented)) if len(words(one)) > LONGEST] == []
     assert [one for one in sentences(prose(f"Short.\n\nArgs:\n    one: {long}")) if len(words(one)) > LONGEST]
+    for code in ("said = 1", "def f(told): ...", "x.is_whole", "f(look_at=1)", "class PictureFile: ...", "TOLD_BY = 1",
+                 "import x as pictures", "lambda *_told: 0", "try: ...\nexcept X as said: ...",
+                 "match x:\n  case {**told}: ..."):  # fmt: skip
+        assert avoided_names(code), code
+    assert avoided_names("wholesale = aside = retold = f('said', x['told']).look.at  # whole") == []

@@ -77,7 +77,7 @@ def test_the_plan_decides_which_queries_must_be_there(cli: Cli, data: Path) -> N
         assert done.returncode == 0, done.stderr
 
 
-def test_trials_are_told_apart_by_the_rows(cli: Cli, data: Path) -> None:
+def test_trials_are_distinguished_by_the_rows(cli: Cli, data: Path) -> None:
     ids = [*range(500, 508)]
     trials = [row for shots in (0, 4) for seed in (1, 2) for row in captions(ids, shots=shots, seed=seed)]
     assert keep(cli, data, trials).returncode == 0

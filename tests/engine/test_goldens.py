@@ -42,7 +42,7 @@ def test_plans_of_the_older_harnesses(golden: Path) -> None:
 @pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7])
-def test_whole_runs_whatever_the_batch_size(goldens: Path, tmp_path: Path, batch_size: int) -> None:
+def test_full_runs_whatever_the_batch_size(goldens: Path, tmp_path: Path, batch_size: int) -> None:
     data = linked_data(goldens, tmp_path / "data")
     files = sorted((goldens / "runs").glob("*.json"))
     assert len(files) >= 7

@@ -142,7 +142,7 @@ def test_a_job_whose_time_is_over_too_often(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_fails_in_a_job_is_said_here(tmp_path: Path) -> None:
+def test_what_fails_in_a_job_is_reported_here(tmp_path: Path) -> None:
     root = write_coco_root(tmp_path / "data", train=20, test=3)
     sorted((root / "coco" / "val2014").iterdir())[0].unlink()
     slow = Slow(tmp_path, seconds=0.0)
@@ -246,7 +246,7 @@ def test_the_script(cli: Cli) -> None:
     [
         (("--shots", "four"), "four"),
         (("--checkpoint", "mine"), "--data-root"),
-        (("--process", "0/2"), "--process is what the job's tasks get"),
+        (("--process", "0/2"), "No such option"),
         (("--time", "soon"), "--time 'soon': give minutes, H:MM:SS or D-HH:MM:SS"),
         (("--time", "0"), "a job needs some time"),
         (("--sbatch", "=x"), "give KEY=VALUE"),

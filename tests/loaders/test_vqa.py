@@ -281,7 +281,7 @@ def test_a_class_folders_name_says_what_it_shows_not_its_place(tmp_path: Path) -
                 read(rules, root, "val")
 
 
-def test_images_outside_class_folders_are_told_from_none(tmp_path: Path) -> None:
+def test_images_outside_class_folders_are_distinguished_from_none(tmp_path: Path) -> None:
     rules = write_classes(tmp_path, {"train": {"n1": 1}, "val": {}})
     (tmp_path / "imagenet" / "class_names.json").write_text('{"n1": "cat"}')
     (tmp_path / "imagenet" / "val").mkdir()

@@ -32,7 +32,7 @@ ODD = [
 ]
 
 
-def test_equals_the_references_whole_run(golden: Path) -> None:
+def test_equals_the_references_full_run(golden: Path) -> None:
     run = json.loads((golden / "runs" / "coco_random_shots4_seed42.json").read_text())
     references = LOADER.references(load_benchmark("coco").data, golden, "test").by_id
     captions: dict[Id, str] = {query["query_id"]: query["prediction"] for query in run["queries"]}

@@ -61,7 +61,7 @@ def test_a_checkpoint_description_must_say_the_activation_too(bundle: Path) -> N
     assert read_spec(toml).vision.activation == "GELU"
 
 
-def test_the_activation_used_is_told_and_recorded(bundle: Path, tmp_path: Path, cli: Cli) -> None:
+def test_the_activation_used_is_reported_and_recorded(bundle: Path, tmp_path: Path, cli: Cli) -> None:
     root = write_coco_root(tmp_path / "data", train=4, test=2)
     toml = bundle / "model.toml"
     for line, activation in (("", "GELU"), ("quick_gelu = true\n", "QuickGELU")):
@@ -233,7 +233,7 @@ def test_a_token_that_is_only_padding_has_no_text(bundle: Path) -> None:
     assert tokenizer.decode([*output, len(tokenizer) + 5]) == tokenizer.decode(output)
 
 
-def test_a_language_model_saved_inside_a_wrapper_is_told_precisely(bundle: Path) -> None:
+def test_a_language_model_saved_inside_a_wrapper_is_reported_precisely(bundle: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     path = bundle / "lm/model.safetensors"

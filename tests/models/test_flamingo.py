@@ -71,9 +71,9 @@ def test_wrong_interval_of_cross_attention(bundle: Path) -> None:
     toml.write_text(toml.read_text().replace("every_n_layers = 1", "every_n_layers = 2"))
     with pytest.raises(
         CheckpointError, match=r"with cross-attention every 2: \d+ unexpected \(.*layers.0.gated"
-    ) as told:
+    ) as error:
         load(bundle)
-    assert str(told.value).endswith("; its blocks fit cross_attn_every_n_layers = 1")
+    assert str(error.value).endswith("; its blocks fit cross_attn_every_n_layers = 1")
 
 
 def test_a_language_model_with_weights_missing_is_refused(bundle: Path) -> None:

@@ -130,10 +130,10 @@ def prompts(shots: int, name: str = "{}.png") -> list[Prompt]:
 
 def answers(model: Any, some: Sequence[Prompt], task: Task, root: Path, batch: int) -> list[Any]:
     """What the model says, in batches."""
-    images, said = Images(root), []
+    images, found = Images(root), []
     for start in range(0, len(some), batch):
-        said += model.answer([model.prepare(one, task, images) for one in some[start : start + batch]], task)
-    return said
+        found += model.answer([model.prepare(one, task, images) for one in some[start : start + batch]], task)
+    return found
 
 
 @pytest.mark.parametrize("shots", [0, 1, 4])
@@ -224,18 +224,18 @@ def test_from_the_disk(folder: Path, root: Path, tmp_path: Path, monkeypatch: py
     from flamingo_eval.core.registry import model_source
 
     monkeypatch.setenv("FLAMINGO_EVAL_CACHE", str(tmp_path))
-    said: list[Any] = []
+    found: list[Any] = []
     for encoded in (6, 0):
         model: Any = model_source(f"hf:{folder}", {"rendering": "chat"}).load("cpu", "fp32")
-        said.append([answers(model, prompts(4), task, root, 5) for task in (TEXT, NAMES)])
+        found.append([answers(model, prompts(4), task, root, 5) for task in (TEXT, NAMES)])
         model.close()
         assert model.encoded == encoded
-    assert said[0] == said[1]
+    assert found[0] == found[1]
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(kept) == 6
     kept[0].write_bytes(kept[0].read_bytes()[:-1])
     model = model_source(f"hf:{folder}", {"rendering": "chat"}).load("cpu", "fp32")
-    assert answers(model, prompts(4), TEXT, root, 5) == said[0][0]
+    assert answers(model, prompts(4), TEXT, root, 5) == found[0][0]
     model.close()
     assert model.encoded == 1, "what is damaged there is made again"
 

@@ -42,10 +42,10 @@ def rows_of(cli: Cli, run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_all_benchmarks_killed_and_resumed(saved: Path, tmp_path: Path, cli: Cli) -> None:
-    whole = cli(*ALL, "--checkpoint", f"hf:{saved}", "--out", tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr
-    assert all(name in whole.stdout for name in BENCHMARKS)
-    assert "rendering chat; no demonstrations at 0 shots" in whole.stdout
+    full = cli(*ALL, "--checkpoint", f"hf:{saved}", "--out", tmp_path / "whole")
+    assert full.returncode == 0, full.stderr
+    assert all(name in full.stdout for name in BENCHMARKS)
+    assert "rendering chat; no demonstrations at 0 shots" in full.stdout
     asked = len(BENCHMARKS) * 2 * 2 * 5
     run = tmp_path / "killed"
     command = [
@@ -79,7 +79,7 @@ def test_all_benchmarks_killed_and_resumed(saved: Path, tmp_path: Path, cli: Cli
     rows = rows_of(cli, run)
     assert len(rows) == asked
     assert_alike(rows, rows_of(cli, tmp_path / "whole"))
-    assert done.stdout.split("\n\n")[0] == whole.stdout.split("\n\n")[0], "the same table"
+    assert done.stdout.split("\n\n")[0] == full.stdout.split("\n\n")[0], "the same table"
     baseline = tmp_path / "baseline.json"
     assert cli("check", tmp_path / "whole", "--baseline", baseline, "--update").returncode == 0
     gate = cli("check", run, "--baseline", baseline)
@@ -346,9 +346,9 @@ def test_in_python(saved: Path, tmp_path: Path, cli: Cli) -> None:
     loaded = load_model(f"hf:{saved}", device="cpu", max_pixels=3136)
     images = sorted((demo_data_root() / "coco/val2014").iterdir())[:2]
     shown = [([images[0]], "What is it?", "a thing")]
-    said = loaded.generate("What is it?", [images[1]], demonstrations=shown, max_new_tokens=8)
+    answer = loaded.generate("What is it?", [images[1]], demonstrations=shown, max_new_tokens=8)
     slow: Any = model_source(f"hf:{saved}", {"plain": True, "max_pixels": 3136}).load("cpu", "fp32")
-    assert slow.generate("What is it?", [images[1]], demonstrations=shown, max_new_tokens=8) == said
+    assert slow.generate("What is it?", [images[1]], demonstrations=shown, max_new_tokens=8) == answer
     with pytest.raises(UserError, match=r"holds <image>.*demonstrations="):
         loaded.generate("<image>What is it?", [images[1]])
     with pytest.raises(UserError, match="there is no option 'colour'"):

@@ -38,9 +38,9 @@ class Comparison:
     def __init__(self, folder: Path) -> None:
         self.theirs: dict[str, Any] = torch.load(folder / "outputs.pt", weights_only=True)
         spec = read_spec(folder / "model.toml")
-        self.pictures, (_, self.transform) = folder / "pictures", load_clip(spec.vision)
+        self.image_folder, (_, self.transform) = folder / "pictures", load_clip(spec.vision)
         self.ours = FlamingoSource(spec).load("cpu", "fp32")
-        self.images = Images(self.pictures)
+        self.images = Images(self.image_folder)
         self.prompts = [Rendering(p["text"], tuple(p["pictures"])) for p in self.theirs["prompts"]]
         self.differences: list[str] = []
         self.largest = {"logits": 0.0, "log-likelihoods": 0.0}
@@ -105,7 +105,7 @@ class Comparison:
         return [*self.ours.answer([self.ours.read(self.prompts[item], task, self.images) for item in items], task)]
 
     def _logits(self, items: Sequence[int], encoded: Sequence[list[int]]) -> Tensor:
-        """Of the left-padded prompts; padding, pictures and media are put together here and not by the adapter."""
+        """Of the left-padded prompts; padding, images and media are put together here and not by the adapter."""
         longest = max(len(ids) for ids in encoded)
         ids = torch.tensor([[self.ours.tokenizer.pad_id] * (longest - len(row)) + row for row in encoded])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded])
@@ -113,7 +113,7 @@ class Comparison:
         latents = torch.zeros(len(items), most, *self.ours.model.perceiver.latents.shape)
         with torch.inference_mode():
             for row, item in enumerate(items):
-                images = [self.transform(Image.open(self.pictures / name)) for name in self.prompts[item].images]
+                images = [self.transform(Image.open(self.image_folder / name)) for name in self.prompts[item].images]
                 latents[row, : len(images)] = self.ours.model.encode(torch.stack(images))
             logits: Tensor = self.ours.model(ids, mask, Media.of(latents, ids, self.ours.tokenizer.image_id))
         return logits

@@ -2,7 +2,7 @@
 """Makes a small random Flamingo with the open-flamingo package and writes down what it answers.
 
 ``python tests/parity/reference.py --out DIR --host gpt_neox --every 2 --seed 1``, in an old environment (README.md).
-DIR then holds the model as a user would have it (model.toml and the files it names), pictures, and outputs.pt.
+DIR then holds the model as a user would have it (model.toml and the files it names), images, and outputs.pt.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CLIP_CONFIG = {
     "vision_cfg": {"image_size": 224, "layers": 3, "width": 64, "head_width": 32, "patch_size": 56},
     "text_cfg": {"context_length": 77, "vocab_size": 512, "width": 64, "heads": 2, "layers": 1},
 }
-PICTURES = {
+IMAGES = {
     "tall.jpg": (231, 400),
     "wide.png": (500, 243),
     "square.jpg": (224, 224),
@@ -90,18 +90,18 @@ def write_clip(folder: Path) -> None:
     torch.save(model.state_dict(), folder / "clip.pt")
 
 
-def write_pictures(folder: Path) -> None:
-    """Five pictures of odd sizes and modes, each with shapes of its own."""
+def write_images(folder: Path) -> None:
+    """Five images of odd sizes and modes, each with shapes of its own."""
     folder.mkdir()
-    for number, (name, size) in enumerate(PICTURES.items()):
+    for number, (name, size) in enumerate(IMAGES.items()):
         draw = torch.Generator().manual_seed(number)
-        picture = Image.new("RGB", size, tuple(torch.randint(256, (3,), generator=draw).tolist()))
+        image = Image.new("RGB", size, tuple(torch.randint(256, (3,), generator=draw).tolist()))
         for _ in range(12):
             x, y = (int(torch.randint(side, (1,), generator=draw)) for side in size)
             colour = tuple(torch.randint(256, (3,), generator=draw).tolist())
-            ImageDraw.Draw(picture).ellipse((x - 60, y - 40, x + 60, y + 40), fill=colour)
+            ImageDraw.Draw(image).ellipse((x - 60, y - 40, x + 60, y + 40), fill=colour)
         mode = {"palette.png": "P", "grey.jpg": "L"}.get(name, "RGB")
-        picture.convert(mode).save(folder / name)
+        image.convert(mode).save(folder / name)
 
 
 def build(folder: Path, every: int):
@@ -171,17 +171,17 @@ class Answers:
         return self.tokenizer(texts, padding="longest", truncation=True, return_tensors="pt", max_length=2000)
 
     def look(self, rows: list[tuple[int, ...]]) -> torch.Tensor:
-        """Pictures (rows, most pictures of a row, 1, 3, height, width), zeros where a row has fewer."""
+        """Images (rows, most images of a row, 1, 3, height, width), zeros where a row has fewer."""
         out = torch.zeros(len(rows), max(map(len, rows)), 1, *self.pixels[0].shape)
         for i, row in enumerate(rows):
-            for j, picture in enumerate(row):
-                out[i, j, 0] = self.pixels[picture]
+            for j, image in enumerate(row):
+                out[i, j, 0] = self.pixels[image]
         return out
 
     @torch.inference_mode()
     def to(self, prompts: list[tuple[str, tuple[int, ...]]]) -> dict:
         """Logits and generated ids and texts for one batch."""
-        batch, vision = self.encode([text for text, _ in prompts]), self.look([pictures for _, pictures in prompts])
+        batch, vision = self.encode([text for text, _ in prompts]), self.look([images for _, images in prompts])
         ids, mask = batch["input_ids"], batch["attention_mask"]
         out = {"input_ids": ids, "attention_mask": mask}
         out["logits"] = self.model(vision_x=vision, lang_x=ids, attention_mask=mask).logits.clone()
@@ -195,26 +195,24 @@ class Answers:
         return out
 
     @torch.inference_mode()
-    def picture_effect(self) -> float:
-        """How far another picture moves the logits of the first prompt: to show that pictures matter at all."""
+    def image_effect(self) -> float:
+        """How far another image moves the logits of the first prompt: to show that images matter at all."""
         text = PROMPTS[0][0]
         ids = self.encode([text])["input_ids"]
         one, other = (
-            self.model(vision_x=self.look([(picture,)]), lang_x=ids, attention_mask=torch.ones_like(ids)).logits.clone()
-            for picture in (0, 1)
+            self.model(vision_x=self.look([(image,)]), lang_x=ids, attention_mask=torch.ones_like(ids)).logits.clone()
+            for image in (0, 1)
         )
         return float((one - other).abs().max())
 
     @torch.inference_mode()
-    def rank(self, text: str, pictures: tuple[int, ...]) -> torch.Tensor:
+    def rank(self, text: str, images: tuple[int, ...]) -> torch.Tensor:
         """Mean log-likelihood of each name's tokens, each name in a pass of its own."""
         context, scores = self.encode([text])["input_ids"], []
         for name in NAMES:
             ids = self.tokenizer(name, add_special_tokens=False, return_tensors="pt")["input_ids"]
             full = torch.cat((context, ids), dim=1)
-            logits = self.model(
-                vision_x=self.look([pictures]), lang_x=full, attention_mask=torch.ones_like(full)
-            ).logits
+            logits = self.model(vision_x=self.look([images]), lang_x=full, attention_mask=torch.ones_like(full)).logits
             spoken = logits[0, context.shape[1] - 1 : -1].log_softmax(-1)
             scores.append(spoken.gather(1, ids[0, :, None]).mean())
         return torch.stack(scores)
@@ -245,7 +243,7 @@ def main() -> None:
     tokens = write_tokenizer(options.host, folder / "tokenizer")
     write_language_model(options.host, folder / "lm", tokens, every)
     write_clip(folder)
-    write_pictures(folder / "pictures")
+    write_images(folder / "pictures")
     (folder / "model.toml").write_text(
         f'name = "{options.host}-{every}"\ncheckpoint = "checkpoint.pt"\ncross_attn_every_n_layers = {every}\n\n'
         f'[vision]\nmodel = "{CLIP}"\npretrained = "clip.pt"\nconfigs = "open_clip_configs"\n\n'
@@ -257,14 +255,14 @@ def main() -> None:
     save_trained_part(model, folder / "checkpoint.pt", every)
     model, transform, tokenizer = build(folder, every)
     load_trained_part(model, folder / "checkpoint.pt", tokens)
-    answers = Answers(model, tokenizer, [transform(Image.open(folder / "pictures" / name)) for name in PICTURES])
+    answers = Answers(model, tokenizer, [transform(Image.open(folder / "pictures" / name)) for name in IMAGES])
     outputs = {
         "versions": {m.__name__: str(m.__version__) for m in (torch, torchvision, transformers)},
         "tokenizer": {"class": type(tokenizer).__name__, "length": len(tokenizer), "pad_id": tokenizer.pad_token_id},
-        "prompts": [{"text": text, "pictures": [list(PICTURES)[p] for p in pictures]} for text, pictures in PROMPTS],
+        "prompts": [{"text": text, "pictures": [list(IMAGES)[p] for p in images]} for text, images in PROMPTS],
         "names": NAMES,
         "probes": probe(tokenizer),
-        "picture_effect": answers.picture_effect(),
+        "picture_effect": answers.image_effect(),
         "single": [answers.to([prompt]) | {"rank": answers.rank(*prompt)} for prompt in PROMPTS],
         "batched": answers.to(PROMPTS),
     }

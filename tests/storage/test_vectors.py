@@ -63,7 +63,7 @@ def test_whatever_a_kill_leaves_behind_is_overwritten(tmp_path: Path, cut: int) 
     assert FeatureStore(tmp_path, "e1").read(["a", "b", "c"]).tolist() == vectors_of(3).tolist()
 
 
-def test_vectors_lost_while_the_index_is_whole(tmp_path: Path) -> None:
+def test_vectors_lost_while_the_index_is_complete(tmp_path: Path) -> None:
     filled(tmp_path)
     (tmp_path / "vectors.f32").write_bytes((tmp_path / "vectors.f32").read_bytes()[:-5])
     store = FeatureStore(tmp_path, "e1")
@@ -249,7 +249,7 @@ def test_an_image_error_is_a_query_error(tmp_path: Path) -> None:
         ThumbnailEncoder().prepare("none.png", rgb=False, images=Images(tmp_path))
 
 
-def test_part_of_a_vector_behind_the_last_whole_one(tmp_path: Path) -> None:
+def test_part_of_a_vector_behind_the_last_complete_one(tmp_path: Path) -> None:
     """A disk that filled up, or a kill within a write: what is whole is read, and the next one overwrites the rest."""
     store = filled(tmp_path)
     with (tmp_path / "vectors.f32").open("ab") as file:

@@ -110,10 +110,10 @@ class ChatServer:
 
     def reply(self, seen: Seen) -> dict[str, Any]:
         """A sound reply."""
-        said = self.answer(seen)
+        text = self.answer(seen)
         choice: dict[str, Any] = {
             "index": 0,
-            "message": {"role": "assistant", "content": said},
+            "message": {"role": "assistant", "content": text},
             "finish_reason": "stop",
         }
         more: dict[str, Any] = {}

@@ -130,9 +130,9 @@ def vqav2() -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for split, title in (("train", "Train"), ("val", "Val")):
         questions, annotations = _vqa(VQA, split)
-        asked, told = f"v2_OpenEnded_mscoco_{split}2014_questions.json", f"v2_mscoco_{split}2014_annotations.json"
+        asked, answered = f"v2_OpenEnded_mscoco_{split}2014_questions.json", f"v2_mscoco_{split}2014_annotations.json"
         files[f"v2_Questions_{title}_mscoco.zip"] = packed({asked: dumped(questions)})
-        files[f"v2_Annotations_{title}_mscoco.zip"] = packed({told: dumped(annotations)})
+        files[f"v2_Annotations_{title}_mscoco.zip"] = packed({answered: dumped(annotations)})
     test = dumped({"questions": [{"question_id": n, "image_id": n, "question": "What?"} for n in range(900, 904)]})
     names = ("v2_OpenEnded_mscoco_test2015_questions.json", "v2_OpenEnded_mscoco_test-dev2015_questions.json")
     files["v2_Questions_Test_mscoco.zip"] = packed(dict.fromkeys(names, test))
@@ -143,10 +143,10 @@ def okvqa() -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     for split in ("train", "val"):
         questions, annotations = _vqa(OK, split)
-        asked, told = f"OpenEnded_mscoco_{split}2014_questions.json", f"mscoco_{split}2014_annotations.json"
+        asked, answered = f"OpenEnded_mscoco_{split}2014_questions.json", f"mscoco_{split}2014_annotations.json"
         files |= {
             f"{asked}.zip": packed({asked: dumped(questions)}),
-            f"{told}.zip": packed({told: dumped(annotations)}),
+            f"{answered}.zip": packed({answered: dumped(annotations)}),
         }
     return files
 
@@ -194,7 +194,7 @@ def vizwiz(folder: str = "") -> dict[str, bytes]:
     rows = {
         s: [{"image": f"VizWiz_{s}_{n:08d}.jpg", "question": "What is it?"} for n in own] for s, own in splits.items()
     }
-    told = {
+    annotated = {
         s: [{**row, "answers": _unnumbered(n), "answer_type": "other"}
             if s != "test" else row for n, row in enumerate(own)]
         for s, own in rows.items()
@@ -208,7 +208,7 @@ def vizwiz(folder: str = "") -> dict[str, bytes]:
     converted = {
         s: [{**row, "question_id": i, "image_id": row["image"]} for i, row in enumerate(own)] for s, own in rows.items()
     }
-    annotations = packed({f"{folder}{s}.json": dumped(own) for s, own in told.items()})
+    annotations = packed({f"{folder}{s}.json": dumped(own) for s, own in annotated.items()})
     return {"Annotations.zip": annotations, **images, **_converted(converted)}
 
 
@@ -240,16 +240,16 @@ def imagenet() -> dict[str, bytes]:
     )
     table = io.BytesIO()
     savemat(table, {"synsets": kinds.reshape(-1, 1)})
-    told = VALIDATION
+    truth = VALIDATION
     numbers = {SYNSETS[at]: n + 1 for n, at in enumerate(order)}
     kit = {
         "ILSVRC2012_devkit_t12/readme.txt": b"...",
         "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": "".join(
-            f"{numbers[one]}\n" for one in told
+            f"{numbers[one]}\n" for one in truth
         ).encode(),
         "ILSVRC2012_devkit_t12/data/meta.mat": table.getvalue(),
     }
-    val = {f"ILSVRC2012_val_{i:08d}.JPEG": jpeg(i) for i in range(1, len(told) + 1)}
+    val = {f"ILSVRC2012_val_{i:08d}.JPEG": jpeg(i) for i in range(1, len(truth) + 1)}
     return {
         "ILSVRC2012_img_train.tar": tarred(train),
         "ILSVRC2012_img_val.tar": tarred(val),

@@ -38,7 +38,10 @@ def unpacked(shelf: Shelf, folder: Path, *names: str) -> Path:
     for name in names:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(shelf.files[name])
-        shutil.unpack_archive(folder / name, folder)
+        if name.endswith(".zip"):
+            shutil.unpack_archive(folder / name, folder)
+        else:
+            shutil.unpack_archive(folder / name, folder, filter="data")  # what Python 3.14 does unasked
         (folder / name).unlink()
     return folder
 

@@ -238,7 +238,7 @@ def test_a_full_disk_and_a_read_only_one(tmp_path: Path, small_disk: Path) -> No
     assert full.returncode == 3, full.stderr
     assert "the disk is full. Nothing already saved is lost" in full.stderr
     assert "Traceback" not in full.stderr
-    saved = read_lines(small_disk / "run/journal.jsonl") if whole_lines(small_disk / "run/journal.jsonl") else []
+    saved = read_lines(small_disk / "run/journal.jsonl") if complete_lines(small_disk / "run/journal.jsonl") else []
     assert saved
     remount(small_disk, "size=10m,ro")
     read_only = run_cli(*arguments)
@@ -252,7 +252,7 @@ def test_a_full_disk_and_a_read_only_one(tmp_path: Path, small_disk: Path) -> No
     assert rows[: len(saved)] == saved
 
 
-def whole_lines(path: Path) -> bool:
+def complete_lines(path: Path) -> bool:
     """Cuts a torn last line off, for reading; the run does so itself."""
     data = path.read_bytes()
     path.write_bytes(data[: data.rfind(b"\n") + 1])

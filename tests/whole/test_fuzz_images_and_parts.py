@@ -61,7 +61,7 @@ def limited() -> Iterator[None]:
 
 
 @cache
-def whole_images() -> dict[str, bytes]:
+def intact_images() -> dict[str, bytes]:
     """A small image in each format that Pillow writes, in each mode that the format takes."""
     Image.init()
     found = {}
@@ -80,7 +80,7 @@ def damaged_image(draw: random.Random) -> bytes:
     """One of them damaged, or noise behind a format's first bytes."""
     if draw.random() < 0.2:
         return draw.choice(HEADS) + draw.randbytes(draw.choice((0, 9, 200, 3000)))
-    content = whole_images()[draw.choice(sorted(whole_images()))]
+    content = intact_images()[draw.choice(sorted(intact_images()))]
     for _ in range(draw.choice((1, 1, 2, 5))):
         content = damaged_bytes(content, draw)
         if content and draw.random() < 0.6:  # a wrong number where a decoder expects a length
@@ -112,7 +112,7 @@ def decode_many(folder: Path, count: int, first_seed: int) -> tuple[int, int]:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=pytest.mark.fuzz)])
 def test_images(tmp_path: Path, count: int) -> None:
-    assert len({name.split()[0] for name in whole_images()}) > 20
+    assert len({name.split()[0] for name in intact_images()}) > 20
     read, refused = decode_many(tmp_path, count, first_seed=0)
     assert read > count // 20, "not all of them are beyond reading"
     assert refused > count // 4

@@ -232,7 +232,7 @@ def test_three_processes_killed_twenty_times(coco: Path, tmp_path: Path, cli: Cl
 
 
 @pytest.fixture(scope="module")
-def whole_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the demo's model that nobody interrupts."""
     folder = tmp_path_factory.mktemp("whole")
     starter = Starter(folder, DEMO, pause=0)
@@ -243,7 +243,7 @@ def whole_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.torch
 @pytest.mark.slow
-def test_a_real_run_killed_twenty_times(whole_demo: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_real_run_killed_twenty_times(uninterrupted_demo: Path, tmp_path: Path, cli: Cli) -> None:
     draw = random.Random(7)
     starter = Starter(tmp_path, DEMO, pause=0.02)  # a fast machine must not be done before the last kill
     for _ in range(20):
@@ -255,13 +255,15 @@ def test_a_real_run_killed_twenty_times(whole_demo: Path, tmp_path: Path, cli: C
     starter.finish()
     assert_once(starter.run, QUERIES)
     assert sum(starter.batches()) <= QUERIES + 20 * BATCH, "at most one batch is repeated per kill"
-    assert_same(starter.run, whole_demo, cli)
+    assert_same(starter.run, uninterrupted_demo, cli)
 
 
 @pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
-def test_torchrun_with_one_process_killed_or_all(whole_demo: Path, tmp_path: Path, cli: Cli, count: int) -> None:
+def test_torchrun_with_one_process_killed_or_all(
+    uninterrupted_demo: Path, tmp_path: Path, cli: Cli, count: int
+) -> None:
     """torchrun ends the others when one dies; the same command continues, and so does one process alone."""
     starter = Starter(tmp_path, DEMO, pause=0.15)  # a fast machine must not be done before the last kill
     launcher = (*TORCHRUN, str(count))
@@ -286,7 +288,7 @@ def test_torchrun_with_one_process_killed_or_all(whole_demo: Path, tmp_path: Pat
     starter.finish(launcher=launcher if count == 2 else (sys.executable,))  # begun with three, ended with one
     assert_once(starter.run, QUERIES)
     assert sum(starter.batches()) <= QUERIES + 3 * count * BATCH
-    assert_same(starter.run, whole_demo, cli)
+    assert_same(starter.run, uninterrupted_demo, cli)
 
 
 def launched(run: Path) -> set[int]:

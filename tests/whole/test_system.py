@@ -264,7 +264,7 @@ def test_commands_killed_anywhere_give_the_same_afterwards(
 
 
 @pytest.mark.slow
-def test_demo_data_killed_while_it_is_written_is_whole_afterwards(tmp_path: Path) -> None:
+def test_demo_data_killed_while_it_is_written_is_complete_afterwards(tmp_path: Path) -> None:
     import signal
     import time
 

@@ -242,16 +242,16 @@ class Client:
             self.spending.end(completion.counted)
             self._check_name(completion.names.get("answers as", ""))
             return completion
-        said, code = error_text(raw.content, self.endpoint.without_key)
-        self._check_stop(raw, said, code)
+        reason, code = error_text(raw.content, self.endpoint.without_key)
+        self._check_stop(raw, reason, code)
         if raw.status in AGAIN:
             pushed_back = raw.status in PUSHED_BACK
-            raise _AgainError(f"{raw.status} {said}", _retry_after(raw.headers), pushed_back=pushed_back)
-        raise RefusedError(f"the server refuses ({raw.status}): {said}", raw.status)
+            raise _AgainError(f"{raw.status} {reason}", _retry_after(raw.headers), pushed_back=pushed_back)
+        raise RefusedError(f"the server refuses ({raw.status}): {reason}", raw.status)
 
-    def _check_stop(self, raw: _Raw, said: str, code: str) -> None:
+    def _check_stop(self, raw: _Raw, reason: str, code: str) -> None:
         """Raises UserError for an error that every other request would have, too."""
-        where = f"{self.endpoint.url} answers {raw.status} ({said})"
+        where = f"{self.endpoint.url} answers {raw.status} ({reason})"
         if raw.status == 401 or (raw.status == 403 and not self._accepted):  # some servers refuse an image with 403
             key = "no key was sent" if self.endpoint.key is None else "the key that was sent is not accepted"
             raise UserError(f"{where}: {key}; it comes from --api-key-file or {KEY_VARIABLE}")
@@ -307,11 +307,11 @@ class Client:
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol, UnicodeError) as error:
             raise UserError(f"{self.endpoint.url} is no address of a server: {error}") from error
         except (httpx2.TransportError, httpx2.DecodingError, OSError) as error:
-            said = self.endpoint.without_key(str(error))
-            if "CERTIFICATE" in said.upper():
-                raise UserError(f"{self.endpoint.url}: {said}; --ca-file names more certificates to trust") from error
+            reason = self.endpoint.without_key(str(error))
+            if "CERTIFICATE" in reason.upper():
+                raise UserError(f"{self.endpoint.url}: {reason}; --ca-file names more certificates to trust") from error
             what = "no connection" if isinstance(error, httpx2.ConnectError) else "the connection broke"
-            raise _AgainError(f"{what}: {said}") from error
+            raise _AgainError(f"{what}: {reason}") from error
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -320,14 +320,14 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     >>> _retry_after({"retry-after": "3"})
     3.0
     """
-    said = headers.get("retry-after", "").strip()
-    if not said:
+    value = headers.get("retry-after", "").strip()
+    if not value:
         return None
     try:
-        wait = float(said)
+        wait = float(value)
     except ValueError:
         try:
-            wait = parsedate_to_datetime(said).timestamp() - time.time()
+            wait = parsedate_to_datetime(value).timestamp() - time.time()
         except (ValueError, TypeError, OverflowError):
             return None
     return min(max(0.0, wait), LONGEST_RETRY_AFTER) if wait == wait else None

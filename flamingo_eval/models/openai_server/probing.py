@@ -82,8 +82,8 @@ def look(client: Client, model: str, body: Body) -> Found:
         found, headers = listed
         names = [one.id for one in found.data]
         says |= _of_model(next((one for one in found.data if one.id == model), None))
-        told = {name: headers[name] for name in ("server", "openai-version") if name in headers}
-        says |= {name: client.endpoint.without_key(value) for name, value in told.items()}
+        reported = {name: headers[name] for name in ("server", "openai-version") if name in headers}
+        says |= {name: client.endpoint.without_key(value) for name, value in reported.items()}
     try:
         asked, limit, completion, notes = _ask(client, {**body, "messages": [*MESSAGES]})
     except UserError as error:
@@ -128,9 +128,9 @@ def _ask(client: Client, asked: Body) -> tuple[Body, str, Completion, tuple[str,
             sent = client.complete({**asked, limit: 1 if limit == "max_tokens" else 16})
             return asked, limit, sent.completion, tuple(notes)
         except RefusedError as error:
-            said = str(error)
-            named = next((key for key in DROPPED if key in asked and key in said), "")
-            if "max_completion_tokens" in said and limit == "max_tokens":
+            reason = str(error)
+            named = next((key for key in DROPPED if key in asked and key in reason), "")
+            if "max_completion_tokens" in reason and limit == "max_tokens":
                 limit = "max_completion_tokens"
                 continue
             named = named or ("repetition_penalty" if "repetition_penalty" in asked else "")

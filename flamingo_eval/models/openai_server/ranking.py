@@ -81,26 +81,26 @@ def prompt_only(body: Body, messages: Sequence[OpenAIMessage], name: str) -> Bod
     asked = {**body, "prompt_logprobs": 0, "max_tokens": 1}
     if not name:
         return {**asked, "messages": [*messages]}
-    said = OpenAIMessage(role="assistant", content=[{"type": "text", "text": name}])
-    return {**asked, "messages": [*messages, said], "add_generation_prompt": False, "continue_final_message": True}
+    answer = OpenAIMessage(role="assistant", content=[{"type": "text", "text": name}])
+    return {**asked, "messages": [*messages, answer], "add_generation_prompt": False, "continue_final_message": True}
 
 
 Listed = Sequence[Mapping[str, PromptToken] | None]
 
 
-def mean_of(begin: Listed | None, whole: Listed | None) -> float | str:
+def mean_of(begin: Listed | None, full: Listed | None) -> float | str:
     """The mean log-probability of the tokens that a name adds to the prompt; a string with the reason if there is none.
 
-    ``begin`` is the reply for the prompt alone, ``whole`` for the prompt with the name. Each position maps its token's
+    ``begin`` is the reply for the prompt alone, ``full`` for the prompt with the name. Each position maps its token's
     id to its log-probability (and, with ``prompt_logprobs`` 0, nothing else).
     """
-    if not begin or not whole:
+    if not begin or not full:
         return "there are none"
-    if len(whole) <= len(begin):
+    if len(full) <= len(begin):
         return "the prompt is not longer with a name behind it"
-    if any(set(one or ()) != set(other or ()) for one, other in zip(begin, whole, strict=False)):
+    if any(set(one or ()) != set(other or ()) for one, other in zip(begin, full, strict=False)):
         return "the prompt's own tokens are others with a name behind it"
-    added = [[*place.values()] if place else [] for place in whole[len(begin) :]]
+    added = [[*place.values()] if place else [] for place in full[len(begin) :]]
     if not all(len(place) == 1 for place in added):
         return "a place does not hold one token"
     found = [place[0].logprob for place in added]

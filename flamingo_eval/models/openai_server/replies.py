@@ -65,7 +65,7 @@ class TextPart(_Open, frozen=True):
     text: str = ""
 
 
-class SaidMessage(_Open, frozen=True):
+class ReplyMessage(_Open, frozen=True):
     """The assistant's message; if it refuses to answer, ``refusal`` has its reason."""
 
     content: str | list[TextPart] | None = None
@@ -82,7 +82,7 @@ class SaidMessage(_Open, frozen=True):
 class Choice(_Open, frozen=True):
     """One answer."""
 
-    message: SaidMessage
+    message: ReplyMessage
     finish_reason: object = None
     logprobs: AnswerTokens | None = None
 
@@ -119,16 +119,16 @@ class Completion(_Open, frozen=True):
     @property
     def names(self) -> dict[str, str]:
         """The names that it gives to the model and to the server's state (``system_fingerprint``)."""
-        told = {"answers as": self.model, "system fingerprint": self.system_fingerprint}
-        return {key: value for key, value in told.items() if isinstance(value, str) and value}
+        reported = {"answers as": self.model, "system fingerprint": self.system_fingerprint}
+        return {key: value for key, value in reported.items() if isinstance(value, str) and value}
 
     def text(self) -> str:
         """The answer. Raises NoTextError if there is none."""
-        said = self.choices[0].message
-        if said.text.strip() and self.finish_reason != "content_filter":
-            return said.text
+        message = self.choices[0].message
+        if message.text.strip() and self.finish_reason != "content_filter":
+            return message.text
         why = f"finish_reason {self.finish_reason}" if self.finish_reason else "it gives no reason"
-        refusal = f"; {said.refusal}" if said.refusal else ""
+        refusal = f"; {message.refusal}" if message.refusal else ""
         raise NoTextError(f"the server's reply has no text ({why}{refusal})")
 
 
@@ -183,16 +183,16 @@ def error_text(content: bytes, hide: Callable[[str], str] = str) -> tuple[str, s
     text = content.decode("utf-8", "replace")
     code = ""
     try:
-        said = json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
-        said = text
-    if isinstance(said, dict):
-        inner = said.get("error", said)
+        found = text
+    if isinstance(found, dict):
+        inner = found.get("error", found)
         if isinstance(inner, dict):
             code = str(inner.get("code") or inner.get("type") or "")
-            said = inner.get("message") or inner.get("detail") or inner
+            found = inner.get("message") or inner.get("detail") or inner
         else:
-            said = inner
-    said = said if isinstance(said, str) else json.dumps(said)
-    words = " ".join(hide(said).split()).encode("utf-8", "replace").decode()  # JSON can contain lone surrogates
+            found = inner
+    found = found if isinstance(found, str) else json.dumps(found)
+    words = " ".join(hide(found).split()).encode("utf-8", "replace").decode()  # JSON can contain lone surrogates
     return (words[:LONGEST] + ("..." if len(words) > LONGEST else "")) or "nothing", code

@@ -10,7 +10,7 @@ from flamingo_eval.core.errors import UserError
 from flamingo_eval.models.openai_server.replies import Usage
 
 MILLION = 1_000_000
-"""Prices are per this many tokens."""
+"""The number of tokens that a price is for."""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class AnsweringVlm(ABC):
             )
         listed = [*(image for shown, _, _ in demonstrations for image in shown), *images]
         numbers = iter(map(str, range(len(listed))))
-        turns = [Turn(tuple(next(numbers) for _ in shown), asked, said) for shown, asked, said in demonstrations]
+        turns = [Turn(tuple(next(numbers) for _ in shown), asked, answer) for shown, asked, answer in demonstrations]
         prompt = Prompt(tuple(turns), Turn(tuple(next(numbers) for _ in images), text))
         most = self._family.images
         if most is not None and len(listed) > most:

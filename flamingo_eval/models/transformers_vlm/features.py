@@ -126,8 +126,8 @@ class Layout:
         return self.kind(**fields)
 
     def _joined(self, name: str, parts: Sequence[Tensor], place: Callable[[Tensor], Tensor]) -> Any:
-        whole = place(torch.cat([*parts]))
-        return [*whole.split([len(part) for part in parts])] if self.lists[name] else whole
+        joined = place(torch.cat([*parts]))
+        return [*joined.split([len(part) for part in parts])] if self.lists[name] else joined
 
 
 def _chunks(value: Any, images: int) -> list[Tensor]:

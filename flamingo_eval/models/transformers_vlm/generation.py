@@ -166,11 +166,11 @@ class Generator:
         if decoding.num_beams == 1 and len(parts) == 1:
             return self._run(parts[0].inputs(), parts[0], decoding, read)
         # the prompts are read once, except for their last token, which every beam reads for itself
-        whole = stacked(parts, self.pad_id)
+        joined = stacked(parts, self.pad_id)
         cache = self._joined([self.read(part.without_last()) for part in parts], parts)
         if decoding.num_beams > 1:
             cache.batch_repeat_interleave(decoding.num_beams)
-        return self._run(whole.inputs() | {"past_key_values": cache}, whole, decoding, read)
+        return self._run(joined.inputs() | {"past_key_values": cache}, joined, decoding, read)
 
     def _joined(self, found: Sequence[Read], parts: Sequence[Batch]) -> Any:
         """One cache for all parts, each padded on the left; positions follow from the mask of the joined batch."""
@@ -254,12 +254,12 @@ class Generator:
         totals = first[:, [name[0] for name in names]] - first.logsumexp(-1, keepdim=True)
         longer = sorted((i for i, name in enumerate(names) if len(name) > 1), key=lambda i: len(names[i]))
         if longer:
-            whole, cache = stacked(parts, self.pad_id), self._joined(found, parts)
+            joined, cache = stacked(parts, self.pad_id), self._joined(found, parts)
             found.clear()  # frees the single caches, which have been joined
             deltas = _rope_deltas(self.model)
             for start in range(0, len(longer), copies):
                 chosen = longer[start : start + copies]
-                totals[:, chosen] += self._rest(whole, cache, deltas, [names[i] for i in chosen])
+                totals[:, chosen] += self._rest(joined, cache, deltas, [names[i] for i in chosen])
         means: Tensor = totals / torch.tensor([len(name) for name in names], device=totals.device)
         return means
 

@@ -87,10 +87,12 @@ class RunView:
         folder = self.folder
         found: dict[Path, tuple[int, ...]] = {}
         for path in (folder.run_file, folder.scores_file, folder.items_file, folder.failures_file):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 status = path.stat()
                 found[path] = (status.st_ino, status.st_mtime_ns, status.st_size)
-        with contextlib.suppress(FileNotFoundError):  # it only grows; another inode means another run
+        with contextlib.suppress(
+            FileNotFoundError, NotADirectoryError
+        ):  # it only grows; another inode means another run
             found[folder.journal_file] = (folder.journal_file.stat().st_ino,)
         return found
 

@@ -70,9 +70,9 @@ def listen(host: str, port: int | None, usual: int) -> socket.socket:
         except (OSError, OverflowError) as error:
             own.close()
             reason = error
-    said = getattr(reason, "strerror", None) or reason
+    text = getattr(reason, "strerror", None) or reason
     raise UserError(
-        f"port {port if port is not None else usual} of {host} can't be used: {said}; choose another --port"
+        f"port {port if port is not None else usual} of {host} can't be used: {text}; choose another --port"
     )
 
 

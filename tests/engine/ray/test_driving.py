@@ -163,7 +163,7 @@ def test_workers_that_never_come_hold_nothing_up() -> None:
     assert len(driven(fakes, in_pieces(20, 4))[0]) == 20
 
 
-def test_a_worker_that_always_dies_while_loading_is_said_not_tried_for_ever() -> None:
+def test_a_worker_that_always_dies_while_loading_is_reported_not_tried_for_ever() -> None:
     with pytest.raises(CheckpointError, match="has died 3 times while loading; is there memory for the model"):
         driven(Fakes(1, loads=lambda worker, tried: False), in_pieces(4, 4))
     assert len(driven(Fakes(1, loads=lambda worker, tried: tried % 3 == 0), in_pieces(4, 4))[0]) == 4

@@ -194,7 +194,7 @@ def test_names_that_are_not_listed_get_the_least() -> None:
     assert alike(["red", "blue", "Rose"]) == ("red", "Rose")
 
 
-def test_prompt_logprobs_that_can_not_be_used_are_told_apart() -> None:
+def test_prompt_logprobs_that_can_not_be_used_are_distinguished() -> None:
     def places(*tokens: str) -> list[Any]:
         return [None, *({token: PromptToken(-1.0)} for token in tokens)]
 
@@ -209,9 +209,9 @@ def test_prompt_logprobs_that_can_not_be_used_are_told_apart() -> None:
     assert mean_of(places("a"), [*places("a"), {"b": PromptToken(float("-inf"))}]) == "one is no number"
 
 
-def test_replies_are_read_and_errors_are_told_in_the_servers_words() -> None:
-    said = completion(b'{"choices": [{"message": {"content": "hi", "tool_calls": []}, "more": 1}], "usage": {"x": 1}}')
-    assert said.text() == "hi"
+def test_replies_are_read_and_errors_are_reported_in_the_servers_words() -> None:
+    reply = completion(b'{"choices": [{"message": {"content": "hi", "tool_calls": []}, "more": 1}], "usage": {"x": 1}}')
+    assert reply.text() == "hi"
     assert error_text(b'{"object": "error", "message": "context", "code": 400}') == ("context", "400")
     assert error_text(b'{"error": "gone"}') == ("gone", "")
     assert error_text(b"") == ("nothing", "")
@@ -219,7 +219,7 @@ def test_replies_are_read_and_errors_are_told_in_the_servers_words() -> None:
     assert len(error_text(b"[" * 100_000)[0]) < 600
 
 
-def test_a_gate_needs_to_be_told_that_answers_may_change(run: Runner, cli: Cli) -> None:
+def test_a_gate_needs_permission_for_answers_that_may_change(run: Runner, cli: Cli) -> None:
     assert run(shots="0").returncode == 0
     assert cli("check", "run", "--baseline", "b.json", "--update").returncode == 0
     result = cli("check", "run", "--baseline", "b.json")

@@ -253,7 +253,7 @@ def test_a_server_that_is_none_is_found_out_before_anything_is_planned(
         (("--max-cost", "-1"), "give an amount from 0 on"),
     ],
 )
-def test_what_makes_no_sense_is_said_before_anything_is_asked(
+def test_what_makes_no_sense_is_reported_before_anything_is_asked(
     more: tuple[str, ...], message: str, run: Runner, server: ChatServer
 ) -> None:
     result = run(*more)

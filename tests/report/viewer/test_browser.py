@@ -262,7 +262,7 @@ def test_answers_appear_while_the_page_is_open(page: Page, tmp_path: Path) -> No
         assert page.locator("figure svg.curve").count() == 1
 
 
-def test_a_server_that_is_gone_is_said(browser: Browser, scripted_run: Path) -> None:
+def test_a_server_that_is_gone_is_reported(browser: Browser, scripted_run: Path) -> None:
     """(The browser complains of it too.)"""
     page = browser.new_page()
     with viewing(scripted_run) as address:

@@ -84,7 +84,7 @@ def test_what_is_not_written_over(cli: Cli, root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_image_that_is_gone_is_said(cli: Cli, root: Path, tmp_path: Path) -> None:
+def test_an_image_that_is_gone_is_reported(cli: Cli, root: Path, tmp_path: Path) -> None:
     run_scripted(cli, root, tmp_path / "run")
     gone = next((root / "coco/val2014").iterdir())
     gone.unlink()

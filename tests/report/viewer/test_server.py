@@ -210,15 +210,15 @@ def test_begun_anew_while_it_is_looked_at(cli: Cli, root: Path, tmp_path: Path) 
         assert {trial["planned"] for trial in again["trials"]} == {7}
 
 
-def test_an_image_that_has_changed_is_said(cli: Cli, root: Path, tmp_path: Path) -> None:
+def test_an_image_that_has_changed_is_reported(cli: Cli, root: Path, tmp_path: Path) -> None:
     run_scripted(cli, root, tmp_path / "run")
     changed = next((root / "coco/val2014").iterdir())
     with viewing(tmp_path / "run") as address:
         assert [data(address, f"/data/detail/0/0/{i}")["remarks"] for i in range(5)] == [[]] * 5
         Image.new("RGB", (8, 8), (1, 2, 3)).save(changed)
         found = [data(address, f"/data/detail/0/0/{i}") for i in range(5)]
-        told = [one["turns"][-1]["images"][0]["path"].endswith(changed.name) for one in found if one["remarks"]]
-        assert told == [True]
+        reported = [one["turns"][-1]["images"][0]["path"].endswith(changed.name) for one in found if one["remarks"]]
+        assert reported == [True]
         assert "the model saw another one" in next(one["remarks"][0] for one in found if one["remarks"])
 
 
@@ -290,6 +290,7 @@ def test_what_can_be_wrong(cli: Cli, root: Path, tmp_path: Path) -> None:
         assert f"port {port} of 127.0.0.1 can't be used: Address already in use; choose another --port" in result.stderr
     for arguments, message in (
         ((tmp_path,), "is not a run folder"),
+        ((tmp_path / "run" / "scores.json",), "is not a run folder"),
         ((tmp_path / "run", tmp_path / "run"), "is given twice"),
         ((tmp_path / "run", "a", "b"), "view takes one run, or two to compare"),
         ((tmp_path / "run", "--limit", 3), "--limit and --filter go with --bundle"),

@@ -116,8 +116,8 @@ class ConversationMaker(EpisodeMaker):
             ids += [*before, *answer, *self._end]
             counted = [*answer, *self._end] if with_image else [IGNORED] * (len(answer) + 1)
             labels += [IGNORED] * len(before) + counted
-            told = [codes.get(id, -1) for id in answer] if with_image else [-1] * len(answer)
-            telling += [-1] * len(before) + told + [-1]
+            answer_codes = [codes.get(id, -1) for id in answer] if with_image else [-1] * len(answer)
+            telling += [-1] * len(before) + answer_codes + [-1]
             bound = len(self._assistant) + len(answer) + len(self._end)
             own += [-1] * (len(before) + len(answer) + len(self._end) - bound) + [number if with_image else -1] * bound
             if with_image:

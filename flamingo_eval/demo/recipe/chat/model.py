@@ -156,9 +156,9 @@ class OwnImageProbe(nn.Module):
         states, numbers = self.norm(states[answered]), batch.own[answered]
         loss = torch.zeros(())
         for name, head in self.heads.items():
-            told = images.labels[name][numbers]
-            total = F.cross_entropy(head(states), told, ignore_index=IGNORED, reduction="sum")
-            loss = loss + total / (told != IGNORED).sum().clamp(min=1)
+            labels = images.labels[name][numbers]
+            total = F.cross_entropy(head(states), labels, ignore_index=IGNORED, reduction="sum")
+            loss = loss + total / (labels != IGNORED).sum().clamp(min=1)
         return loss / len(self.heads)
 
 
@@ -185,8 +185,8 @@ def answer_loss(logits: Tensor, batch: Episodes) -> Tensor:
     counted = batch.labels[:, 1:] != IGNORED
     losses = F.cross_entropy(logits, batch.labels[:, 1:][counted], reduction="none")
     tasks = batch.telling[:, 1:][counted] // 2  # -1 for tokens that are not telling
-    told = [losses[tasks == task].mean() for task in range(len(TASKS)) if (tasks == task).any()]
-    return torch.stack(told).mean() + TEMPLATE_WEIGHT * losses[tasks < 0].mean()
+    means = [losses[tasks == task].mean() for task in range(len(TASKS)) if (tasks == task).any()]
+    return torch.stack(means).mean() + TEMPLATE_WEIGHT * losses[tasks < 0].mean()
 
 
 def telling_accuracy(logits: Tensor, batch: Episodes) -> dict[str, tuple[float, float]]:

@@ -38,8 +38,8 @@ def train_vision(network: Any, work: Path, images: Images, held_out: Images, ste
         )
         loop.update(loss)
         if (step + 1) % 250 == 0:
-            told = model.probe_accuracy(task, held_out)
-            log({"stage": "vision", "step": step + 1, "loss": round(loss.item(), 4), "told right": told})
+            accuracy = model.probe_accuracy(task, held_out)
+            log({"stage": "vision", "step": step + 1, "loss": round(loss.item(), 4), "told right": accuracy})
     return task
 
 

@@ -25,7 +25,7 @@ def loading(what: str, files: Iterable[Path] = ()) -> Iterator[None]:
 
     Raises:
         CheckpointError: in place of the loader's error.
-        DeviceMemoryError: out of memory.
+        DeviceMemoryError: in place of ``torch.OutOfMemoryError``.
     """
     try:
         yield

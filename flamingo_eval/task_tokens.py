@@ -1,4 +1,4 @@
-"""Tokens that an answer needs, and token ids of class names: the same for every model that runs in this process."""
+"""The number of tokens that an answer needs, and class names' token ids: alike for all models in this process."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ _FENCE = re.compile(
     r"^(?P<indent> *)(?P<fence>```+|~~~+)[^\n]*\n.*?^(?P=indent)(?P=fence) *$", re.DOTALL | re.MULTILINE
 )
 _LINK = re.compile(
-    r"(?P<code>(?P<ticks>`+)[^`].*?(?P=ticks))"  # code: what looks like a link in there is none
+    r"(?P<code>(?P<ticks>`+)[^`].*?(?P=ticks))"  # code: what looks like a link in it is not one
     r"|(?P<start>!?\[(?P<text>(?:`[^`]*`|[^\[\]])*)\]\()(?P<target>[^)\s]+)(?P<end>(?:\s+\"[^\"]*\")?\))",
     re.DOTALL,
 )

@@ -88,7 +88,7 @@ class Bench:
     Attributes:
         rows: one for each number of shots.
         metric: seconds that scoring one of the sample's answers takes.
-        image: seconds to encode one image; None if the model has none.
+        image: seconds to encode one image; None if no encoded images were counted.
         read: seconds to read and transform one image, in all threads together.
         images: number of distinct images in the full run.
         all_queries: number of shots -> queries of the full run.

@@ -105,8 +105,8 @@ def changed(control: str, trial: TrialPlan) -> TrialPlan | None:
 def majority_answer(trial: TrialPlan, position: int) -> Answer:
     """The most frequent answer of a query's demonstrations; in a tie, the one that occurs nearest to the query (last).
 
-    Where names are ranked, each name gets the logarithm of (its count + 1/2), with 1/4 more for the answer of the
-    nearest demonstration. A ranking metric then sees the share of demonstrations that have an answer.
+    Where names are ranked, each name gets the logarithm of (its count + 1/2), or of (its count + 3/4) if it is the
+    nearest demonstration's answer. A ranking metric then sees each name's share of the demonstrations.
     """
     field = answer_field(trial.source.benchmark.prompt)
     answers = [trial.source.data.train[i].fields[field] for i in trial.demonstrations[position][0]]

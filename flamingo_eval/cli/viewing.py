@@ -105,6 +105,6 @@ def _announce(host: str, port: int, *, browser: bool) -> None:
         to = _LOOPBACK if host in ("0.0.0.0", "::", "localhost") else shown
         tunnel = f"ssh -L {port}:{to}:{port} {socket.gethostname()}"
         note(f"through SSH: on your own machine `{tunnel}`, then http://localhost:{port}/")
-    emit(f"{address}  (Ctrl-C ends it)")  # printed last: a reader of this line has read all the others
+    emit(f"{address}  (Ctrl-C ends it)")  # last: whoever waits for this line gets all others first
     if browser and not through_ssh:
         webbrowser.open(address)

@@ -67,7 +67,7 @@ class AdoptedSource:
         return "cpu" if device == "auto" else device, "fp32" if precision == "auto" else precision
 
     def load(self, device: str, precision: str) -> Model:
-        """The model itself; the caller that created it also closes it."""
+        """The model, in a wrapper whose ``close`` does nothing: the caller that created the model also closes it."""
         return _Borrowed(self._model)
 
 

@@ -359,7 +359,7 @@ def parse_benchmark(
 
 
 def _task(file: _File, where: str) -> Task:
-    """What the model is asked to do: ``[ranking]`` if there is one, else ``[decoding]``. Raises UserError."""
+    """What the model is asked to do, from exactly one of ``[decoding]`` and ``[ranking]``. Raises UserError."""
     if file.ranking is None:
         if file.decoding is None:
             raise UserError(f"{where}: [decoding] or [ranking] is missing")

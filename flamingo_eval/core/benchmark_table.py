@@ -1,4 +1,4 @@
-"""Changes to a benchmark's table from its file: merging a protocol, old spellings, a user's settings, conversations."""
+"""Changes the table of a benchmark's file: merges a protocol and a user's settings, old spellings, conversations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def with_turns(path: Path, table: Mapping[str, Any]) -> Mapping[str, Any]:
     """A table whose ``[prompt]`` has ``text``, ``answer`` and ``separator``.
 
     In the first versions it had complete templates instead, ``demonstration`` and ``query``, with a model's marks.
-    These are converted.
+    These are converted. Raises UserError if that is not possible.
     """
     prompt = table.get("prompt")
     if not isinstance(prompt, dict) or not {"demonstration", "query"} & prompt.keys():

@@ -66,7 +66,7 @@ def settled_digest(path: Path) -> str:
 
 
 def _state(status: os.stat_result) -> _State:
-    """Identifies a file's content: replacing the file or writing to it always changes its change time."""
+    """Identifies a file's content: no program can replace a file or write to it and keep its change time."""
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 

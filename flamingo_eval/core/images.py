@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-"""Formats that are decoded unless the user names more, by Pillow's names. JPEG includes MPO, which phones write."""
+"""Formats that are always decoded, by Pillow's names; the user may name more. JPEG includes MPO, which phones write."""
 
 NEVER = frozenset({"EPS", "IPTC"})
 """Formats that are never decoded. EPS is a program, which Pillow has Ghostscript run; IPTC may contain one."""
@@ -69,7 +69,7 @@ class Images:
         return Images(self.root, self.formats)
 
     def only(self, shown: Iterable[str]) -> Images:
-        """The same images with only the known digests of some, so that another process notices a change."""
+        """The same images, with the digests known of those in ``shown``, so that another process notices a change."""
         part = self.anew()
         part._digests = {image: self._digests[image] for image in shown if image in self._digests}
         return part

@@ -26,7 +26,8 @@ class Piece(Record, frozen=True, kw_only=True):
         about: what it is, for people.
         splits: the splits that need it when they are queried; empty if it is always needed.
         optional: whether it may be missing.
-        variant: name of a converted version of the files, of which it is one; used only if the user asks for it.
+        variant: name of the version, converted by others, that it belongs to; empty for the owner's own. It is used
+            only if the user asks for this variant.
         instead: groups of paths; a group whose paths all exist can replace it.
         file: the downloaded file that is this piece or contains it: a name of ``[[download.files]]``, or
             ``benchmark/name`` for another benchmark's.

@@ -98,7 +98,7 @@ def is_folder(path: Path) -> bool:
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[BufferedReader]:
-    """Opens a regular file for reading, with links followed: a pipe or a device could hang, or never end.
+    """Opens a file for reading, with links followed. It must be regular: a pipe or a device could hang, or never end.
 
     Raises:
         OSError: it can't be opened, or is not a regular file.

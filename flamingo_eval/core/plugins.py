@@ -40,8 +40,8 @@ def found(kind: str) -> dict[str, Callable[[], Any]]:
     """Name -> function that returns the plug-in of that name.
 
     Most plug-ins are imported only by that function. The user's own files are run here, and the package's models are
-    imported here to find their encoders. An own file that can't be loaded and a name that is already taken are left out
-    with a warning, so that they do not break unrelated commands.
+    imported here to find their encoders. A user's file that can't be loaded and a name that is already taken are left
+    out with a warning, so that they do not break unrelated commands.
     """
     plugins: dict[str, Callable[[], Any]] = dict(_in_package(kind))
     for name, load in (*_installed(kind), *_own(kind)):

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 LOGGER = logging.getLogger("flamingo_eval")
-"""Receives this package's messages. The command line prints them on stderr; an importing program decides itself."""
+"""Receives this package's messages. The command line prints them on stderr; other programs decide for themselves."""
 
 
 def note(text: str) -> None:

@@ -76,7 +76,7 @@ class Nearest:
 
     Attributes:
         rows: image -> numbers of the training examples most similar to it, the most similar first.
-        failed: image that can't be read -> why; it has no rows.
+        failed: image that can't be read -> why; its rows are empty.
     """
 
     rows: Mapping[str, Sequence[int]]
@@ -225,7 +225,7 @@ class ModelInfo:
         digest: digest of everything in it that determines its answers.
         parts: where its parts come from, for the run's record.
         notes: what a reader of the numbers should know.
-        found_as: its name for ``--checkpoint``, valid in any folder; empty if the name that was given is.
+        found_as: its name for ``--checkpoint`` that is valid in any folder; empty where the given name serves.
         server: what a server reports about a model that only it has; None if files determine the answers.
     """
 

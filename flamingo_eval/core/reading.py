@@ -22,7 +22,7 @@ _reads: ContextVar[dict[Path, str] | None] = ContextVar("_reads", default=None)
 
 @contextlib.contextmanager
 def digests_of_reads(known: dict[Path, str]) -> Iterator[None]:
-    """Within this context, the digest of every data file that is read goes into ``known``. It is of the parsed bytes.
+    """Within this context, every data file that is read adds the digest of the parsed bytes to ``known``.
 
     A file that is read twice must be the same both times.
     """
@@ -52,7 +52,7 @@ def passed_over() -> bool:
 
 
 class one_record:  # a context, named like contextlib's; a class, since there are millions of records
-    """Context for reading one record of a file: within :func:`all_problems` its errors stop no other record."""
+    """Context for reading one record: within :func:`all_problems`, an error in it does not stop the other records."""
 
     def __enter__(self) -> None:
         """Begins a record."""
@@ -84,7 +84,7 @@ def read_text(path: Path, *, any_kind: bool = False) -> str:
 
     Args:
         path: the file.
-        any_kind: whether it may be a pipe, if the user named it; a data file must be a regular file.
+        any_kind: whether it may be other than a regular file, such as a pipe that the user named; data files may not.
 
     Raises:
         DataError: missing, unreadable, not UTF-8, or changed since it was read before.

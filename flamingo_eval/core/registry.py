@@ -103,7 +103,7 @@ def loader(name: str) -> Loader:
 
 
 def selector(name: str) -> Selector:
-    """The selector of a name. Raises UserError listing the known ones."""
+    """The selector with this name. Raises UserError listing the known ones."""
     known = selectors()
     if name not in known:
         raise UserError(f"unknown selector {name!r}; known selectors: {', '.join(known)}")
@@ -157,7 +157,7 @@ def retrieval(name: str, settings: Mapping[str, Any], demo: bool) -> Retrieval |
 
 @cache
 def metric(name: str) -> Metric:
-    """The metric of a name. Raises UserError listing the known ones."""
+    """The metric with this name. Raises UserError listing the known ones."""
     return cast(Metric, _plugin("metrics", name))
 
 
@@ -213,7 +213,7 @@ def model_source(
         wishes: the same, ignored by a model that has no such setting.
 
     Raises:
-        UserError: the name is unknown (the message lists the known ones), or the model does not have a setting.
+        UserError: the name is unknown (the message lists the known ones), or an option does not apply to the model.
         CheckpointError: the file does not describe a checkpoint.
     """
     families = sorted(_model_families(), key=lambda family: checkpoint not in family.known())

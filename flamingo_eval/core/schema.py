@@ -63,7 +63,7 @@ def _info(kind: Any) -> inspect.Type:
 
 def _unknown_key(value: Any, info: inspect.Type, place: str) -> str | None:
     """A message about a key that the table has and its record does not, with the known keys. Records of files that
-    this package writes accept unknown keys, since a later version may write more."""
+    this package writes accept unknown keys, except in an identity, since a later version may write more."""
     if isinstance(info, inspect.UnionType):
         return next((message for one in info.types if (message := _unknown_key(value, one, place))), None)
     closed = isinstance(info, inspect.StructType) and info.cls.__struct_config__.forbid_unknown_fields

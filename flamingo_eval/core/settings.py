@@ -31,7 +31,7 @@ class Kind:
     Attributes:
         expected: the accepted values, for messages: "give <expected>".
         read: returns the value for a text (command line, environment), a TOML value or a Python value. Raises
-            ValueError or TypeError for anything else.
+            ValueError, TypeError or UserError for anything else.
         switch: whether the setting is a switch, which is on or off.
         repeated: whether its option can be given several times.
     """

@@ -137,7 +137,7 @@ def folder_of(target: Path, piece: Piece) -> Path:
 
 
 def own_folder(target: Path, piece: Piece) -> Path:
-    """Folder for the unfinished files of a piece, on the disk where the piece belongs."""
+    """Folder for the unfinished files of a piece, in its benchmark's folder or the shared one."""
     return folder_of(target, piece) / OWN
 
 

@@ -1,7 +1,7 @@
 """Puts a benchmark's data where it belongs: from files that are already on the disk, else from the owner's download.
 
-Everything is made under another name, in ``.prepare`` in the benchmark's folder. It gets its own name when it is
-complete.
+Everything is made under another name, in ``.prepare`` in the benchmark's folder, or in the folder that several share.
+It gets its own name when it is complete.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Preparation:
     def _arrange(self, piece: Piece, at: Path, target: Path) -> None:
         """Makes a folder per class for a user's images that lie in one folder. The images stay where they are.
 
-        If they lie where the class folders belong, their folder is renamed first.
+        If they lie where the class folders belong, their folder is renamed, so that the class folders get its name.
         """
         stage = self._stage(target, piece, "by class")
         flat = target.with_name(flat_name(target))

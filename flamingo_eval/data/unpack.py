@@ -235,7 +235,7 @@ def _lacking(archive: Path, piece: Piece, names: Iterable[str]) -> DataError:
 
 
 _UNUSABLE = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST, errno.EINVAL, errno.ENOENT, errno.EILSEQ)
-"""The system's errors for names that no file can have, or that two files can't have together."""
+"""The system's errors for names that no file can have, or that can't exist side by side."""
 
 
 def _write(path: Path, content: IO[bytes], size: int) -> None:

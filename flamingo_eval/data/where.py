@@ -18,8 +18,8 @@ class Found(Enum):
 
     Attributes:
         THERE: it is where it belongs, or an alternative to it is there.
-        ELSEWHERE: it lies somewhere else on the disk.
-        ARCHIVE: the file that holds it lies somewhere on the disk.
+        ELSEWHERE: it was found in another place, or it still has to be arranged by class.
+        ARCHIVE: the file that holds it was found.
         DOWNLOAD: it can be downloaded.
         BY_HAND: a person has to get it.
         UNKNOWN: the benchmark's file does not say where it comes from.
@@ -42,7 +42,7 @@ class PieceState:
         piece: the piece.
         target: where it belongs.
         found: how it can be obtained.
-        at: where it, or the file that holds it, lies now; None if neither is on the disk.
+        at: where it, or the file that holds it, lies now; None if neither was found.
         links: pairs of where it lies and where it belongs; may be several for an alternative that lies elsewhere.
         source: the owner's file that is or holds it; None if no file is named.
         place: the alternative that is used instead, as text for people; empty if it is the piece itself.

@@ -101,7 +101,7 @@ def rule_root(number: int) -> Path:
 
 
 def observe(trials: Sequence[TrialPlan], selector: str = "random") -> Row:
-    """The perfect observer's scores on one benchmark; captions use the frame that scores best at a number of shots."""
+    """The perfect observer's scores on one benchmark; captions use the best frame at each number of shots."""
     benchmark = trials[0].source.benchmark
     dialect, answer = BENCHMARKS[benchmark.name]
     metric, references = registry.metric(benchmark.metric), trials[0].source.references.by_id

@@ -137,11 +137,11 @@ def make_executor(name: str | None, process: Process) -> Executor:
 def checked(outcome: Any, requests: Sequence[Pending], journal: Journal, executor: Executor) -> Outcome:
     """Checks an executor's outcome against the requests that it was given; returns it with corrected failures.
 
-    A failure is dropped if the request has an answer meanwhile. An answer with the key of another request becomes a
+    A failure is dropped if its request has been answered meanwhile. An answer with the key of another request becomes a
     failure.
 
     Raises:
-        UserError: it is no outcome, or has failures of other requests; the message names the executor.
+        UserError: it is not a valid outcome, or has failures of other requests; the message names the executor.
     """
     name, asked = type(executor).__name__, {item.slot: item for item in requests}
     problem = _problem(outcome)

@@ -146,7 +146,7 @@ def _checkpoint(info: ModelInfo, old: CheckpointRecord | None) -> CheckpointReco
 
 
 ANOTHER_MODEL = ("root", "parent", "hash", "answers as", "ranking", "asked with")
-"""Keys of a server's report that identify the model; a new version of the server, or a longer context, does not."""
+"""Keys of a server's report that identify the model; the server's version and its context length do not."""
 
 
 def check_server(info: ModelInfo, old: CheckpointRecord) -> None:

@@ -1,4 +1,4 @@
-"""Predictions files of users: JSON, JSON lines or CSV, keyed by id or by image; also the output of ``samples``."""
+"""Reads users' files of predictions: JSON, JSON lines or CSV, keyed by id or by image, such as ``samples`` writes."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def submission(trials: list[TrialPlan], journal: Journal) -> list[dict[str, Any]
     Raises:
         UserError: there is no trial or more than one, or the benchmark has no submission format, or the server wants
             another split.
-        DataError: answers are missing.
+        DataError: answers are missing, or queries are not in the split that the server wants.
     """
     if not trials:
         raise UserError("this run has no trial with these --shots and --seed")

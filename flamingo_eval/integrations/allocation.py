@@ -11,7 +11,8 @@ from typing import Any
 from flamingo_eval.core.errors import UserError
 
 _OURS = {"signal", "output", "error", "open_mode", "array", "requeue", "no_requeue", "ntasks"}
-"""Options of sbatch that users can't set, since following a job depends on them; others have an option here."""
+"""Options that ``--sbatch`` refuses, since following a job depends on them. It also refuses most of those that
+have an option of their own in this command."""
 
 
 @dataclass(frozen=True, kw_only=True)

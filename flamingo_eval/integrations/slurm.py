@@ -66,14 +66,14 @@ class Job:
     logs: Path
 
     def __call__(self) -> None:
-        """Carries out a task's part of the run. Raises SystemExit if it fails, so that Slurm is informed."""
+        """Carries out a task's part of the run. Raises SystemExit if it fails, so that Slurm records the failure."""
         import submitit
 
         here = submitit.JobEnvironment()
         os.environ.update(RANK=str(here.global_rank), WORLD_SIZE=str(here.num_tasks), LOCAL_RANK=str(here.local_rank))
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(encoding="utf-8")  # which the following process reads
+                stream.reconfigure(encoding="utf-8")  # the encoding in which `follow` reads the log
         ended = exit_code_file(self.logs, here.job_id)
         if here.global_rank == 0:
             ended.unlink(missing_ok=True)
@@ -167,7 +167,7 @@ def _submit_here(job: Job, allocation: Allocation) -> submitit.Job[None]:
         timeout_min=allocation.minutes,
         signal_delay_s=allocation.signal_delay,
     )
-    # a terminal's Ctrl-C is for the following process, which ends the job in good order
+    # a terminal's Ctrl-C is for the process that follows the job, which ends it in good order
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with storage_errors(job.logs):

@@ -45,7 +45,7 @@ class VqaFiles(Record, frozen=True, kw_only=True):
     """Options of a benchmark's ``[data]`` section.
 
     Attributes:
-        answers: number of answers that every question has, at least.
+        answers: the least number of answers that a question may have.
         empty_answers: whether an annotator's answer may be empty.
         splits: a split's name -> its files.
     """

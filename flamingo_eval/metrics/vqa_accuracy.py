@@ -8,7 +8,7 @@ Scoring rules of a benchmark (``[scoring]`` of its TOML; the first choices are t
 - ``leave_out``: ``record`` (each annotation is compared with all that are not equal to it *as a record*; equal
   answers without an id are left out together) or ``annotator`` (with those of the other nine annotators).
 
-If a question has a single annotated answer, the accuracy is 0 or 1.
+A question with a single annotated answer is either right or wrong: 0 or 100 %.
 """
 
 from __future__ import annotations

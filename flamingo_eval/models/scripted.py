@@ -21,10 +21,10 @@ NAME = "scripted"
 
 
 class ScriptedModel(ModelBase):
-    """Repeats the last demonstration's answer; only checks that images can be read."""
+    """Repeats the last demonstration's answer; only checks that the files of images can be read."""
 
     def prepare(self, prompt: Prompt, task: Task, images: Images) -> Prompt:
-        """The prompt itself. Raises QueryError if an image is missing or can't be read."""
+        """The prompt itself. Raises QueryError if an image's file is missing or can't be read."""
         for image in prompt.images:
             if image != WITHHELD:
                 images.digest(image)

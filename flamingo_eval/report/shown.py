@@ -19,7 +19,7 @@ class Interval(NamedTuple):
         queries: standard error that comes from the queries.
         demonstrations: standard error that comes from the demonstrations; None for one trial.
         trials: each trial's own 95% interval, over its queries.
-        rare: whether the score is a ROC AUC with too few queries of the rarer kind.
+        rare: whether the score is a ROC AUC with too few images of the rarer class.
     """
 
     low: float

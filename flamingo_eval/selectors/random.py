@@ -13,7 +13,7 @@ from flamingo_eval.core.settings import Setting
 
 @dataclass(frozen=True)
 class RandomSelector:
-    """Draws a pool once per trial (NumPy, continuing after the queries' draw), then ``random.sample`` for each query.
+    """Draws a pool once per trial (NumPy, continuing after the queries' draw), then calls ``random.sample`` per query.
 
     Source: open_flamingo/eval/utils.py (``get_query_set``, ``sample_batch_demos_from_query_set``) and evaluate.py
     (``random.seed(seed + rank)``, rank 0).

@@ -173,7 +173,7 @@ def listing(repo: str, commit: str) -> Mapping[str, int]:
 def download(repo: str, commit: str, names: Sequence[str]) -> Path:
     """Downloads files of a repository at a commit, in parallel, except those already there; returns their folder.
 
-    Before it begins, it prints how much there is to download, and how much room there is.
+    Before it begins, it logs how much there is to download, and how much room there is.
 
     Raises:
         CheckpointError: see :func:`fetch`.

@@ -30,7 +30,7 @@ class DigestedFiles:
     Attributes:
         digests: file -> digest of its content.
         states: file, or folder that files were found in -> state that shows whether its path still leads to it.
-        above: folder above them -> inode, time of the last new entry, time of the last change.
+        above: folder above them -> inode, time of the last change of its entries, time of the last change of any kind.
     """
 
     digests: Mapping[Path, str]

@@ -85,9 +85,9 @@ class RunFolder:
         write_atomic(self.run_file, json_text(run.table()))
 
     def forget_unanswered(self, identity: Identity) -> None:
-        """Removes what a command with other settings left if it got no answer, say since its checkpoint did not load.
+        """Removes what a command with other settings left before it had any answer.
 
-        Call it only while one process alone holds the folder.
+        Its checkpoint did not load, for example. Call it only while one process alone holds the folder.
         """
         answered = any(file.stat().st_size for file in journal_files(self.journal_file))
         if answered or exists(self.scores_file) or not exists(self.run_file):

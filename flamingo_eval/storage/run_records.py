@@ -285,7 +285,7 @@ class ScoresRecord(Stored, frozen=True, kw_only=True):
 
 
 class TrialColumns(Stored, frozen=True, kw_only=True, rename={"images": "pictures"}):
-    """A trial's queries in a baseline: each one's image, and its score, or value and label if the metric is ROC AUC."""
+    """A trial's queries in a baseline: each one's image, and its score, or value and label (for metrics that rank)."""
 
     benchmark: str
     shots: Number

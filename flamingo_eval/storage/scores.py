@@ -110,7 +110,7 @@ def _damaged(damaged: UserError, detail: str) -> UserError:
 
 
 def unscored(folder: RunFolder) -> list[TrialKey]:
-    """The trials of a run that have no score: answers are missing and not skipped, or the score is lost."""
+    """The trials of a run whose answers are neither all there nor skipped, or whose score is lost."""
     items = item_rows(folder).items()
     scored: set[TrialKey] = {slot[:3] for slot in folder.skipped()}
     scored |= {key[:3] for key, _ in items}

@@ -23,7 +23,7 @@ from flamingo_eval.models.flamingo.tokenizer import FlamingoTokenizer
 
 MOST = 33  # images: 32 demonstrations and a query
 FEW = (1, 2, 3, 5)  # how many colours, and shapes, a burst has; with RICES all demonstrations may show one
-SIZES = ((32, 128), (16, 256), (8, 512), (5, 800))  # (episodes, tokens) of a step: all with about as many tokens
+SIZES = ((32, 128), (16, 256), (8, 512), (5, 800))  # (episodes, tokens) of a step: about the same total
 TASKS = ("captions", "questions", "owners", "marks", "classes")
 NEED_IMAGES = ("owners", "marks")  # a demonstration of these shows nothing without its image
 SHARES = (0.32, 0.36, 0.12, 0.12, 0.08)
@@ -205,7 +205,7 @@ class EpisodeMaker:
         return partial(write_class, dialect)
 
     def _picker(self, generator: np.random.RandomState, task: str, burst: float) -> Callable[[], int]:
-        """A function that draws images: in a burst of few colours and shapes, for classes of twelve pairs of both."""
+        """A function that draws images: in a burst, of few colours and shapes; for classes, of twelve pairs of both."""
         by_concepts = self._by_concepts[task]
         few = generator.rand() < burst
         colours = generator.permutation(list(world.COLOURS))[: generator.choice(FEW) if few else 8]

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from flamingo_eval.demo import words
 
 SIZE = 1000
-"""Most rows that the embeddings may have; the words need fewer."""
+"""Maximum number of rows of the embeddings; the words need fewer."""
 
 
 def train_tokenizer(folder: Path) -> None:

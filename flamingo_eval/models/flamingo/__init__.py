@@ -147,7 +147,7 @@ class ClipSource:
         return DigestedFiles.of(self.spec.local_files())
 
     def info(self) -> ModelInfo:
-        """Name and digest: local files count by content, weights that are named by a tag count by that tag.
+        """Name and digest: local files count by content, and weights that are named by a tag by that tag.
 
         The digest includes the versions of the libraries that make pixels and embeddings: another version can round
         differently.

@@ -207,7 +207,7 @@ class FlamingoModel:
         )
 
     def timings(self) -> dict[str, float]:
-        """Seconds so far: ``vision``, ``prefill``, ``decode`` (or ranking), and ``images`` (read meanwhile)."""
+        """Seconds so far: ``vision``, ``prefill``, ``decode`` (or ranking), and ``images``, which overlaps these."""
         return {**self._clock.seconds(), "images": self._reading}
 
     @property

@@ -88,7 +88,7 @@ class Footprint:
 
         Args:
             tokens: tokens of one prompt.
-            behind: tokens that follow it, over all beams or names.
+            behind: tokens that follow it at the same time, over all beams or the names of a chunk.
             positions: number of positions whose logits are in memory at the same time.
             free: free bytes.
         """
@@ -104,7 +104,7 @@ def suggested(sizes: Sizes, footprint: Footprint | None, task: Task, tokens: int
         footprint: memory that answering needs; None for a device without its own memory.
         task: the task.
         tokens: tokens of one prompt.
-        room: tokens that follow it, over all beams or names.
+        room: tokens that follow it at the same time, over all beams or the names of a chunk.
         free: free bytes on the device.
     """
     alone = task.max_new_tokens if isinstance(task, Decoding) else room  # names are scored in one pass

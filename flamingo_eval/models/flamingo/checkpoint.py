@@ -115,7 +115,7 @@ def sort_keys(state: Mapping[str, Tensor], host: Host, layers: int, every: int, 
 
 
 def _spacing_hint(state: Iterable[str], block_key: re.Pattern[str], layers: int, every: int) -> str:
-    """What ``cross_attn_every_n_layers`` would fit the file's blocks; empty if that is the one given, or none does."""
+    """The end of a message: which ``cross_attn_every_n_layers`` fits the file's blocks; empty if no other one does."""
     found = {int(match[1]) for key in state if (match := block_key.fullmatch(key) or _V1_BLOCK.fullmatch(key))}
     for other in range(1, layers + 1):
         if other != every and found == {i for i in range(layers) if (i + 1) % other == 0}:

@@ -97,7 +97,7 @@ class _Beams:
         return _Beams(self.scores.gather(1, which), self.ids.gather(1, wide), self.paths.gather(1, wide))
 
     def best_with(self, other: _Beams, counts: Tensor, divisor: Tensor) -> _Beams:
-        """The best of these and of the others that count, as many as before; divides the scores of the others."""
+        """The best of these and of the others that count, as many as before, best first; divides the others' scores."""
         scores = torch.where(counts, other.scores.to(self.scores.dtype) / divisor, -torch.inf)
         both = _Beams(
             torch.cat((self.scores, scores), dim=1),

@@ -109,7 +109,7 @@ class LatentStore:
         return StoredImage(key, "", rgb=False)
 
     def read(self, images: Sequence[StoredImage]) -> None:
-        """Reads and transforms the images whose latents are not known, in threads; may be called ahead from a thread.
+        """Reads and transforms the images whose latents are not known, in threads; one thread may call it ahead.
 
         Raises:
             QueryError: an image can't be read.
@@ -128,7 +128,7 @@ class LatentStore:
             raise problems[0]
 
     def drop(self, images: Sequence[StoredImage]) -> None:
-        """Discards the pixels of images that were read and are not encoded."""
+        """Discards the pixels of images that were read and are not encoded yet."""
         with self._lock:
             for image in images:
                 self._pixels.pop(image.key, None)

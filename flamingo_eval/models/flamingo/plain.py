@@ -34,7 +34,7 @@ class Copies:
         self.lengths = mask.sum(-1)
 
     def extend(self, ids: Tensor, depths: Tensor, visible: Tensor) -> Tensor:
-        """Logits of one more token for each beam, (rows, beams); ``visible`` shows which beam each continues."""
+        """Logits (rows, beams, vocabulary) of one more token per beam; ``visible`` shows which beam each continues."""
         rows, beams = ids.shape
         if int(depths[0]) > 0:
             before = visible[..., -2 * beams : -beams].int().argmax(-1)  # (rows, beams): its beam one step before

@@ -99,7 +99,7 @@ class FlamingoTokenizer:
         return self._ids(text, special=False)
 
     def _ids(self, text: str, *, special: bool) -> list[int]:
-        """Raises QueryError for a text that can't be encoded: some characters, if there is no unknown token."""
+        """Token ids. Raises QueryError if the text can't be encoded: an unknown character, and no unknown token."""
         try:
             ids: list[int] = self.inner(text, add_special_tokens=special)["input_ids"]
         except Exception as error:  # tokenizers raises a plain Exception

@@ -51,7 +51,7 @@ def load_clip(spec: VisionSpec) -> tuple[nn.Module, Transform]:
         )
     config = read_object(config_file)
     with loading(f"vision model {spec.model} ({config_file})", [config_file]):
-        open_clip.add_model_config(config_file)  # the last one added by a name counts: not another checkpoint's
+        open_clip.add_model_config(config_file)  # the last one added under a name counts: not another checkpoint's
         if open_clip.get_model_config(spec.model) != config:
             raise CheckpointError(f"{config_file} is no configuration of an open_clip model")
     pretrained, quick_gelu = _weights(spec, bool(config.get("quick_gelu", False)))

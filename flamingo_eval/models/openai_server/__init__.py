@@ -64,7 +64,7 @@ class ServerSource:
         options: how requests are sent.
 
     Raises:
-        UserError: ``rendering`` is ``interleaved``, which a server can't be sent.
+        UserError: ``rendering`` is ``interleaved``, which can't be sent to a server.
     """
 
     capabilities = Capabilities(beams=False, reproducible=False)
@@ -115,7 +115,7 @@ class ServerSource:
         return {"model": self.model, "temperature": 0, "seed": 0, "repetition_penalty": 1, **switches}
 
     def find_out(self, tasks: Sequence[Task]) -> None:
-        """Asks the server for its models, and how it can rank names if a task needs that. Raises UserError."""
+        """Probes the server: its models, the requests it accepts, how it can rank names if needed. Raises UserError."""
         from flamingo_eval.models.openai_server.probing import find_ranker, look
 
         for task in tasks:

@@ -161,7 +161,7 @@ class ServerModel(ModelBase):
 
 
 def _rounded(tokens: float) -> str:
-    """Rounds to two digits.
+    """Rounds to two significant digits.
 
     >>> _rounded(1234567)
     '1,200,000'

@@ -71,7 +71,7 @@ class Sent:
 
 
 class RefusedError(QueryError):
-    """The server refuses this request, and retrying does not help. Has its ``status``, and its message."""
+    """The server refuses this request, and retrying does not help. Has the ``status`` and the server's reason."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -171,7 +171,7 @@ class Client:
         """A chat completion.
 
         Raises:
-            RefusedError: the server refuses this request; the message is the server's.
+            RefusedError: the server refuses this request; the message has its reason.
             QueryError: the server did not answer, and the retries are used up.
             UserError: the server will not answer any request, or nothing more may be sent.
         """

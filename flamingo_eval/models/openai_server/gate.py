@@ -56,7 +56,7 @@ class Gate:
         """Handles a server that wants fewer requests, or none for some seconds; returns whether to warn the user.
 
         Args:
-            began: when the request began that the server pushed back.
+            began: start time of the request that the server pushed back.
             wait: how many seconds to wait, if the server stated it.
         """
         with self._changed:

@@ -63,7 +63,7 @@ class Messages:
         return SENT_AS_IT_IS.get(opened.format or "")
 
     def _png(self, opened: Image) -> bytes:
-        """The image re-encoded as PNG: no loss, except that a large image is made smaller."""
+        """The image re-encoded as PNG. A large image is made smaller, and other modes than L and RGBA become RGB."""
         from PIL import Image as Pillow
         from PIL import ImageOps
 

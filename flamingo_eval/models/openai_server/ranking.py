@@ -33,7 +33,7 @@ class Ranker(Protocol):
     """What it measures, for the table."""
 
     def requests(self, names: int) -> int:
-        """How many requests a prompt takes, for so many names."""
+        """Number of requests for one prompt with ``names`` class names."""
 
     def rank(
         self, client: Client, body: Body, messages: Sequence[OpenAIMessage], names: Sequence[str]
@@ -160,7 +160,8 @@ def from_tokens(listed: Sequence[Token], names: Sequence[str], reply: Reply) -> 
     """Scores names by the listed tokens; no two names may begin with the same letter.
 
     A token belongs to a name if the name begins with it; case and surrounding spaces are ignored. A name's probability
-    is the sum over its tokens. A name without a token is less likely than anything listed: it gets the lowest value.
+    is the sum over its tokens. A name without a token is less likely than anything listed: it gets the lowest
+    listed value.
     """
     least, numbers, unlisted = min(value for _, value in listed), dict[str, float](), list[str]()
     for name in names:

@@ -32,7 +32,7 @@ DEMO_BUNDLE = Path(__file__).parents[2] / "demo" / "bundle_chat"
 """Trained by :mod:`flamingo_eval.demo.recipe.chat.train`."""
 
 FEATURES_FORMAT = 1
-"""Increased by one when a change of this package's code changes what is cached of images."""
+"""Increased by one when a change in this package's code changes the cached image features."""
 
 _MEMORY = 8 << 30
 
@@ -144,7 +144,9 @@ class VlmSource:
         return ModelInfo(self._name, digest(["hf", named]), parts, notes, found_as)
 
     def resolve(self, device: str, precision: str) -> tuple[str, str]:
-        """Resolves ``auto``: CUDA if there is one; the precision of the stored weights, but float32 on a CPU.
+        """Resolves ``auto``: CUDA if there is one; the precision of the stored weights.
+
+        The precision is float32 on a CPU, and for bfloat16 weights unless a CUDA card computes in bfloat16.
 
         Raises:
             UserError: unknown precision, or a device this machine doesn't have.

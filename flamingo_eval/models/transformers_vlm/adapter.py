@@ -35,7 +35,7 @@ _CPU_COPIES = 2 << 30
 """Bytes that copies of prompts may take if the device does not have its own memory."""
 
 _USUAL = (640, 480)
-"""Assumed size of an image that is not read for an estimate, in pixels."""
+"""Size in pixels that an estimate assumes for images, since it does not read them."""
 
 
 @dataclass(frozen=True)

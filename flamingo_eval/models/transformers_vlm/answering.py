@@ -134,7 +134,9 @@ class AnsweringVlm(ABC):
             num_beams: 1 is greedy.
 
         Raises:
-            UserError: an image can't be read; the prompt is too long; a text contains a mark, such as ``<image>``.
+            UserError: an image can't be read; there are too many; the prompt is too long; a text contains a mark, such
+                as ``<image>``; the logits are not finite.
+            DeviceMemoryError: the prompt does not fit into memory.
         """
         if isinstance(images, str | Path) or max_new_tokens < 1 or num_beams < 1:
             raise UserError("give images as a list, and at least one new token and one beam")
@@ -167,7 +169,7 @@ class AnsweringVlm(ABC):
         return Images(Path()).decode(str(self.root / image), Image.Image.copy)
 
     def timings(self) -> Mapping[str, float]:
-        """Time spent: ``vision``, ``prefill``, ``decode`` (or ranking), and ``images``, which are read in parallel."""
+        """Seconds so far: ``vision``, ``prefill``, ``decode`` (or ranking), and ``images``, which overlaps these."""
         return {**self._clock.seconds(), "images": self._reading}
 
 

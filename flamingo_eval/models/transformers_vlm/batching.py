@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 _BATCH_TOKENS, _MOST = {"cpu": 8192, "gpu": 65536}, {"cpu": 32, "gpu": 256}
-"""Prompt tokens per batch, and most prompts per batch, that keep a kind of device busy."""
+"""Tokens per batch, of prompts and answers, and the most prompts per batch, that keep a kind of device busy."""
 
 _PASS_TOKENS = {"cpu": 1024, "gpu": 16384}
 """Tokens read in one pass. On a CPU a long prompt is read alone: without padding, attention skips later tokens. Also,
@@ -18,7 +18,7 @@ _USED = 0.8
 """Share of the free memory that is used for planning; the rest is a reserve for what is not counted."""
 
 _ACTIVATIONS = 24
-"""Values per token that a decoder layer holds at once, roughly, in hidden sizes: states, queries, a 4x wider MLP."""
+"""Vectors of the model's width that a layer holds per token, roughly: states, queries, a four times wider MLP."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def image_settings(processor: Any, image_tokens: int | None, max_pixels: int | N
         max_pixels: the most pixels that an image may have; None for no limit.
 
     Raises:
-        UserError: it has no such setting, or the limit is below one token.
+        UserError: the processor has no such setting, or the limit is less than one token.
     """
     if image_tokens is None and max_pixels is None:
         return {}

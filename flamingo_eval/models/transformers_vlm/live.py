@@ -51,7 +51,7 @@ class LiveVlm:
     def renderer(self) -> Renderer:
         """How it reads prompts. Raises UserError."""
         tokens = self.processor.tokenizer
-        added = getattr(tokens, "added_tokens_decoder", {}).values()  # a processor's are not in all_special_tokens
+        added = getattr(tokens, "added_tokens_decoder", {}).values()  # all_special_tokens lacks a processor's
         special = [*map(str, tokens.all_special_tokens), *(one.content for one in added if one.special)]
         return self.options.renderer(self._template, tuple(dict.fromkeys(special)), self.name)
 

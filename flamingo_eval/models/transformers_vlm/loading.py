@@ -175,7 +175,7 @@ def _are_tokens(value: Any, rows: int) -> bool:
 def build(
     model: Any, readers: Readers, tokenizer: Any, *, precision: str, cache: FeatureCache, plain: bool, name: str
 ) -> VlmModel | PlainVlmModel:
-    """A model that answers: by the fast path if that gives the same results, else by the plain path.
+    """A model that answers: by the fast path if that gives the same results, else, or if ``plain``, by the plain path.
 
     Raises:
         CheckpointError: the model can't be used at all.

@@ -1,4 +1,4 @@
-"""The plain path: one prompt and one name at a time; the processor prepares images and text together, as pixels.
+"""The plain path: one prompt and one name at a time, images and text prepared together, pixels for the model.
 
 The fast path is compared with it, ``--plain`` uses it, and so does an architecture that does not accept features in
 place of pixels.

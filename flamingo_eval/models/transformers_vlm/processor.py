@@ -24,7 +24,7 @@ PLACEHOLDER = Image.new("RGB", (1, 1))
 """Stands in for an image if only its position matters."""
 
 ODD_IMAGE = Image.linear_gradient("L").resize((64, 48)).convert("RGB")
-"""A test image: large enough for all processors, and not of a single colour."""
+"""A test image: large enough for the minimum sizes of processors, and not of a single colour."""
 
 _CONVERSATION = Prompt(
     (Turn((), "What is one and one? " + "And one more? " * 40 + "Say it in words.", "Two, surely."),),

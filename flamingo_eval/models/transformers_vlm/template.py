@@ -77,7 +77,10 @@ _ASKS_FOR_TODAY = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""
 
 
 def with_fixed_date(template: str, name: str) -> str:
-    """The template with :data:`TODAY` in place of today's date. Raises CheckpointError if that can't be replaced."""
+    """The template with :data:`TODAY` in place of today's date.
+
+    Raises CheckpointError if the template asks for the date in an unknown way.
+    """
     fixed = _ASKS_FOR_TODAY.sub(lambda found: repr(TODAY.strftime(found[1] or found[2] or "")), template)
     tree = _parsed(fixed, name)
     asked = {id(one.node) for one in tree.find_all(nodes.Test) if one.name in ("defined", "undefined")}

@@ -21,7 +21,7 @@ from flamingo_eval.report.viewer.views import PAGE, Views, page_file
 from flamingo_eval.storage.files import storage_errors
 
 GROUP = 20
-"""How many answers a file of details has."""
+"""Answers in a file of details; the last file may have fewer."""
 
 _SIGN = "flamingo-eval-bundle"
 """A file that marks a folder as a bundle, which may be replaced."""
@@ -44,7 +44,7 @@ def write_bundle(
         How many answers the page has.
 
     Raises:
-        UserError, DataError: see :class:`flamingo_eval.report.viewer.views.Views`; or the folder is something else.
+        UserError, DataError: see :class:`flamingo_eval.report.viewer.views.Views`; or the folder can't hold a bundle.
         StorageError: the page can't be written.
     """
     _check_place(folder, paths)

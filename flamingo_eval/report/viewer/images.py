@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIDE = 512
-"""Most pixels of the longer side; the page shows no more."""
+"""Pixels of the longer side, at most; the page shows no more."""
 
 _SMALL = 96
 """An image whose longer side has at most this many pixels is kept without loss: the demo's are that small."""

@@ -18,7 +18,7 @@ from flamingo_eval.report.viewer.payload import Mark
 from flamingo_eval.storage.files import open_own
 
 _LONGEST = 2000
-"""Most characters of a tag, which may be a reader's own words."""
+"""Characters of a tag, at most; it may be a reader's own words."""
 
 
 def marks_file(run: Path) -> Path:

@@ -95,8 +95,8 @@ class RunPayload(msgspec.Struct, frozen=True):
         path: the folder.
         version: changes if answers or scores that were there have changed; the page then reads everything again.
         rows: how many rows of answers there are.
-        chunk: most rows in a file of rows.
-        group: how many answers a file of details has.
+        chunk: rows in a file of rows, at most.
+        group: answers in a file of details, at most.
         live: whether a process is working on the run.
         selection: which of its answers the page has; empty for all.
         checkpoint: the checkpoint's name.

@@ -17,7 +17,7 @@ from flamingo_eval.storage.run_records import ItemRow
 from flamingo_eval.storage.scores import ItemKey
 
 CHUNK = 10_000
-"""Most rows that the page gets at once."""
+"""Rows that the page gets at once, at most."""
 
 
 class Row(NamedTuple):

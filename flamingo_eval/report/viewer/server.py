@@ -42,7 +42,7 @@ _KINDS = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", 
           "svg": "image/svg+xml", "png": "image/png", "jpg": "image/jpeg"}  # fmt: skip
 _LONGEST_PATH = 300
 _LONGEST_MARK = 20_000
-"""Most bytes of a request that makes a mark."""
+"""Bytes of a request that makes a mark, at most."""
 
 
 def listen(host: str, port: int | None, usual: int) -> socket.socket:

@@ -114,7 +114,7 @@ class Views:
         return self.runs[number]
 
     def _having(self, number: int, trial: int, position: int) -> RunView:
-        """A run, which has this query. Raises NoSuchAnswerError."""
+        """The run with this number. Raises NoSuchAnswerError if there is none, or it does not have this query."""
         run = self._run(number)
         if not (0 <= trial < len(run.trials) and 0 <= position < len(run.trials[trial])):
             raise NoSuchAnswerError

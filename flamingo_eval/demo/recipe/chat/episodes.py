@@ -22,7 +22,7 @@ from flamingo_eval.demo.recipe.episodes import MOST, NEED_IMAGES, TASKS, Episode
 from flamingo_eval.demo.recipe.vision import IGNORED
 
 SIZES = ((32, 256), (16, 512), (8, 1024), (6, 1300))
-"""(episodes, tokens) of a step: all with about as many tokens; 33 images have about 1,200."""
+"""(episodes, tokens) of a step: all with about the same number in total; 33 images have about 1,200."""
 SHARES = (0.28, 0.32, 0.16, 0.16, 0.08)
 """Shares of the tasks, in their order; more owners and marks than in the first demo."""
 TEXT_ONLY = 0.1
@@ -40,8 +40,8 @@ class Episodes:
         input_ids: (episodes, length), padded on the right.
         labels: (episodes, length), the id itself where it counts for the loss, else -100.
         telling: as in the first demo's episodes.
-        own: (episodes, length), for the tokens of an answer, the one before them and the one after them the number of
-            the image that the answer belongs to; for all others -1.
+        own: (episodes, length); at an answer's tokens, the token before and the token after them, the number of the
+            image that the answer belongs to; elsewhere -1.
     """
 
     images: Tensor

@@ -163,7 +163,7 @@ class OwnImageProbe(nn.Module):
 
 
 def forward(model: Any, tokens: Tensor, batch: Episodes, image_id: int) -> tuple[Tensor, Tensor]:
-    """Logits and states.
+    """Logits and hidden states of a step's episodes.
 
     The logits, (counted, vocabulary), are those of the tokens before one that counts for the loss, in order. The
     states, (episodes, length, width), are those of all tokens after the second layer.

@@ -12,7 +12,7 @@ from flamingo_eval.core.benchmark import benchmark_names, load_benchmark
 from flamingo_eval.demo import words, world
 
 SIZE = 1000
-"""Most rows that the embeddings may have; the words need fewer."""
+"""Maximum number of rows of the embeddings; the words need fewer."""
 IMAGE_TOKENS = 16
 """Tokens of an image: it has 8 x 8 patches, and the connector joins each 2 x 2 of them."""
 

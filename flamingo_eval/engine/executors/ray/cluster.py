@@ -71,7 +71,9 @@ def connected(address: str, workers: int | None) -> Iterator[bool]:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Delays Ctrl-C until Ray has started, since Ray crashes if its start is interrupted. Keeps our SIGTERM handler.
+    """Delays Ctrl-C until Ray has started, since Ray crashes if its start is interrupted.
+
+    Also restores our SIGTERM handler, which ends a run in good order.
 
     Raises:
         KeyboardInterrupt: Ctrl-C was pressed meanwhile.

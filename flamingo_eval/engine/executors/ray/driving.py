@@ -236,7 +236,7 @@ class Drive(Generic[T, S]):
         self._starting[self._crew.begin(number)] = (number, False)
 
     def _died(self, piece: _Piece[T], why: str) -> list[Done[T, S]]:
-        """Queues work that was lost again, or returns it as given up if workers have died of it alone."""
+        """Requeues lost work; returns an item as given up once ``DEATHS`` workers have died of it alone."""
         self.deaths += 1
         piece.deaths += 1
         if piece.deaths < DEATHS:

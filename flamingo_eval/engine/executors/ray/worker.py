@@ -36,7 +36,7 @@ from flamingo_eval.storage.journal import Failure
 
 @dataclass(frozen=True)
 class Named:
-    """A model in a form that another machine can find it by.
+    """A model, described so that another machine can find it.
 
     Attributes:
         checkpoint: a value of ``--checkpoint`` that works from any folder.
@@ -49,7 +49,7 @@ class Named:
     digest: str
 
     def source(self) -> ModelSource:
-        """The model on this machine. Raises CheckpointError, or UserError, also if its digest is another one."""
+        """The model on this machine. Raises CheckpointError; UserError, also if the model has another digest here."""
         source = registry.model_source(self.checkpoint, self.options)
         same_digest(self.checkpoint, source.info().digest, self.digest)
         return source
@@ -126,7 +126,7 @@ class Answers:
         results: for each request in order, its answer, or why there is none.
         seconds: the model's timings since it was loaded.
         batches: how many queries each batch had.
-        seen: image -> digest of its content, for images that the worker has read.
+        seen: image -> digest of its content, for images that the worker has read or was sent a digest of.
         warnings: warnings that were logged during the call.
         place: the worker that has answered.
     """

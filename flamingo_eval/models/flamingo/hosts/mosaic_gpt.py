@@ -41,7 +41,7 @@ class MosaicGPTConfig(PreTrainedConfig):  # type: ignore[misc]
 
 def alibi_slopes(heads: int, bias_max: int) -> Tensor:
     """Slopes (heads,): 2**(-bias_max * i / heads), i from 1. If the number of heads is not a power of two, they are
-    the slopes of the next power of two: first every second one, then the others."""
+    taken from the slopes of the next power of two: first every second one, then the others, until there are enough."""
     power = 2 ** math.ceil(math.log2(heads))
     slopes = 2.0 ** (-bias_max * torch.arange(1, power + 1) / power)
     return slopes if power == heads else torch.cat([slopes[1::2], slopes[::2]])[:heads]

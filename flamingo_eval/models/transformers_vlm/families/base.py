@@ -32,5 +32,5 @@ class Family:
         return ""
 
     def companions(self, variant: str) -> int:  # noqa: ARG002
-        """How many more images must be processed with an image so that it is processed as in such a prompt."""
+        """How many more images must be processed with one, so that it is processed as in a prompt of this variant."""
         return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from flamingo_eval.analysis.evidence import Evidence
     from flamingo_eval.analysis.published import Published
     from flamingo_eval.analysis.reproduce import Setup
+    from flamingo_eval.core.run_settings import RunSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -79,7 +80,7 @@ def reproduce(
     Known differences are listed. With --select only numbers with such demonstrations. Exit code 2: one was not run.
     """
     from flamingo_eval.analysis.published import chosen
-    from flamingo_eval.analysis.reproduce import beside, distinct
+    from flamingo_eval.analysis.reproduce import beside
     from flamingo_eval.report import reproduce as reproducing
     from flamingo_eval.storage.run_folder import RunFolder
 
@@ -94,11 +95,9 @@ def reproduce(
     own = {
         name: specs.settings_for(context.obj, [name], given, specs.REPRODUCE) for name in {n.benchmark for n in every}
     }
-    numbers = [n for n in every if n.shots in own[n.benchmark].shots and n.selector == own[n.benchmark].select]
-    if not numbers:
-        raise UserError("there are no published numbers at these shots, with these demonstrations")
-    wanted = _wanted(distinct(numbers), context.obj, given)
-    found, errors = dict[Setup, Evidence](), dict[Setup, UserError]()
+    wanted = _wanted(_published(every, own), context.obj, given)
+    found: dict[Setup, Evidence] = {}
+    errors: dict[Setup, UserError] = {}
     for setup, asked in wanted.shots.items():
         try:
             evidence = _reproduced(context.obj, given, checkpoint, setup, asked)
@@ -119,6 +118,16 @@ def reproduce(
         raise UserError(f"{len(problems)} of {len(wanted.shots)} runs were not possible; the reasons are above")
     for evidence in found.values():
         check_nothing_partial(RunFolder(Path(evidence.name)))
+
+
+def _published(every: Sequence[Published], own: Mapping[str, RunSettings]) -> list[tuple[Published, ...]]:
+    """Returns the published numbers that fit the settings, grouped if equal. Raises UserError."""
+    from flamingo_eval.analysis.reproduce import distinct
+
+    numbers = [n for n in every if n.shots in own[n.benchmark].shots and n.selector == own[n.benchmark].select]
+    if not numbers:
+        raise UserError("there are no published numbers at these shots, with these demonstrations")
+    return distinct(numbers)
 
 
 @dataclass(frozen=True)

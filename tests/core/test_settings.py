@@ -240,7 +240,7 @@ def test_every_setting_can_stand_in_the_file() -> None:
     text = "".join(f"{name.replace('_', '-')} = {json.dumps(value)}\n" for name, value in examples.items())
     os.environ.pop("HF_HUB_OFFLINE", None)
     try:
-        spec = spec_of(text, ("coco",))
+        spec = spec_of(text.replace("trials = 2\n", ""), ("coco",))
         assert os.environ["HF_HUB_OFFLINE"] == "1"
     finally:
         os.environ.pop("HF_HUB_OFFLINE", None)
@@ -248,6 +248,8 @@ def test_every_setting_can_stand_in_the_file() -> None:
     assert spec.feature_cache == 1 << 30
     assert spec.out == Path("run")
     assert spec.plain
+    with pytest.raises(UserError, match=r"seeds in the top level and .*trials in the top level both choose the trials"):
+        spec_of(text, ("coco",))
 
 
 def test_the_old_name_of_the_pool_size_still_holds(root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +375,7 @@ def test_help_writes_defaults_as_they_are_given(cli: Cli) -> None:
     assert "Default: 0,4,8,16,32." in text
     assert "Default: (" not in text, "no tuple of Python's"
     features = " ".join(cli("features", "--help").stdout.replace("│", " ").split())
-    assert "nothing is drawn. Default: rices." in features, "its own, not a run's"
+    assert "(--num-samples). Default: rices." in features, "its own, not a run's"
 
 
 def test_strength() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.main import _command
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.run_settings import SETTINGS
@@ -296,7 +297,7 @@ def test_names_of_options_do_not_meet() -> None:
     command = _command()
     names = [name for one in command.get_command(None, "slurm").params for name in one.opts]  # type: ignore[attr-defined]
     assert len(names) == len(set(names))
-    assert {one.option for one in SETTINGS.values()} <= set(names)
+    assert {SETTINGS[name].option for name in specs.SLURM} <= set(names)
 
 
 @pytest.mark.parametrize("text", ["", "x", "1:2:3:4", "-5", "1-", "0-0"])

@@ -78,8 +78,7 @@ class ChatServer:
         self._under_way, self._asked = 0, dict[str, int]()
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"chat": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -142,6 +141,13 @@ class ChatServer:
                 {str(ord(letter)): {"logprob": -ord(letter) / 100 - drift, "rank": 1, "decoded_token": letter}}
             )
         return places
+
+
+class _Server(ThreadingHTTPServer):
+    """Connections wait for a busy machine; with the usual room for five some were cut off, and their requests retried."""
+
+    request_queue_size = 128
+    daemon_threads = True
 
 
 class _Handler(BaseHTTPRequestHandler):

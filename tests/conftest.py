@@ -26,8 +26,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The whole of a fuzz, simulations, dying clusters, and what needs a card, run only where ``-m`` asks for it by name."""
-    for marker in ("fuzz", "gpu", "simulation", "cluster", "pages"):
+    """What takes many minutes or needs a card runs only where ``-m`` asks for it by name."""
+    for marker in ("fuzz", "gpu", "simulation", "cluster", "pages", "long"):
         if marker not in str(config.getoption("markexpr")):
             asked = [item for item in items if item.get_closest_marker(marker) is None]
             config.hook.pytest_deselected(items=[item for item in items if item not in asked])

@@ -302,7 +302,7 @@ def test_a_planted_regression_fails_the_gate(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "shut" / "checkpoint.pt")
 
     def run(out: str, checkpoint: str, *more: str) -> None:
-        result = run_cli("run", "coco", "--shots", "0,8", "--trials", "2", "--checkpoint", checkpoint, "--data-root", "demo",
+        result = run_cli("run", "coco", "--shots", "8", "--trials", "2", "--checkpoint", checkpoint, "--data-root", "demo",
                          "--device", "cpu", "--out", out, *more)  # fmt: skip
         assert result.returncode == 0, result.stderr
 

@@ -80,6 +80,7 @@ def test_images_are_prepared_as_the_processor_does(processor: Any) -> None:
     assert own == pytest.approx(expected.numpy(), abs=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_trains_from_nothing_and_resumes(tmp_path: Path) -> None:
     """A few steps only: the stages, the saved states, and a checkpoint that answers; not the quality."""

@@ -50,9 +50,13 @@ def test_naming_it_names_the_data_too(cli: Cli) -> None:
     assert "--checkpoint demo-chat: --weights does not apply to it" in refused.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_scores_rise_with_shots_as_its_page_says() -> None:
-    """Three trials on held-out dialects and owners: 16 shots above 0 by three deviations, 4 between."""
+    """Three trials on held-out dialects and owners: 16 shots above 0 by three deviations, 4 between.
+
+    `make gate` has a sample of it.
+    """
     found = cells("run", "coco", "okvqa", "--shots", "0,4,16", *HOW, "--out", "run")
     shown = scores_of(PAGE)
     for (name, shots), cell in found.items():

@@ -41,7 +41,7 @@ def test_plans_of_the_older_harnesses(golden: Path) -> None:
 @pytest.mark.goldens
 @pytest.mark.torch
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.long), 7])
 def test_full_runs_whatever_the_batch_size(goldens: Path, tmp_path: Path, batch_size: int) -> None:
     data = linked_data(goldens, tmp_path / "data")
     files = sorted((goldens / "runs").glob("*.json"))

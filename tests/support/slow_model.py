@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -108,8 +109,15 @@ class Slow:
         """Starts a run; ``via``: by another command that takes the same options."""
         command = self.command(*more)
         command[3:3] = [via] if via else []
-        return subprocess.Popen(command, env={**os.environ, **self.environment}, text=True, cwd=self.folder,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **self.environment},
+            text=True,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever started the tests may ignore it
+        )
 
     def batches(self) -> list[Batch]:
         """All that were answered."""

@@ -202,13 +202,14 @@ def test_sigterm_ends_in_good_order(coco: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_three_processes_killed_twenty_times(coco: Path, tmp_path: Path, cli: Cli) -> None:
+@pytest.mark.parametrize("times", [6, pytest.param(20, marks=pytest.mark.long)])
+def test_three_processes_killed_many_times(coco: Path, tmp_path: Path, cli: Cli, times: int) -> None:
     """One of them or all; at last one dies, and the living take up what it had claimed."""
     draw = random.Random(5)
     arguments = (*SCRIPTED, "--data-root", coco, "--seeds", "42,43,44,45,46,47,48,49")
     starter = Starter(tmp_path, arguments, pause=0.05)
     lost = 0
-    for _ in range(20):
+    for _ in range(times):
         processes = [starter.start("--process", f"{rank}/3") for rank in range(3)]
         starter.wait_for_batches(len(starter.batches()) + draw.randrange(1, 6), *processes)
         victims = processes if draw.random() < 0.5 else [draw.choice(processes)]
@@ -243,24 +244,25 @@ def uninterrupted_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.torch
 @pytest.mark.slow
-def test_a_real_run_killed_twenty_times(uninterrupted_demo: Path, tmp_path: Path, cli: Cli) -> None:
+@pytest.mark.parametrize("times", [5, pytest.param(20, marks=pytest.mark.long)])
+def test_a_real_run_killed_many_times(uninterrupted_demo: Path, tmp_path: Path, cli: Cli, times: int) -> None:
     draw = random.Random(7)
     starter = Starter(tmp_path, DEMO, pause=0.02)  # a fast machine must not be done before the last kill
-    for _ in range(20):
+    for _ in range(times):
         process = starter.start()
         starter.wait_for_batches(len(starter.batches()) + draw.randrange(1, 9), process)
         time.sleep(draw.random() * 0.06)
-        assert process.poll() is None, "it was finished before it was killed twenty times"
+        assert process.poll() is None, "it was finished before the last kill"
         kill(process)
     starter.finish()
     assert_once(starter.run, QUERIES)
-    assert sum(starter.batches()) <= QUERIES + 20 * BATCH, "at most one batch is repeated per kill"
+    assert sum(starter.batches()) <= QUERIES + times * BATCH, "at most one batch is repeated per kill"
     assert_same(starter.run, uninterrupted_demo, cli)
 
 
 @pytest.mark.torch
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_torchrun_with_one_process_killed_or_all(
     uninterrupted_demo: Path, tmp_path: Path, cli: Cli, count: int
 ) -> None:

@@ -10,13 +10,15 @@ from flamingo_eval.core.run_settings import COMMAND_LINE_ONLY, PER_BENCHMARK, SE
 from flamingo_eval.core.settings import Setting
 
 _COMMANDS = {
-    "a benchmark, `run`, `slurm`": specs.RUN,
+    "a benchmark, `run`": specs.RUN,
+    "`slurm`": specs.SLURM,
     "`bench`": specs.BENCH,
     "`plan`": specs.PLAN,
     "`features`": specs.FEATURES,
     "`controls`": specs.CONTROLS,
     "`reproduce`": specs.REPRODUCE,
     "`score`": specs.SCORE,
+    "`score --predictions FILE --out RUN`": specs.GIVEN,
     "`report`": specs.REPORT,
     "`data where`": specs.DATA,
     "`data prepare`": specs.DATA_PREPARE,

@@ -109,7 +109,8 @@ class Wishes:
         bool,
         _switch(
             "--local",
-            "Run the job on this machine without Slurm, to try it; what is requested from Slurm has no effect.",
+            "Run the job on this machine without Slurm, to try it. Memory, cores, partition, account, --qos and "
+            "--sbatch then have no effect.",
         ),
     ] = False
 

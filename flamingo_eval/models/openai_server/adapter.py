@@ -127,7 +127,7 @@ class ServerModel(ModelBase):
         return words
 
     def _image_tokens(self, kind: Expected) -> float:
-        """Tokens of an image, from the server's counts for a prompt with and without it; 0 if it does not count."""
+        """Tokens of an image, from the server's counts with and without it; 0 if it counts none, or none is shown."""
         prompt = kind.prompts[0]
         try:
             shown = self._messages.of(Prompt((), prompt.query), kind.images)[-1]

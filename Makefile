@@ -1,5 +1,7 @@
 # Two commands for newcomers: make demo, make test. Everything happens in .venv.
 PYTHON ?= python3
+# how many processes test at once; 0: this one alone
+PROCESSES ?= 2
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -15,8 +17,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/flamingo-eval coco --shots 0,4,8,16,32
 
+# a file's tests stay in one process, which shares what they set up
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile
 
 test-fast: $(READY)
 	$(BIN)/pytest -m "not torch and not slow"

@@ -9,7 +9,7 @@ import typer
 
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import emit
-from flamingo_eval.cli.reading import check_nothing_missing
+from flamingo_eval.cli.reading import check_all_answered
 from flamingo_eval.core.errors import GateError, UserError
 from flamingo_eval.core.paths import exists, is_folder
 from flamingo_eval.core.progress import note
@@ -91,21 +91,18 @@ def check(
     from flamingo_eval.analysis.gate import failed, judge
     from flamingo_eval.report import gate
     from flamingo_eval.storage.outputs import write_output
-    from flamingo_eval.storage.run_folder import RunFolder
 
     if update:
         idle = ("max_drop", "margin", "require_power", "markdown", "junit", "allow_unpinned")
         opt.refuse(context, idle, "has no effect with --update, which checks nothing")
     found = read_evidence(run)
-    if is_folder(run):
-        check_nothing_missing(RunFolder(run))
+    check_all_answered([run])
     if update:
         _update(found, run, baseline)
         return
     if not exists(baseline):
         raise UserError(f"{baseline} does not exist; --update writes it from this run")
-    if is_folder(baseline):
-        check_nothing_missing(RunFolder(baseline))
+    check_all_answered([baseline])
     comparison = compared(found, read_evidence(baseline), all_of_baseline=True)
     if comparison.unpinned and not allow_unpinned:
         raise UserError(

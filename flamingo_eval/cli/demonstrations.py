@@ -9,6 +9,7 @@ import typer
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.output import emit
+from flamingo_eval.cli.reading import check_nothing_missing
 from flamingo_eval.core import registry
 from flamingo_eval.core.benchmark import canonical_name
 from flamingo_eval.core.errors import DataError, UserError, first_few
@@ -126,3 +127,4 @@ def controls(
     )
     as_run = [cell for cell in own if wanted is None or cell.shots in wanted]
     emit(FORMATS[settings.format]({AS_RUN: as_run, **result.cells}, result.record, notes), end="")
+    check_nothing_missing(folder)

@@ -32,8 +32,8 @@ from flamingo_eval.version import __version__
 
 app = typer.Typer(
     name="flamingo-eval",
-    help="Few-shot evaluation of vision-language checkpoints: OpenFlamingo's, and image-text-to-text models of "
-    "transformers (hf:NAME_OR_FOLDER).\n\n"
+    help="Few-shot evaluation of vision-language checkpoints: OpenFlamingo's, image-text-to-text models of "
+    "transformers (hf:NAME_OR_FOLDER), and models behind an OpenAI-compatible server (openai:MODEL).\n\n"
     "Try it: [bold]flamingo-eval coco --shots 0,4,8,16,32[/bold] runs the embedded demo. "
     "Then name --checkpoint and --data-root.",
     no_args_is_help=True,

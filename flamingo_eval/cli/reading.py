@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,11 +49,7 @@ def report(
     for part in shown:
         if not part.cells and (format == "csv" or any(other.cells for other in shown)):
             note(f"no scores of {part.name}: {'; '.join(without_scores(part))}")
-    for run in runs:
-        if is_folder(run):
-            from flamingo_eval.storage.run_folder import RunFolder
-
-            check_nothing_missing(RunFolder(run))
+    check_all_answered(runs)
 
 
 def samples(
@@ -141,6 +138,15 @@ def runs(
     formats = {"table": runs_text, "json": runs_json}
     opt.check_format(format, formats)
     emit(formats[format](list_runs(folder)), end="")
+
+
+def check_all_answered(runs: Sequence[Path]) -> None:
+    """:func:`check_nothing_missing` for each run folder; files of scores are passed over."""
+    from flamingo_eval.storage.run_folder import RunFolder
+
+    for run in runs:
+        if is_folder(run):
+            check_nothing_missing(RunFolder(run))
 
 
 def check_nothing_missing(folder: Any) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from flamingo_eval.cli import options as opt
 from flamingo_eval.cli.output import emit
+from flamingo_eval.cli.reading import check_all_answered
 from flamingo_eval.core.errors import UserError
 from flamingo_eval.core.progress import note, warn
 from flamingo_eval.demo.root import data_folder
@@ -68,6 +69,7 @@ def view(
 
         count = write_bundle(bundle, runs, data_folder, data_root, limit=limit, text=text)
         emit(f"{count} answers in {bundle / 'index.html'}")
+        check_all_answered(runs)
         return
     if limit is not None or text is not None:
         raise UserError("--limit and --filter go with --bundle; the page itself filters")

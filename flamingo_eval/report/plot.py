@@ -63,6 +63,8 @@ def curves_of(shown: Sequence[Shown], numbers: Sequence[Published]) -> dict[str,
                 else:
                     errors.append(None if cell.std is None else (cell.std, cell.std))
             label = part.name or part.run.checkpoint.name
+            if not all(cell.complete for cell in cells):
+                label += " (partial)"
             if part.run.demo:
                 label += " (demo data: generated images)"
             found.setdefault(titles[benchmark], []).append(

@@ -45,8 +45,14 @@ def test_skipped_queries_are_partial_everywhere(root: Path, cli: Cli) -> None:
         f"4 queries could not be answered and were left out; numbers with a star are partial. The reasons:\n  {gone}"
         in skipped.stderr
     )
-    for command in (("report", "run"), ("score", "run"), ("samples", "run")):
-        assert cli(*command).returncode == 4
+    for command in (("report", "run"), ("score", "run"), ("samples", "run"), ("card", "run"), ("plot", "run"),
+                    ("plot", "run", "--out", "plot.svg"), ("controls", "run", "--only", "majority"),
+                    ("check", "run", "--baseline", "run"), ("view", "run", "--bundle", "page")):  # fmt: skip
+        done = cli(*command)
+        assert done.returncode == 4
+        assert "were left out; numbers with a star are partial" in done.stderr
+    assert "(partial)" in cli("plot", "run").stdout
+    assert "complete: false" in cli("card", "run").stdout
     cells = json.loads(cli("report", "run", "--format", "json").stdout)["cells"]
     assert [cell["complete"] for cell in cells] == [False, False]
     assert {(t["queries"], t["planned"]) for cell in cells for t in cell["trials"]} == {(4, 5)}

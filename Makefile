@@ -17,9 +17,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/flamingo-eval coco --shots 0,4,8,16,32
 
-# a file's tests stay in one process, which shares what they set up
+# a file's tests stay in one process, which shares what they set up, and files keep their order
 test: $(READY)
-	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)
 	$(BIN)/pytest -m "not torch and not slow"

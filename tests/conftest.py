@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +21,10 @@ from flamingo_eval.demo.data import demo_data_root
 from flamingo_eval.models.flamingo import DEMO_SPEC
 from tests.support.helpers import Cli, Kit, write_coco_root
 from tests.support.hubs import Hub
+from tests.support.viewing import Proxy, need_chromium
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 bound_spinning()  # tests start commands that compute too, beside this process
 GOLDEN = Path(__file__).parent / "golden"
@@ -75,6 +80,29 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A cache folder of the test's own, with nothing in it."""
     monkeypatch.setenv("FLAMINGO_EVAL_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def proxy() -> Iterator[Proxy]:
+    """Sees what the browser asks for."""
+    one = Proxy()
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="session")
+def browser(proxy: Proxy) -> Iterator[Browser]:
+    """Chromium without a window, all of whose requests go through the proxy; Playwright allows one at a time in a process."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        one = playwright.chromium.launch(
+            executable_path=need_chromium(),
+            args=["--no-sandbox", "--proxy-bypass-list=<-loopback>"],
+            proxy={"server": proxy.url},
+        )
+        yield one
+        one.close()
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -27,7 +28,10 @@ from tests.docs.site_pages import (
     read_page,
     read_site,
 )
-from tests.support.viewing import OWN, Proxy, need_chromium
+from tests.support.viewing import Proxy
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[2]
 CONFIG = "docs/site/mkdocs.yml"
@@ -150,41 +154,27 @@ def address(site: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_it_fits_the_window(address: str) -> None:
+def test_it_fits_the_window(address: str, browser: Browser, proxy: Proxy) -> None:
     """Wide and narrow: tables and code scroll within themselves, pages do not. No browser asks another host."""
-    need_chromium()
-    from playwright.sync_api import sync_playwright
-
-    proxy = Proxy()
+    before = len(proxy.hosts)
     wide: list[str] = []
     complaints: list[str] = []
-    try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=need_chromium(),
-                args=["--no-sandbox", "--proxy-bypass-list=<-loopback>"],
-                proxy={"server": proxy.url},
-            )
-            for width in (1400, 400):
-                page = browser.new_page(viewport={"width": width, "height": 900})
-                page.on("pageerror", lambda error: complaints.append(str(error)))
-                page.on("requestfailed", lambda request: complaints.append(request.url))
-                for kind in KINDS:
-                    page.goto(f"{address}/{kind}.html", wait_until="networkidle")
-                    needed = page.evaluate("() => document.scrollingElement.scrollWidth - innerWidth")
-                    wide += [f"{kind} at {width}: {needed} pixels too wide"] if needed > 0 else []
-            page = browser.new_page(viewport={"width": 1400, "height": 900})
-            page.goto(address, wait_until="networkidle")
-            page.locator("input.md-search__input").click()
-            page.keyboard.type("baseline")
-            page.wait_for_function("() => document.querySelectorAll('.md-search-result__item').length > 2")
-            browser.close()
-        assert wide == []
-        assert complaints == []
-        asked = [host for host in proxy.hosts if not host.startswith("127.0.0.1")]
-        assert [host for host in asked if not OWN.fullmatch(f"{host}:443")] == []
-    finally:
-        proxy.close()
+    for width in (1400, 400):
+        with closing(browser.new_page(viewport={"width": width, "height": 900})) as page:
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("requestfailed", lambda request: complaints.append(request.url))
+            for kind in KINDS:
+                page.goto(f"{address}/{kind}.html", wait_until="networkidle")
+                needed = page.evaluate("() => document.scrollingElement.scrollWidth - innerWidth")
+                wide += [f"{kind} at {width}: {needed} pixels too wide"] if needed > 0 else []
+    with closing(browser.new_page(viewport={"width": 1400, "height": 900})) as page:
+        page.goto(address, wait_until="networkidle")
+        page.locator("input.md-search__input").click()
+        page.keyboard.type("baseline")
+        page.wait_for_function("() => document.querySelectorAll('.md-search-result__item').length > 2")
+    assert wide == []
+    assert complaints == []
+    assert [host for host in proxy.hosts[before:] if not host.startswith("127.0.0.1")] == []
 
 
 @pytest.mark.slow

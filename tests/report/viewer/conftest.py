@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.viewing import Proxy, need_chromium
-
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Request
 
@@ -49,29 +47,6 @@ def _run(out: Path, *more: str) -> Path:
                           text=True, check=False, cwd=out.parent)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return out
-
-
-@pytest.fixture(scope="session")
-def proxy() -> Iterator[Proxy]:
-    """Sees what the browser asks for."""
-    one = Proxy()
-    yield one
-    one.close()
-
-
-@pytest.fixture(scope="session")
-def browser(proxy: Proxy) -> Iterator[Browser]:
-    """Chromium without a window, all of whose requests go through the proxy."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(
-            executable_path=need_chromium(),
-            args=["--no-sandbox", "--proxy-bypass-list=<-loopback>"],
-            proxy={"server": proxy.url},
-        )
-        yield one
-        one.close()
 
 
 @pytest.fixture

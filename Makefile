@@ -22,7 +22,7 @@ test: $(READY)
 	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(READY)
-	$(BIN)/pytest -m "not torch and not slow"
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile -m "not torch and not slow"
 
 # on a machine with a card; prints a table
 test-gpu: $(READY)

@@ -12,7 +12,7 @@ import pytest
 import flamingo_eval
 
 PACKAGE = Path(flamingo_eval.__file__).parent
-TORCH = ("models.flamingo.", "engine.nearest", "demo.")
+TORCH = ("models.flamingo.", "engine.nearest", "demo.", "weights")
 """Modules that import it."""
 
 

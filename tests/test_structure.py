@@ -30,6 +30,7 @@ def words_in(text: str) -> list[str]:
     return [token.string for token in tokens if token.type in kinds and WORDS.search(token.string.lower())]
 
 
+@pytest.mark.slow
 def test_the_core_names_no_selector_and_no_token() -> None:
     for path in sources():
         place = path.relative_to(PACKAGE).as_posix()
@@ -59,6 +60,7 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_ring_of_files() -> None:
     names = {}
     for path in sources():
@@ -113,6 +115,7 @@ def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
                 yield f"{path.relative_to(PACKAGE)}: {node.name}", node
 
 
+@pytest.mark.slow
 def test_functions_are_read_at_once() -> None:
     """None has over 60 lines, and none is written with over 12 parameters."""
     lengths = {name: (node.end_lineno or 0) - node.lineno + 1 for name, node in functions()}

@@ -10,6 +10,7 @@ import pytest
 from tests.support.helpers import Cli, run_cli
 
 
+@pytest.mark.slow
 def test_a_model_without_arithmetic(root: Path, cli: Cli) -> None:
     result = cli("bench", "coco", "--shots", "0,2", "--queries", "4", "--checkpoint", "scripted", "--data-root", root,
                  "--format", "json")  # fmt: skip
@@ -106,6 +107,7 @@ def test_operations_are_counted_right() -> None:
     assert clock.seconds()["b"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_says_where_its_time_went(root: Path, cli: Cli) -> None:
     result = cli("coco", "--shots", "2", "--checkpoint", "scripted", "--data-root", root, "--out", "run")
     assert "queries/s" in result.stderr

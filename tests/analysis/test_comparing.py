@@ -20,6 +20,8 @@ from flamingo_eval.report.shown import Interval, Shown
 from flamingo_eval.report.table import render_runs
 from tests.support.helpers import Cli, run_cli, run_record, scored, write_coco_root
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -99,7 +101,6 @@ def two_runs(made_once: Path) -> tuple[Path, Path]:
     return Path("good"), Path("bad")
 
 
-@pytest.mark.slow
 def test_comparison_and_gate(two_runs: tuple[Path, Path], cli: Cli) -> None:
     good, bad = two_runs
     assert "does not exist; --update writes it" in cli("check", good, "--baseline", "b.json").stderr
@@ -193,7 +194,6 @@ def test_no_difference_is_no_certainty(two_runs: tuple[Path, Path], cli: Cli) ->
     assert "a drop of 0.00 would be found" not in text
 
 
-@pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(two_runs: tuple[Path, Path], tmp_path: Path, cli: Cli) -> None:
     good, _ = two_runs
     arguments = ("run", "coco", "--checkpoint", "scripted", "--data-root", tmp_path / "data")
@@ -250,7 +250,6 @@ def test_reports_of_runs_and_baselines_with_intervals(two_runs: tuple[Path, Path
     assert " [" in cli("report", bad, "--intervals").stdout
 
 
-@pytest.mark.slow
 def test_plots(two_runs: tuple[Path, Path], cli: Cli) -> None:
     good, bad = two_runs
     arguments = ("plot", good, bad, "--published", "OpenFlamingo-4B-vitl-rpj3b")
@@ -287,7 +286,6 @@ def test_a_model_card_is_read_by_the_hubs_own_classes(two_runs: tuple[Path, Path
 
 
 @pytest.mark.torch
-@pytest.mark.slow
 def test_a_planted_regression_fails_the_gate(tmp_path: Path) -> None:
     """The demo with one gate shut, on the demo's own data; the same checkpoint twice passes, another subset is refused."""
     import torch

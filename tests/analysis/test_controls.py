@@ -97,6 +97,7 @@ def test_the_majority_where_names_are_ranked(golden: Path) -> None:
     assert len(ordered) > 4
 
 
+@pytest.mark.slow
 def test_controls_of_a_run(root: Path, cli: Cli) -> None:
     """The scripted model repeats the last demonstration: its images don't matter, its text does."""
     assert cli("coco", "--shots", "0,3", "--seeds", "42,43", "--checkpoint", "scripted", "--data-root", root,

@@ -84,6 +84,7 @@ def runs(tmp_path: Path, cli: Cli) -> tuple[Path, Path]:
     return Path("new"), Path("base")
 
 
+@pytest.mark.slow
 def test_differences_and_verdicts(runs: tuple[Path, Path], cli: Cli) -> None:
     new, base = runs
     ours, theirs = scores_of(Path("new.jsonl")), scores_of(Path("base.jsonl"))

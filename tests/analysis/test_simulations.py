@@ -17,6 +17,8 @@ from flamingo_eval.analysis.statistics import Array, holm
 from flamingo_eval.analysis.uncertainty import AUC, OPEN, PERCENT, Moves, mean_uncertainty
 from tests.support.trials import moves, ranked, themselves
 
+pytestmark = pytest.mark.slow
+
 DRAWS = 1000
 ASKED, IMAGES = 900, 300
 

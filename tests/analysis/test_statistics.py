@@ -32,6 +32,7 @@ def test_a_mean_by_hand() -> None:
     assert standard_error(plain, 4) == pytest.approx(np.std([1, 0, 0, 1], ddof=1) / 2), "the usual standard error"
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=4, max_size=40))
 def test_auc_and_delongs_variance(rows: list[tuple[int, bool]]) -> None:
@@ -143,6 +144,7 @@ def test_what_could_not_have_been_seen() -> None:
         assert (found.p, found.value) == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_promised_drop_is_found() -> None:
     """Identical runs of 300 images: of so many falls as promised, four of five draws are significant by flipped signs."""
     one = moves([100.0] * 300)

@@ -16,6 +16,7 @@ from PIL import Image
 from tests.support.helpers import FAST, Cli, read_lines, run_cli, write_coco_root
 
 
+@pytest.mark.slow
 def test_a_run_then_again_then_scored_again(root: Path, cli: Cli) -> None:
     first = run_cli(*FAST, "--data-root", root, "--out", "run")
     assert first.returncode == 0, first.stderr
@@ -39,6 +40,7 @@ def test_a_run_then_again_then_scored_again(root: Path, cli: Cli) -> None:
     assert report.stdout.strip() in first.stdout
 
 
+@pytest.mark.slow
 def test_more_shots_and_seeds_extend_a_run(root: Path, cli: Cli) -> None:
     cli(*FAST, "--data-root", root, "--out", "run")
     more = cli(
@@ -171,6 +173,7 @@ def test_ctrl_c_saves_and_says_so(tmp_path: Path) -> None:
     assert 0 < len(journal.read_text().splitlines()) < 16_000
 
 
+@pytest.mark.slow
 def test_two_runs_into_one_folder(root: Path, cli: Cli) -> None:
     Path("run").mkdir()
     since = (datetime.now(UTC) - timedelta(hours=3)).isoformat(timespec="seconds")

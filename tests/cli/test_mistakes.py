@@ -116,6 +116,7 @@ def test_an_extended_run_still_shows_what_is_finished(root: Path, cli: Cli) -> N
         assert "0 shots" in result.stdout or '"shots": 0' in result.stdout, "what is there is shown"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content"),
     [

@@ -85,6 +85,7 @@ def test_output_of_another_encoding(root: Path, encoding: str) -> None:
     assert ("猫" if encoding == "utf-8" else "\\u732b") in text
 
 
+@pytest.mark.slow
 def test_control_characters_reach_no_terminal_and_no_document(root: Path, cli: Cli) -> None:
     file = root / "coco/dataset_coco.json"
     evil = "a \\u001b]0;pwned\\u0007 thing \\u009b31m \\u202e"
@@ -117,6 +118,7 @@ def test_junit_is_xml_whatever_a_benchmark_is_called() -> None:
     assert ElementTree.fromstring(text).find(".//failure") is not None  # our own
 
 
+@pytest.mark.slow
 def test_cells_like_formulas_are_neutralised_on_request(root: Path, cli: Cli) -> None:
     file = root / "coco/dataset_coco.json"
     file.write_text(re.sub(r'"a thing 1', '"=HYPERLINK(1) 1', file.read_text()))
@@ -133,6 +135,7 @@ def test_cells_like_formulas_are_neutralised_on_request(root: Path, cli: Cli) ->
     assert "--escape-formulas needs --format csv" in result.stderr
 
 
+@pytest.mark.slow
 def test_names_that_look_like_formulas_or_hold_control_characters_are_drawn(root: Path, cli: Cli) -> None:
     from xml.etree import ElementTree
 

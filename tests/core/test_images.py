@@ -241,6 +241,7 @@ def test_a_demonstrations_image_that_is_a_pipe_fails_its_queries_alone(tmp_path:
     assert all("103.png can't be read: it is not a regular file" in row["reason"] for row in failures)
 
 
+@pytest.mark.slow
 def test_a_special_token_in_a_text_is_that_records_failure(tmp_path: Path, cli: Cli) -> None:
     root = write_coco_root(tmp_path / "data", train=9, test=8)
     file = root / "coco/dataset_coco.json"

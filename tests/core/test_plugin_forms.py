@@ -23,6 +23,8 @@ from flamingo_eval.engine.plan import plan_trial
 from tests.support.helpers import FAST, Cli
 from tests.support.small_models import Says
 
+pytestmark = pytest.mark.slow
+
 
 def selector(**other: Any) -> Any:
     about = {"about": "odd", "needs": "nothing", "settings": (), "select": lambda _: []}

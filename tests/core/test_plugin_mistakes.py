@@ -21,6 +21,8 @@ from flamingo_eval.storage.journal import Entry, Failure, Journal
 from tests.support.helpers import FAST, Cli, read_lines, run_scripted
 from tests.support.small_models import Says
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_answer_to_an_image_that_has_changed_does_not_count(root: Path, cli: Cli) -> None:
     def run(model: Says) -> Any:

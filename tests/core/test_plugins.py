@@ -183,6 +183,7 @@ def test_an_installed_packages_plugin_is_found_by_its_entry_point(tmp_path: Path
         assert "the plug-in broken (theirs_no_more) can't be loaded: ModuleNotFoundError" in result.stderr
 
 
+@pytest.mark.slow
 def test_any_object_that_fulfils_the_port_is_evaluated(captions: Path, caplog: pytest.LogCaptureFixture) -> None:
     names: dict[str, Any] = {}
     exec(compile(model_of_the_guide(), "CONTRIBUTING.md", "exec"), names)

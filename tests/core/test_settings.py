@@ -164,6 +164,7 @@ def test_reproduce_goes_by_sections(monkeypatch: pytest.MonkeyPatch, cli: Cli) -
     }
 
 
+@pytest.mark.torch
 def test_what_is_given_twice_is_refused(root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = ("plan", "coco", "--shots", "1", "--data-root", root)
     assert (
@@ -290,6 +291,7 @@ def test_seeds_come_from_each_benchmarks_own_protocol() -> None:
         assert [seed for benchmark, _, seed in keys if benchmark == name] == list(own[name])
 
 
+@pytest.mark.torch
 def test_seeds_that_have_no_effect_are_reported(root: Path, cli: Cli) -> None:
     plan = ("plan", "coco", "--shots", "1", "--data-root", root, "--select", "rices", "--rices-model", "scripted")
     assert "one trial, seed 42; --seeds has no effect" in cli(*plan, "--seeds", "1,2").stderr
@@ -300,6 +302,7 @@ def test_seeds_that_have_no_effect_are_reported(root: Path, cli: Cli) -> None:
     assert "no effect" not in cli(*plan, "--seeds", "1,2", "--num-samples", "3").stderr
 
 
+@pytest.mark.torch
 def test_features_take_a_selector_that_goes_by_images(root: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLAMINGO_EVAL_SELECT", "random")
     Path("flamingo-eval.toml").write_text('select = "random"\nrices-model = "scripted"\n')
@@ -360,6 +363,7 @@ def test_evaluates_settings_are_those_of_the_command_line(root: Path, cli: Cli) 
         flamingo_eval.evaluate(flamingo_eval.core.protocols.ModelBase(), "coco", data_root=root, plain=True)
 
 
+@pytest.mark.slow
 def test_help_shows_every_option_in_full(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     for command in ("coco", "run", "bench", "plan", "features", "controls", "reproduce", "score"):

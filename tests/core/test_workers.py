@@ -11,6 +11,7 @@ import pytest
 from flamingo_eval.core.workers import as_they_come
 
 
+@pytest.mark.slow
 def test_no_more_at_once_than_allowed_and_nothing_waits_for_the_slowest() -> None:
     """One item takes as long as twenty of the others; they don't wait for it."""
     under_way, most, lock = 0, 0, threading.Lock()

@@ -12,6 +12,8 @@ from tests.support import owners
 from tests.support.owners import VALIDATION, Shelf
 from tests.support.preparing import unpacked
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 
 

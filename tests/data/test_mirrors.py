@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.support.owners import Shelf
 from tests.support.preparing import BIG, is_right
+
+pytestmark = pytest.mark.slow
 
 Call = Callable[..., tuple[int, str, str]]
 

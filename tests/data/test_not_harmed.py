@@ -21,6 +21,8 @@ from tests.support import owners
 from tests.support.owners import Shelf
 from tests.support.preparing import BIG, is_right, part_of, process, unpacked
 
+pytestmark = pytest.mark.slow
+
 Call = Callable[..., tuple[int, str, str]]
 
 

@@ -17,7 +17,7 @@ from tests.support.owners import COCO, OK, TEST, TRAIN, VALIDATION, VQA, Shelf, 
 from tests.support.preparing import unpacked
 
 Call = Callable[..., tuple[int, str, str]]
-pytestmark = pytest.mark.usefixtures("shelf")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shelf")]
 
 
 def test_all_from_nothing(call: Call, shelf: Shelf, by_hand: Path, tmp_path: Path) -> None:

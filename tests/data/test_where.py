@@ -146,6 +146,7 @@ def test_a_benchmark_that_names_no_pieces(call: Call, tmp_path: Path, monkeypatc
         benchmark._files.cache_clear()
 
 
+@pytest.mark.slow
 def test_only_what_a_plan_needs(call: Call, tmp_path: Path) -> None:
     """A manifest lists it; a copy of it gives the same plan and the same run on a machine without the rest."""
     root = write_coco_root(tmp_path / "d", train=30, test=20)

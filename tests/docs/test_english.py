@@ -92,6 +92,7 @@ def prose(docstring: str) -> str:
     return re.sub(r"\n(?=\s+[\w*, ]+(?:\(\w+\))?: )", "\n\n", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({str(file.parent.relative_to(CHECKOUT)) for file in PACKAGE}))
 def test_docstrings(name: str) -> None:
     """Short sentences and the field's words, for those who read the code."""
@@ -116,6 +117,7 @@ def avoided_names(text: str) -> list[tuple[int, str]]:
     return [(line, name) for line, name in names(text) if IN_NAMES.search(re.sub(r"(?<=[a-z\d])(?=[A-Z])", "_", name))]
 
 
+@pytest.mark.slow
 def test_names_use_the_fields_words() -> None:
     found = {str(file.relative_to(CHECKOUT)): avoided_names(file.read_text(encoding="utf-8")) for file in PACKAGE}
     assert {file: bad for file, bad in found.items() if bad} == {}

@@ -147,7 +147,7 @@ def address(site: Path) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=site))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -216,6 +216,7 @@ PLANTED = """
 """
 
 
+@pytest.mark.slow
 def test_that_the_tests_would_see_it(tmp_path: Path) -> None:
     page = read_page(PLANTED)
     (tmp_path / "page.html").write_text(PLANTED, encoding="utf-8")

@@ -74,6 +74,7 @@ def test_a_query_that_fits_nowhere_fails_alone(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_what_fits_grows_back(tmp_path: Path) -> None:
     """Another program takes half of the memory, and gives it back: small batches at first, then larger ones; one that
     was tried too early makes the next try later."""

@@ -14,6 +14,8 @@ import pytest
 from flamingo_eval.engine.elsewhere import _as_chances
 from tests.support.helpers import Cli, write_coco_root
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:

@@ -60,6 +60,7 @@ def test_run_all_leaves_out_what_a_protocol_has_no_rules_for(call: Any, tmp_path
         assert f"left out: {name} is not run under openflamingo-2023-03" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

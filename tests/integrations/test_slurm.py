@@ -278,6 +278,7 @@ def test_without_the_extra(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         assert refused.stderr == "error: flamingo-eval slurm needs submitit: pip install 'flamingo-eval[slurm]'\n"
 
 
+@pytest.mark.slow
 def test_a_job_that_slurm_refuses(tmp_path: Path) -> None:
     """What sbatch says is passed on."""
     environment = write_programs(tmp_path / "bin")

@@ -228,6 +228,7 @@ def test_what_a_harness_could_not_do_is_refused_with_the_reason(name: str, proto
         load_benchmark(name, protocol=protocol)
 
 
+@pytest.mark.slow
 def test_no_code_names_a_benchmark() -> None:
     """Names stand in TOML files; the demo's data is the one exception, since it writes them."""
     package = Path(__file__).parents[2] / "flamingo_eval"

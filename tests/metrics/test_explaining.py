@@ -11,6 +11,8 @@ from flamingo_eval.core import registry
 from flamingo_eval.core.explaining import ExplainingMetric
 from flamingo_eval.core.records import Annotation, HumanAnswer, Id
 
+pytestmark = pytest.mark.slow
+
 
 def metric(name: str) -> ExplainingMetric:
     found = registry.metric(name)

@@ -168,6 +168,7 @@ def test_numbers_that_are_none_are_noticed(tmp_path: Path) -> None:
         found.answer["name 1"]
 
 
+@pytest.mark.slow
 def test_names_that_are_gone_are_written_anew(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a run writes and continues it: emptied, damaged or deleted, they are known from the task."""
     for module in ("numbers", "journal"):

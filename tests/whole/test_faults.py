@@ -30,6 +30,7 @@ def without_an_image(root: Path) -> Path:
     return image
 
 
+@pytest.mark.slow
 def test_skipped_queries_are_partial_everywhere(root: Path, cli: Cli) -> None:
     gone = without_an_image(root)
     arguments = (*FAST, "--data-root", root, "--out", "run")

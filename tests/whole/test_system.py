@@ -25,6 +25,7 @@ from flamingo_eval.storage.vectors import FeatureStore
 from tests.support.helpers import FAST, Cli, read_lines, run_cli, run_scripted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [".lock", "journal.jsonl", ".claims", "run.json", "scores.json", "scores.jsonl"])
 def test_nothing_is_written_through_a_link(root: Path, cli: Cli, tmp_path: Path, name: str) -> None:
     victim = tmp_path / "thesis.txt"
@@ -171,6 +172,7 @@ def test_what_a_killed_writer_left_is_cleared_away(root: Path, cli: Cli, tmp_pat
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_two_commands_into_one_folder(root: Path, cli: Cli) -> None:
     """The second is refused while the first holds it, and afterwards where its settings differ."""
     with RunFolder(Path("run")).lock():

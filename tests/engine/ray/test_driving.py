@@ -183,6 +183,7 @@ def test_what_a_worker_raises_is_raised() -> None:
         driven(Fakes(2, deadly=fail), in_pieces(4, 4))
 
 
+@pytest.mark.slow
 def test_a_thousand_workers() -> None:
     """Giving out and taking back is no bottleneck."""
     began = time.perf_counter()

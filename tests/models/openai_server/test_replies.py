@@ -19,6 +19,8 @@ from tests.support.chat_server import ChatServer, Fault, Seen
 from tests.support.helpers import Cli, read_lines
 from tests.support.server_runs import COMMAND, QUERIES, Runner, journal
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_key_that_was_taken_is_not_blamed_for_one_image(run: Runner, server: ChatServer) -> None:
     """Some services refuse an image with 403: a query's own failure, but for the first request of all."""

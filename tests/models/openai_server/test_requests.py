@@ -18,6 +18,8 @@ from tests.support.chat_server import ChatServer, Fault, Seen
 from tests.support.helpers import Cli, read_lines
 from tests.support.server_runs import COMMAND, QUERIES, Runner, journal, planned
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_server_is_sent_the_plan(run: Runner, cli: Cli, data: Path, server: ChatServer) -> None:
     """The messages of the plan, with each file's own bytes in place of its path, once for each query."""

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # how many processes test at once; 0: this one alone
 PROCESSES ?= 2
+# a file's tests stay in one process, which shares what they set up, and files keep their order
+PYTEST = $(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 READY := .venv/.ready
 
@@ -17,12 +19,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/flamingo-eval coco --shots 0,4,8,16,32
 
-# a file's tests stay in one process, which shares what they set up, and files keep their order
 test: $(READY)
-	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-fast: $(READY)
-	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile -m "not torch and not slow"
+	$(PYTEST) -m "not torch and not slow"
 
 # on a machine with a card; prints a table
 test-gpu: $(READY)

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +20,7 @@ from flamingo_eval.demo.data import demo_data_root
 from flamingo_eval.models.flamingo import DEMO_SPEC
 from tests.support.helpers import Cli, Kit, write_coco_root
 from tests.support.hubs import Hub
+from tests.support.serving import serve
 from tests.support.viewing import Proxy, need_chromium
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
     """A hub on this machine, and an empty cache."""
     handler = type("OwnHub", (Hub,), {"folder": tmp_path / "hub", "asked": [], "broken": 0})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    serve(server)
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")

@@ -14,7 +14,7 @@ from flamingo_eval.cli import options as opt
 from flamingo_eval.cli import spec as specs
 from flamingo_eval.cli.config import Config
 from flamingo_eval.cli.output import emit
-from flamingo_eval.cli.reading import check_all_answered, check_nothing_missing, check_nothing_partial
+from flamingo_eval.cli.reading import check_all_answered, check_nothing_partial
 from flamingo_eval.core.benchmark import benchmark_names, canonical_name
 from flamingo_eval.core.errors import CheckpointError, UserError
 from flamingo_eval.core.progress import note
@@ -218,11 +218,10 @@ def plot(
     panels = curves_of(shown, chosen(checkpoint) if checkpoint else [])
     if out is None:
         emit(terminal_plot(panels), end="")
-        check_all_answered(runs)
-        return
-    ours = "95% intervals" if intervals else "standard deviations over trials"
-    write_plot(out, panels, f"{ours}{', published: standard deviations' if checkpoint else ''}")
-    emit(f"written to {out}")
+    else:
+        ours = "95% intervals" if intervals else "standard deviations over trials"
+        write_plot(out, panels, f"{ours}{', published: standard deviations' if checkpoint else ''}")
+        emit(f"written to {out}")
     check_all_answered(runs)
 
 
@@ -233,10 +232,9 @@ def card(
     """Print a model card's results: `model-index` for its YAML header, then the Markdown table."""
     from flamingo_eval.report.card import model_card
     from flamingo_eval.report.load_runs import shown_runs
-    from flamingo_eval.storage.run_folder import RunFolder
 
     shown = shown_runs([run])[0]
     if not shown.cells:
         raise UserError("there is nothing to show: no trial of this run is complete")
     emit(model_card(shown, name), end="")
-    check_nothing_missing(RunFolder(run))
+    check_all_answered([run])

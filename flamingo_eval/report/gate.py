@@ -19,7 +19,7 @@ def as_text(verdicts: Sequence[Verdict]) -> str:
 
 
 def _legend(verdicts: Sequence[Verdict]) -> list[str]:
-    """What the ``would find`` column means, and which cells could not have found a drop of ``--max-drop``."""
+    """What the ``would find`` column means, and which cells pass that could not have found a drop of ``--max-drop``."""
     lines = [
         f"would find: the drop that is found with {100 * verdicts[0].power:g}% probability (5%, one-sided, corrected)"
     ]

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -28,6 +27,7 @@ from tests.docs.site_pages import (
     read_page,
     read_site,
 )
+from tests.support.serving import serve
 from tests.support.viewing import Proxy
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def address(site: Path) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=site))
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    serve(server)
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -159,9 +159,11 @@ def test_it_fits_the_window(address: str, browser: Browser, proxy: Proxy) -> Non
     before = len(proxy.hosts)
     wide: list[str] = []
     complaints: list[str] = []
+    asked: list[str] = []
     for width in (1400, 400):
         with closing(browser.new_page(viewport={"width": width, "height": 900})) as page:
             page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: asked.append(request.url))
             page.on("requestfailed", lambda request: complaints.append(request.url))
             for kind in KINDS:
                 page.goto(f"{address}/{kind}.html", wait_until="networkidle")
@@ -174,6 +176,8 @@ def test_it_fits_the_window(address: str, browser: Browser, proxy: Proxy) -> Non
         page.wait_for_function("() => document.querySelectorAll('.md-search-result__item').length > 2")
     assert wide == []
     assert complaints == []
+    assert asked
+    assert [url for url in asked if not url.startswith((address, "data:"))] == []
     assert [host for host in proxy.hosts[before:] if not host.startswith("127.0.0.1")] == []
 
 

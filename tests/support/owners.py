@@ -7,7 +7,6 @@ import io
 import json
 import re
 import tarfile
-import threading
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from tests.support.serving import serve
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SYNSETS = (BENCHMARKS / "imagenet_synsets.txt").read_text(encoding="utf-8").split()
@@ -290,7 +291,7 @@ class Shelf:
         handler = type("Handler", (_Handler,), {"shelf": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        serve(self.server)
 
     def close(self) -> None:
         self.server.shutdown()

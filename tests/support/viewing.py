@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.helpers import write_coco_root
+from tests.support.serving import serve
 
 CHROMIUM = os.environ.get("FLAMINGO_CHROMIUM") or shutil.which("chromium")
 
@@ -91,7 +91,7 @@ class Proxy:
                 del format, args
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        serve(self._server)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def close(self) -> None:

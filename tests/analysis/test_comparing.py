@@ -283,6 +283,8 @@ def test_a_model_card_is_read_by_the_hubs_own_classes(two_runs: tuple[Path, Path
         ("coco", "cider", 0), ("coco", "cider", 2)
     ]  # fmt: skip
     assert "| coco | test | CIDEr x 100 |" in card.text
+    assert cli("check", good, "--baseline", "b.json", "--update").returncode == 0
+    assert cli("card", "b.json").returncode == 0, "a baseline will do"
 
 
 @pytest.mark.torch
